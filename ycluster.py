@@ -1632,7 +1632,7 @@ class Files:
     # fmt: on
 
     def disposable(self) -> list[Path]:
-        """What a teardown removes besides the disk and its key; the sidecar goes last, the lock after it."""
+        """What a teardown removes besides the disk and its key; the sidecar goes last."""
         return [
             self.pidfile, self.qmp, self.vm_lock, self.watch_lock, self.console, self.seed, self.host_key,
             self.host_pub, self.known_hosts, self.program, self.log, self._at("-seed.img"),
@@ -2628,7 +2628,7 @@ def launch(host: Host, state: State) -> State:
             _discard_vm(state.files)
             if accel == choices[-1]:
                 raise
-            host.output.say(f"  KVM does not run a VM here, so QEMU emulates (slower): {error}")
+            host.output.say(f"  KVM does not run a VM here, so QEMU emulates (slower): {str(error).split(';')[0]}")
             write_file(_kvm_memo(state.files), _kvm_identity(host).encode())
     return _with_ports(host, state)
 
@@ -2646,7 +2646,10 @@ def _spawn_qemu(host: Host, state: State, accel: str) -> None:
         host.sleep(0.01)
         fd = try_flock(files.vm_lock)
     try:
+        # QEMU's daemon has a umask of its own, 027.
+        os.close(os.open(files.console, os.O_WRONLY | os.O_CREAT, 0o600))
         host.run(qemu_argv(state, accel), timeout=60, cwd=files.cache_dir, pass_fds=(fd,))
+        files.qmp.chmod(0o600)
     finally:
         os.close(fd)
 
@@ -2770,7 +2773,7 @@ def ssh_argv(state: State, *command: str) -> list[str]:
     strict = "yes" if files.host_pub.exists() else "accept-new"
     return [
         "ssh", "-F", "/dev/null", "-i", _ssh_path(files.ssh_key), "-p", str(state.ssh_port),
-        "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=10",
+        "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=20",
         "-o", f'UserKnownHostsFile="{_ssh_path(files.known_hosts)}"', "-o", "GlobalKnownHostsFile=/dev/null",
         "-o", f"StrictHostKeyChecking={strict}", "-o", f"HostKeyAlias={state.name}",
         "-o", "ServerAliveInterval=15", f"{state.ssh_user}@{BIND_ADDRESS}", *command,
@@ -3042,6 +3045,25 @@ def require_qemu(config: Config) -> None:
         raise NotImplementedYet(f"not yet implemented for {config.provider}", hint="`provider: qemu` is")
 
 
+@contextlib.contextmanager
+def cluster_lock(host: Host, files: Files, *, patience: float = LOCK_TIMEOUT) -> Iterator[None]:
+    """Hold a cluster's lock. Its file goes when the cluster has gone, or didn't come to be."""
+    with locked(host, files.lock, timeout=patience):
+        try:
+            yield
+        finally:
+            if not files.sidecar.exists():
+                remove(files.lock)
+
+
+@contextlib.contextmanager
+def opened(host: Host, files: Files, *, patience: float = LOCK_TIMEOUT) -> Iterator[State]:
+    """The state of an existing cluster, under its lock."""
+    load_state(files)  # where there is none, this says so before anything is made
+    with cluster_lock(host, files, patience=patience):
+        yield load_state(files)
+
+
 # --- life and death of a VM
 
 
@@ -3061,21 +3083,20 @@ def provision(host: Host, directory: Path) -> None:
     files = state.files
     reap_overdue(host, spare=files)
     check_context([other for _, other in _readable(host, discover(host))], config, cache_dir)
+    _refuse_existing(files)
+    _check_ports(state)
     make_private_dir(cache_dir)
-    with locked(host, files.lock, timeout=LOCK_TIMEOUT):
-        _refuse_existing(host, files)
     image = fetch_image(host, config, cache_dir)  # outside the lock: it may take long, and touches no cluster
-    with locked(host, files.lock, timeout=LOCK_TIMEOUT):
-        _refuse_existing(host, files)
-        _check_ports(state)
+    with cluster_lock(host, files):
+        _refuse_existing(files)
         remember_cache_dir(host, cache_dir)
         state = _create(host, state, image)
     _say_deadline(host, state)
     _finish_boot(host, state)
 
 
-def _refuse_existing(host: Host, files: Files) -> None:
-    """Raise when the name is taken; clear away what a provision left that was killed before its first boot."""
+def _refuse_existing(files: Files) -> None:
+    """Raise when the name is taken. What a provision left that was killed before its first boot is nobody's."""
     way_out = f"`ycluster start --name {files.name}` starts it, `ycluster teardown --name {files.name}` removes it"
     if running(files):
         raise YclusterError(f"{files.name} already runs", hint=way_out)
@@ -3084,8 +3105,6 @@ def _refuse_existing(host: Host, files: Files) -> None:
         # Only our own sidecars name an image: a sibling's has no startedAt either, and its disk holds data.
         if not state.image or state.started_at is not None:
             raise YclusterError(f"{files.name} already exists in {files.cache_dir}", hint=way_out)
-        host.output.say(f"  clearing away a provision of {files.name} that was cut off")
-        _erase(files, keep_disk=False)
     elif files.disk.exists():
         raise YclusterError(
             f"{files.disk}: a disk is there that no cluster claims", hint="move it away, or choose another name"
@@ -3105,8 +3124,8 @@ def _check_ports(state: State) -> None:
 def _create(host: Host, state: State, image: Path) -> State:
     """Everything from nothing to a running QEMU, or nothing at all. The sidecar comes first: from then on the
     cluster is known, whatever kills us."""
-    save_state(state)
     try:
+        save_state(state)
         make_keys(host, state)
         make_disk(host, state, image)
         make_seed(state)
@@ -3149,8 +3168,7 @@ def start(host: Host, target: Target) -> None:
     files = find_cluster(host, target)
     host.need(PROGRAMS)
     reap_overdue(host, spare=files)
-    with locked(host, files.lock, timeout=LOCK_TIMEOUT):
-        state = load_state(files)
+    with opened(host, files) as state:
         status = vm_status(host, files)
         if status == "paused":
             raise YclusterError(f"{state.name} is paused", hint=f"`ycluster resume --name {state.name}` wakes it")
@@ -3169,9 +3187,7 @@ def start(host: Host, target: Target) -> None:
 
 def stop(host: Host, target: Target) -> None:
     """Power the guest off; the disk stays."""
-    files = find_cluster(host, target)
-    with locked(host, files.lock, timeout=LOCK_TIMEOUT):
-        state = load_state(files)
+    with opened(host, find_cluster(host, target)) as state:
         how = _halt(host, state)
         disarm_timer(host, stopped(state), None)
     host.output.say(f"{state.name} is stopped" if how else f"{state.name} was not running")
@@ -3190,8 +3206,7 @@ def _halt(host: Host, state: State) -> str:
 def pause(host: Host, target: Target) -> None:
     """Freeze the guest: its memory stays, its CPUs stand still. The deadline goes on counting."""
     files = find_cluster(host, target)
-    with locked(host, files.lock, timeout=LOCK_TIMEOUT), find_vm(files) as vm:
-        state = load_state(files)
+    with opened(host, files) as state, find_vm(files) as vm:
         if vm is None:
             raise YclusterError(f"{state.name} is not running", hint="there is nothing to pause")
         if vm_status(host, files) != "paused":
@@ -3204,8 +3219,7 @@ def resume(host: Host, target: Target) -> None:
     """Let a paused guest go on; with a fresh budget where the old one is used up."""
     files = find_cluster(host, target)
     reap_overdue(host, spare=files)
-    with locked(host, files.lock, timeout=LOCK_TIMEOUT), find_vm(files) as vm:
-        state = load_state(files)
+    with opened(host, files) as state, find_vm(files) as vm:
         if vm is None:
             raise YclusterError(f"{state.name} is stopped", hint=f"`ycluster start --name {state.name}` starts it")
         if vm_status(host, files) == "paused":
@@ -3220,25 +3234,21 @@ def resume(host: Host, target: Target) -> None:
 def teardown(host: Host, target: Target, *, keep_disk: bool) -> None:
     """Stop the VM and remove the cluster's own files, and nothing else; says which. Twice is once."""
     files = find_cluster(host, target)
-    if not files.cache_dir.is_dir():
+    if not files.sidecar.exists():
         return host.output.say(f"{files.name}: nothing to tear down in {files.cache_dir}")
-    with locked(host, files.lock, timeout=LOCK_TIMEOUT):
-        if files.sidecar.exists():
-            _halt(host, load_state(files))
-            disarm_timer(host, stopped(load_state(files)), None)
-            removed = _erase(files, keep_disk=keep_disk)
-            host.output.say(f"{files.name} is torn down; removed: {' '.join(removed)}")
-            if keep_disk and files.disk.exists():
-                host.output.say(f"  kept: {files.disk} and {files.ssh_key}")
-        else:
-            remove(files.lock)
-            host.output.say(f"{files.name}: nothing to tear down in {files.cache_dir}")
+    with opened(host, files) as state:
+        _halt(host, state)
+        disarm_timer(host, stopped(state), None)
+        removed = _erase(files, keep_disk=keep_disk)
+    host.output.say(f"{files.name} is torn down; removed: {' '.join(removed)}")
+    if keep_disk and files.disk.exists():
+        host.output.say(f"  kept: {files.disk} and {files.ssh_key}")
 
 
 def _erase(files: Files, *, keep_disk: bool) -> list[str]:
-    """Remove the cluster's files, the sidecar last and the lock after it; returns the names of what was there."""
+    """Remove the cluster's files, the sidecar last; returns the names of those that were there."""
     disk = [] if keep_disk else [files.disk, files.ssh_key, files.ssh_pub]
-    return [path.name for path in [*disk, *files.disposable(), files.lock] if remove(path)]
+    return [path.name for path in [*disk, *files.disposable()] if remove(path)]
 
 
 # --- lifetime
@@ -3253,8 +3263,7 @@ def reap(host: Host, files: Files, *, by: str, wait: float = 0.0, patience: floa
     ahead = (load_state(files).expires_at or 0) - host.now()
     if 0 < ahead <= wait:
         host.sleep(ahead)
-    with locked(host, files.lock, timeout=patience):
-        state = load_state(files)
+    with opened(host, files, patience=patience) as state:
         decision = decide(state, host.now())
         if decision.do == "nothing":
             host.output.say(f"{state.name}: nothing to reap: {decision.why}")
@@ -3323,8 +3332,7 @@ def extend(host: Host, target: Target, duration: str) -> None:
     if nanoseconds <= 0:
         raise UsageError(f"{duration}: extend wants a positive duration, such as 2h")
     files = find_cluster(host, target)
-    with locked(host, files.lock, timeout=LOCK_TIMEOUT):
-        state = load_state(files)
+    with opened(host, files) as state:
         state = save_state(extended(state, nanoseconds, host.now()))
         if not state.disarmed:
             state = arm_timer(host, state)
@@ -3335,8 +3343,7 @@ def extend(host: Host, target: Target, duration: str) -> None:
 def arm(host: Host, target: Target) -> None:
     """(Re)install the timer; a running cluster that has a budget and no deadline gets one from now."""
     files = find_cluster(host, target)
-    with locked(host, files.lock, timeout=LOCK_TIMEOUT):
-        state = load_state(files)
+    with opened(host, files) as state:
         if state.expires_at is None:
             if budget(state.lifetime) is None:
                 raise YclusterError(
@@ -3354,8 +3361,7 @@ def arm(host: Host, target: Target) -> None:
 def disarm(host: Host, target: Target) -> None:
     """Take the timer away; the deadline stays written down, and nothing acts on it until `arm` or a start."""
     files = find_cluster(host, target)
-    with locked(host, files.lock, timeout=LOCK_TIMEOUT):
-        state = load_state(files)
+    with opened(host, files) as state:
         if state.expires_at is None:
             return host.output.say(f"{state.name}: nothing is armed")
         disarm_timer(host, state, ArmedTimer("none", "", state.expires_at))
@@ -3374,8 +3380,10 @@ def watch(host: Host, files: Files, *, by: str) -> None:
     try:
         while True:
             try:
+                if not files.sidecar.exists():
+                    return  # torn down, our lock file with it: a new cluster of this name gets a new watcher
                 if not _watched(files, by):
-                    with locked(host, files.lock, timeout=LOCK_TIMEOUT):
+                    with cluster_lock(host, files):
                         if not _watched(files, by):
                             return
                 wake = _wake(load_state(files))

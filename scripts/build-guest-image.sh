@@ -23,14 +23,10 @@ USAGE
 }
 
 say() { printf 'guest-image: %3ds %s\n' "$SECONDS" "$*" >&2; }
-die() { # STATUS MESSAGE
-    printf 'build-guest-image.sh: %s\n' "$2" >&2
-    exit "$1"
-}
+die() { printf 'build-guest-image.sh: %s\n' "$2" >&2 && exit "$1"; } # STATUS MESSAGE
 
 require_tools() {
-    local missing=() tool
-    local tools=(mmdebstrap mke2fs sfdisk grub-mkimage qemu-img)
+    local missing=() tool tools=(mmdebstrap mke2fs sfdisk grub-mkimage qemu-img flock)
     ((EUID == 0)) || tools+=(fakeroot newuidmap)
     for tool in "${tools[@]}"; do command -v "$tool" >/dev/null || missing+=("$tool"); done
     [[ -e $grub_dir/boot.img ]] || missing+=("$grub_dir/boot.img")
@@ -54,18 +50,17 @@ sources() {
     printf '%s\n' "${found:-deb http://deb.debian.org/debian $suite main}"
 }
 
-# Everything that must run inside the guest's tree while it is installed.
 bootstrap() { # TARFILE
-    local -a include=(
-        linux-image-cloud-amd64 initramfs-tools systemd-sysv dbus dbus-user-session libpam-systemd
+    local include=(
+        linux-image-cloud-amd64 systemd-sysv dbus dbus-user-session libpam-systemd
         cloud-init cloud-guest-utils fdisk e2fsprogs systemd-resolved # growpart calls sfdisk
         openssh-server sudo iproute2 procps ca-certificates
     )
-    local -a opts=(--variant=minbase --arch="$arch" --include="${include[*]}" --dpkgopt=force-unsafe-io)
-    local path
+    local path opts=(--variant=minbase --arch="$arch" --include="${include[*]}" --dpkgopt=force-unsafe-io)
     for path in doc man info locale lintian; do opts+=(--dpkgopt="path-exclude=/usr/share/$path/*"); done
+    opts+=(--dpkgopt=path-include=/usr/share/locale/locale.alias) # locale-gen fails without it
 
-    # The drivers QEMU's usual disks need, not the 30 MB of `most`: unpacking the initramfs is slow without KVM.
+    # The drivers of QEMU's usual disks, not the 30 MB of `most`: unpacking the initramfs is slow without KVM.
     # shellcheck disable=SC2016  # $1 is for the shell that runs the hook: the root of the guest
     opts+=(--essential-hook='mkdir -p "$1/etc/initramfs-tools/conf.d" "$1/etc/initramfs-tools/hooks"
         echo MODULES=list >"$1/etc/initramfs-tools/conf.d/ycluster"
@@ -87,24 +82,32 @@ pack() { # TARFILE TREE DISK
     ln -s ../run/systemd/resolve/stub-resolv.conf "$2/etc/resolv.conf"
     : >"$2/etc/machine-id" # empty: each clone makes its own; a missing one would start the first-boot dialogue
     echo 'LABEL=cloudimg-rootfs / ext4 errors=remount-ro 0 1' >"$2/etc/fstab"
+    echo 'LANG=C.UTF-8' >"$2/etc/default/locale"
+    # What cloud-init would write for `ssh_pwauth: false`: with it there, it does not restart sshd under our feet.
+    echo 'PasswordAuthentication no' >"$2/etc/ssh/sshd_config.d/50-cloud-init.conf"
+    # Waiting for a duplicate IPv6 address costs a second before the network counts as online.
+    echo 'net.ipv6.conf.default.accept_dad = 0' >"$2/etc/sysctl.d/90-ycluster.conf"
     cat >"$2/etc/cloud/cloud.cfg.d/90_ycluster.cfg" <<'CFG'
 datasource_list: [NoCloud, None] # anything longer makes cloud-init probe for clouds at every boot
 manage_etc_hosts: true # sudo looks its own host name up
-apt: {preserve_sources_list: true} # the mirror that built this image is one the host can reach
+locale: C.UTF-8 # needs no locale-gen
 ssh_genkeytypes: [ed25519, ecdsa] # used when the seed brings no ssh_keys; RSA takes long without KVM
+ssh: {emit_keys_on_console: false} # the end of the console is what error messages quote
+grub_dpkg: {enabled: false} # there is no grub package to configure
 system_info: {network: {renderers: [networkd]}}
 CFG
     # An explicit feature list: newer e2fsprogs enable what an older GRUB or guest kernel cannot read.
     mke2fs -q -t ext4 -L cloudimg-rootfs -E offset=1048576,lazy_itable_init=1,nodiscard -d "$2" -O \
         none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file,huge_file,dir_nlink,extra_isize,metadata_csum \
-        "$3" $((disk_mib - 1))M >&2
+        "$3" $((disk_mib - 1))M >&2 # offset: partition 1
 }
 
 # What grub-install does, without a device: the core image already expects to lie at sector 1 of the boot disk.
 # Debian keeps /vmlinuz and /initrd.img pointing at the newest kernel, so the commands can be compiled in.
+# loglevel=6 keeps warnings and systemd's lines on the console, and saves the time that 700 others take there.
 install_grub() { # DISK
     cat >"$work/grub.cfg" <<'CFG'
-linux /vmlinuz root=LABEL=cloudimg-rootfs ro console=ttyS0,115200
+linux /vmlinuz root=LABEL=cloudimg-rootfs ro console=ttyS0,115200 loglevel=6
 initrd /initrd.img
 boot
 CFG
@@ -138,8 +141,15 @@ publish() { # FROM TO: the image and its digest; the image last, since its prese
 }
 
 cleanup() {
+    local i
     trap '' INT TERM
-    if [[ -n $child ]]; then kill -TERM "$child" 2>/dev/null && wait "$child" || true; fi
+    if [[ -n $child ]]; then
+        kill -TERM -- "-$child" 2>/dev/null || true # the whole group: mmdebstrap removes its own tree, so let it finish
+        for ((i = 0; i < 300; i++)); do
+            kill -0 -- "-$child" 2>/dev/null || break
+            sleep 0.1
+        done
+    fi
     [[ -z $work ]] || rm -rf "$work"
 }
 
@@ -169,12 +179,9 @@ else
 fi
 recipe=$(sha256sum <"${BASH_SOURCE[0]}")
 image=$cache/debian-$suite-$arch-${recipe:0:10}.qcow2
-if [[ -n $print_only ]]; then
-    printf '%s\n' "${output:-$image}"
-    exit 0
-fi
+[[ -z $print_only ]] || { printf '%s\n' "${output:-$image}" && exit 0; }
 
-mkdir -p -m 700 "$cache"
+(umask 077 && mkdir -p "$cache")
 [[ -O $cache ]] || die 1 "$cache belongs to another user"
 trap cleanup EXIT
 trap 'exit 130' INT
@@ -187,8 +194,12 @@ else
     require_tools
     rm -rf "$image".tmp.* # of a build that was killed: we hold the lock, so nobody is using them
     work=$(mktemp -d "$image.tmp.XXXXXX")
-    build 9>&- & # in the background, because bash runs no trap while it waits for a foreground child
+    # In the background, because bash runs no trap while it waits for a foreground child; in a group of its own, so that
+    # cleanup reaches all of it; without the lock, lest a stray grandchild keeps it.
+    set -m
+    build 9>&- </dev/null &
     child=$!
+    set +m
     wait "$child" || { child='' && die 1 'the build failed (see above)'; }
     child=''
     publish "$work/image.qcow2" "$image"

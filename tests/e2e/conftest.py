@@ -1,0 +1,234 @@
+"""Real parts for the e2e tests: dist/ycluster copied out of the tree, a Debian guest, a user manager, an atd."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def need(present: object, reason: str) -> None:
+    """Skip on a laptop, fail in CI: there a missing part would hide what it was to prove."""
+    if not present:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"missing in CI: {reason}")
+        pytest.skip(reason)
+
+
+def wait_for(what: str, ready: Callable[[], Any], timeout: float = 180) -> Any:
+    """Poll until `ready` gives something true; the bound is generous, since machines are shared and noisy."""
+    until = time.monotonic() + timeout
+    while True:
+        got = ready()
+        if got:
+            return got
+        assert time.monotonic() < until, f"waited {timeout} s in vain for {what}"
+        time.sleep(0.2)
+
+
+@dataclass
+class Program:
+    """dist/ycluster as somebody else's machine has it: copied, in a home of its own, with a bare environment."""
+
+    path: Path
+    home: Path
+    env: dict[str, str] = field(default_factory=dict)
+
+    def environ(self, **extra: str) -> dict[str, str]:
+        bare = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(self.home)}
+        if os.environ.get("XDG_RUNTIME_DIR"):
+            bare["XDG_RUNTIME_DIR"] = os.environ["XDG_RUNTIME_DIR"]
+        return {**bare, **self.env, **extra}
+
+    def run(self, *argv: object, code: int | None = 0, **extra: str) -> subprocess.CompletedProcess[str]:
+        words = [str(self.path), *map(str, argv)]
+        done = subprocess.run(
+            words, cwd="/", env=self.environ(**extra), text=True, capture_output=True, timeout=900, stdin=subprocess.DEVNULL
+        )  # fmt: skip
+        told = f"{' '.join(words)}\n--- stdout\n{done.stdout}--- stderr\n{done.stderr}"
+        print(told)
+        assert code is None or done.returncode == code, f"exit {done.returncode}, expected {code}: {told}"
+        assert "Traceback" not in done.stderr
+        return done
+
+    def spawn(self, *argv: object, **extra: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [str(self.path), *map(str, argv)], cwd="/", env=self.environ(**extra), text=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+
+
+@dataclass
+class Cluster:
+    """A cluster under test, named by its config directory."""
+
+    program: Program
+    directory: Path
+    cache: Path
+    name: str
+
+    def run(self, *argv: object, code: int | None = 0, **extra: str) -> subprocess.CompletedProcess[str]:
+        words = list(argv)
+        at = words.index("--") if "--" in words else len(words)
+        return self.program.run(*words[:at], "-c", self.directory, *words[at:], code=code, **extra)
+
+    def status(self) -> dict[str, Any]:
+        shown: dict[str, Any] = json.loads(self.run("status", "-o", "json").stdout)
+        return shown
+
+    def guard(self) -> dict[str, Any]:
+        shown: dict[str, Any] = json.loads(self.run("lifetime", "status", "-o", "json").stdout)
+        return shown["enforcement"]
+
+    def file(self, suffix: str) -> Path:
+        return self.cache / f"{self.name}{suffix}"
+
+    def sidecar(self) -> dict[str, Any]:
+        read: dict[str, Any] = json.loads(self.file(".json").read_text())
+        return read
+
+    def set_deadline(self, seconds: float, **fields: Any) -> None:
+        """Write a near deadline into the sidecar, as an editor would; no verb shortens one."""
+        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + seconds))
+        beside = self.file(".edited")
+        beside.write_text(json.dumps({**self.sidecar(), "expiresAt": moment, **fields}))
+        beside.replace(self.file(".json"))
+
+    def qemu(self) -> list[int]:
+        """The pids of QEMUs that run this cluster, found without ycluster's help."""
+        wanted = f"-pidfile\0{self.file('.pid')}\0".encode()
+        found = []
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                if entry.name.isdigit() and wanted in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+        return found
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("workshop")
+
+
+@pytest.fixture(scope="session")
+def program(workshop: Path) -> Program:
+    built = ROOT / "dist" / "ycluster"
+    assert built.is_file(), "tests/run.sh builds it"
+    copy = workshop / "bin" / "ycluster"
+    copy.parent.mkdir()
+    shutil.copy(built, copy)
+    home = workshop / "home"
+    home.mkdir()
+    return Program(copy, home)
+
+
+@pytest.fixture(scope="session")
+def guest_image() -> Path:
+    """The Debian guest, built once and cached by its own script."""
+    need(shutil.which("qemu-system-x86_64"), "qemu-system-x86_64 is not installed")
+    built = subprocess.run([ROOT / "scripts" / "build-guest-image.sh"], stdout=subprocess.PIPE, text=True)
+    need(built.returncode == 0, "scripts/build-guest-image.sh can't build the guest here")
+    return Path(built.stdout.strip())
+
+
+@pytest.fixture(scope="session")
+def blank_image(workshop: Path) -> Path:
+    """A disk with nothing on it: a machine that runs, and never answers."""
+    image = workshop / "blank.img"
+    with image.open("wb") as file:
+        file.truncate(64 << 20)
+    return image
+
+
+@pytest.fixture(scope="session")
+def new_cluster(program: Program, workshop: Path) -> Iterator[Callable[..., Cluster]]:
+    """Makes the config of a cluster; whatever runs at the end of the session is killed, and nothing asked."""
+    made: list[Cluster] = []
+
+    def make(name: str, image: Path, max_run: str = "1h", on_expiry: str = "stop") -> Cluster:
+        directory = workshop / f"config-{name}"
+        cache = workshop / f"cache of {name}, with a comma"
+        directory.mkdir()
+        (directory / "y-cluster-provision.yaml").write_text(
+            f"""\
+# a comment, and every value that the tests need
+name: {name}
+context: {name}
+memory: 1024
+cpus: "2"
+diskSize: 8G
+sshPort: 0
+portForwards: []
+cacheDir: "{cache}"
+image: {image}
+k3s: {{install: none}}
+lifetime:
+  maxRun: {max_run}
+  onExpiry: {on_expiry}
+"""
+        )
+        made.append(Cluster(program, directory, cache, name))
+        return made[-1]
+
+    yield make
+    for cluster in made:
+        for pid in cluster.qemu():
+            os.kill(pid, 9)
+
+
+@pytest.fixture(scope="session")
+def user_manager() -> Iterator[None]:
+    """A systemd that runs this user's timers: the session's own, or one started here (FACTS: as root, in a /run)."""
+
+    def answers() -> bool:
+        asked = subprocess.run(["systemctl", "--user", "show", "--property=Version"], capture_output=True)
+        return asked.returncode == 0
+
+    need(shutil.which("systemd-run") and os.environ.get("XDG_RUNTIME_DIR"), "no systemd, or no XDG_RUNTIME_DIR")
+    if answers():
+        yield
+        return
+    systemd = Path("/lib/systemd/systemd")
+    need(
+        systemd.exists() and os.path.isdir("/run/systemd/system"),
+        "no systemd user manager answers, and none can be had",
+    )
+    manager = subprocess.Popen([systemd, "--user"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for("the user manager", answers, 60)
+        yield
+    finally:
+        manager.terminate()
+        manager.wait(60)
+
+
+@pytest.fixture(scope="session")
+def atd() -> Iterator[None]:
+    """A running atd: the host's, or one started here."""
+
+    def runs() -> bool:
+        return subprocess.run(["pgrep", "-x", "atd"], capture_output=True).returncode == 0
+
+    need(shutil.which("at"), "at is not installed")
+    if runs():
+        yield
+        return
+    need(os.geteuid() == 0 and Path("/usr/sbin/atd").exists(), "atd does not run, and only root can start one")
+    daemon = subprocess.Popen(["/usr/sbin/atd", "-f"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for("atd", runs, 30)
+        yield
+    finally:
+        daemon.terminate()
+        daemon.wait(30)

@@ -1,0 +1,109 @@
+"""Things go wrong on a machine that never answers: cheap to boot, and as stubborn as a guest can be."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from pathlib import Path
+from typing import Callable
+
+import pytest
+from conftest import Cluster, Program, need, wait_for
+
+
+@pytest.fixture(scope="module")
+def vm(new_cluster: Callable[..., Cluster], blank_image: Path) -> Cluster:
+    return new_cluster("stubborn", blank_image, max_run="15s", on_expiry="pause")
+
+
+def test_a_provision_killed_while_it_waits_still_expires(vm: Cluster) -> None:
+    provision = vm.program.spawn("provision", "-c", vm.directory, YCLUSTER_TIMER="watcher")
+    wait_for("QEMU", vm.qemu)
+    wait_for("the sidecar of a running VM", lambda: vm.sidecar().get("machine"))
+    assert vm.guard()["armed"]  # before the guest got anywhere
+    provision.send_signal(signal.SIGKILL)
+    provision.wait()
+    wait_for("the expiry", lambda: vm.status()["state"] == "paused")
+    wait_for("its record", lambda: vm.status()["reaped"])
+    assert vm.status()["reaped"]["how"] == "QMP stop"
+
+
+def test_resume_after_the_expiry_gives_a_fresh_budget_and_not_an_endless_one(vm: Cluster) -> None:
+    vm.run("resume")
+    assert vm.status()["state"] == "running"
+    assert 0 < vm.status()["remainingSeconds"] <= 15
+    assert vm.guard()["armed"]
+
+
+def test_a_guest_that_ignores_the_power_button_is_torn_down_by_a_later_rung(vm: Cluster) -> None:
+    vm.run("lifetime", "extend", "1h")
+    vm.set_deadline(-60, onExpiry="teardown")
+    done = vm.run("lifetime", "reap")
+    assert "guest-shutdown did not end it" in done.stderr and "off by QMP quit" in done.stderr
+    assert vm.qemu() == []
+    assert [path.name for path in vm.cache.glob("stubborn*")] == []
+
+
+def test_a_provision_that_cannot_boot_leaves_nothing(new_cluster: Callable[..., Cluster], blank_image: Path) -> None:
+    broken = new_cluster("broken", blank_image)
+    config = broken.directory / "y-cluster-provision.yaml"
+    config.write_text(config.read_text() + "cpuModel: no-such-cpu\n")
+    done = broken.run("provision", code=1)
+    assert "no-such-cpu" in done.stderr
+    assert list(broken.cache.glob("broken*")) == [] and broken.qemu() == []
+
+
+def test_a_taken_port_is_named_before_anything_is_made(new_cluster: Callable[..., Cluster], blank_image: Path) -> None:
+    import socket
+
+    blocked = new_cluster("blocked", blank_image)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        config = blocked.directory / "y-cluster-provision.yaml"
+        config.write_text(config.read_text().replace("sshPort: 0", f"sshPort: {port}"))
+        done = blocked.run("provision", code=5)
+    assert str(port) in done.stderr
+    assert list(blocked.cache.glob("blocked*")) == []
+
+
+def test_a_lost_timer_is_caught_by_the_next_command(new_cluster: Callable[..., Cluster], blank_image: Path) -> None:
+    """Its watcher is killed, so nothing fires; the provision of another cluster reaps it first."""
+    lost = new_cluster("lost", blank_image, on_expiry="pause")
+    waiting = lost.program.spawn("provision", "-c", lost.directory, YCLUSTER_TIMER="watcher")
+    wait_for("QEMU", lost.qemu)
+    wait_for("the sidecar of a running VM", lambda: lost.sidecar().get("machine"))
+    waiting.kill()
+    waiting.wait()
+    subprocess.run(["pkill", "-9", "-f", f"lifetime watch --state {lost.file('.json')}"], check=True)
+    wait_for("status to tell", lambda: not lost.guard()["armed"])
+    assert "NOTHING" in lost.run("lifetime", "status").stdout
+    lost.set_deadline(-1)
+    assert "OVERDUE" in lost.program.run("list").stdout
+    assert lost.status()["state"] == "running"  # those that only look never act
+    another = new_cluster("another", blank_image.with_name("no-such-image"))
+    another.run("provision", code=5)
+    assert lost.status()["state"] == "paused"
+    assert lost.status()["reaped"]["by"] == "next command"
+
+
+def test_no_scheduler_and_no_home_still_get_their_reap(program: Program, tmp_path: Path) -> None:
+    """reap with nothing in its environment but the path of a sidecar."""
+    need(Path("/usr/bin/env").exists(), "no env")
+    sidecar = tmp_path / "bare.json"
+    sidecar.write_text('{"version": 1, "name": "bare", "lifetime": "1h", "expiresAt": "2020-01-01T00:00:00Z"}')
+    argv = [
+        "env",
+        "-i",
+        "SHIV_ROOT=" + str(tmp_path / "shiv"),
+        "python3",
+        program.path,
+        "lifetime",
+        "reap",
+        "--state",
+        sidecar,
+    ]
+    done = subprocess.run(argv, text=True, capture_output=True, cwd="/", env={"PATH": "/usr/bin:/bin"})
+    assert done.returncode == 0, done.stderr
+    assert "was not running" in done.stderr and "2020" not in sidecar.read_text()

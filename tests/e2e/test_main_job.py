@@ -1,0 +1,217 @@
+"""The main job, on one Debian guest: it boots, it is worked with, and each of the three timers makes it expire.
+
+The tests of this module go in order over the same VM: a boot takes a minute without KVM.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import Callable
+
+import pytest
+from conftest import Cluster, Program, wait_for
+
+AHEAD = 6  # seconds to a deadline that the test waits for
+
+
+@pytest.fixture(scope="module")
+def vm(new_cluster: Callable[..., Cluster], guest_image: Path, user_manager: None, atd: None) -> Cluster:
+    return new_cluster("main-job", guest_image)
+
+
+def our_timers(vm: Cluster) -> list[str]:
+    listed = subprocess.run(
+        ["systemctl", "--user", "list-timers", "--all", "--plain", "--no-legend"], text=True, capture_output=True
+    )
+    return [word for word in listed.stdout.split() if word.startswith(f"ycluster-reap-{vm.name}-") and "timer" in word]
+
+
+def is_stopped(vm: Cluster) -> bool:
+    return vm.status()["state"] == "stopped" and vm.status()["reaped"] is not None
+
+
+def check_expired_by(vm: Cluster, backend: str) -> None:
+    """What every expiry owes: the guest shut down by itself, its disk and sidecar there, nothing else left."""
+    wait_for(f"the reap by {backend}", lambda: is_stopped(vm))
+    assert vm.qemu() == []
+    reaped = vm.status()["reaped"]
+    assert (reaped["by"], reaped["action"], reaped["how"]) == (backend, "stop", "guest-shutdown")
+    assert vm.file(".qcow2").stat().st_size > 1 << 20
+    assert "expiresAt" not in vm.sidecar() and "timer" not in vm.sidecar()
+    wait_for("the last timer to be gone", lambda: our_timers(vm) == [])
+
+
+def test_provision_boots_and_is_armed_by_systemd(vm: Cluster) -> None:
+    done = vm.run("provision")
+    assert done.stdout == ""
+    stages = [line.split(" (")[0].strip() for line in done.stderr.splitlines()]
+    assert stages.index("SSH banner") < stages.index("login") < stages.index("cloud-init done")
+    shown, guard = vm.status(), vm.guard()
+    assert shown["state"] == "running"
+    assert (guard["backend"], guard["armed"], guard["nextFire"]) == ("systemd", True, shown["expiresAt"])
+    assert len(our_timers(vm)) == 1
+
+
+def test_the_deadline_counts_from_the_start_and_not_from_the_end_of_provision(vm: Cluster) -> None:
+    sidecar = vm.sidecar()
+    began, ends = (time.mktime(time.strptime(sidecar[key], "%Y-%m-%dT%H:%M:%SZ")) for key in ("startedAt", "expiresAt"))
+    assert 3600 <= ends - began <= 3601
+
+
+def test_a_second_provision_is_refused_and_the_first_unharmed(vm: Cluster) -> None:
+    before = vm.sidecar()
+    assert "already runs" in vm.run("provision", code=1).stderr
+    assert vm.sidecar() == before and len(vm.qemu()) == 1
+
+
+def test_ssh_passes_words_output_and_exit_status(vm: Cluster) -> None:
+    assert vm.run("ssh", "--", "echo $((6 * 7)) >&1; exit 7", code=7).stdout == "42\n"
+    assert vm.run("ssh", "--", "printf", "%s|", "a b", "$HOME").stdout == "a b|$HOME|"
+
+
+def test_the_guest_has_the_whole_disk_and_a_login_of_its_own(vm: Cluster) -> None:
+    size = int(vm.run("ssh", "--", "df --output=size -B1 / | tail -1").stdout)
+    assert size > 7 << 30
+    assert vm.run("ssh", "--", "sudo id -un").stdout == "root\n"
+    assert vm.run("ssh", "--", "hostname").stdout == f"{vm.name}\n"
+
+
+def test_every_port_is_bound_to_loopback_and_every_file_is_private(vm: Cluster) -> None:
+    listening = subprocess.run(["ss", "-Hltnp"], text=True, capture_output=True).stdout
+    [pid] = vm.qemu()
+    ours = [line.split()[3] for line in listening.splitlines() if f"pid={pid}," in line]
+    assert ours == [f"127.0.0.1:{vm.status()['sshPort']}"]
+    assert vm.cache.stat().st_mode & 0o777 == 0o700
+    for path in vm.cache.rglob("*"):
+        assert path.is_symlink() or path.stat().st_mode & 0o077 == 0, path
+
+
+def test_list_shows_it_wherever_its_cache_dir_is(vm: Cluster, program: Program) -> None:
+    header, *rows = (line.split()[:3] for line in program.run("list").stdout.splitlines())
+    assert header == ["NAME", "CONTEXT", "STATE"]
+    assert [vm.name, vm.name, "running"] in rows
+
+
+def test_pause_frees_the_cpu_keeps_the_deadline_and_twice_is_once(vm: Cluster) -> None:
+    [pid] = vm.qemu()
+    ends = vm.status()["expiresAt"]
+    vm.run("pause")
+    vm.run("pause")
+    assert vm.status()["state"] == "paused"
+
+    def ticks() -> int:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return int(fields[11]) + int(fields[12])
+
+    before, began = ticks(), time.monotonic()
+    time.sleep(2)  # a paused guest is seen by what does not happen
+    assert (ticks() - before) / os.sysconf("SC_CLK_TCK") < 0.1 * (time.monotonic() - began)
+    assert "is paused" in vm.run("ssh", "--", "true", code=1).stderr
+    vm.run("resume")
+    vm.run("resume")
+    assert vm.status()["state"] == "running" and vm.status()["expiresAt"] == ends
+    assert vm.run("ssh", "--", "echo back").stdout == "back\n"
+
+
+def test_start_of_a_running_cluster_changes_nothing(vm: Cluster) -> None:
+    before = vm.sidecar()
+    assert "already runs" in vm.run("start").stderr
+    assert vm.sidecar() == before
+
+
+def test_extend_moves_the_deadline_and_leaves_one_timer(vm: Cluster) -> None:
+    before = vm.status()
+    vm.run("lifetime", "extend", "90m")
+    after = vm.status()
+    assert 5398 <= after["remainingSeconds"] - before["remainingSeconds"] <= 5400
+    assert vm.guard()["nextFire"] == after["expiresAt"]
+    wait_for("one timer", lambda: len(our_timers(vm)) == 1)
+
+
+def test_a_timer_of_before_the_extension_fires_and_does_no_harm(vm: Cluster) -> None:
+    """A real timer, armed for the deadline as it was and not taken away, runs what timers run."""
+    sidecar = vm.sidecar()
+    [timer] = our_timers(vm)
+    shown = subprocess.run(
+        ["systemctl", "--user", "show", timer.replace(".timer", ".service"), "--property=ExecStart"],
+        text=True, capture_output=True,
+    ).stdout  # fmt: skip
+    command = shown.split("argv[]=")[1].split(" ; ")[0].replace(str(vm.cache), "CACHE").split()
+    argv = [word.replace("CACHE", str(vm.cache)) for word in command]
+    subprocess.run(
+        ["systemd-run", "--user", "--quiet", "--collect", "--unit=stale", "--on-active=1s",
+         "--timer-property=AccuracySec=100ms", "--property=StandardError=truncate:/run/stale.log", *argv],
+        check=True,
+    )  # fmt: skip
+    wait_for(
+        "the stale timer",
+        lambda: "due in" in (Path("/run/stale.log").read_text() if Path("/run/stale.log").exists() else ""),
+    )
+    assert vm.sidecar() == sidecar and len(vm.qemu()) == 1
+    assert vm.run("ssh", "--", "echo alive").stdout == "alive\n"
+
+
+def test_disarm_and_arm(vm: Cluster) -> None:
+    vm.run("lifetime", "disarm")
+    assert our_timers(vm) == [] and vm.status()["disarmed"]
+    assert "disarmed by hand" in vm.run("lifetime", "reap").stderr
+    vm.run("lifetime", "arm")
+    assert len(our_timers(vm)) == 1 and vm.guard()["armed"]
+
+
+def test_systemd_reaps_it_at_its_deadline(vm: Cluster) -> None:
+    vm.run("ssh", "--", "echo kept > precious")  # no sync: the shutdown has to keep it
+    vm.set_deadline(AHEAD)
+    vm.run("lifetime", "arm", YCLUSTER_TIMER="systemd")
+    assert vm.guard()["backend"] == "systemd"
+    check_expired_by(vm, "systemd")
+    assert "expired:" in vm.run("status").stdout
+    assert "nothing to reap" in vm.run("lifetime", "reap").stderr
+
+
+def test_start_gives_a_fresh_deadline_later_than_the_first(vm: Cluster) -> None:
+    first = vm.sidecar()["reaped"]["at"]
+    vm.run("start", YCLUSTER_TIMER="at")
+    assert vm.status()["expiresAt"] > first
+    assert 3400 < vm.status()["remainingSeconds"] <= 3600
+    assert vm.guard() | {"survives": None} == {
+        "backend": "at", "armed": True, "nextFire": vm.status()["expiresAt"], "survives": None, "improve": "",
+    }  # fmt: skip
+    assert vm.run("ssh", "--", "cat precious").stdout == "kept\n"
+
+
+def test_at_reaps_it_at_its_deadline(vm: Cluster) -> None:
+    vm.set_deadline(AHEAD)
+    vm.run("lifetime", "arm", YCLUSTER_TIMER="at")
+    assert (vm.guard()["backend"], vm.guard()["armed"]) == ("at", True)
+    check_expired_by(vm, "at")
+    assert subprocess.run(["atq"], text=True, capture_output=True).stdout == ""
+
+
+def test_the_watcher_reaps_it_at_its_deadline_with_no_scheduler_at_all(vm: Cluster) -> None:
+    vm.run("start", YCLUSTER_TIMER="watcher")
+    vm.set_deadline(AHEAD)
+    vm.run("lifetime", "arm", YCLUSTER_TIMER="watcher")
+    assert (vm.guard()["backend"], vm.guard()["armed"]) == ("watcher", True)
+    vm.program.path.rename(vm.program.path.with_name("moved"))  # it runs its own copy
+    try:
+        wait_for("QEMU to be gone", lambda: vm.qemu() == [])
+    finally:
+        vm.program.path.with_name("moved").rename(vm.program.path)
+    check_expired_by(vm, "watcher")
+    watching = ["pgrep", "-f", f"lifetime watch --state {vm.file('.json')}"]
+    wait_for("the watcher to leave", lambda: subprocess.run(watching, capture_output=True).returncode == 1)
+
+
+def test_teardown_removes_the_clusters_files_and_no_others(vm: Cluster) -> None:
+    foreign = vm.cache / "main-job-notes.txt"
+    foreign.write_text("mine")
+    vm.run("teardown")
+    left = {path.name for path in vm.cache.iterdir()} - {".kvm-unusable"}
+    assert left == {"images", foreign.name}
+    assert "nothing to tear down" in vm.run("teardown").stderr
+    assert vm.run("status", code=4).stdout == ""
+    foreign.unlink()

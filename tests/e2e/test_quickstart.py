@@ -1,0 +1,67 @@
+"""The README's first command, from a copy of what would be committed, as a newcomer runs it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, need
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("clone") / "ycluster"
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, stdout=subprocess.PIPE, check=True
+    )
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        if (ROOT / name).is_file():
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, place / name)
+    place.parent.chmod(0o755)
+    return place
+
+
+def test_the_quickstart_ends_with_the_vm_gone_and_the_disk_there(
+    clone: Path, guest_image: Path, tmp_path: Path
+) -> None:
+    environ = {
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME": str(tmp_path),
+        "YCLUSTER_GUEST_CACHE": str(guest_image.parent),
+        "YCLUSTER_BUILD_CACHE": os.environ.get("YCLUSTER_BUILD_CACHE", str(tmp_path / "build")),
+    }
+    done = subprocess.run(
+        ["scripts/quickstart.sh"], cwd=clone, env=environ, text=True, capture_output=True, timeout=1200
+    )
+    print(done.stdout, done.stderr)
+    assert done.returncode == 0
+    assert "hello from quickstart" in done.stdout
+    assert "guest-shutdown" in done.stdout.split("expired:")[1].splitlines()[0]
+    assert "s left" in done.stderr and "Nothing is running" in done.stderr
+    assert (tmp_path / ".cache/y-cluster-qemu/quickstart.qcow2").is_file()
+    still = subprocess.run(["pgrep", "-f", f"{tmp_path}/.cache/y-cluster-qemu"], capture_output=True, text=True)
+    assert still.stdout == ""
+
+
+def test_an_ordinary_user_without_the_packages_is_given_the_one_line(clone: Path, tmp_path: Path) -> None:
+    need(os.geteuid() == 0, "needs root to become somebody else")
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("bash", "dirname", "apt-get", "env"):
+        (tools / name).symlink_to(shutil.which(name) or "/bin/false")
+    for place in (tmp_path, *tmp_path.parents):
+        if place.stat().st_uid == os.geteuid() and place != Path("/"):
+            place.chmod(place.stat().st_mode | 0o011)
+    done = subprocess.run(
+        ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "bash", "scripts/quickstart.sh"],
+        cwd=clone, env={"PATH": str(tools), "HOME": "/"}, text=True, capture_output=True,
+        executable="/usr/bin/setpriv",
+    )  # fmt: skip
+    assert done.returncode == 5, done.stderr
+    [line] = [line for line in done.stderr.splitlines() if "apt-get install" in line]
+    assert "qemu-system-x86" in line and "python3" in line
+    assert not (clone / "dist").exists() or (clone / "dist" / "ycluster").exists()
