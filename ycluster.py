@@ -1885,21 +1885,22 @@ def default_cache_dir(host: Host) -> Path:
 
 def remember_cache_dir(host: Host, cache_dir: Path) -> None:
     """Link to a cacheDir from the user's index. One link a directory, named by a hash: no lock, never half there."""
-    link = host.state_home() / "cachedirs" / hashlib.sha256(os.fsencode(cache_dir)).hexdigest()[:16]
     try:
-        make_private_dir(link.parent)
-        link.symlink_to(cache_dir)
+        index = host.state_home() / "cachedirs"
+        make_private_dir(index)
+        (index / hashlib.sha256(os.fsencode(cache_dir)).hexdigest()[:16]).symlink_to(cache_dir)
     except FileExistsError:
         pass
-    except OSError as error:
-        host.output.warn(f"{link}: {error.strerror}; `list` will not see the clusters in {cache_dir}")
+    except (OSError, YclusterError) as error:
+        host.output.warn(f"{error}: `list` will not see the clusters in {cache_dir}")
 
 
 def discover(host: Host) -> list[Files]:
     """The clusters of this user, by name then place; whether a sidecar can be read is not asked here."""
     found: dict[Path, Files] = {}
-    places = [default_cache_dir(host)]
-    with contextlib.suppress(OSError):
+    places: list[Path] = []
+    with contextlib.suppress(OSError, YclusterError):  # a host may have no home
+        places.append(default_cache_dir(host))
         places += sorted((host.state_home() / "cachedirs").iterdir())
     for place in places:
         real = place.resolve()
@@ -1944,8 +1945,8 @@ def anchored(state: State, now: float, boot_id: str) -> State:
 
 
 def stopped(state: State) -> State:
-    """The state of a VM that no longer runs: nothing counts, nothing is armed."""
-    return replace(state, expires_at=None, timer=None)
+    """The state of a VM that no longer runs: nothing counts. Its timer is still to be taken away."""
+    return replace(state, expires_at=None)
 
 
 def extended(state: State, nanoseconds: int, now: float) -> State:
@@ -2086,10 +2087,13 @@ class AtTimer:
     def unusable(self, host: Host) -> str:
         if not host.which("at"):
             return "at is not installed"
-        # With no daemon at(1) warns, exits 0 and never runs the job.
-        if not any(_comm(pid) == "atd" for pid in _pids()):
+        if not self._daemon_runs():
             return "atd is not running"
         return "" if self._jobs(host) is not None else "at does not let this user in"
+
+    def _daemon_runs(self) -> bool:
+        """With no daemon at(1) warns, exits 0 and never runs the job."""
+        return any(_comm(pid) == "atd" for pid in _pids())
 
     def _jobs(self, host: Host) -> list[str] | None:
         # Not only our queue: while a job runs, atq lists it under `=`.
@@ -2110,7 +2114,7 @@ class AtTimer:
         return found.group(1)
 
     def armed(self, host: Host, files: Files, timer: ArmedTimer) -> bool:
-        return timer.id in (self._jobs(host) or [])
+        return self._daemon_runs() and timer.id in (self._jobs(host) or [])
 
     def cancel(self, host: Host, files: Files, timer: ArmedTimer) -> None:
         host.run(["atrm", timer.id], timeout=30, check=False)
@@ -2450,7 +2454,8 @@ def running(files: Files) -> bool:
 
 
 def vm_status(host: Host, files: Files) -> str:
-    """`running`, `paused`, `stopped`, another run state of QEMU's, or `unresponsive`."""
+    """`running`, `paused`, `stopped`, another run state of QEMU's, `busy` while another ycluster talks to it, or
+    `unresponsive`."""
     with find_vm(files) as vm:
         if vm is None:
             return "stopped"
@@ -2462,7 +2467,9 @@ def vm_status(host: Host, files: Files) -> str:
             with Qmp.connect(files.qmp, host.monotonic, timeout=2.0) as qmp:
                 return str(qmp.execute("query-status")["status"])
         except QmpError:
-            return "unresponsive" if not _exited(vm.pidfd, 0) else "stopped"
+            if _exited(vm.pidfd, 0):
+                return "stopped"
+            return "busy" if flock_held(files.lock) else "unresponsive"
 
 
 def pause_vm(host: Host, files: Files, vm: Vm) -> str:
@@ -3159,8 +3166,9 @@ def _say_deadline(host: Host, state: State) -> None:
         host.output.say(f"  {state.name} has no lifetime budget: it runs until you stop it")
     else:
         left = in_words(state.expires_at - host.now())
-        by = state.timer.backend if state.timer else "nothing"
-        host.output.say(f"  deadline {local_time(state.expires_at)}, in {left}: {state.on_expiry}, by {by}")
+        by = f"{state.on_expiry}, by {state.timer.backend if state.timer else 'nothing'}"
+        by = "disarmed by hand" if state.disarmed else by
+        host.output.say(f"  deadline {local_time(state.expires_at)}, in {left}: {by}")
 
 
 def start(host: Host, target: Target) -> None:
@@ -3693,7 +3701,9 @@ def _reap(host: Host, args: argparse.Namespace) -> None:
         wait = parse_duration(args.wait) / 10**9
     except ValueError as error:
         raise UsageError(str(error)) from None
-    reap(host, find_cluster(host, _target(args)), by=args.by, wait=wait)
+    # A person may be told to come back; a timer fires once, so it waits for as long as the cluster is worked on.
+    patience = LOCK_TIMEOUT if args.by == "hand" else float("inf")
+    reap(host, find_cluster(host, _target(args)), by=args.by, wait=wait, patience=patience)
 
 
 def _watch(host: Host, args: argparse.Namespace) -> None:

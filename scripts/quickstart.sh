@@ -47,7 +47,10 @@ image=$(scripts/build-guest-image.sh)
 # --- 3: the main job, with dist/ycluster alone
 
 state() { "$yc" status --name "$name" -o json | python3 -c 'import json, sys; print(json.load(sys.stdin)["'"$1"'"])'; }
-trap 'status=$?; ((status == 0)) || "$yc" stop --name "$name" 2>/dev/null || true; exit "$status"' EXIT
+leave_nothing_running() { if [[ -x $yc ]]; then "$yc" stop --name "$name" >/dev/null 2>&1 || true; fi; }
+trap 'leave_nothing_running' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
 
 config=${XDG_CACHE_HOME:-$HOME/.cache}/ycluster-quickstart
 mkdir -p "$config"
@@ -70,6 +73,7 @@ YAML
 step "a cluster with a budget of $budget"
 "$yc" teardown -c "$config"
 "$yc" provision -c "$config"
+# shellcheck disable=SC2016  # for the guest's shell
 "$yc" ssh --name "$name" -- 'echo "hello from $(hostname), up $(cut -d. -f1 /proc/uptime) s"'
 "$yc" lifetime status --name "$name"
 

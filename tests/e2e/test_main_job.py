@@ -206,6 +206,16 @@ def test_the_watcher_reaps_it_at_its_deadline_with_no_scheduler_at_all(vm: Clust
     wait_for("the watcher to leave", lambda: subprocess.run(watching, capture_output=True).returncode == 1)
 
 
+def test_stop_by_hand_takes_the_timer_away_and_twice_is_once(vm: Cluster) -> None:
+    vm.run("start", YCLUSTER_TIMER="systemd")
+    assert len(our_timers(vm)) == 1
+    assert "off by guest-shutdown" in vm.run("stop").stderr
+    assert vm.qemu() == [] and vm.status()["state"] == "stopped"
+    assert our_timers(vm) == [] and "timer" not in vm.sidecar()
+    assert "was not running" in vm.run("stop").stderr
+    assert "there is none to extend" in vm.run("lifetime", "extend", "1h", code=1).stderr
+
+
 def test_teardown_removes_the_clusters_files_and_no_others(vm: Cluster) -> None:
     foreign = vm.cache / "main-job-notes.txt"
     foreign.write_text("mine")
