@@ -63,7 +63,6 @@ from typing import (
     IO,
     Any,
     Callable,
-    NamedTuple,
     NoReturn,
     Protocol,
     Union,
@@ -627,59 +626,58 @@ def local_time(seconds: float) -> str:
 
 # === 6 YAML subset ===================================================================================
 #
-# The part of YAML 1.2.2 that configs are written in, and all of JSON. The rule: a document is either given the value
-# that a YAML 1.2 core schema reader gives it, or refused with file:line:column and a remedy. Section and production
-# numbers are those of https://yaml.org/spec/1.2.2/.
+# The part of YAML 1.2.2 that configs are written in, and with it JSON. The rule: a document either gets the
+# value that a YAML 1.2 core schema reader gives it, or is refused with file:line:column and a remedy. Section
+# numbers and [productions] are those of https://yaml.org/spec/1.2.2/.
 #
-# Block functions take a position behind the indicator that introduced the node ("-", ":", "---") and the column of the
-# collection they stand in (-1 for the document); they return the position of the next token, which is the first on its
-# line, or the end of the text. Flow and scalar functions return the position right behind what they read. Nothing looks
-# back further than its own line's indentation, and nothing is scanned more than twice: reading is linear in the input.
+# Flow and scalar functions return the position right behind what they read. Block functions take the column
+# of the collection they stand in (-1 in the document itself) and return the position of the next token, which
+# is the first on its line, or the end of the text. A character is looked at a fixed number of times at most.
 
 Scalar = Union[None, bool, int, float, str]
 YamlValue = Union[Scalar, "list[Node]", "dict[str, Node]"]
 
-_MAX_DEPTH = 100  # levels of nesting; two Python frames each
+_MAX_TEXT = 256 * 1024  # characters; a config has a few thousand, and reading takes some µs each
+_MAX_DEPTH = 100  # collections around a value; each takes two Python frames
 _MAX_KEY = 1024  # characters of an implicit key, section 7.4.2
-_MAX_NUMBER = 640  # characters; int() refuses more digits where PYTHONINTMAXSTRDIGITS is at its lowest
+_MAX_NUMBER = 640  # characters; with PYTHONINTMAXSTRDIGITS at its lowest, int() takes no more
 
-# c-printable [1] without the byte order mark, and without the three characters that break a line in YAML 1.1 only.
-_FORBIDDEN = re.compile("[^\t\n\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
-_MARKER = re.compile(r"^(?:---|\.\.\.)(?![^ \t\n])", re.MULTILINE)  # c-forbidden [206]: whatever it stands in
+# Not c-printable [1], a byte order mark, or one of the three that break a line in YAML 1.1 only.
+_FORBIDDEN = re.compile("[^\t\n -~\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
+_MARKER = re.compile(r"^(?:---|\.\.\.)(?![^ \t\n])", re.MULTILINE)  # c-forbidden [206], even in a scalar
+_DASH = re.compile(r"-(?![^ \t\n])")
 _LINE_END = re.compile(r"\n")
-_NOT_WHITE = re.compile(r"[^ \t]")
 _NOT_SPACE = re.compile(r"[^ \n]")
+_NOT_WHITE = re.compile(r"[^ \t]")
 _NOT_BLANK = re.compile(r"[^ \t\n]")
-# ns-plain-first [126] and what ends ns-plain-char [130], outside and inside [] and {}.
+# ns-plain-first [126] and where ns-plain-char [130] ends, outside and inside of [] and {}.
 _PLAIN_FIRST = re.compile(r"[^-?:,\[\]{}#&*!|>'\"%@`]|[-?:](?=[^ \t\n])")
 _PLAIN_END = re.compile(r":(?![^ \t\n])|(?<=[ \t\n])#|\n")
-_FLOW_PLAIN_FIRST = re.compile(r"[^-?:,\[\]{}#&*!|>'\"%@`]|[-?:](?=[^ \t\n,\[\]{}])")
+# libyaml and its kin read [?x] as a key, so that is refused.
+_FLOW_PLAIN_FIRST = re.compile(r"[^-?:,\[\]{}#&*!|>'\"%@`]|[-:](?=[^ \t\n,\[\]{}])")
 _FLOW_PLAIN_END = re.compile(r":(?![^ \t\n,\[\]{}])|(?<=[ \t\n])#|[\n,\[\]{}]")
-_SINGLE_STOP = re.compile(r"['\n]")
-_DOUBLE_STOP = re.compile(r'["\\\n]')
-_LOW_SURROGATE = re.compile(r"\\u([dD][c-fC-F][0-9a-fA-F]{2})")
-_HEX = re.compile(r"[0-9a-fA-F]+")
-_ESCAPES = '0abt\tnvfre "/\\N_LP'  # [41] to [57]: the character behind the backslash, and below what it stands for
+_QUOTED_STOP = re.compile(r"""["'\\\n]""")
+_ESCAPE = re.compile(r'\\(?:([0abt\tnvfre "/\\N_LP])|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8})')
+_ESCAPES = '0abt\tnvfre "/\\N_LP'  # what stands behind the backslash, and what it stands for: [42] to [58]
 _ESCAPED = '\0\a\b\t\t\n\v\f\r\x1b "/\\\x85\xa0\u2028\u2029'
-_BLOCK_HEADER = re.compile(r"[|>](?:([1-9])([-+]?)|([-+])([1-9]?)|)(?=[ \t\n]|\Z)[ \t]*(?:(?<=[ \t])#[^\n]*)?(?:\n|\Z)")
+_LOW_SURROGATE = re.compile(r"\\u([dD][c-fC-F][0-9a-fA-F]{2})")
+_BLOCK_HEADER = re.compile(r"[|>](?:([1-9])([-+]?)|([-+]?)([1-9]?))[ \t]*(?:(?<=[ \t])#[^\n]*)?(?:\n|\Z)")
 
 # The core schema, section 10.3.2.
 _NULL = frozenset(("", "~", "null", "Null", "NULL"))
 _TRUE = frozenset(("true", "True", "TRUE"))
 _FALSE = frozenset(("false", "False", "FALSE"))
-_NUMBER_FIRST = frozenset("-+.0123456789")
 _INT = re.compile(r"[-+]?[0-9]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 _JSON_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
-# What YAML 1.1 (https://yaml.org/type/) and the core schema take for different things. JSON numbers are looked for first:
-# 1e3 is a string to YAML 1.1, but all of JSON is accepted.
+# What YAML 1.1 (https://yaml.org/type/) reads differently. JSON numbers are not looked up here: 1e3 is a text
+# to YAML 1.1, but all of JSON is taken.
 _AMBIGUOUS = re.compile(
     r"""y|Y|yes|Yes|YES|n|N|no|No|NO|on|On|ON|off|Off|OFF|=|<<
     |[-+]?0[0-9_]+                                                          # 012 is ten, or twelve
-    |0o[0-7]+|[-+]?0b[01_]+|[-+]0x[0-9a-fA-F_]+|0x[0-9a-fA-F]*_[0-9a-fA-F_]*
-    |[-+]?[1-9][0-9]*_[0-9_]*                                               # 1_000
-    |(?=[^_]*_)[-+]?(?:[0-9][0-9_]*\.|\.[0-9])[0-9_]*(?:[eE][-+][0-9]+)?    # 1_000.5
+    |[-+]?0o[0-7_]+|[-+]?0b[01_]+|[-+]0x[0-9a-fA-F_]+|0x[0-9a-fA-F]*_[0-9a-fA-F_]*
+    |(?=[^_]+_)(?=[^0-9]*[0-9])[-+]?[0-9_]*(?:\.[0-9_]*)?(?:[eE][-+]?[0-9_]+)?  # 1_000
     |[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][0-9]+|[-+]?[0-9]+[eE][-+][0-9]+  # +1e3
     |[-+]?[1-9][0-9_]*(?::[0-5]?[0-9])+                                     # 1:30 is ninety, in base 60
     |[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+\.[0-9_]*
@@ -688,14 +686,26 @@ _AMBIGUOUS = re.compile(
      (?:[ \t]*(?:Z|[-+][0-9]{1,2}(?::[0-9]{2})?))?""",
     re.VERBOSE,
 )
+_REFUSED = (  # what cannot start a plain scalar, why it is refused, and what to write instead
+    ("&*", "anchors and aliases are not supported", "write the value out where it is needed"),
+    ("!", "tags are not supported", "leave the tag out"),
+    ("%", "directives are not supported", "leave the line out"),
+    ("?", "explicit keys are not supported", "write 'key: value'"),
+    ("-", "a list cannot start here", "start it on a line of its own"),
+    (":", "there is no key before this ':'", "write 'key: value'"),
+    ("#", "a comment needs a space before its '#'", "put a space there"),
+    ("[{", "only a string can be a key", "quote the key"),
+    (",]}", "nothing stands before this character", "write a value; null for none"),
+    ("|>@`", "nothing can start with this character here", "remove it"),
+)
 
 
 @dataclass(frozen=True)
 class Node:
     """One parsed value and where it stands: 1-based line and column, in characters.
 
-    `source` is the text of a plain scalar before it was resolved ("8192" for 8192, "" for a missing value), and None for
-    everything else. A value in a mapping carries the position of its key as well; elsewhere that is 0, 0.
+    `source` is what a plain scalar was resolved from ("8192" for 8192, "" for a missing value), and None for
+    everything else. A value in a mapping has the position of its key too; elsewhere that is 0, 0.
     """
 
     value: YamlValue
@@ -708,7 +718,7 @@ class Node:
 
 @dataclass(frozen=True)
 class _YamlText:
-    """The text that is read: line ends are "\\n", no byte order mark; `starts` is the position of each line."""
+    """What is read, with "\\n" for all line ends and no byte order mark; `starts` is where lines start."""
 
     text: str
     file: str
@@ -722,17 +732,14 @@ class _YamlText:
         """The 0-based column of pos; -1 at the end of the text, which closes every collection."""
         return self.place(pos)[1] - 1 if pos < len(self.text) else -1
 
-    def excerpt(self, pos: int) -> str:
-        """What stands at pos, quoted for a message."""
-        return repr(self.text[pos : pos + 30].split("\n")[0])
+    def node(self, pos: int, value: YamlValue, source: str | None = None) -> Node:
+        return Node(value, *self.place(pos), source)
 
     def error(self, pos: int, message: str, hint: str) -> ConfigError:
         line, column = self.place(pos)
+        text = self.text[pos : pos + 30].split("\n")[0]
+        message += f": {text!r}" if text else ""
         return ConfigError(f"{self.file}:{line}:{column}: {message}", hint=hint)
-
-    def node(self, pos: int, value: YamlValue, source: str | None = None) -> Node:
-        line, column = self.place(pos)
-        return Node(value, line, column, source)
 
 
 def parse_yaml(text: str, file: str) -> Node:
@@ -740,54 +747,41 @@ def parse_yaml(text: str, file: str) -> Node:
 
     Raises ConfigError: "file:line:column: what is wrong", and what to write instead as its hint.
     """
-    text = text[1:] if text.startswith("\ufeff") else text
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    starts = (0, *(match.end() for match in re.finditer("\n", text)))
+    text = text[text.startswith("\ufeff") :].replace("\r\n", "\n").replace("\r", "\n")
+    starts = (0, *(pos + 1 for pos, char in enumerate(text[:_MAX_TEXT]) if char == "\n"))
     src = _YamlText(text, file, starts)
+    if len(text) > _MAX_TEXT:
+        raise src.error(0, f"more than {_MAX_TEXT} characters", "this is no config; name the right file")
     bad = _FORBIDDEN.search(text)
     if bad:
-        escape = f"\\x{ord(bad.group()):02x}" if bad.group() < "\x80" else f"\\u{ord(bad.group()):04x}"
-        message = f"the character U+{ord(bad.group()):04X} may not stand in a config"
-        raise src.error(bad.start(), message, f"remove it, or write it as {escape} between double quotes")
+        hint = f'remove it, or write "\\u{ord(bad.group()):04x}" in double quotes'
+        raise src.error(bad.start(), f"the character U+{ord(bad.group()):04X} may not stand here", hint)
     start, end = _document(src)
-    src = replace(src, text=text[:end])
-    pos, node = _block_node(src, start, -1, 0, "")
-    if pos < end:
-        raise _bad_indentation(src, pos)
-    return node
+    return _block_node(replace(src, text=text[:end]), start, -1, 0, "")[1]
 
 
 def plain(node: Node) -> object:
     """The value as nested dicts, lists and scalars, without positions."""
     if isinstance(node.value, dict):
         return {key: plain(child) for key, child in node.value.items()}
-    if isinstance(node.value, list):
-        return [plain(child) for child in node.value]
-    return node.value
+    return [plain(child) for child in node.value] if isinstance(node.value, list) else node.value
 
 
 def _document(src: _YamlText) -> tuple[int, int]:
-    """Where the only document starts and ends, without its markers."""
-    start, end = 0, len(src.text)
-    marker = _MARKER.search(src.text)
-    first = _skip(src.text, 0)
+    """Where the only document starts and ends, its markers left out."""
+    first, start, end = _skip(src.text, 0), 0, len(src.text)
     if src.text.startswith("%", first):
-        raise _refused_indicator(src, first)
+        raise _refused(src, first)
+    marker = _MARKER.search(src.text)
     if marker and marker.group() == "---" and marker.start() == first:
         start = marker.end()
         marker = _MARKER.search(src.text, start)
     if marker:
         end = marker.start()
-        rest = _skip(src.text, marker.end()) if marker.group() == "..." else end
-        while src.text.startswith("...", rest) and _MARKER.match(src.text, rest):
-            rest = _skip(src.text, rest + 3)
-        if rest < len(src.text):
-            message = f"a second document starts here: {src.excerpt(rest)}"
-            raise src.error(rest, message, "keep one document in this file")
+        more = end if marker.group() == "---" else _skip(src.text, marker.end())
+        if more < len(src.text):
+            raise src.error(more, "a second document starts here", "keep one document in the file")
     return start, end
-
-
-# --- Blanks and line ends ---------------------------------------------------------------------------------------------
 
 
 def _find(pattern: re.Pattern[str], text: str, pos: int) -> int:
@@ -804,159 +798,133 @@ def _skip(text: str, pos: int) -> int:
     return pos
 
 
-def _next_token(src: _YamlText, pos: int) -> int:
-    """The first token of a later line; pos is behind a block node, so only a comment may be left on its line."""
+def _next_token(src: _YamlText, pos: int) -> tuple[int, int | None]:
+    """The next token, and its column: None where its line is that of pos too, -1 at the end of the text."""
     token = _skip(src.text, pos)
-    if token < len(src.text) and "\n" not in src.text[pos:token]:
-        if src.text[token] == ":":
-            message = (
-                f"a ': ' inside a value: {src.excerpt(_find(_NOT_BLANK, src.text, token - src.place(token)[1] + 1))}"
-            )
-            raise src.error(token, message, "quote the value, or start a nested mapping on a line of its own")
-        message = f"text behind the end of a value: {src.excerpt(token)}"
-        raise src.error(token, message, "put a comma, a line end or ' #' before it, or quote the whole value")
-    return _checked_indentation(src, token)
+    line = token - src.indent(token)
+    if token == len(src.text) or line < pos:
+        return token, -1 if token == len(src.text) else None
+    _refuse_tab(src, line, token)
+    return token, token - line
 
 
-def _checked_indentation(src: _YamlText, token: int) -> int:
-    """Returns token, the first of its line. A tab is no indentation, section 6.1: how wide would it be?"""
-    line = token - src.place(token)[1] + 1
-    tab = src.text.find("\t", line, token)
+def _refuse_tab(src: _YamlText, start: int, end: int) -> None:
+    """A tab is no indentation, section 6.1: how wide would it be?"""
+    tab = src.text.find("\t", start, end)
     if tab >= 0:
-        raise _tab_indentation(src, tab)
-    return token
-
-
-def _tab_indentation(src: _YamlText, tab: int) -> ConfigError:
-    line = src.excerpt(_find(_NOT_WHITE, src.text, tab))
-    return src.error(tab, f"a tab in the indentation of {line}", "indent with spaces")
-
-
-def _bad_indentation(src: _YamlText, pos: int) -> ConfigError:
-    message = f"the indentation fits nothing above it: {src.excerpt(pos)}"
-    return src.error(pos, message, "line it up with the entry before it, or quote the text it belongs to")
-
-
-def _is_indented(text: str, token: int, indent: int) -> bool:
-    """Whether the line that token is first on has more than indent spaces before it; flow lines need that, section 7.4."""
-    return text.startswith(" " * (indent + 1), text.rfind("\n", 0, token) + 1)
-
-
-# --- Block nodes ------------------------------------------------------------------------------------------------------
+        raise src.error(tab, "a tab in the indentation", "indent with spaces")
 
 
 def _block_node(src: _YamlText, start: int, indent: int, depth: int, parent: str) -> tuple[int, Node]:
-    """What follows the indicator `parent` that ends at start. Sections 8.1 to 8.2."""
+    """What follows the indicator `parent` ("-", ":", or "" in the document) that ends at start; section 8."""
     text = src.text
-    pos = _skip(text, start)
-    own_line = start == 0 or "\n" in text[start:pos]
-    if own_line:
-        _checked_indentation(src, pos)
-        column = src.indent(pos)
-        if column < indent or (column == indent and not (parent == ":" and _is_dash(text, pos))):
-            return pos, src.node(start, None, "")
-    elif pos == len(text):
+    pos, column = _next_token(src, start)
+    lined_up = parent == ":" and column == indent and _DASH.match(text, pos)  # seq-space [201]
+    if column is not None and column <= indent and not lined_up:
         return pos, src.node(start, None, "")
-    char = text[pos]
-    if own_line or parent == "-":
-        key = None if char in "[{|>" or _is_dash(text, pos) else _key(src, pos, indent, flow=False)
-        if key or _is_dash(text, pos):
-            if "\t" in text[start:pos] and not own_line:
-                raise _tab_indentation(src, text.index("\t", start))
-            return _block_mapping(src, pos, key, depth) if key else _block_sequence(src, pos, depth)
-    if char in "|>":
-        return _block_scalar(src, pos, indent)
-    pos, node = _flow_node(src, pos, indent, depth, flow=False)
-    return _next_token(src, pos), node
-
-
-def _is_dash(text: str, pos: int) -> bool:
-    return text.startswith("-", pos) and text[pos + 1 : pos + 2] in ("", " ", "\t", "\n")
-
-
-def _block_sequence(src: _YamlText, pos: int, depth: int) -> tuple[int, Node]:
-    """A sequence whose first dash is at pos."""
     _check_depth(src, pos, depth)
-    first, indent = pos, src.indent(pos)
+    end, key, dash = pos, None, None
+    if column is not None or parent == "-":  # only here may a block collection start
+        dash = _DASH.match(text, pos)
+        if not dash and text[pos] not in "[{|>":
+            end, key = _key(src, pos, indent, False)
+        if column is None and (dash or key is not None):
+            _refuse_tab(src, start, pos)
+    if dash:
+        end, node = _block_sequence(src, pos, depth)
+    elif key is not None:
+        end, node = _block_mapping(src, pos, end, key, depth)
+    elif text[pos] in "|>":
+        end, node = _block_scalar(src, pos, indent)
+    else:
+        end, node = _flow_node(src, pos, indent, depth, False)
+        end = _end_of_value(src, end)
+    if src.indent(end) > indent:
+        hint = "line it up with the entry before it, or quote the text it belongs to"
+        raise src.error(end, "the indentation fits nothing above", hint)
+    return end, node
+
+
+def _end_of_value(src: _YamlText, pos: int) -> int:
+    """The token after the flow node or scalar that ends at pos; only a comment may be left on its line."""
+    token, column = _next_token(src, pos)
+    if column is not None:
+        return token
+    if src.text[token] == ":":
+        hint = "quote the text before it, or start a nested mapping on a line of its own"
+        raise src.error(token, "no key can stand before this ':'", hint)
+    hint = "quote the whole value; a comment needs a space before its '#'"
+    raise src.error(token, "text behind the end of a value", hint)
+
+
+def _block_sequence(src: _YamlText, first: int, depth: int) -> tuple[int, Node]:
+    """The sequence whose first dash is at first."""
+    pos, indent = first, src.indent(first)
     items: list[Node] = []
-    while src.indent(pos) == indent and _is_dash(src.text, pos):
+    while src.indent(pos) == indent and _DASH.match(src.text, pos):
         pos, item = _block_node(src, pos + 1, indent, depth + 1, "-")
         items.append(item)
-    if src.indent(pos) > indent:
-        raise _bad_indentation(src, pos)
     return pos, src.node(first, items)
 
 
-def _block_mapping(src: _YamlText, pos: int, key: _Key | None, depth: int) -> tuple[int, Node]:
-    """A mapping whose first key, already read, is at pos."""
-    _check_depth(src, pos, depth)
-    first, indent = pos, src.indent(pos)
+def _block_mapping(src: _YamlText, first: int, end: int, key: str, depth: int) -> tuple[int, Node]:
+    """The mapping whose first key, read already, stands from first to end."""
+    pos, indent = first, src.indent(first)
     entries: dict[str, Node] = {}
-    while src.indent(pos) == indent:
-        key = key or _key(src, pos, indent, flow=False)
-        if key is None:
-            raise src.error(
-                pos, f"no 'key: value' here: {src.excerpt(pos)}", "write a key, a colon and a space before it"
-            )
-        end, value = _block_node(src, key.end, indent, depth + 1, ":")
-        _add_entry(src, entries, pos, key.name, value)
-        pos, key = end, None
-    if src.indent(pos) > indent:
-        raise _bad_indentation(src, pos)
-    return pos, src.node(first, entries)
+    while True:
+        end, value = _block_node(src, end, indent, depth + 1, ":")
+        _add_entry(src, entries, pos, key, value)
+        pos = end
+        if src.indent(pos) != indent:
+            return pos, src.node(first, entries)
+        end, key = _required_key(src, pos, indent, False)
 
 
 def _check_depth(src: _YamlText, pos: int, depth: int) -> None:
-    if depth >= _MAX_DEPTH:
-        raise src.error(pos, f"more than {_MAX_DEPTH} levels of nesting", "flatten it")
+    if depth > _MAX_DEPTH:
+        raise src.error(pos, f"more than {_MAX_DEPTH} levels of nesting", "nest less deeply")
 
 
 def _add_entry(src: _YamlText, entries: dict[str, Node], pos: int, key: str, value: Node) -> None:
-    """Adds an entry whose key is at pos; keys are unique, section 3.2.1.3."""
+    """Adds the entry whose key is at pos. Keys are unique, section 3.2.1.3."""
     if key in entries:
-        message = f"the key {key!r} is here for the second time, first at line {entries[key].key_line}"
+        first = entries[key]
+        message = f"duplicate key, first in line {first.key_line}, column {first.key_column}"
         raise src.error(pos, message, "keep one of the two")
-    line, column = src.place(pos)
-    entries[key] = Node(value.value, value.line, value.column, value.source, line, column)
+    entries[key] = Node(value.value, value.line, value.column, value.source, *src.place(pos))
 
 
-# --- Keys -------------------------------------------------------------------------------------------------------------
-
-
-class _Key(NamedTuple):
-    name: str
-    end: int  # behind the colon
-
-
-def _key(src: _YamlText, pos: int, indent: int, *, flow: bool) -> _Key | None:
-    """The key at pos, or None where no colon follows on the same line. Section 7.4.2 and production [193]."""
-    text = src.text
-    quoted = text[pos] in "\"'"
+def _key(src: _YamlText, pos: int, indent: int, flow: bool) -> tuple[int, str | None]:
+    """The key at pos; None where no colon follows on its line. Section 7.4.2, production [193]."""
+    text, quoted = src.text, src.text[pos] in "\"'"
     if quoted:
         end, name = _quoted_scalar(src, pos, indent)
         colon = _find(_NOT_WHITE, text, end)
-        if "\n" in text[pos:end]:
-            return None
     else:
-        colon = _plain_line(src, pos, flow)
+        end = colon = _plain_line(src, pos, flow)
         name = text[pos:colon].rstrip(" \t")
-    if not text.startswith(":", colon):
-        return None
+    if not text.startswith(":", colon) or "\n" in text[pos:end]:
+        return pos, None
     if colon - pos > _MAX_KEY:
-        raise src.error(pos, f"a key of more than {_MAX_KEY} characters: {src.excerpt(pos)}", "shorten it")
+        raise src.error(pos, f"a key of more than {_MAX_KEY} characters", "shorten it")
     behind = text[colon + 1 : colon + 2]
-    if behind not in ("", " ", "\t", "\n") and not (flow and (quoted or behind in ",}")):
-        raise src.error(colon, f"no space behind the ':' of the key {name!r}", "write 'key: value'")
+    if behind not in ("", " ", "\t", "\n") and not (flow and quoted):
+        raise src.error(colon, "no space behind the ':' of a key", "write 'key: value'")
     if not quoted and not isinstance(_resolve(src, pos, name), str):
-        raise src.error(pos, f"the key {name} is not a string", f'quote it: "{name}"')
-    return _Key(name, colon + 1)
+        raise src.error(pos, "a key that is not a string", f'quote it: "{name}"')
+    return colon + 1, name
 
 
-# --- Flow nodes -------------------------------------------------------------------------------------------------------
+def _required_key(src: _YamlText, pos: int, indent: int, flow: bool) -> tuple[int, str]:
+    end, key = _key(src, pos, indent, flow)
+    if key is None:
+        raise src.error(pos, "no 'key: value' here", "write the key, a colon and a space on one line")
+    return end, key
 
 
-def _flow_node(src: _YamlText, pos: int, indent: int, depth: int, *, flow: bool) -> tuple[int, Node]:
-    """The node at pos; flow tells whether it stands inside [] or {}."""
+def _flow_node(src: _YamlText, pos: int, indent: int, depth: int, flow: bool) -> tuple[int, Node]:
+    """The flow collection or scalar at pos; `flow` tells whether it stands inside of [] or {}."""
+    _check_depth(src, pos, depth)
     char = src.text[pos]
     if char == "[":
         return _flow_sequence(src, pos, indent, depth)
@@ -970,91 +938,99 @@ def _flow_node(src: _YamlText, pos: int, indent: int, depth: int, *, flow: bool)
 
 
 def _flow_sequence(src: _YamlText, first: int, indent: int, depth: int) -> tuple[int, Node]:
-    _check_depth(src, first, depth)
     items: list[Node] = []
     pos = _flow_skip(src, first, first + 1, indent)
     while src.text[pos] != "]":
-        pos, item = _flow_node(src, pos, indent, depth + 1, flow=True)
+        pos, item = _flow_node(src, pos, indent, depth + 1, True)
         items.append(item)
-        pos = _flow_skip(src, first, pos, indent)
-        if src.text[pos] == ":":
-            raise src.error(pos, "a 'key: value' pair inside []", "put the pair into braces: [{key: value}]")
         pos = _flow_comma(src, first, pos, indent)
     return pos + 1, src.node(first, items)
 
 
 def _flow_mapping(src: _YamlText, first: int, indent: int, depth: int) -> tuple[int, Node]:
-    _check_depth(src, first, depth)
     entries: dict[str, Node] = {}
     pos = _flow_skip(src, first, first + 1, indent)
     while src.text[pos] != "}":
-        key = _key(src, pos, indent, flow=True)
-        if key is None:
-            raise src.error(
-                pos, f"no 'key: value' here: {src.excerpt(pos)}", "write a key, a colon and a space, then a value"
-            )
-        end = _flow_skip(src, first, key.end, indent)
-        if src.text[end] in ",}":
-            value = src.node(key.end, None, "")
-        else:
-            end, value = _flow_node(src, end, indent, depth + 1, flow=True)
-        _add_entry(src, entries, pos, key.name, value)
-        pos = _flow_comma(src, first, _flow_skip(src, first, end, indent), indent)
+        end, key = _required_key(src, pos, indent, True)
+        value = src.node(end, None, "")
+        end = _flow_skip(src, first, end, indent)
+        if src.text[end] not in ",}":
+            end, value = _flow_node(src, end, indent, depth + 1, True)
+        _add_entry(src, entries, pos, key, value)
+        pos = _flow_comma(src, first, end, indent)
     return pos + 1, src.node(first, entries)
 
 
 def _flow_comma(src: _YamlText, first: int, pos: int, indent: int) -> int:
-    """Behind the comma at pos and the blanks after it, or at the bracket that closes the one at first."""
+    """Behind the comma after the entry that ends at pos, or at the bracket that closes the one at first."""
+    pos = _flow_skip(src, first, pos, indent)
     if src.text[pos] == ",":
         return _flow_skip(src, first, pos + 1, indent)
-    closing = "]" if src.text[first] == "[" else "}"
-    if src.text[pos] != closing:
-        message = f"neither ',' nor '{closing}' here: {src.excerpt(pos)}"
-        raise src.error(pos, message, "separate entries with a comma; quote text that holds ': ' or any of []{},")
+    if src.text[first] + src.text[pos] not in ("[]", "{}"):
+        message = f"neither a comma nor the end of the {src.text[first]} of line {src.place(first)[0]}"
+        raise src.error(pos, message, "put ', ' between entries; write a pair in a list as [{key: value}]")
     return pos
 
 
 def _flow_skip(src: _YamlText, first: int, pos: int, indent: int) -> int:
-    """The next token inside the brackets that open at first."""
-    token = _skip(src.text, pos)
-    if token == len(src.text):
-        raise src.error(first, f"{src.text[first]!r} is never closed", "add the closing bracket")
-    if "\n" in src.text[pos:token] and not _is_indented(src.text, token, indent):
-        # A closing bracket may line up with the key: every reader there is takes that, to the same effect.
-        if src.text[token] not in "]}" or not _is_indented(src.text, token, indent - 1):
-            message = f"this line belongs to the {src.text[first]!r} of line {src.place(first)[0]} but is not indented"
-            raise src.error(token, message, f"indent it by {indent + 1} spaces or more, without tabs")
+    """The next token inside of the bracket at first."""
+    text, token = src.text, _skip(src.text, pos)
+    if token == len(text):
+        raise src.error(first, "nothing closes this bracket", "add the closing bracket")
+    # A closing bracket may line up with its key: section 7.4 forbids that, but libyaml and others take it.
+    if "\n" in text[pos:token] and not _is_indented(text, token, indent - (text[token] in "]}")):
+        raise _outdented(src, first, token, indent)
     return token
 
 
-# --- Scalars ----------------------------------------------------------------------------------------------------------
+def _is_indented(text: str, token: int, indent: int) -> bool:
+    """Whether more than indent spaces stand before token, the first of its line: s-flow-line-prefix [69]."""
+    return text.startswith(" " * (indent + 1), text.rfind("\n", 0, token) + 1)
+
+
+def _outdented(src: _YamlText, first: int, token: int, indent: int) -> ConfigError:
+    message = f"not indented, but within what starts in line {src.place(first)[0]}"
+    hint = f"start the line with {indent + 1} or more spaces, or close what is open above it"
+    return src.error(token, message, hint)
 
 
 def _plain_line(src: _YamlText, pos: int, flow: bool) -> int:
     """Where the first line of the plain scalar at pos ends, blanks included."""
     if not (_FLOW_PLAIN_FIRST if flow else _PLAIN_FIRST).match(src.text, pos):
-        raise _refused_indicator(src, pos)
+        raise _refused(src, pos)
     return _find(_FLOW_PLAIN_END if flow else _PLAIN_END, src.text, pos + 1)
 
 
+def _refused(src: _YamlText, pos: int) -> ConfigError:
+    """Why no plain scalar starts at pos: an indicator stands there."""
+    reason, hint = next(entry[1:] for entry in _REFUSED if src.text[pos] in entry[0])
+    return src.error(pos, reason, f"{hint}; a text that starts like this needs quotes")
+
+
 def _plain_scalar(src: _YamlText, pos: int, indent: int, flow: bool) -> tuple[int, str]:
-    """Section 7.3.3: a line break is a space, blank lines are as many line breaks, and a comment ends the scalar."""
-    text = src.text
-    end = _plain_line(src, pos, flow)
+    """Section 7.3.3. It goes on in lines that are indented, up to a comment."""
+    text, end = src.text, _plain_line(src, pos, flow)
     parts = [text[pos:end].rstrip(" \t")]
     while text.startswith("\n", end):
-        pos = _find(_NOT_BLANK, text, end)
-        stop = _find(_FLOW_PLAIN_END if flow else _PLAIN_END, text, pos)
-        if stop == pos or not _is_indented(text, pos, indent):
+        token = _find(_NOT_BLANK, text, end)
+        stop = _find(_FLOW_PLAIN_END if flow else _PLAIN_END, text, token)
+        if stop == token or not _is_indented(text, token, indent):
             break
-        parts += (_fold(text, end, pos), text[pos:stop].rstrip(" \t"))
+        parts += (_fold(src, pos, end, indent)[1], text[token:stop].rstrip(" \t"))
         end = stop
     return end, "".join(parts)
 
 
-def _fold(text: str, start: int, end: int) -> str:
-    """The line break and the blank lines of text[start:end], folded: section 6.5."""
-    return "\n" * (text.count("\n", start, end) - 1) or " "
+def _fold(src: _YamlText, first: int, pos: int, indent: int) -> tuple[int, str]:
+    """The line end at pos and the blank lines behind it, in the scalar that starts at first: section 6.5."""
+    token = _find(_NOT_BLANK, src.text, pos)
+    if token < len(src.text) and not _is_indented(src.text, token, indent):
+        raise _outdented(src, first, token, indent)
+    *blank_lines, _ = src.text[pos + 1 : token].split("\n")
+    for line in blank_lines:
+        if "\t" in line and not line.startswith(" " * (indent + 1)):  # not l-empty [70]
+            _refuse_tab(src, pos, token)
+    return token, "\n" * len(blank_lines) or " "
 
 
 def _quoted_scalar(src: _YamlText, first: int, indent: int) -> tuple[int, str]:
@@ -1062,102 +1038,88 @@ def _quoted_scalar(src: _YamlText, first: int, indent: int) -> tuple[int, str]:
     text, quote, pos = src.text, src.text[first], first + 1
     parts: list[str] = []
     while True:
-        stop = _find(_DOUBLE_STOP if quote == '"' else _SINGLE_STOP, text, pos)
+        stop = _find(_QUOTED_STOP, text, pos)
         parts.append(text[pos:stop])
-        if text.startswith("\n", stop):
-            parts[-1] = parts[-1].rstrip(" \t")  # blanks around a break go; escaped ones are parts of their own
-            pos = _continued(src, first, stop, indent)
-            parts.append(_fold(text, stop, pos))
-        elif text.startswith("\\\n", stop):  # [112]: an escaped break is nothing, the blank lines behind it are breaks
-            pos = _continued(src, first, stop + 1, indent)
-            parts.append("\n" * (text.count("\n", stop, pos) - 1))
-        elif text.startswith("\\", stop):
+        pos, char = stop + 1, text[stop : stop + 1]
+        if char == "\n":
+            parts[-1] = parts[-1].rstrip(" \t")  # an escaped blank is a part of its own, and stays
+            pos, char = _fold(src, first, stop, indent)
+        elif char == "\\" and quote == '"' and text.startswith("\n", pos):
+            pos, char = _fold(src, first, pos, indent)
+            char = char.lstrip(" ")  # [112]: an escaped line end is not even a space
+        elif char == "\\" and quote == '"':
             pos, char = _escape(src, stop)
-            parts.append(char)
-        elif text.startswith("''", stop):
-            pos = stop + 2
-            parts.append("'")
-        elif stop == len(text):
-            raise src.error(first, f"the quote is never closed: {src.excerpt(first)}", f"add the closing {quote}")
-        else:
-            return stop + 1, "".join(parts)
-
-
-def _continued(src: _YamlText, first: int, pos: int, indent: int) -> int:
-    """Where the quoted scalar that opens at first goes on behind the line break at pos."""
-    token = _find(_NOT_BLANK, src.text, pos)
-    if token < len(src.text) and not _is_indented(src.text, token, indent):
-        message = f"this line belongs to the quote of line {src.place(first)[0]} but is not indented"
-        raise src.error(token, message, f"indent it by {indent + 1} spaces or more, without tabs, or close the quote")
-    return token
+        elif char == quote == "'" and text.startswith("'", pos):
+            pos += 1
+        elif char == quote:
+            return pos, "".join(parts)
+        elif not char:
+            raise src.error(first, "nothing closes this quote", f"add the closing {quote}")
+        parts.append(char)
 
 
 def _escape(src: _YamlText, pos: int) -> tuple[int, str]:
     """The character that the escape at pos stands for: section 5.7, and the surrogate pairs of JSON."""
-    text, name = src.text, src.text[pos + 1 : pos + 2]
-    if name and name in _ESCAPES:
-        return pos + 2, _ESCAPED[_ESCAPES.index(name)]
-    end = pos + 2 + {"x": 2, "u": 4, "U": 8}.get(name, 0)
-    digits = text[pos + 2 : end]
-    if not _HEX.fullmatch(digits) or len(digits) < end - pos - 2:
-        message = f"unknown escape: {src.excerpt(pos)}"
-        raise src.error(pos, message, "write \\\\ for a backslash, or use single quotes")
-    code = int(digits, 16)
-    low = _LOW_SURROGATE.match(text, end) if name == "u" and 0xD800 <= code < 0xDC00 else None
-    if low:
+    match = _ESCAPE.match(src.text, pos)
+    if not match:
+        raise src.error(pos, "unknown escape", "write \\\\ for a backslash, or use single quotes")
+    if match.group(1):
+        return match.end(), _ESCAPED[_ESCAPES.index(match.group(1))]
+    code = int(match.group()[2:], 16)
+    low = _LOW_SURROGATE.match(src.text, match.end())
+    if low and match.end() - pos == 6 and 0xD800 <= code < 0xDC00:
         return low.end(), chr(0x10000 + (code - 0xD800) * 0x400 + int(low.group(1), 16) - 0xDC00)
     if 0xD800 <= code < 0xE000 or code > 0x10FFFF:
-        raise src.error(pos, f"no such character: {text[pos:end]}", "write a whole surrogate pair, or the character")
-    return end, chr(code)
+        raise src.error(pos, "no character has this number", "write the character itself")
+    return match.end(), chr(code)
 
 
 def _block_scalar(src: _YamlText, first: int, indent: int) -> tuple[int, Node]:
-    """Section 8.1; pos of the header is first. Returns the position of the next token."""
-    text = src.text
-    header = _BLOCK_HEADER.match(text, first)
+    """The literal or folded scalar whose header is at first: section 8.1."""
+    text, header = src.text, _BLOCK_HEADER.match(src.text, first)
     if not header:
-        message = f"not the header of a block scalar: {src.excerpt(first)}"
-        raise src.error(first, message, "start the text on the next line, indented; or quote it")
-    digit, chomp = header.group(1) or header.group(4), header.group(2) or header.group(3) or ""
+        hint = "start the text on the next line, indented; or quote it"
+        raise src.error(first, "not the header of a block scalar", hint)
+    digit, chomp = header.group(1) or header.group(4), header.group(2) or header.group(3)
     if digit and indent < 0:
         raise src.error(first, "readers differ on an indentation indicator at the top level", "leave it out")
     start = header.end()
-    width, end = _block_scalar_extent(src, start, indent, indent + int(digit) if digit else 0)
-    lines = text[start:end].split("\n")
-    rest = lines.pop()  # behind the last line break: empty, unless the text ends without one
-    if rest and (chomp == "+" or (chomp == "" and rest[width:])):
-        hint = "end the last line with a line break, or write '-' behind the '|' or '>'"
-        raise src.error(end, "the text ends inside a block scalar, and readers differ on its last line break", hint)
-    lines = [line[width:] for line in ([*lines, rest] if rest else lines)]
+    end, width = _block_scalar_extent(src, start, indent, int(digit) + indent if digit else 0)
+    lines = [line[width:] for line in text[start:end].split("\n")]
+    if text[end - 1] == "\n" or start == end:
+        lines.pop()  # what stands behind the last line end: nothing
+    elif chomp == "+" or (lines[-1] and chomp != "-"):
+        hint = "end the last line, or write '-' behind the '|' or '>'"
+        raise src.error(end, "the file ends within a line of a block scalar; readers differ on that", hint)
     kept = len(lines)
     while kept and not lines[kept - 1]:
         kept -= 1
     value = "\n".join(lines[:kept]) if text[first] == "|" else _fold_lines(lines[:kept])
     value += "\n" * ((kept > 0 and chomp != "-") + (len(lines) - kept if chomp == "+" else 0))
-    if text.startswith("\t", end):  # not a blank line, section 8.1.2, and not content either
-        raise _tab_indentation(src, end)
-    return _checked_indentation(src, _skip(text, end)), src.node(first, value)
+    _refuse_tab(src, end, end + 1)  # neither a blank line, section 8.1.2, nor part of the text
+    return _next_token(src, end)[0], src.node(first, value)
 
 
 def _block_scalar_extent(src: _YamlText, start: int, indent: int, width: int) -> tuple[int, int]:
-    """The indentation of the block scalar whose lines begin at start (found out where width is 0), and its end."""
-    text = src.text
+    """Where the block scalar with its first line at start ends, and its indentation: `width` if not 0."""
+    content = _find(_NOT_SPACE, src.text, start)
+    *blanks, last = map(len, src.text[start:content].split("\n"))
+    if content == len(src.text):
+        blanks.append(last)
+    widest = max(blanks, default=0)
     if not width:
-        content = _find(_NOT_SPACE, text, start)
-        line = max(start, text.rfind("\n", start, content) + 1)
-        width = content - line
-        if content == len(text) or width <= indent:
-            return len(text), (len(text) if content == len(text) else line)  # blank lines only
-        for blank in re.compile(r" +(?=\n)").finditer(text, start, line):
-            if len(blank.group()) > width:
-                hint = "remove the blanks, or give the indentation as a number behind the '|' or '>'"
-                raise src.error(blank.start(), "a blank line is indented further than the text that follows", hint)
-    less = re.compile(r"\n {0,%d}[^ \n]" % (width - 1)) if width else None
-    return width, min(_find(less, text, start - 1) + 1, len(text)) if less else len(text)
+        width = max(indent + 1, widest if content == len(src.text) or last <= indent else last)
+    if widest > width:
+        message = "a blank line below is indented further than the first line of text"
+        raise src.error(start, message, "remove the spaces of the blank line")
+    if not width and content < len(src.text):
+        raise src.error(content, "readers differ on a block scalar without indentation", "indent the text")
+    less = re.compile(rf"\n {{0,{max(width, 1) - 1}}}[^ \n]")
+    return min(_find(less, src.text, start - 1) + 1, len(src.text)), width
 
 
 def _fold_lines(lines: list[str]) -> str:
-    """Section 8.1.3: breaks next to a line that starts with a blank stay; of the others one less, and one is a space."""
+    """Section 8.1.3: line ends beside a line that starts with a blank stay; else n are n - 1, one a space."""
     parts: list[str] = []
     breaks, was_spaced = 0, True
     for line in lines:
@@ -1169,53 +1131,24 @@ def _fold_lines(lines: list[str]) -> str:
     return "".join(parts)
 
 
-# --- What plain scalars mean ------------------------------------------------------------------------------------------
-
-
 def _resolve(src: _YamlText, pos: int, text: str) -> Scalar:
-    """The value of the plain scalar at pos by the core schema, where YAML 1.1 agrees or the text is JSON."""
+    """The value of the plain scalar at pos by the core schema, unless YAML 1.1 has another."""
     if text in _NULL:
         return None
     if text in _TRUE or text in _FALSE:
         return text in _TRUE
-    if text[0] in _NUMBER_FIRST and len(text) > _MAX_NUMBER and (_INT.fullmatch(text) or _FLOAT.fullmatch(text)):
-        raise src.error(pos, f"a number of more than {_MAX_NUMBER} characters", "quote it if it is a text")
+    if text == "<<":
+        raise src.error(pos, "merge keys are not supported", "write the merged entries out")
     if not _JSON_NUMBER.fullmatch(text) and _AMBIGUOUS.fullmatch(text):
-        if text == "<<":
-            raise src.error(pos, "merge keys (<<) are not supported", "write the merged entries out")
-        message = f"{text} means one thing in YAML 1.1 and another in YAML 1.2"
-        raise src.error(pos, message, f'quote it if it is a text: "{text}"; else write true, false or a decimal number')
-    if text[0] not in _NUMBER_FIRST:
-        return text
+        hint = f'quote it if it is a text: "{text}"; else write true, false or a decimal number'
+        raise src.error(pos, "YAML 1.1 and YAML 1.2 read this differently", hint)
+    if text[0] not in "-+.0123456789" or not (_INT.fullmatch(text) or _FLOAT.fullmatch(text)):
+        return float(text.replace(".", "")) if _NOT_FINITE.fullmatch(text) else text
+    if len(text) > _MAX_NUMBER:
+        raise src.error(pos, f"a number of more than {_MAX_NUMBER} characters", "quote it")
     if _INT.fullmatch(text):
         return int(text, 16 if text.startswith("0x") else 10)
-    if _NOT_FINITE.fullmatch(text):
-        return float(text.replace(".", ""))
-    return float(text) if _FLOAT.fullmatch(text) else text
-
-
-def _refused_indicator(src: _YamlText, pos: int) -> ConfigError:
-    """Why no plain scalar starts at pos: it is an indicator that this subset, or YAML, has no place for."""
-    text = src.excerpt(pos)
-    quote = "quote the text if it starts with this character"
-    # fmt: off
-    reasons = {
-        "&": ("anchors are not supported", "write the value out wherever it is needed; or " + quote),
-        "*": ("aliases are not supported", "write the value out; or " + quote),
-        "!": ("tags are not supported", "leave the tag out; or " + quote),
-        "%": ("directives are not supported", "leave the line out; or " + quote),
-        "@": ("'@' is reserved", quote),
-        "`": ("'`' is reserved", quote),
-        "?": ("explicit keys are not supported", "write 'key: value'; or " + quote),
-        "-": ("a list entry cannot stand here", "start the list on a line of its own; or " + quote),
-        ":": ("there is no key before this ':'", "write 'key: value'; or " + quote),
-        "#": ("a comment needs a space before its '#'", "put a space before it"),
-        "|": ("a block scalar cannot stand here", quote),
-        ">": ("a block scalar cannot stand here", quote),
-    }
-    # fmt: on
-    reason, hint = reasons.get(src.text[pos], ("a key, a value or an end is missing before this character", quote))
-    return src.error(pos, f"{reason}: {text}", hint)
+    return float(text)
 
 
 # === 7 config and schema =============================================================================
