@@ -3090,7 +3090,11 @@ def _boot(host: Host, state: State) -> State:
 
 def _finish_boot(host: Host, state: State) -> None:
     """Wait without the lock, so that an extend, a stop or the reaper can get at the cluster meanwhile."""
-    wait_ready(host, state, timeout=READY_TIMEOUT)
+    try:
+        wait_ready(host, state, timeout=READY_TIMEOUT)
+    except Interrupted as error:
+        error.hint = f"it still runs, and its deadline holds: `ycluster stop --name {state.name}` ends it now"
+        raise
     host.output.say(f"{state.name} is ready: {shlex.join(['ycluster', 'ssh', '--name', state.name])}")
 
 
@@ -3524,110 +3528,92 @@ _EPILOG = {
 }
 
 
-def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--verbose", action="store_true", help="show every program that is run, and tracebacks")
-    cluster = argparse.ArgumentParser(add_help=False)
-    which = cluster.add_mutually_exclusive_group()
-    which.add_argument("--context", metavar="CTX", help="the cluster of this kubeconfig context")
-    which.add_argument("--name", help="the cluster of this name")
-    which.add_argument("-c", "--config", metavar="DIR", type=Path, help="the cluster of the config in DIR")
-    config = argparse.ArgumentParser(add_help=False)
-    config.add_argument("-c", "--config", metavar="DIR", type=Path, required=True, help="the config's directory")
-
-    parser = argparse.ArgumentParser(prog="ycluster", description="Dev clusters that expire on their own.")
-    parser.add_argument("--version", action="version", version=f"ycluster {VERSION}")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    lifetime = _verb(verbs, "lifetime", "the budget of a cluster and the timer that enforces it", [])
-    lifetimes = lifetime.add_subparsers(dest="subverb", metavar="VERB", required=True)
-    configs = _verb(verbs, "config", "look at a config", []).add_subparsers(
-        dest="subverb", metavar="VERB", required=True
-    )
-
-    _verb(verbs, "provision", "create a cluster, boot it, wait until it is ready", [common, config])
-    for name, text in (
-        ("start", "boot a stopped cluster, with a fresh budget"),
-        ("stop", "power a cluster off; its disk stays"),
-        ("pause", "freeze a cluster; its memory stays"),
-        ("resume", "let a paused cluster go on"),
-    ):
-        _verb(verbs, name, text, [common, cluster])
-    down = _verb(verbs, "teardown", "stop a cluster and remove its files", [common, cluster])
-    down.add_argument("--keep-disk", action="store_true", help="keep the boot disk and its ssh key")
-    _form(_verb(verbs, "list", "every cluster of yours", [common]), "table", "json")
-    _form(_verb(verbs, "status", "one cluster", [common, cluster]), "text", "json")
-    login = _verb(verbs, "ssh", "log in, or run a command in the guest", [common, cluster])
-    login.add_argument("command", nargs="*", metavar="COMMAND", help="after --")
-    schema = _verb(verbs, "schema", "JSON Schema of the config", [common])
-    schema.add_argument("which", nargs="?", choices=("common", *PROVIDERS))
-    schema.add_argument("--write", metavar="DIR", type=Path, help="write them all to DIR")
-
-    _form(_verb(lifetimes, "status", "budget, deadline, and who enforces it", [common, cluster]), "text", "json")
-    reaper = _verb(lifetimes, "reap", "carry out the expiry if it is due, else re-arm", [common, cluster])
-    watcher = _verb(lifetimes, "watch", "wait in the foreground for deadlines and reap", [common, cluster])
-    for verb in (reaper, watcher):
-        verb.add_argument("--all", action="store_true", help="every cluster of yours")
-        verb.add_argument("--state", metavar="FILE", type=Path, help="the cluster of this sidecar")
-        verb.add_argument("--by", default="hand", help=argparse.SUPPRESS)
-    reaper.add_argument("--wait", default="0", help=argparse.SUPPRESS)
-    _verb(lifetimes, "extend", "push the deadline out", [common, cluster]).add_argument("duration", metavar="DURATION")
-    _verb(lifetimes, "arm", "(re)install the timer", [common, cluster])
-    _verb(lifetimes, "disarm", "take the timer away; the cluster then runs until you stop it", [common, cluster])
-    flags = _verb(lifetimes, "gcp-flags", "gcloud flags by which GCP deletes the instance", [common, config])
-    _form(flags, "shell", "lines", "json")
-    _verb(configs, "check", "exit 0, or 3 with every problem", [common, config])
-    _verb(configs, "show", "the effective config as JSON", [common, config])
-    return parser
+_Run = Callable[[Host, argparse.Namespace], Union[int, None]]
 
 
-def _verb(verbs: Any, name: str, text: str, parents: list[argparse.ArgumentParser]) -> argparse.ArgumentParser:
-    made: argparse.ArgumentParser = verbs.add_parser(
-        name, help=text, description=text, parents=parents, epilog=_EPILOG.get(name)
-    )
+def _verb(under: Any, name: str, parent: argparse.ArgumentParser, text: str, run: _Run) -> Any:
+    made = under.add_parser(name, help=text, description=text, parents=[parent], epilog=_EPILOG.get(name))
+    made.set_defaults(run=run)
     return made
 
 
-def _form(parser: argparse.ArgumentParser, *forms: str) -> None:
-    parser.add_argument("-o", dest="form", choices=forms, default=forms[0], help=f"default: {forms[0]}")
+def _group(under: Any, name: str, text: str) -> Any:
+    return under.add_parser(name, help=text, description=text).add_subparsers(metavar="VERB", required=True)
+
+
+def _forms(made: Any, *names: str) -> None:
+    made.add_argument("-o", dest="form", choices=names, default=names[0], help=f"default: {names[0]}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    """The command line. Each verb carries what it runs."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--verbose", action="store_true", help="show every program that is run, and tracebacks")
+    one = argparse.ArgumentParser(add_help=False, parents=[common])
+    which = one.add_mutually_exclusive_group()
+    which.add_argument("--context", metavar="CTX", help="the cluster of this kubeconfig context")
+    which.add_argument("--name", help="the cluster of this name")
+    which.add_argument("-c", "--config", metavar="DIR", type=Path, help="the cluster of the config in DIR")
+    conf = argparse.ArgumentParser(add_help=False, parents=[common])
+    conf.add_argument("-c", "--config", metavar="DIR", type=Path, required=True, help="the config's directory")
+
+    parser = argparse.ArgumentParser(prog="ycluster", description="Dev clusters that expire on their own.")
+    parser.add_argument("--version", action="version", version=f"ycluster {VERSION}")
+    top = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    # fmt: off
+    _verb(top, "provision", conf, "create a cluster, boot it, wait until it is ready", lambda h, a: provision(h, a.config))
+    _verb(top, "start", one, "boot a stopped cluster, with a fresh budget", lambda h, a: start(h, _target(a)))
+    _verb(top, "stop", one, "power a cluster off; its disk stays", lambda h, a: stop(h, _target(a)))
+    _verb(top, "pause", one, "freeze a cluster; its memory stays", lambda h, a: pause(h, _target(a)))
+    _verb(top, "resume", one, "let a paused cluster go on", lambda h, a: resume(h, _target(a)))
+    down = _verb(top, "teardown", one, "stop a cluster and remove its files", lambda h, a: teardown(h, _target(a), keep_disk=a.keep_disk))
+    down.add_argument("--keep-disk", action="store_true", help="keep the boot disk and its ssh key")
+    _forms(_verb(top, "list", common, "every cluster of yours", lambda h, a: list_clusters(h, a.form)), "table", "json")
+    _forms(_verb(top, "status", one, "one cluster", lambda h, a: status(h, _target(a), a.form)), "text", "json")
+    login = _verb(top, "ssh", one, "log in, or run a command in the guest", lambda h, a: ssh(h, _target(a), a.command))
+    login.add_argument("command", nargs="*", metavar="COMMAND", help="after --")
+    schema = _verb(top, "schema", common, "JSON Schema of the config", _schema)
+    schema.add_argument("which", nargs="?", choices=("common", *PROVIDERS))
+    schema.add_argument("--write", metavar="DIR", type=Path, help="write them all to DIR")
+
+    _lifetime_verbs(_group(top, "lifetime", "the budget of a cluster and the timer that enforces it"), one, conf)
+    config = _group(top, "config", "look at a config")
+    _verb(config, "check", conf, "exit 0, or 3 with every problem", lambda h, a: config_check(h, a.config))
+    _verb(config, "show", conf, "the effective config as JSON", lambda h, a: h.output.data(to_json(show_config(load_config(a.config)))))
+    # fmt: on
+    return parser
+
+
+def _lifetime_verbs(life: Any, one: argparse.ArgumentParser, conf: argparse.ArgumentParser) -> None:
+    # fmt: off
+    _forms(_verb(life, "status", one, "budget, deadline, and who enforces it", lambda h, a: lifetime_status(h, _target(a), a.form)), "text", "json")
+    reaper = _verb(life, "reap", one, "carry out the expiry if it is due, else re-arm", _reap)
+    watcher = _verb(life, "watch", one, "wait in the foreground for deadlines and reap", _watch)
+    for made in (reaper, watcher):
+        every = made.add_mutually_exclusive_group()
+        every.add_argument("--all", action="store_true", help="every cluster of yours")
+        every.add_argument("--state", metavar="FILE", type=Path, help="the cluster of this sidecar")
+        made.add_argument("--by", default="hand", help=argparse.SUPPRESS)
+    reaper.add_argument("--wait", default="0", help=argparse.SUPPRESS)
+    extender = _verb(life, "extend", one, "push the deadline out", lambda h, a: extend(h, _target(a), a.duration))
+    extender.add_argument("duration", metavar="DURATION", help="a Go duration, such as 2h or 1h30m")
+    _verb(life, "arm", one, "(re)install the timer", lambda h, a: arm(h, _target(a)))
+    _verb(life, "disarm", one, "take the timer away; the cluster then runs until you stop it", lambda h, a: disarm(h, _target(a)))
+    flags = _verb(life, "gcp-flags", conf, "gcloud flags by which GCP deletes the instance", lambda h, a: print_gcp_flags(h, a.config, a.form))
+    _forms(flags, "shell", "lines", "json")
+    # fmt: on
 
 
 def _target(args: argparse.Namespace) -> Target:
     target = Target(args.context, args.name, args.config, getattr(args, "state", None))
-    if target.sidecar and (target.context or target.name or target.directory):
-        raise UsageError("--state names the cluster already; leave out --context, --name and -c")
+    if (target.sidecar or getattr(args, "all", False)) and (target.context or target.name or target.directory):
+        raise UsageError("--state and --all say which already; leave out --context, --name and -c")
     return target
 
 
-def dispatch(host: Host, args: argparse.Namespace) -> int:
-    """One line a verb; returns the exit code."""
-    verb = args.verb if args.verb not in ("lifetime", "config") else f"{args.verb} {args.subverb}"
-    if verb == "ssh":
-        return ssh(host, _target(args), args.command)
-    actions: dict[str, Callable[[], None]] = {
-        "provision": lambda: provision(host, args.config),
-        "start": lambda: start(host, _target(args)),
-        "stop": lambda: stop(host, _target(args)),
-        "pause": lambda: pause(host, _target(args)),
-        "resume": lambda: resume(host, _target(args)),
-        "teardown": lambda: teardown(host, _target(args), keep_disk=args.keep_disk),
-        "list": lambda: list_clusters(host, args.form),
-        "status": lambda: status(host, _target(args), args.form),
-        "schema": lambda: _schema(host, args),
-        "lifetime status": lambda: lifetime_status(host, _target(args), args.form),
-        "lifetime reap": lambda: _reap(host, args),
-        "lifetime watch": lambda: _watch(host, args),
-        "lifetime extend": lambda: extend(host, _target(args), args.duration),
-        "lifetime arm": lambda: arm(host, _target(args)),
-        "lifetime disarm": lambda: disarm(host, _target(args)),
-        "lifetime gcp-flags": lambda: print_gcp_flags(host, args.config, args.form),
-        "config check": lambda: config_check(host, args.config),
-        "config show": lambda: host.output.data(to_json(show_config(load_config(args.config)))),
-    }
-    actions[verb]()
-    return 0
-
-
 def _reap(host: Host, args: argparse.Namespace) -> None:
+    target = _target(args)
     if args.all:
         return reap_all(host, by=args.by)
     try:
@@ -3636,13 +3622,14 @@ def _reap(host: Host, args: argparse.Namespace) -> None:
         raise UsageError(str(error)) from None
     # A person may be told to come back; a timer fires once, so it waits for as long as the cluster is worked on.
     patience = LOCK_TIMEOUT if args.by == "hand" else float("inf")
-    reap(host, find_cluster(host, _target(args)), by=args.by, wait=wait, patience=patience)
+    reap(host, find_cluster(host, target), by=args.by, wait=wait, patience=patience)
 
 
 def _watch(host: Host, args: argparse.Namespace) -> None:
+    target = _target(args)
     if args.all:
         return watch_all(host)
-    watch(host, find_cluster(host, _target(args)), by=args.by)
+    watch(host, find_cluster(host, target), by=args.by)
 
 
 def _schema(host: Host, args: argparse.Namespace) -> None:
@@ -3665,7 +3652,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, _interrupt)
     try:
-        return dispatch(Host(os.environ, output), args)
+        return args.run(Host(os.environ, output), args) or 0
     except YclusterError as error:
         failure = error
     except BrokenPipeError:
