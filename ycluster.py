@@ -105,65 +105,56 @@ class YclusterError(Exception):
 
     exit_code = 1
 
+    def __init_subclass__(cls, code: int = 1) -> None:
+        cls.exit_code = code
+
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
         self.hint = hint
 
 
-class UsageError(YclusterError):
+class UsageError(YclusterError, code=2):
     """The command line asks for something that has no meaning."""
 
-    exit_code = 2
 
-
-class ConfigError(YclusterError):
+class ConfigError(YclusterError, code=3):
     """The config file is missing, unreadable or wrong."""
 
-    exit_code = 3
 
-
-class StateError(YclusterError):
+class StateError(YclusterError, code=4):
     """No such cluster, or its sidecar can't be read."""
 
-    exit_code = 4
 
-
-class PrerequisiteError(YclusterError):
+class PrerequisiteError(YclusterError, code=5):
     """The host lacks a program, a permission or a free port."""
 
-    exit_code = 5
 
-
-class NotImplementedYet(YclusterError):
+class NotImplementedYet(YclusterError, code=6):
     """Valid, but this version or this provider doesn't do it."""
 
-    exit_code = 6
 
-
-class TimedOut(YclusterError):
+class TimedOut(YclusterError, code=7):
     """Something bounded took longer than its bound."""
 
-    exit_code = 7
 
-
-class Interrupted(YclusterError):
-    """Ctrl-C or a termination signal."""
-
-    exit_code = 130
-
-
-class Busy(TimedOut):
+class Busy(TimedOut, code=7):
     """Another ycluster holds the cluster's lock."""
 
 
 class ProgramFailed(YclusterError):
     """A program that ycluster ran ended badly; `argv` can be pasted into a shell, `stderr` is what it said."""
 
-    def __init__(self, argv: Sequence[str], returncode: int, stderr: str, *, hint: str = "") -> None:
+    def __init__(self, argv: Sequence[str], returncode: int, stderr: str) -> None:
         last = [line.strip() for line in stderr.splitlines() if line.strip()][-3:]
         why = "; ".join(last) or "it said nothing"
-        super().__init__(f"{Path(argv[0]).name} failed (exit {returncode}): {why}", hint=hint)
+        super().__init__(f"{Path(argv[0]).name} failed (exit {returncode}): {why}")
         self.argv, self.returncode, self.stderr = tuple(argv), returncode, stderr
+
+
+class Interrupted(BaseException):
+    """Ctrl-C or a termination signal. No `except` for a mere failure may take it for one and go on."""
+
+    exit_code = 130
 
 
 # === 3 output ========================================================================================
@@ -214,7 +205,8 @@ class Steps:
 
     def __init__(self, output: Output, monotonic: Callable[[], float]) -> None:
         self.output, self.monotonic = output, monotonic
-        self.began = self.beat = monotonic()
+        self.began = monotonic()
+        self.beat = self.began - self.HEARTBEAT + 2  # the first line comes soon
 
     def waiting(self, what: str) -> None:
         """Call as often as you like while waiting for `what`."""
@@ -238,7 +230,8 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def to_json(value: object) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False)
+    """Indented, and ASCII: what no terminal and no file can hold (half a surrogate pair) survives as an escape."""
+    return json.dumps(value, indent=2)
 
 
 # === 4 host effects ==================================================================================
@@ -472,8 +465,19 @@ def try_flock(path: Path, *, shared: bool = False) -> int | None:
     return None
 
 
+def take_flock(host: Host, path: Path, *, timeout: float, waiting: Callable[[], object] = lambda: None) -> int | None:
+    """`try_flock` for up to `timeout` seconds: another's mere look at a lock holds it for microseconds, too."""
+    until = host.monotonic() + timeout
+    while True:
+        fd = try_flock(path)
+        if fd is not None or host.monotonic() >= until:
+            return fd
+        waiting()
+        host.sleep(0.02)
+
+
 def flock_held(path: Path) -> bool:
-    """Whether somebody holds an exclusive lock on `path`. Looks through a shared lock, gone in microseconds."""
+    """Whether somebody holds an exclusive lock on `path`. Looks by a shared lock of its own."""
     if not path.exists():
         return False
     fd = try_flock(path, shared=True)
@@ -486,22 +490,12 @@ def flock_held(path: Path) -> bool:
 @contextlib.contextmanager
 def locked(host: Host, path: Path, *, timeout: float) -> Iterator[None]:
     """Hold the lock file `path`; raises Busy after `timeout` seconds. Never a lock on the data file itself."""
-    began = host.monotonic()
-    told = False
-    while True:
-        fd = try_flock(path)
-        if fd is not None:
-            break
-        waited = host.monotonic() - began
-        if waited >= timeout:
-            raise Busy(
-                f"{path.stem}: another ycluster has been working on it for {waited:.0f} s",
-                hint=f"try again when it is done; `fuser {path}` names it",
-            )
-        if waited > 2 and not told:
-            host.output.say(f"  waiting: another ycluster is working on {path.stem}")
-            told = True
-        host.sleep(0.05)
+    steps = Steps(host.output, host.monotonic)
+    fd = take_flock(
+        host, path, timeout=timeout, waiting=lambda: steps.waiting(f"waiting: another ycluster works on {path.stem}")
+    )
+    if fd is None:
+        raise Busy(f"{path.stem}: another ycluster works on it", hint=f"`fuser {path}` names it")
     try:
         yield
     finally:
@@ -542,7 +536,7 @@ def parse_duration(text: str) -> int:
         whole, fraction, unit = match.group(1), match.group(2) or "", match.group(3)
         if not whole and len(fraction) < 2:
             raise invalid
-        if len(whole.lstrip("0")) > 19:
+        if len(whole.lstrip("0")) > 19 or int(whole.lstrip("0") or "0") > 1 << 63:
             raise invalid
         if not unit:
             raise ValueError(f'missing unit in duration "{text}"')
@@ -599,6 +593,7 @@ def in_words(seconds: float) -> str:
     return " ".join(parts[:2]) or "0s"
 
 
+_LATEST = 32503679999  # 2999-12-31T23:59:59Z, in seconds since the epoch
 _RFC3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|z|[+-]\d\d:\d\d)", re.ASCII)
 
 
@@ -610,8 +605,10 @@ def parse_time(text: str) -> int:
     date, clock, fraction, zone = match.groups()
     offset = "+00:00" if zone in "Zz" else zone
     moment = datetime.strptime(f"{date}T{clock}{offset}", "%Y-%m-%dT%H:%M:%S%z")
-    whole = int(moment.timestamp())
-    return whole + 1 if fraction and fraction.strip("0") else whole
+    whole = int(moment.timestamp()) + (1 if fraction and fraction.strip("0") else 0)
+    if not 0 <= whole <= _LATEST:
+        raise ValueError(f"{text!r} is before 1970 or after 2999")
+    return whole
 
 
 def format_time(seconds: float) -> str:
@@ -1153,47 +1150,15 @@ def _resolve(src: _YamlText, pos: int, text: str) -> Scalar:
 
 # === 7 config and schema =============================================================================
 
-
-@dataclass(frozen=True)
-class PortForward:
-    """A TCP port of the host that leads to one of the guest. Host port 0: QEMU chooses a free one."""
-
-    host: int
-    guest: int
+Place = tuple[int, int]  # line and column
 
 
-@dataclass(frozen=True)
-class Config:
-    """A checked `y-cluster-provision.yaml`, defaults filled. FIELDS says what each value means."""
+class Problems(ValueError):
+    """Everything that is wrong with a value, each with its place."""
 
-    file: Path
-    provider: str
-    name: str
-    context: str
-    memory: int  # MiB
-    cpus: int
-    k3s_version: str
-    k3s_install: str
-    k3s_source: str
-    port_forwards: tuple[PortForward, ...]
-    registries: Mapping[str, Any]
-    gateway: Mapping[str, Any]
-    storage: Mapping[str, Any]
-    max_run: str  # a Go duration; "" or "0": no budget
-    on_expiry: str
-    warn: str
-    on_warn: str
-    max_total: str
-    disk_size: str
-    ssh_port: int  # 0: QEMU chooses
-    cache_dir: Path | None
-    data_disk: Path | None
-    data_disk_size: str
-    image: str
-    image_sha256: str
-    accel: str
-    cpu_model: str
-    ssh_user: str
+    def __init__(self, found: Sequence[tuple[Place, str]]) -> None:
+        super().__init__("; ".join(text for _, text in found))
+        self.found = found
 
 
 @dataclass(frozen=True)
@@ -1205,19 +1170,130 @@ class Kind:
     show: Callable[[Any], Any] = lambda value: value
 
 
-@dataclass(frozen=True)
-class Field:
-    """One key of the config file: the only place that knows its spelling, default, meaning and form."""
-
-    key: str  # dotted where nested
-    attr: str  # of Config
-    kind: Kind
-    default: Any
-    doc: str
-    providers: tuple[str, ...] = PROVIDERS
+def key(kind: Kind, doc: str, default: Any = dataclasses.MISSING) -> Any:
+    """Declare one key of the config as a dataclass field, spelt in camelCase in the file. Nothing else knows of
+    it: reading, defaults, validation, `config show` and the schemas all come from here."""
+    metadata = {"kind": kind, "doc": doc}
+    if isinstance(default, dict):
+        return field(default_factory=dict, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
-def _text(node: Node, base: Path) -> str:
+def _camel(attr: str) -> str:
+    first, *rest = attr.split("_")
+    return first + "".join(word.capitalize() for word in rest)
+
+
+def section(cls: Any) -> Kind:
+    """The kind of a mapping whose keys a dataclass declares; keys that it doesn't have are refused."""
+    keys = {_camel(item.name): item for item in dataclasses.fields(cls) if "kind" in item.metadata}
+    kinds: dict[str, Kind] = {name: item.metadata["kind"] for name, item in keys.items()}
+    required = [name for name, item in keys.items() if item.default is item.default_factory is dataclasses.MISSING]
+    blank = cls(**{keys[name].name: None for name in required})
+    properties = {
+        name: {"description": item.metadata["doc"], "default": kinds[name].show(getattr(blank, item.name))}
+        if name not in required
+        else {"description": item.metadata["doc"]}
+        for name, item in keys.items()
+    }
+    schema = {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {name: {**properties[name], **kinds[name].schema} for name in keys},
+        **({"required": required} if required else {}),
+    }
+
+    def parse(node: Node, base: Path) -> Any:
+        values, found = _entries(node, base, kinds)
+        found += [((node.line, node.column), f"{name}: is missing") for name in required if name not in _dict(node)]
+        if found:
+            raise Problems(found)
+        return cls(**{keys[name].name: value for name, value in values.items()})
+
+    return Kind(parse, schema, lambda value: {name: kinds[name].show(getattr(value, keys[name].name)) for name in keys})
+
+
+def shape(kinds: Mapping[str, Kind]) -> Kind:
+    """The kind of a mapping that is handed on as it is, once each of its keys has been checked."""
+    properties = {name: kind.schema for name, kind in kinds.items()}
+    schema = {"type": "object", "additionalProperties": False, "properties": properties}
+    return Kind(lambda node, base: _checked(*_entries(node, base, kinds)), schema, dict)
+
+
+def map_of(kind: Kind) -> Kind:
+    """The kind of a mapping with keys of the user's own."""
+
+    def parse(node: Node, base: Path) -> Any:
+        return _checked(*_entries(node, base, dict.fromkeys(_dict(node), kind)))
+
+    return Kind(parse, {"type": "object", "additionalProperties": kind.schema}, dict)
+
+
+def list_of(kind: Kind) -> Kind:
+    """The kind of a list, read as a tuple."""
+
+    def parse(node: Node, base: Path) -> Any:
+        if not isinstance(node.value, list):
+            raise ValueError(f"wants a list, not {_sort(node)}")
+        found: list[tuple[Place, str]] = []
+        values = [_read(kind, item, base, f"[{index}]", found) for index, item in enumerate(node.value)]
+        return tuple(_checked(values, found))
+
+    schema = {"type": "array", "items": kind.schema}
+    return Kind(parse, schema, lambda values: [kind.show(value) for value in values])
+
+
+def _dict(node: Node) -> dict[str, Node]:
+    if not isinstance(node.value, dict):
+        raise ValueError(f"wants a mapping of keys to values, not {_sort(node)}")
+    return node.value
+
+
+def _entries(node: Node, base: Path, kinds: Mapping[str, Kind]) -> tuple[dict[str, Any], list[tuple[Place, str]]]:
+    """The values of a mapping and what is wrong in it. A key with nothing behind it keeps its default."""
+    values: dict[str, Any] = {}
+    found: list[tuple[Place, str]] = []
+    for name, child in _dict(node).items():
+        if name not in kinds:
+            found.append(((child.key_line, child.key_column), f"{name}: no such key{_nearest(name, list(kinds))}"))
+        elif child.value is not None:
+            values[name] = _read(kinds[name], child, base, name, found)
+    return values, found
+
+
+def _read(kind: Kind, node: Node, base: Path, path: str, found: list[tuple[Place, str]]) -> Any:
+    """The value of a node; what is wrong with it is added to `found`, with the path that leads there."""
+    try:
+        return kind.parse(node, base)
+    except Problems as problems:
+        found += [(place, path + ("" if text[0] == "[" else ".") + text) for place, text in problems.found]
+    except ValueError as error:
+        found.append(((node.line, node.column), f"{path}: {error}"))
+    return None
+
+
+def _checked(values: Any, found: list[tuple[Place, str]]) -> Any:
+    if found:
+        raise Problems(found)
+    return values
+
+
+def _sort(node: Node) -> str:
+    names = {dict: "a mapping", list: "a list", bool: "a boolean", type(None): "nothing", str: "a string"}
+    return names.get(type(node.value), "a number")
+
+
+def _nearest(word: str, choices: Sequence[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(word, choices, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+# --- kinds of single values
+
+
+def _string(node: Node) -> str:
     """A string. A plain number is taken as it is written: the sibling wants `memory: "8192"` quoted."""
     if isinstance(node.value, str):
         return node.value
@@ -1226,9 +1302,25 @@ def _text(node: Node, base: Path) -> str:
     raise ValueError(f"wants a string, not {_sort(node)}")
 
 
-def _sort(node: Node) -> str:
-    names = {dict: "a mapping", list: "a list", bool: "a boolean", type(None): "nothing"}
-    return names.get(type(node.value), "a number")
+def _text(node: Node, base: Path) -> str:
+    text = _string(node)
+    if "${" in text:
+        raise ValueError("${...} is substituted in registries, and nowhere else")
+    return text
+
+
+def _variables(node: Node, base: Path) -> str:
+    """A string whose ${VAR} are filled in when it is used, so that no secret is kept."""
+    text = _string(node)
+    if re.search(r"\$\{(?![A-Za-z_][A-Za-z0-9_]*\})", text):
+        raise ValueError("${ wants the name of a variable and a }")
+    return text
+
+
+def _bool(node: Node, base: Path) -> bool:
+    if not isinstance(node.value, bool):
+        raise ValueError(f"wants true or false, not {_sort(node)}")
+    return node.value
 
 
 def _pattern(pattern: str, wanted: str) -> Kind:
@@ -1267,20 +1359,21 @@ def _choice(*choices: str) -> Kind:
     return Kind(parse, {"type": "string", "enum": list(choices)})
 
 
-def _nearest(word: str, choices: Sequence[str]) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(word, choices, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+def _provider(name: str) -> Kind:
+    """The provider's own name: another one is read by its own schema."""
+    return Kind(_choice(*PROVIDERS).parse, {"type": "string", "enum": [name]})
 
 
 def _duration(node: Node, base: Path) -> str:
     text = _text(node, base)
-    if text in ("", "0"):
-        return text
-    if parse_duration(text) <= 0:
+    if budget(text) is not None and parse_duration(text) <= 0:
         raise ValueError(f'"{text}" must be positive; "0" switches it off')
     return text
+
+
+def budget(text: str) -> int | None:
+    """Nanoseconds of a `maxRun` text, None where it says that there is no budget."""
+    return None if text in ("", "0") else parse_duration(text)
 
 
 def _path(node: Node, base: Path) -> Path | None:
@@ -1292,96 +1385,125 @@ def _path(node: Node, base: Path) -> Path | None:
 
 
 def _image(node: Node, base: Path) -> str:
+    """A URL, made of a path where it is one."""
     text = _text(node, base)
-    if not text:
-        raise ValueError("wants a URL or a path of a cloud image")
-    if re.match(r"[a-z]+://", text):
-        if not text.startswith(("https://", "http://", "file:///")):
-            raise ValueError(f"{text!r}: only https://, http:// and file:/// are understood")
+    if text.startswith(("https://", "http://")) and not re.search(r"[\x00-\x20]", text):
         return text
-    return str(_path(node, base))
+    if re.match(r"(?!file:///)[A-Za-z][A-Za-z0-9+.-]*://", text):
+        raise ValueError(f"{text!r} is not an https, http or file:/// URL")
+    path = _path(replace(node, value=re.sub("^file://", "", text)), base)
+    if path is None:
+        raise ValueError("wants a URL or a path of a cloud image")
+    return path.as_uri()
 
-
-def _forwards(node: Node, base: Path) -> tuple[PortForward, ...]:
-    if not isinstance(node.value, list):
-        raise ValueError(f"wants a list of {{host, guest}}, not {_sort(node)}")
-    found: list[PortForward] = []
-    for item in node.value:
-        if not isinstance(item.value, dict) or "guest" not in item.value or set(item.value) - {"host", "guest"}:
-            raise ValueError(f"line {item.line}: wants host and guest, as in {{host: 8080, guest: 80}}")
-        host = item.value.get("host")
-        found.append(PortForward(_HOST_PORT.parse(host, base) if host else 0, _PORT.parse(item.value["guest"], base)))
-    for port in {forward.host for forward in found} - {0}:
-        if sum(forward.host == port for forward in found) > 1:
-            raise ValueError(f"host port {port} is forwarded twice")
-    return tuple(found)
-
-
-def _show_forwards(forwards: Sequence[PortForward]) -> list[dict[str, str]]:
-    return [{"host": str(forward.host), "guest": str(forward.guest)} for forward in forwards]
-
-
-def _mapping(node: Node, base: Path) -> Mapping[str, Any]:
-    if not isinstance(node.value, dict):
-        raise ValueError(f"wants a mapping, not {_sort(node)}")
-    return {key: plain(child) for key, child in node.value.items()}
-
-
-_PORT = _number(1, 65535, "a TCP port")
-_HOST_PORT = _number(0, 65535, "a TCP port; empty or 0: QEMU chooses", empty_is=0)
-_STRING = Kind(_text, {"type": "string"})
-_LABEL = _pattern(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", "a DNS label: a-z, 0-9 and inner dashes, 63 at most")
-_SIZE = _pattern(r"[1-9][0-9]{0,9}[KMGT]?", "a size such as 20G")
-_DURATION = Kind(_duration, {"type": "string"})
-_OBJECT = Kind(_mapping, {"type": "object"}, dict)
-_PATH = Kind(_path, {"type": "string"}, lambda path: str(path) if path else "")
-_FORWARDS = Kind(
-    _forwards,
-    {
-        "type": "array",
-        "items": {
-            "type": "object",
-            "additionalProperties": False,
-            "required": ["guest"],
-            "properties": {"host": _HOST_PORT.schema, "guest": _PORT.schema},
-        },
-    },
-    _show_forwards,
-)
-_DEFAULT_FORWARDS = (PortForward(6443, 6443), PortForward(80, 80), PortForward(443, 443))
 
 # fmt: off
-FIELDS: tuple[Field, ...] = (
-    Field("provider", "provider", _choice(*PROVIDERS), "qemu", "What runs the cluster."),
-    Field("name", "name", _LABEL, "y-cluster", "The cluster's name: its files, its host name, its kubeconfig cluster."),
-    Field("context", "context", _pattern(r"[^\x00-\x1f\x7f]{1,300}", "a context name"), "local", "The kubeconfig context."),
-    Field("memory", "memory", _number(64, 16777216, "MB"), 8192, "Memory of the VM in MB."),
-    Field("cpus", "cpus", _number(1, 512, "virtual CPUs"), 4, "Virtual CPUs."),
-    Field("k3s.version", "k3s_version", _pattern(r"v[0-9]+\.[0-9]+\.[0-9]+(-[0-9A-Za-z.]+)?\+k3s[0-9]+", "a k3s release such as v1.35.6+k3s1"), K3S_VERSION, "The k3s release."),
-    Field("k3s.install", "k3s_install", _choice("airgap", "script", "none"), "airgap", "airgap: the host hands k3s to the guest; script: the guest fetches it; none: a plain VM."),
-    Field("k3s.source", "k3s_source", _STRING, "", "A base URL or a folder with the release's files, for mirrors."),
-    Field("portForwards", "port_forwards", _FORWARDS, _DEFAULT_FORWARDS, "TCP ports of 127.0.0.1 that lead into the guest. An empty list means the default, or none at all with k3s.install: none."),
-    Field("registries", "registries", _OBJECT, {}, "Content of k3s's registries.yaml."),
-    Field("gateway", "gateway", _OBJECT, {}, "For y-cluster's bundled gateway; ycluster leaves it alone."),
-    Field("storage", "storage", _OBJECT, {}, "For y-cluster's bundled storage class; ycluster leaves it alone."),
-    Field("lifetime.maxRun", "max_run", _DURATION, "", "Wall-clock budget from each start, as a Go duration (8h, 90m, 1h30m). Empty or \"0\": none."),
-    Field("lifetime.onExpiry", "on_expiry", _choice(*ACTIONS), "stop", "What a local cluster's timer does at the deadline."),
-    Field("lifetime.warn", "warn", _DURATION, "10m", "How long before the deadline to warn. \"0\": never."),
-    Field("lifetime.onWarn", "on_warn", _STRING, "", "A command to run at that moment."),
-    Field("lifetime.maxTotal", "max_total", _DURATION, "", "What no extension may pass, counted from the start."),
-    Field("diskSize", "disk_size", _SIZE, "20G", "Size of the boot disk.", ("qemu",)),
-    Field("sshPort", "ssh_port", _HOST_PORT, 2222, "Port of 127.0.0.1 for ssh. Empty or 0: QEMU chooses.", ("qemu",)),
-    Field("cacheDir", "cache_dir", _PATH, None, "Where disks, keys and state are kept. Empty: ~/.cache/y-cluster-qemu.", ("qemu",)),
-    Field("dataDisk", "data_disk", _PATH, None, "An external qcow2 that every teardown keeps, mounted at /data/yolean.", ("qemu",)),
-    Field("dataDiskSize", "data_disk_size", _SIZE, "10G", "Size of a new data disk.", ("qemu",)),
-    Field("image", "image", Kind(_image, {"type": "string"}), DEFAULT_IMAGE, "URL or path of a cloud image (cloud-init, sshd, BIOS boot).", ("qemu",)),
-    Field("imageSha256", "image_sha256", _pattern(r"([0-9a-f]{64})?", "a SHA-256 in lower-case hex"), "", "The image's digest; it is refused when it differs.", ("qemu",)),
-    Field("accel", "accel", _choice("auto", "kvm", "tcg"), "auto", "auto: KVM where a VM really runs with it, else TCG.", ("qemu",)),
-    Field("cpuModel", "cpu_model", _pattern(r"[-_.,=+A-Za-z0-9]*", "a QEMU CPU model"), "", "QEMU's -cpu. Empty: host with KVM, max with TCG.", ("qemu",)),
-    Field("sshUser", "ssh_user", _pattern(r"[a-z_][-a-z0-9_]{0,31}", "a user name"), "ystack", "The login that cloud-init makes.", ("qemu",)),
-    Field("image", "image", _STRING, "24.04", "Multipass image alias.", ("multipass",)),
-)
+_STRING = Kind(_text, {"type": "string"})
+_ENV = Kind(_variables, {"type": "string"})
+_BOOL = Kind(_bool, {"type": "boolean"})
+_NAME = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
+_LABEL = _pattern(_NAME, "a DNS label: a-z, 0-9 and inner dashes, 63 at most")
+_SIZE = _pattern(r"[1-9][0-9]{0,9}[KMGT]?", "a size such as 20G")
+_DURATION = Kind(_duration, {"type": "string", "pattern": r"^(|0|\+?((\d+(\.\d*)?|\.\d+)(ns|us|\u00b5s|\u03bcs|ms|s|m|h))+)$"})
+_PATH = Kind(_path, {"type": "string"}, lambda path: str(path) if path else "")
+_PORT = _number(1, 65535, "a TCP port")
+_HOST_PORT = _number(0, 65535, "a TCP port; empty or 0: QEMU chooses", empty_is=0)
+_IPV4 = _pattern(r"(|(?:(?:25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])(?:\.(?!$)|$)){4})", "an IPv4 address")
+_K3S_VERSION = _pattern(r"v[0-9]+\.[0-9]+\.[0-9]+(-[0-9A-Za-z.]+)?\+k3s[0-9]+", "a k3s release such as v1.35.6+k3s1")
+_REQUESTS = shape({"cpu": _STRING, "memory": _STRING})
+_GATEWAY = shape({"skip": _BOOL, "className": _STRING, "resources": shape({"controller": _REQUESTS, "proxy": _REQUESTS})})
+_STORAGE = shape({"path": _STRING, "pathPattern": _STRING, "reclaimPolicy": _choice("Retain", "Delete")})
+_REGISTRIES = shape({
+    "mirrors": map_of(shape({"endpoint": list_of(_ENV), "rewrite": map_of(_STRING)})),
+    "configs": map_of(shape({
+        "auth": shape({"username": _ENV, "password": _ENV, "auth": _ENV, "identitytoken": _ENV}),
+        "tls": shape({"cert_file": _STRING, "key_file": _STRING, "ca_file": _STRING, "insecure_skip_verify": _BOOL}),
+    })),
+})
+
+
+@dataclass(frozen=True)
+class PortForward:
+    """A TCP port of the host that leads to one of the guest."""
+
+    guest: int = key(_PORT, "Guest port.")
+    host: int = key(_HOST_PORT, "Host port. Empty or 0: QEMU chooses a free one.", 0)
+
+
+@dataclass(frozen=True)
+class K3s:
+    version: str = key(_K3S_VERSION, "The k3s release.", K3S_VERSION)
+    install: str = key(_choice("airgap", "script", "none"), "airgap: the host hands k3s to the guest; script: the guest fetches it; none: a plain VM.", "airgap")
+    source: str = key(_STRING, "A base URL or a folder with the release's files, for mirrors.", "")
+
+
+@dataclass(frozen=True)
+class Lifetime:
+    max_run: str = key(_DURATION, "Wall-clock budget from each start, as a Go duration (8h, 90m, 1h30m). Empty or \"0\": none.", "")
+    on_expiry: str = key(_choice(*ACTIONS), "What a local cluster's timer does at the deadline.", "stop")
+    warn: str = key(_DURATION, "How long before the deadline to warn. \"0\": never.", "10m")
+    on_warn: str = key(_ENV, "A command to run at that moment.", "")
+    max_total: str = key(_DURATION, "What no extension may pass, counted from the start.", "")
+
+
+@dataclass(frozen=True)
+class Network:
+    mode: str = key(_choice("user", "tap"), "user: forwarded ports, no host set-up; tap: a tap device of the operator's (y-cluster only).", "user")
+    bind_address: str = key(_IPV4, "IPv4 address that the forwarded ports listen on; 0.0.0.0 is every interface.", "127.0.0.1")
+    ifname: str = key(_STRING, "Tap mode only.", "")
+    guest_address: str = key(_STRING, "Tap mode only.", "")
+    gateway: str = key(_STRING, "Tap mode only.", "")
+    dns: tuple[str, ...] = key(list_of(_STRING), "Tap mode only.", ())
+
+
+@dataclass(frozen=True)
+class Config:
+    """A checked config, defaults filled: the keys that are common to every provider."""
+
+    provider: str = key(_choice(*PROVIDERS), "What runs the cluster.", "qemu")
+    name: str = key(_LABEL, "The cluster's name: its files, its host name, its kubeconfig cluster.", "y-cluster")
+    context: str = key(_pattern(r"[^\x00-\x1f\x7f]{1,300}", "a context name"), "The kubeconfig context.", "local")
+    memory: int = key(_number(64, 16777216, "MB"), "Memory of the VM in MB.", 8192)
+    cpus: int = key(_number(1, 512, "virtual CPUs"), "Virtual CPUs.", 4)
+    k3s: K3s = key(section(K3s), "The Kubernetes inside.", K3s())
+    port_forwards: tuple[PortForward, ...] = key(list_of(section(PortForward)), "TCP ports that lead into the guest. An empty list means the default, or none at all with k3s.install: none.", tuple(PortForward(port, port) for port in (6443, 80, 443)))
+    registries: Mapping[str, Any] = key(_REGISTRIES, "Content of k3s's registries.yaml; ${VAR} is substituted in endpoints and credentials.", {})
+    gateway: Mapping[str, Any] = key(_GATEWAY, "For y-cluster's bundled gateway; ycluster leaves it alone.", {})
+    storage: Mapping[str, Any] = key(_STORAGE, "For y-cluster's bundled storage class; ycluster leaves it alone.", {})
+    lifetime: Lifetime = key(section(Lifetime), "How long the cluster may run, and what happens then.", Lifetime())
+    file: Path = Path()
+
+
+@dataclass(frozen=True)
+class QemuConfig(Config):
+    provider: str = key(_provider("qemu"), "What runs the cluster.", "qemu")
+    disk_size: str = key(_SIZE, "Size of the boot disk.", "20G")
+    ssh_port: int = key(_HOST_PORT, "Host port for ssh. Empty or 0: QEMU chooses a free one.", 2222)
+    cache_dir: Path | None = key(_PATH, "Where disks, keys and state are kept. Empty: ~/.cache/y-cluster-qemu.", None)
+    data_disk: Path | None = key(_PATH, "An external qcow2 that every teardown keeps, mounted at /data/yolean.", None)
+    data_disk_size: str = key(_SIZE, "Size of a new data disk.", "10G")
+    network: Network = key(section(Network), "How the VM is attached to the host's network.", Network())
+    image: str = key(Kind(_image, {"type": "string"}), "URL or path of a cloud image (cloud-init, sshd, BIOS boot).", DEFAULT_IMAGE)
+    image_sha256: str = key(_pattern(r"([0-9a-f]{64})?", "a SHA-256 in lower-case hex"), "The image's digest; it is refused when it differs.", "")
+    accel: str = key(_choice("auto", "kvm", "tcg"), "auto: KVM where a VM really runs with it, else TCG.", "auto")
+    cpu_model: str = key(_pattern(r"[-_.,=+A-Za-z0-9]*", "a QEMU CPU model"), "QEMU's -cpu. Empty: host with KVM, max with TCG.", "")
+    ssh_user: str = key(_pattern(r"[a-z_][-a-z0-9_]{0,31}", "a user name"), "The login that cloud-init makes.", "ystack")
+
+
+@dataclass(frozen=True)
+class DockerConfig(Config):
+    provider: str = key(_provider("docker"), "What runs the cluster.", "docker")
+
+
+@dataclass(frozen=True)
+class MultipassConfig(Config):
+    provider: str = key(_provider("multipass"), "What runs the cluster.", "multipass")
+    image: str = key(_STRING, "Multipass image alias.", "24.04")
 # fmt: on
+
+
+CONFIGS = {"common": Config, "qemu": QemuConfig, "docker": DockerConfig, "multipass": MultipassConfig}
+KINDS = {which: section(cls) for which, cls in CONFIGS.items()}
 
 
 def config_file(directory: Path) -> Path:
@@ -1399,7 +1521,10 @@ def config_file(directory: Path) -> Path:
 
 def load_config(directory: Path) -> Config:
     """Read and check the config of a directory. ConfigError lists ALL problems, each with file:line:column."""
-    path = config_file(Path(os.path.abspath(directory)))
+    try:
+        path = config_file(Path(os.path.abspath(directory)))
+    except OSError as error:  # a path that is too long, a directory that is closed to us
+        raise ConfigError(f"{directory}: {error.strerror}") from None
     try:
         text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
@@ -1412,124 +1537,91 @@ def load_config(directory: Path) -> Config:
 def read_config(text: str, path: Path) -> Config:
     """`load_config` of text that is already in memory; `path` names it and anchors relative paths."""
     root = parse_yaml(text, str(path))
-    reader = _Reader(path, root)
-    if root.value is not None:
-        reader.read(root, "")
-    config = reader.config()
-    reader.cross_check(config)
-    if reader.problems:
-        lines = [f"{path}:{line}:{column}: {text}" for (line, column), text in sorted(reader.problems)]
-        more = f"{len(lines)} problems in {path.name}\n" if len(lines) > 1 else ""
-        raise ConfigError(more + "\n".join(lines), hint=f"`ycluster schema {config.provider}` describes every key")
+    if root.value is None:
+        root = replace(root, value={})
+    named = root.value.get("provider") if isinstance(root.value, dict) else None
+    provider = str(named.value) if named and named.value in PROVIDERS else "qemu"
+    found: list[tuple[Place, str]] = []
+    config: Config = _read(KINDS[provider], root, path.parent, "", found)
+    if not found:
+        config = _completed(replace(config, file=path))
+        found = _cross_check(config, root)
+    if found:
+        lines = [
+            f"{path}:{line}:{column}: {'the config' + text if text[0] == ':' else text.lstrip('.')}"
+            for (line, column), text in sorted(found)
+        ]
+        head = f"{len(lines)} problems in {path.name}\n" if len(lines) > 1 else ""
+        raise ConfigError(head + "\n".join(lines), hint=f"`ycluster schema {provider}` describes every key")
     return config
 
 
-class _Reader:
-    """Collects the values and the problems of one file."""
+def _completed(config: Any) -> Any:
+    """Defaults that depend on other keys."""
+    if not config.port_forwards and config.k3s.install != "none":
+        config = replace(config, port_forwards=Config.port_forwards)
+    if isinstance(config, QemuConfig) and config.image == DEFAULT_IMAGE and not config.image_sha256:
+        config = replace(config, image_sha256=DEFAULT_IMAGE_SHA256)
+    return config
 
-    def __init__(self, path: Path, root: Node) -> None:
-        self.path = path
-        self.problems: list[tuple[tuple[int, int], str]] = []
-        self.values: dict[str, Any] = {}
-        self.places: dict[str, tuple[int, int]] = {}
-        named = root.value.get("provider") if isinstance(root.value, dict) else None
-        self.provider = named.value if named and named.value in PROVIDERS else "qemu"
-        self.fields = {known.key: known for known in FIELDS if self.provider in known.providers}
 
-    def problem(self, node: Node, text: str) -> None:
-        self.problems.append(((node.line, node.column), text))
+def _cross_check(config: Config, root: Node) -> list[tuple[Place, str]]:
+    """Rules between keys. They speak only where each key alone is right."""
+    if not isinstance(config, QemuConfig):
+        return []
+    forwards = _dict(root).get("portForwards", root)
+    hosts = [forward.host for forward in config.port_forwards if forward.host]
+    wrong = [f"host port {port} is forwarded twice" for port in sorted(set(hosts)) if hosts.count(port) > 1]
+    if config.ssh_port in hosts:
+        wrong.append(f"host port {config.ssh_port} is sshPort's already")
+    if any(forward.guest == 22 for forward in config.port_forwards):
+        wrong.append("guest port 22 is sshPort's business")
+    if config.k3s.install != "none" and all(forward.guest != 6443 for forward in config.port_forwards):
+        wrong.append("guest port 6443 is missing; kubectl would not reach k3s")
+    return [((forwards.line, forwards.column), f"portForwards: {text}") for text in wrong]
 
-    def read(self, node: Node, prefix: str) -> None:
-        if not isinstance(node.value, dict):
-            what = prefix.rstrip(".") or "the config"
-            return self.problem(node, f"{what}: wants a mapping of keys to values, not {_sort(node)}")
-        for key, child in node.value.items():
-            path = prefix + key
-            self.places[path] = (child.line, child.column)
-            if path in self.fields:
-                self._leaf(self.fields[path], child)
-            elif not any(known.startswith(path + ".") for known in self.fields):
-                self.problem(child, f"{path}: no such key{self._suggest(path)}")
-            elif child.value is not None:
-                self.read(child, path + ".")
 
-    def _leaf(self, field: Field, node: Node) -> None:
-        if node.value is None:  # `key:` with nothing behind it is the default, as in the sibling
-            return
-        try:
-            self.values[field.attr] = field.kind.parse(node, self.path.parent)
-        except ValueError as error:
-            self.problem(node, f"{field.key}: {error}")
+def left_alone(config: Config) -> list[str]:
+    """What the config asks for, and this version does nothing about: a warning for each."""
+    said = [f"{name}: y-cluster's business, ignored here" for name in ("gateway", "storage") if getattr(config, name)]
+    if config.lifetime.on_warn:
+        said.append("lifetime.onWarn: not yet implemented, nothing will call it")
+    if config.registries and config.k3s.install == "none":
+        said.append("registries: ignored, there is no k3s in a plain VM")
+    return said
 
-    def _suggest(self, path: str) -> str:
-        if any(known.key == path for known in FIELDS):
-            return f" for provider {self.provider}"
-        return _nearest(path, list(self.fields))
 
-    def config(self) -> Config:
-        values = {known.attr: known.default for known in reversed(FIELDS)}  # qemu's, where two share an attribute
-        values.update({known.attr: known.default for known in self.fields.values()})
-        values.update(self.values)
-        if not values["port_forwards"] and values["k3s_install"] != "none":
-            values["port_forwards"] = _DEFAULT_FORWARDS
-        if values["image"] == DEFAULT_IMAGE and not values["image_sha256"]:
-            values["image_sha256"] = DEFAULT_IMAGE_SHA256
-        return Config(file=self.path, **values)
+def expand_variables(value: Any, environ: Mapping[str, str], path: str = "registries") -> Any:
+    """The value with its ${VAR} filled in; ConfigError names a variable that is not set."""
+    if isinstance(value, Mapping):
+        return {name: expand_variables(item, environ, f"{path}.{name}") for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [expand_variables(item, environ, f"{path}[{index}]") for index, item in enumerate(value)]
+    if not isinstance(value, str):
+        return value
 
-    def cross_check(self, config: Config) -> None:
-        """Rules between keys. They speak only where each key alone is right."""
-        if self.problems or config.provider != "qemu":
-            return
-        hosts = [forward.host for forward in config.port_forwards]
-        at = self.places.get("portForwards", (1, 1))
-        if config.ssh_port and config.ssh_port in hosts:
-            self.problems.append((at, f"portForwards: host port {config.ssh_port} is sshPort's already"))
-        if any(forward.guest == 22 for forward in config.port_forwards):
-            self.problems.append((at, "portForwards: guest port 22 is sshPort's business"))
-        if config.k3s_install != "none" and all(forward.guest != 6443 for forward in config.port_forwards):
-            self.problems.append((at, "portForwards: guest port 6443 is missing; kubectl would not reach k3s"))
+    def fill(match: re.Match[str]) -> str:
+        if match.group(1) not in environ:
+            raise ConfigError(f"{path}: the variable {match.group(1)} is not set", hint="export it, or leave it out")
+        return environ[match.group(1)]
+
+    return re.sub(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}", fill, value)
 
 
 def show_config(config: Config) -> dict[str, Any]:
-    """The effective config, nested as in the file, defaults filled."""
-    shown: dict[str, Any] = {}
-    for known in FIELDS:
-        if config.provider in known.providers:
-            *parents, leaf = known.key.split(".")
-            inner = shown
-            for parent in parents:
-                inner = inner.setdefault(parent, {})
-            inner[leaf] = known.kind.show(getattr(config, known.attr))
+    """The effective config as in the file, defaults filled."""
+    shown: dict[str, Any] = KINDS[config.provider].show(config)
     return shown
 
 
 def schema_for(which: str) -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of a provider's config, or of the keys that are `common` to all."""
-    root: dict[str, Any] = {
+    return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"{CONFIG_NAMES[0]} ({which})",
         "description": "Generated by `ycluster schema --write`; not by hand.",
-        "type": "object",
-        "additionalProperties": False,
-        "properties": {},
+        **KINDS[which].schema,
     }
-    for known in FIELDS:
-        if which in known.providers or (which == "common" and known.providers == PROVIDERS):
-            *parents, leaf = known.key.split(".")
-            inner = root
-            for parent in parents:
-                empty = {"type": "object", "additionalProperties": False, "properties": {}}
-                inner = inner["properties"].setdefault(parent, empty)
-            entry = {"description": known.doc, "default": known.kind.show(known.default), **known.kind.schema}
-            if known.key == "provider" and which != "common":
-                entry = {"description": known.doc, "default": which, "const": which}
-            inner["properties"][leaf] = entry
-    return root
-
-
-def budget(text: str) -> int | None:
-    """Nanoseconds of a `maxRun` text, None where it says that there is no budget."""
-    return None if text in ("", "0") else parse_duration(text)
 
 
 # === 8 state sidecar =================================================================================
@@ -1565,12 +1657,88 @@ class Files:
     # fmt: on
 
     def disposable(self) -> list[Path]:
-        """What a teardown removes besides the disk and its key; the sidecar goes last."""
+        """What goes with the cluster, besides its disk and key, its sidecar and the program of its timers."""
         return [
             self.pidfile, self.qmp, self.vm_lock, self.watch_lock, self.console, self.seed, self.host_key,
-            self.host_pub, self.known_hosts, self.program, self.log, self._at("-seed.img"),
-            self._at("-cloud-init.yaml"), self._at("-meta-data.yaml"), self.sidecar,
+            self.host_pub, self.known_hosts, self.log, self._at("-seed.img"), self._at("-cloud-init.yaml"),
+            self._at("-meta-data.yaml"), *self.cache_dir.glob(f".{self.name}.*.tmp"),
         ]  # fmt: skip
+
+
+def stored(name: str, decode: Any = None, encode: Any = None, default: Any = dataclasses.MISSING) -> Any:
+    """Declare one field of the sidecar as a dataclass field. Where it is empty and has an empty default it is left
+    out. `decode` raises ValueError; without it the value is a string."""
+    metadata = {"name": name, "decode": decode or _str, "encode": encode or (lambda value: value)}
+    if isinstance(default, dict):
+        return field(default_factory=dict, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def _str(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("is no string")
+    return value
+
+
+def _dict_of(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("is no object")
+    return value
+
+
+def _list_of(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError("is no list")
+    return value
+
+
+def _decode_port(value: Any) -> int:
+    if not re.fullmatch(r"[0-9]{0,5}", _str(value), re.ASCII) or int(value or "0") > 65535:
+        raise ValueError("is no port")
+    return int(value or "0")
+
+
+def _decode_forwards(value: Any) -> tuple[PortForward, ...]:
+    pairs = [(_dict_of(item).get("Host", ""), item.get("Guest", "")) for item in _list_of(value)]
+    return tuple(PortForward(host=_decode_port(host), guest=_decode_port(guest)) for host, guest in pairs)
+
+
+def _encode_forwards(forwards: Sequence[PortForward]) -> Any:
+    return [{"Host": str(forward.host), "Guest": str(forward.guest)} for forward in forwards]
+
+
+def _decode_time(value: Any) -> int | None:
+    # Go writes its zero time for "none".
+    return None if _str(value) in ("", "0001-01-01T00:00:00Z") else parse_time(value)
+
+
+def _encode_time(value: int | None) -> Any:
+    return "" if value is None else format_time(value)
+
+
+def _decode_action(value: Any) -> str:
+    if value not in ("", *ACTIONS):
+        raise ValueError(f"is none of {', '.join(ACTIONS)}")
+    return value or "stop"  # unset is stop, as in the sibling
+
+
+def _decode_budget(value: Any) -> str:
+    budget(_str(value))
+    return str(value)
+
+
+def _decode_timer(value: Any) -> ArmedTimer:
+    given = {name: _str(_dict_of(value).get(name, "")) for name in ("backend", "id", "deadline")}
+    return ArmedTimer(given["backend"], given["id"], parse_time(given["deadline"]))
+
+
+def _decode_reaped(value: Any) -> Reaped:
+    given = {name: _str(_dict_of(value).get(name, "")) for name in ("at", "action", "by", "how")}
+    return Reaped(parse_time(given["at"]), _decode_action(given["action"]), given["by"], given["how"])
+
+
+def _encode_record(value: Any) -> Any:
+    return {name: format_time(item) if isinstance(item, int) else item for name, item in vars(value).items()}
 
 
 @dataclass(frozen=True)
@@ -1596,31 +1764,38 @@ class Reaped:
 class State:
     """The sidecar. `extra` holds the fields that this program doesn't know; they are written back as they were."""
 
-    name: str
-    cache_dir: str
-    context: str = "local"
-    disk_size: str = "20G"
-    memory: str = "8192"  # MB
-    cpus: str = "4"
-    ssh_port: int = 2222
-    port_forwards: tuple[PortForward, ...] = ()
-    k3s_version: str = ""
-    k3s_install: str = ""
-    lifetime: str = ""  # a Go duration; "" or "0": no budget
-    on_expiry: str = "stop"
-    expires_at: int | None = None  # seconds since the epoch; None: nothing is counting
-    started_at: int | None = None  # None: the VM has never been started
-    image: str = ""
-    data_disk: str = ""
-    ssh_user: str = "ystack"
-    accel: str = "auto"
-    cpu_model: str = ""
-    machine: str = ""
-    boot_id: str = ""
-    auto_ports: tuple[int, ...] = ()  # guest ports whose host port QEMU chooses anew at each start
-    timer: ArmedTimer | None = None
-    reaped: Reaped | None = None
+    # fmt: off
+    name: str = stored("name")
+    cache_dir: str = stored("cacheDir")
+    context: str = stored("context", default="local")
+    disk_size: str = stored("diskSize", default="20G")
+    memory: str = stored("memory", default="8192")  # MB
+    cpus: str = stored("cpus", default="4")
+    ssh_port: int = stored("sshPort", _decode_port, str, default=2222)
+    port_forwards: tuple[PortForward, ...] = stored("portForwards", _decode_forwards, _encode_forwards, default=())
+    bind_address: str = stored("bindAddress", default=BIND_ADDRESS)
+    k3s: Mapping[str, Any] = stored("k3s", _dict_of, default={})
+    lifetime: str = stored("lifetime", _decode_budget, default="")  # a Go duration; "" or "0": no budget
+    on_expiry: str = stored("onExpiry", _decode_action, default="stop")
+    expires_at: int | None = stored("expiresAt", _decode_time, _encode_time, default=None)  # seconds since the epoch
+    started_at: int | None = stored("startedAt", _decode_time, _encode_time, default=None)  # None: never started
+    retry_at: int | None = stored("retryAt", _decode_time, _encode_time, default=None)  # an expiry is under way
+    image: str = stored("image", default="")
+    data_disk: str = stored("dataDisk", default="")
+    ssh_user: str = stored("sshUser", default="ystack")
+    accel: str = stored("accel", default="auto")  # what was asked for
+    ran_with: str = stored("ranWith", default="")  # what the last start found to work
+    cpu_model: str = stored("cpuModel", default="")
+    machine: str = stored("machine", default="")
+    boot_id: str = stored("bootId", default="")
+    auto_ports: tuple[int, ...] = stored(  # guest ports whose host port QEMU chooses anew at each start
+        "autoPorts", lambda value: tuple(_decode_port(item) for item in _list_of(value)),
+        lambda ports: [str(port) for port in ports], default=(),
+    )
+    timer: ArmedTimer | None = stored("timer", _decode_timer, _encode_record, default=None)
+    reaped: Reaped | None = stored("reaped", _decode_reaped, _encode_record, default=None)
     extra: Mapping[str, Any] = field(default_factory=dict)
+    # fmt: on
 
     @property
     def files(self) -> Files:
@@ -1630,100 +1805,13 @@ class State:
     def disarmed(self) -> bool:
         return self.timer is not None and self.timer.backend == "none"
 
-
-def _str(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError("is no string")
-    return value
-
-
-def _decode_port(value: Any) -> int:
-    if not re.fullmatch(r"[0-9]{0,5}", _str(value), re.ASCII) or int(value or "0") > 65535:
-        raise ValueError("is no port")
-    return int(value or "0")
+    @property
+    def dial_address(self) -> str:
+        """Where this host reaches the forwarded ports."""
+        return BIND_ADDRESS if self.bind_address == "0.0.0.0" else self.bind_address
 
 
-def _decode_forwards(value: Any) -> tuple[PortForward, ...]:
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise ValueError("is no list of {Host, Guest}")
-    return tuple(PortForward(_decode_port(item.get("Host", "")), _decode_port(item.get("Guest", ""))) for item in value)
-
-
-def _encode_forwards(forwards: Sequence[PortForward]) -> Any:
-    return [{"Host": str(forward.host), "Guest": str(forward.guest)} for forward in forwards]
-
-
-def _decode_time(value: Any) -> int | None:
-    return parse_time(_str(value)) if value != "" else None
-
-
-def _encode_time(value: int | None) -> Any:
-    return "" if value is None else format_time(value)
-
-
-def _decode_ports(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, list):
-        raise ValueError("is no list of ports")
-    return tuple(_decode_port(item) for item in value)
-
-
-def _decode_action(value: Any) -> str:
-    if value not in ("", *ACTIONS):
-        raise ValueError(f"is none of {', '.join(ACTIONS)}")
-    return value or "stop"  # unset is stop, as in the sibling
-
-
-def _decode_budget(value: Any) -> str:
-    budget(_str(value))
-    return str(value)
-
-
-def _record(kind: type[Any]) -> Callable[[Any], Any]:
-    """Decoder of a small flat object: strings, and times under the names of ints."""
-
-    def decode(value: Any) -> Any:
-        if not isinstance(value, dict):
-            raise ValueError("is no object")
-        given = {item.name: _str(value.get(item.name, "")) for item in dataclasses.fields(kind)}
-        return kind(**{key: parse_time(text) if key in ("at", "deadline") else text for key, text in given.items()})
-
-    return decode
-
-
-def _encode_record(value: Any) -> Any:
-    return {key: format_time(item) if isinstance(item, int) else item for key, item in vars(value).items()}
-
-
-def _same(value: Any) -> Any:
-    return value
-
-
-# (attribute, JSON key, decode, encode, whether the key is left out while the value is empty)
-_Codec = tuple[str, str, Callable[[Any], Any], Callable[[Any], Any], bool]
-_SIDECAR: tuple[_Codec, ...] = (
-    ("name", "name", _str, _same, False),
-    ("disk_size", "diskSize", _str, _same, False),
-    ("memory", "memory", _str, _same, False),
-    ("cpus", "cpus", _str, _same, False),
-    ("ssh_port", "sshPort", _decode_port, str, False),
-    ("port_forwards", "portForwards", lambda v: _decode_forwards(v or []), _encode_forwards, False),
-    ("context", "context", _str, _same, False),
-    ("cache_dir", "cacheDir", _str, _same, False),
-    ("lifetime", "lifetime", _decode_budget, _same, True),
-    ("on_expiry", "onExpiry", _decode_action, _same, False),
-    ("expires_at", "expiresAt", _decode_time, _encode_time, True),
-    ("started_at", "startedAt", _decode_time, _encode_time, True),
-    ("image", "image", _str, _same, True),
-    ("data_disk", "dataDisk", _str, _same, True),
-    ("ssh_user", "sshUser", _str, _same, False),
-    ("accel", "accel", _str, _same, False),
-    ("cpu_model", "cpuModel", _str, _same, True),
-    ("machine", "machine", _str, _same, True),
-    ("boot_id", "bootId", _str, _same, True),
-    ("auto_ports", "autoPorts", _decode_ports, lambda ports: [str(port) for port in ports], True),
-    ("timer", "timer", _record(ArmedTimer), _encode_record, True),
-    ("reaped", "reaped", _record(Reaped), _encode_record, True),
-)
+_STORED = {item.metadata["name"]: item for item in dataclasses.fields(State) if "name" in item.metadata}
 
 
 def decode_state(text: str, path: Path) -> State:
@@ -1739,30 +1827,26 @@ def decode_state(text: str, path: Path) -> State:
         later = f"version {data.get('version')!r}, and this ycluster knows version 1"
         raise StateError(f"{path}: {later}", hint="use the ycluster that wrote it")
     values: dict[str, Any] = {}
-    for attr, key, decode, _, _ in _SIDECAR:
-        if data.get(key) is not None:
+    for name, item in _STORED.items():
+        if data.get(name) is not None:
             try:
-                values[attr] = decode(data[key])
+                values[item.name] = item.metadata["decode"](data[name])
             except (ValueError, OverflowError) as error:
-                raise StateError(f"{path}: {key} {error}", hint=hint) from None
-    k3s = data.get("k3s")
-    if isinstance(k3s, dict):
-        values["k3s_version"], values["k3s_install"] = str(k3s.get("Version", "")), str(k3s.get("Install", ""))
+                raise StateError(f"{path}: {name} {error}", hint=hint) from None
     if values.get("name") != path.stem:
         raise StateError(f"{path}: it names the cluster {values.get('name')!r}", hint=hint)
     # Where the file lies is where its neighbours are; the directory may have been moved or linked.
     values["cache_dir"] = str(path.parent)
-    known = {key for _, key, _, _, _ in _SIDECAR} | {"version", "k3s"}
-    return State(extra={key: value for key, value in data.items() if key not in known}, **values)
+    extra = {name: value for name, value in data.items() if name not in _STORED and name != "version"}
+    return State(extra=extra, **values)
 
 
 def encode_state(state: State) -> str:
     data: dict[str, Any] = {"version": 1}
-    for attr, key, _, encode, optional in _SIDECAR:
-        value = getattr(state, attr)
-        if not optional or value:
-            data[key] = encode(value)
-    data["k3s"] = {"Version": state.k3s_version, "Install": state.k3s_install}
+    for name, item in _STORED.items():
+        value = getattr(state, item.name)
+        if value not in (None, "", ()) or item.default or name == "portForwards":
+            data[name] = item.metadata["encode"](value)
     return to_json({**data, **state.extra}) + "\n"
 
 
@@ -1781,13 +1865,13 @@ def load_state(files: Files) -> State:
 
 def save_state(state: State) -> State:
     """Write the sidecar, whole or not at all. Only under the cluster's lock."""
-    write_file(state.files.sidecar, encode_state(state).encode("utf-8"))
+    write_file(state.files.sidecar, encode_state(state).encode("ascii"))
     return state
 
 
-def state_from_config(config: Config, cache_dir: Path) -> State:
+def state_from_config(config: QemuConfig, cache_dir: Path) -> State:
     """The state of a cluster that is about to be made."""
-    ports = [*config.port_forwards, PortForward(config.ssh_port, 22)]
+    ports = [*config.port_forwards, PortForward(host=config.ssh_port, guest=22)]
     return State(
         name=config.name,
         cache_dir=str(cache_dir),
@@ -1797,10 +1881,10 @@ def state_from_config(config: Config, cache_dir: Path) -> State:
         cpus=str(config.cpus),
         ssh_port=config.ssh_port,
         port_forwards=config.port_forwards,
-        k3s_version=config.k3s_version,
-        k3s_install=config.k3s_install,
-        lifetime=config.max_run,
-        on_expiry=config.on_expiry,
+        bind_address=config.network.bind_address or BIND_ADDRESS,
+        k3s={"Version": config.k3s.version, "Install": config.k3s.install},
+        lifetime=config.lifetime.max_run,
+        on_expiry=config.lifetime.on_expiry,
         image=config.image,
         ssh_user=config.ssh_user,
         accel=config.accel,
@@ -1830,18 +1914,17 @@ def remember_cache_dir(host: Host, cache_dir: Path) -> None:
 
 def discover(host: Host) -> list[Files]:
     """The clusters of this user, by name then place; whether a sidecar can be read is not asked here."""
-    found: dict[Path, Files] = {}
     places: list[Path] = []
     with contextlib.suppress(OSError, YclusterError):  # a host may have no home
         places.append(default_cache_dir(host))
         places += sorted((host.state_home() / "cachedirs").iterdir())
+    found: set[Files] = set()
     for place in places:
-        real = place.resolve()
-        with contextlib.suppress(OSError):
-            for path in real.glob("*.json"):
-                if re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", path.stem):
-                    found[path] = Files(real, path.stem)
-    return sorted(found.values(), key=lambda files: (files.name, str(files.cache_dir)))
+        with contextlib.suppress(OSError, RuntimeError):  # a dangling link, or a loop of them
+            real = place.resolve()
+            stems = [path.stem for path in real.glob("*.json")]
+            found |= {Files(real, stem) for stem in stems if re.fullmatch(_NAME, stem)}
+    return sorted(found, key=lambda files: (files.name, str(files.cache_dir)))
 
 
 # === 9 lifetime decisions ============================================================================
@@ -1869,17 +1952,19 @@ def decide(state: State, now: float) -> Decision:
 def anchored(state: State, now: float, boot_id: str) -> State:
     """The state of a VM that starts now: a fresh budget, counted from here."""
     nanoseconds = budget(state.lifetime)
-    started = int(now)
-    expires = None if nanoseconds is None else -int(-(now * 10**9 + nanoseconds) // 10**9)  # never early: ceil
+    expires = None
+    if nanoseconds is not None:
+        seconds, parts = now.as_integer_ratio()  # exact, and rounded up: never early
+        expires = -(-(seconds * 10**9 + nanoseconds * parts) // (parts * 10**9))
     timer = None if state.disarmed else state.timer  # what stood guard before is still to be taken away
     return replace(
-        state, started_at=started, expires_at=expires, boot_id=boot_id, timer=timer, reaped=None
+        state, started_at=int(now), expires_at=expires, retry_at=None, boot_id=boot_id, timer=timer, reaped=None
     )  # fmt: skip
 
 
 def stopped(state: State) -> State:
     """The state of a VM that no longer runs: nothing counts. Its timer is still to be taken away."""
-    return replace(state, expires_at=None)
+    return replace(state, expires_at=None, retry_at=None)
 
 
 def extended(state: State, nanoseconds: int, now: float) -> State:
@@ -1889,21 +1974,27 @@ def extended(state: State, nanoseconds: int, now: float) -> State:
             f"{state.name}: no deadline is counting, so there is none to extend",
             hint="`ycluster start` gives a fresh budget; lifetime.maxRun in the config sets it",
         )
-    if nanoseconds <= 0:
-        raise UsageError("extend wants a positive duration, such as 2h")
     later = -(-nanoseconds // 10**9)
     expires = max(state.expires_at, int(now)) + later
     if expires > now + 100 * 365 * 86400:
         raise UsageError("that is more than a hundred years from now", hint="`ycluster lifetime disarm` means never")
-    return replace(state, expires_at=expires)
+    return replace(state, expires_at=expires, retry_at=None)
 
 
 def retry_delay(late: float) -> float:
-    """Seconds until a failed action is tried again: half of how late it is already, 30 s to 15 min."""
-    return min(max(late / 2, 30.0), 900.0)
+    """Seconds until an action that failed, or was killed, is tried again: half of its lateness, 1 to 15 min."""
+    return min(max(late / 2, 60.0), 900.0)
 
 
 # === 10 timers =======================================================================================
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """Why a timer would not outlive what the VM outlives, and the command that would change that, if one would."""
+
+    why: str
+    remedy: str = ""
 
 
 class Timer(Protocol):
@@ -1911,10 +2002,8 @@ class Timer(Protocol):
 
     name: str
     survives: Mapping[str, str]
-    advice: str  # the command that would make it stronger, empty where nothing would
 
-    def unusable(self, host: Host) -> str:
-        """Why it would not outlive what the VM outlives; empty when it would."""
+    def unusable(self, host: Host) -> Unusable | None: ...
 
     def arm(self, host: Host, files: Files, deadline: int) -> str: ...
 
@@ -1954,16 +2043,16 @@ class SystemdTimer:
         "suspend": "yes: it fires when the host wakes",
         "reboot": "not needed: the VM ends with the host",
     }
-    advice = ""
 
-    def unusable(self, host: Host) -> str:
+    def unusable(self, host: Host) -> Unusable | None:
         if not host.which("systemd-run") or not host.which("systemctl"):
-            return "systemd-run is not installed"
+            return Unusable("systemd-run is not installed")
         if not self._answers(host):
-            return "no systemd user manager answers"
+            return Unusable("no systemd user manager answers")
         if not self._lingers(host):
-            return f"{host.user()} does not linger: its systemd ends at logout, a VM does not"
-        return ""
+            why = f"{host.user()} does not linger: its systemd ends at the last logout, a VM does not"
+            return Unusable(why, "loginctl enable-linger")
+        return None
 
     def _answers(self, host: Host) -> bool:
         return host.attempt(["systemctl", "--user", "show", "--property=Version"], timeout=10) is not None
@@ -1996,7 +2085,7 @@ class SystemdTimer:
     def _waits(self, host: Host, unit: str) -> bool:
         argv = ["systemctl", "--user", "show", f"{unit}.timer", "--property=ActiveState,SubState"]
         answer = host.attempt(argv, timeout=10)
-        return answer is not None and ("SubState=waiting" in answer.stdout or "SubState=running" in answer.stdout)
+        return answer is not None and "SubState=waiting" in answer.stdout
 
     def armed(self, host: Host, files: Files, timer: ArmedTimer) -> bool:
         return self._waits(host, timer.id)
@@ -2014,15 +2103,14 @@ class AtTimer:
         "suspend": "yes: it fires when the host wakes",
         "reboot": "yes",
     }
-    advice = ""
-    QUEUE = "y"
+    QUEUE = "c"  # the later the letter, the lower the priority
 
-    def unusable(self, host: Host) -> str:
+    def unusable(self, host: Host) -> Unusable | None:
         if not host.which("at"):
-            return "at is not installed"
+            return Unusable("at is not installed", "sudo apt-get install at")
         if not self._daemon_runs():
-            return "atd is not running"
-        return "" if self._jobs(host) is not None else "at does not let this user in"
+            return Unusable("atd is not running", "sudo service atd start")
+        return None if self._jobs(host) is not None else Unusable("at does not let this user in (at.allow, at.deny)")
 
     def _daemon_runs(self) -> bool:
         """With no daemon at(1) warns, exits 0 and never runs the job."""
@@ -2035,7 +2123,9 @@ class AtTimer:
 
     def arm(self, host: Host, files: Files, deadline: int) -> str:
         command = shlex.join(timer_argv(host, files, self.name, "reap", "--wait", f"{AT_EARLY:.0f}s"))
-        job = f"umask 077\nexec {command} >>{shlex.quote(str(files.log))} 2>&1 </dev/null\n"
+        log = shlex.quote(str(files.log))
+        # A log that can't be written must not keep the reap from running.
+        job = f"umask 077\ntrue >>{log} && exec {command} >>{log} 2>&1\nexec {command} >/dev/null 2>&1\n"
         moment = datetime.fromtimestamp(deadline, timezone.utc).strftime("%Y%m%d%H%M")
         argv = ["at", "-q", self.QUEUE, "-t", moment]
         answer = host.run(
@@ -2062,10 +2152,9 @@ class WatcherTimer:
         "suspend": "yes: it looks at the clock every few seconds",
         "reboot": "not needed: the VM ends with the host",
     }
-    advice = "loginctl enable-linger"
 
-    def unusable(self, host: Host) -> str:
-        return ""
+    def unusable(self, host: Host) -> Unusable | None:
+        return None
 
     def arm(self, host: Host, files: Files, deadline: int) -> str:
         if not flock_held(files.watch_lock):
@@ -2114,38 +2203,50 @@ def timer_named(name: str) -> Timer | None:
     return next((timer for timer in TIMERS if timer.name == name), None)
 
 
+def stronger_timer(host: Host, state: State) -> str:
+    """The one command that would give the cluster a better timer than it has; empty where none would."""
+    for backend in TIMERS:
+        if state.timer is None or backend.name == state.timer.backend:
+            break
+        unusable = backend.unusable(host)
+        if unusable and unusable.remedy:
+            return unusable.remedy
+    return ""
+
+
 def is_armed(host: Host, state: State) -> bool:
     """Whether the timer that the sidecar names really is there."""
     backend = timer_named(state.timer.backend) if state.timer else None
     return backend is not None and state.timer is not None and backend.armed(host, state.files, state.timer)
 
 
-def arm_timer(host: Host, state: State, when: int | None = None) -> State:
+def arm_timer(host: Host, state: State, when: int | None = None, *, fired: bool = False) -> State:
     """Have the reap fire at `when` (the deadline, if not given), and save which timer does it.
 
-    Under the cluster's lock. The new timer stands and is written down before the old one goes, so there is no
+    A timer that is there already stays, unless it is the one that has `fired` and runs us. Under the cluster's lock. The new timer stands and is written down before the old one goes, so there is no
     moment without one. A timer that turns out not to work is passed over for the next best.
     """
     deadline = state.expires_at if when is None else when
     if deadline is None:
         return disarm_timer(host, state, None)
     old = state.timer
-    if old and old.deadline == deadline and is_armed(host, state) and old.backend in [t.name for t in timers_for(host)]:
+    chosen = timers_for(host)
+    if old and old.deadline == deadline and timer_named(old.backend) in chosen and not fired and is_armed(host, state):
         return save_state(state)
     install_program(host, state.files)
     refused: list[str] = []
-    for backend in timers_for(host):
+    for backend in chosen:
         try:
-            reason = backend.unusable(host)
-            if not reason:
+            unusable = backend.unusable(host)
+            if unusable is None:
                 timer = ArmedTimer(backend.name, backend.arm(host, state.files, deadline), deadline)
                 state = save_state(replace(state, timer=timer))
-                _cancel(host, state.files, old, keep=timer)
+                cancel_timer(host, state.files, old, keep=timer)
                 return state
-        except YclusterError as error:
-            reason = str(error)
-            host.output.warn(f"timer {backend.name}: {reason}")
-        refused.append(f"{backend.name}: {reason}")
+        except (YclusterError, OSError) as error:
+            unusable = Unusable(str(error))
+            host.output.warn(f"timer {backend.name}: {error}")
+        refused.append(f"{backend.name}: {unusable.why}")
     save_state(replace(state, timer=None))
     raise PrerequisiteError(
         f"{state.name}: no timer can be armed; its deadline is saved, and nothing fires it ({'; '.join(refused)})",
@@ -2157,11 +2258,11 @@ def disarm_timer(host: Host, state: State, mark: ArmedTimer | None) -> State:
     """Save the state with `mark` in the place of its timer, then take the timer away."""
     old = state.timer
     state = save_state(replace(state, timer=mark))
-    _cancel(host, state.files, old, keep=mark)
+    cancel_timer(host, state.files, old, keep=mark)
     return state
 
 
-def _cancel(host: Host, files: Files, old: ArmedTimer | None, keep: ArmedTimer | None) -> None:
+def cancel_timer(host: Host, files: Files, old: ArmedTimer | None, keep: ArmedTimer | None = None) -> None:
     """Best effort: a timer that is left over does no harm, since reap decides afresh."""
     backend = timer_named(old.backend) if old else None
     if old and backend and (keep is None or (keep.backend, keep.id) != (old.backend, old.id)):
@@ -2199,12 +2300,11 @@ class QmpError(YclusterError):
 
 class Qmp:
     """A client of QEMU's monitor (QEMU docs/interop/qmp-spec). One client at a time: a second one waits for
-    the greeting. Every read has a deadline; events come between replies and are kept in `events`."""
+    the greeting. Every read has a deadline; events that come between replies are passed over."""
 
     def __init__(self, sock: socket.socket, monotonic: Callable[[], float]) -> None:
         self.sock, self.monotonic = sock, monotonic
         self.buffer = b""
-        self.events: list[Mapping[str, Any]] = []
         self.serial = 0
 
     @classmethod
@@ -2238,11 +2338,6 @@ class Qmp:
     def __exit__(self, *exc: object) -> None:
         self.sock.close()
 
-    def peer_pid(self) -> int:
-        """The pid of the QEMU that listens, from the kernel."""
-        raw = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        return int.from_bytes(raw[:4], sys.byteorder)
-
     def execute(self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout: float = 5.0) -> Any:
         """Run a command and return its `return`; QmpError when it is refused or `timeout` seconds pass."""
         self.serial += 1
@@ -2259,10 +2354,8 @@ class Qmp:
             message = self._message(until)
             if message.get("id") == self.serial:
                 if "error" in message:
-                    raise QmpError(f"{command}: {message['error'].get('desc', message['error'])}")
+                    raise QmpError(f"{command}: {_described(message['error'])}")
                 return message.get("return")
-            if "event" in message:
-                self.events.append(message)
 
     def _message(self, until: float) -> dict[str, Any]:
         """The next message; end of file (or a reset, which QEMU's exit may look like) is an error."""
@@ -2283,25 +2376,15 @@ class Qmp:
         line, self.buffer = self.buffer.split(b"\n", 1)
         try:
             message = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             message = None
         if not isinstance(message, dict):
             raise QmpError(f"not a QMP message: {line[:80]!r}")
         return message
 
-    def wait_event(self, name: str, *, timeout: float) -> Mapping[str, Any] | None:
-        """The first event of that name, seen already or coming within `timeout` seconds; else None."""
-        until = self.monotonic() + timeout
-        while True:
-            for event in self.events:
-                if event.get("event") == name:
-                    return event
-            try:
-                message = self._message(until)
-            except QmpError:
-                return None
-            if "event" in message:
-                self.events.append(message)
+
+def _described(error: Any) -> str:
+    return str(error.get("desc", error) if isinstance(error, dict) else error)
 
 
 # === 13 VM process ===================================================================================
@@ -2320,31 +2403,44 @@ def find_vm(files: Files) -> Iterator[Vm | None]:
     """The cluster's QEMU, or None when it doesn't run.
 
     Any number may be in a pidfile: a process is ours only when its argv holds our `-pidfile` (so both siblings
-    know each other's VMs). QEMU inherited a lock from us, too: while that is held it runs, whatever else is lost.
+    know each other's VMs). QEMU inherited a lock from us, too, and "not found" is not "not running": while the lock
+    is held and no QEMU can be seen (another container's?), this raises, rather than let a disk be pulled from it.
     """
-    pidfd = None
+    vm = _look_for_vm(files)
+    for _ in range(100):  # it may just be coming, or going
+        if vm is not None or not flock_held(files.vm_lock):
+            break
+        select.select([], [], [], 0.05)
+        vm = _look_for_vm(files)
+    else:
+        raise YclusterError(
+            f"{files.name}: its QEMU runs, and can't be seen from here",
+            hint=f"`fuser {files.vm_lock}` where it was started (another container?) names it",
+        )
     try:
-        for pid in _candidates(files):
+        yield vm
+    finally:
+        if vm is not None:
+            os.close(vm.pidfd)
+
+
+def _look_for_vm(files: Files) -> Vm | None:
+    for pid in _candidates(files):
+        if _runs_with_pidfile(pid, files.pidfile):
             try:
                 pidfd = os.pidfd_open(pid)
-            except OSError:
+            except ProcessLookupError:
                 continue
+            # Only now can the number not come to mean another process, so ask again.
             if _runs_with_pidfile(pid, files.pidfile) and not _exited(pidfd, 0):
-                yield Vm(pid, pidfd)
-                return
+                return Vm(pid, pidfd)
             os.close(pidfd)
-            pidfd = None
-        yield None
-    finally:
-        if pidfd is not None:
-            os.close(pidfd)
+    return None
 
 
 def _candidates(files: Files) -> Iterator[int]:
     with contextlib.suppress(OSError, ValueError):
-        pid = int(files.pidfile.read_text(encoding="ascii"))
-        if 0 < pid < 1 << 22:
-            yield pid
+        yield int(files.pidfile.read_text(encoding="ascii"))
     if flock_held(files.vm_lock):
         yield from _pids()
 
@@ -2407,12 +2503,13 @@ def vm_status(host: Host, files: Files) -> str:
 
 def pause_vm(host: Host, files: Files, vm: Vm) -> str:
     """Freeze the guest's CPUs, its memory kept; returns how it was done."""
-    if not files.qmp.exists():
-        signal.pidfd_send_signal(vm.pidfd, signal.SIGSTOP)
-        return "SIGSTOP"
-    with Qmp.connect(files.qmp, host.monotonic, timeout=5.0) as qmp:
+    if vm_status(host, files) == "paused":
+        return "was paused"
+    with contextlib.suppress(QmpError), Qmp.connect(files.qmp, host.monotonic, timeout=5.0) as qmp:
         qmp.execute("stop")
-    return "QMP stop"
+        return "QMP stop"
+    signal.pidfd_send_signal(vm.pidfd, signal.SIGSTOP)  # no monitor, or none that answers: the sibling's way
+    return "SIGSTOP"
 
 
 def resume_vm(host: Host, files: Files, vm: Vm) -> None:
@@ -2480,13 +2577,10 @@ def _qmp_quit(host: Host, files: Files) -> None:
 # === 14 QEMU machine =================================================================================
 
 
-def _host_forward(host_port: int, guest_port: int) -> str:
-    return f"hostfwd=tcp:{BIND_ADDRESS}:{host_port}-:{guest_port}"
-
-
-def host_port(state: State, port: int, guest: int) -> int:
-    """What to ask QEMU for: 0 (choose a free one) where the config left the choice to it."""
-    return 0 if guest in state.auto_ports else port
+def forwards(state: State) -> list[PortForward]:
+    """What to ask QEMU for, ssh included: host port 0 (choose a free one) where the config left the choice to it."""
+    every = [PortForward(host=state.ssh_port, guest=22), *state.port_forwards]
+    return [PortForward(host=0 if f.guest in state.auto_ports else f.host, guest=f.guest) for f in every]
 
 
 def qemu_argv(state: State, accel: str) -> list[str]:
@@ -2496,8 +2590,7 @@ def qemu_argv(state: State, accel: str) -> list[str]:
     a socket path is 107 bytes at most. Disks are JSON, in which a comma in a path has no meaning.
     """
     files = state.files
-    forwards = [_host_forward(host_port(state, state.ssh_port, 22), 22)]
-    forwards += [_host_forward(host_port(state, f.host, f.guest), f.guest) for f in state.port_forwards]
+    hostfwd = [f"hostfwd=tcp:{state.bind_address}:{f.host}-:{f.guest}" for f in forwards(state)]
     boot = {
         "driver": "qcow2", "node-name": "boot", "discard": "unmap",
         "file": {"driver": "file", "filename": str(files.disk), "discard": "unmap"},
@@ -2510,7 +2603,7 @@ def qemu_argv(state: State, accel: str) -> list[str]:
         "-cpu", state.cpu_model or ("host" if accel == "kvm" else "max"),
         "-smp", state.cpus, "-m", f"{state.memory}M",
         "-blockdev", json.dumps(boot), "-device", "virtio-blk-pci,drive=boot,bootindex=0",
-        "-netdev", ",".join(["user", "id=net", *forwards]), "-device", "virtio-net-pci,netdev=net,romfile=",
+        "-netdev", ",".join(["user", "id=net", *hostfwd]), "-device", "virtio-net-pci,netdev=net,romfile=",
         "-device", "virtio-rng-pci",
         "-chardev", f"file,id=console,path={files.console.name}", "-serial", "chardev:console",
         "-chardev", f"socket,id=qmp,path={files.qmp.name},server=on,wait=off", "-mon", "chardev=qmp,mode=control",
@@ -2557,35 +2650,40 @@ def launch(host: Host, state: State) -> State:
     if not state.machine:
         listing = host.run([QEMU, "-machine", "help"], timeout=20).stdout
         state = replace(state, machine=versioned_machine(listing))
-    choices = accelerators(host, state)
-    for accel in choices:
+    *rather, last = accelerators(host, state)
+    for accel in rather:
         try:
-            _spawn_qemu(host, state, accel)
-            if accel == "kvm":
-                _watch_first_steps(host, state.files)
-            break
-        except YclusterError as error:
-            _discard_vm(state.files)
-            if accel == choices[-1]:
-                raise
+            return _run_with(host, state, accel)
+        except (YclusterError, OSError) as error:
+            last_try = _run_with(host, state, last)
+            # Only now is it the accelerator's fault: a taken port or a full disk would have failed here, too.
             host.output.say(f"  KVM does not run a VM here, so QEMU emulates (slower): {str(error).split(';')[0]}")
             write_file(_kvm_memo(state.files), _kvm_identity(host).encode())
-    return _with_ports(host, state)
+            return last_try
+    return _run_with(host, state, last)
+
+
+def _run_with(host: Host, state: State, accel: str) -> State:
+    """Start QEMU with an accelerator; raises, with nothing left running, unless its guest comes to run."""
+    _spawn_qemu(host, state, accel)
+    try:
+        if accel == "kvm":
+            _watch_first_steps(host, state.files)
+        return with_ports(host, replace(state, ran_with=accel))
+    except BaseException:
+        _discard_vm(state.files)
+        raise
 
 
 def _spawn_qemu(host: Host, state: State, accel: str) -> None:
     """Run QEMU until it has made itself a daemon. It inherits the VM lock and holds it to its last breath."""
     files = state.files
-    remove(files.qmp)
-    remove(files.pidfile)
-    give_up = host.monotonic() + 5
-    fd = try_flock(files.vm_lock)
-    while fd is None:  # a glance at the lock by another ycluster passes in microseconds; QEMU's hold does not
-        if host.monotonic() > give_up:
-            raise YclusterError(f"{state.name}: its QEMU already runs", hint="`ycluster status` says more")
-        host.sleep(0.01)
-        fd = try_flock(files.vm_lock)
+    fd = take_flock(host, files.vm_lock, timeout=5)
+    if fd is None:
+        raise YclusterError(f"{state.name}: its QEMU already runs", hint="`ycluster status` says more")
     try:
+        remove(files.qmp)
+        remove(files.pidfile)
         # QEMU's daemon has a umask of its own, 027.
         os.close(os.open(files.console, os.O_WRONLY | os.O_CREAT, 0o600))
         host.run(qemu_argv(state, accel), timeout=60, cwd=files.cache_dir, pass_fds=(fd,))
@@ -2602,7 +2700,7 @@ def _watch_first_steps(host: Host, files: Files) -> None:
             status = qmp.execute("query-status")["status"]
             if status != "running":
                 raise YclusterError(f"the guest stopped at once ({status})")
-            qmp.wait_event("STOP", timeout=0.1)
+            host.sleep(0.05)
 
 
 def _discard_vm(files: Files) -> None:
@@ -2613,7 +2711,7 @@ def _discard_vm(files: Files) -> None:
             _exited(vm.pidfd, 10)
 
 
-def _with_ports(host: Host, state: State) -> State:
+def with_ports(host: Host, state: State) -> State:
     """The state with the host ports that QEMU chose for itself filled in."""
     if not state.auto_ports:
         return state
@@ -2622,7 +2720,7 @@ def _with_ports(host: Host, state: State) -> State:
     return replace(
         state,
         ssh_port=chosen.get(22, state.ssh_port),
-        port_forwards=tuple(PortForward(chosen.get(f.guest, f.host), f.guest) for f in state.port_forwards),
+        port_forwards=tuple(PortForward(host=chosen.get(f.guest, f.host), guest=f.guest) for f in state.port_forwards),
     )
 
 
@@ -2634,14 +2732,12 @@ def parse_usernet(text: str) -> dict[int, int]:
 
 def taken_ports(state: State) -> list[int]:
     """The host ports that QEMU could not bind now."""
-    wanted = [host_port(state, state.ssh_port, 22)]
-    wanted += [host_port(state, forward.host, forward.guest) for forward in state.port_forwards]
     taken = []
-    for port in filter(None, wanted):
+    for port in filter(None, (forward.host for forward in forwards(state))):
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((BIND_ADDRESS, port))
+                probe.bind((state.bind_address, port))
             except OSError:
                 taken.append(port)
     return taken
@@ -2701,7 +2797,7 @@ def make_seed(state: State) -> None:
         files.host_pub.read_text(encoding="ascii"),
     )
     # A new id makes cloud-init apply the new key even to a disk that has booted before.
-    meta = f"instance-id: {state.name}-{secrets.token_hex(8)}\nlocal-hostname: {state.name}\n"
+    meta = to_json({"instance-id": f"{state.name}-{secrets.token_hex(8)}", "local-hostname": state.name})
     write_file(files.seed / "user-data", data.encode())
     write_file(files.seed / "meta-data", meta.encode())
 
@@ -2712,11 +2808,11 @@ def ssh_argv(state: State, *command: str) -> list[str]:
     # Without our host key (a VM of the sibling's) the first one seen is kept and held to.
     strict = "yes" if files.host_pub.exists() else "accept-new"
     return [
-        "ssh", "-F", "/dev/null", "-i", _ssh_path(files.ssh_key), "-p", str(state.ssh_port),
-        "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=20",
+        "ssh", "-F", "/dev/null", "-p", str(state.ssh_port),
+        "-o", f'IdentityFile="{_ssh_path(files.ssh_key)}"', "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=20",
         "-o", f'UserKnownHostsFile="{_ssh_path(files.known_hosts)}"', "-o", "GlobalKnownHostsFile=/dev/null",
         "-o", f"StrictHostKeyChecking={strict}", "-o", f"HostKeyAlias={state.name}",
-        "-o", "ServerAliveInterval=15", f"{state.ssh_user}@{BIND_ADDRESS}", *command,
+        "-o", "ServerAliveInterval=15", f"{state.ssh_user}@{state.dial_address}", *command,
     ]  # fmt: skip
 
 
@@ -2729,10 +2825,10 @@ def ssh_run(host: Host, state: State, command: str, *, timeout: float) -> Done:
     return host.run(ssh_argv(state, command), timeout=timeout, check=False)
 
 
-def ssh_banner(port: int, timeout: float) -> bool:
+def ssh_banner(address: str, port: int, timeout: float) -> bool:
     """Whether an ssh server speaks. A TCP connect alone proves nothing: QEMU accepts with no guest listening."""
     try:
-        with socket.create_connection((BIND_ADDRESS, port), timeout=timeout) as sock:
+        with socket.create_connection((address, port), timeout=timeout) as sock:
             sock.settimeout(timeout)
             return sock.recv(4) == b"SSH-"
     except OSError:
@@ -2747,8 +2843,8 @@ def wait_ready(host: Host, state: State, *, timeout: float) -> None:
     steps = Steps(host.output, host.monotonic)
     until = host.monotonic() + timeout
     stages: tuple[tuple[str, Callable[[], bool]], ...] = (
-        ("SSH banner", lambda: ssh_banner(state.ssh_port, 2.0)),
-        ("login", lambda: ssh_run(host, state, "true", timeout=60).returncode == 0),
+        ("SSH banner", lambda: ssh_banner(state.dial_address, state.ssh_port, 2.0)),
+        ("login", lambda: _in_guest(host, state, "true") is not None),
         ("cloud-init done", lambda: _cloud_init_done(host, state)),
     )
     with find_vm(state.files) as vm:
@@ -2773,13 +2869,25 @@ def wait_ready(host: Host, state: State, *, timeout: float) -> None:
             steps.done(stage)
 
 
+def _in_guest(host: Host, state: State, command: str) -> str | None:
+    """What a command prints in the guest; None while it fails there, or gives no answer."""
+    try:
+        done = ssh_run(host, state, command, timeout=30)
+    except TimedOut:
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
 def _cloud_init_done(host: Host, state: State) -> bool:
-    command = "command -v cloud-init >/dev/null || exit 0; cloud-init status --wait"
-    done = ssh_run(host, state, command, timeout=READY_TIMEOUT)
-    if done.returncode == 255:
+    """Whether cloud-init is through with this boot (or isn't there). Its own `status` takes seconds without KVM."""
+    result = "/run/cloud-init/result.json"
+    wait = f"for i in $(seq 20); do [ -e {result} ] && exec cat {result}; sleep 0.5; done; exit 1"
+    said = _in_guest(host, state, f"command -v cloud-init >/dev/null || exit 0; {wait}")
+    if said is None:
         return False
-    if done.returncode:  # 1: a module failed; 2: recoverable. The guest is up either way.
-        host.output.warn(f"cloud-init in the guest: {' '.join(done.stdout.split()) or done.stderr.strip()}")
+    with contextlib.suppress(ValueError, LookupError, TypeError):
+        for error in json.loads(said)["v1"]["errors"]:  # the guest is up all the same
+            host.output.warn(f"cloud-init in the guest: {error}")
     return True
 
 
@@ -2799,22 +2907,27 @@ def console_tail(files: Files, lines: int = 12) -> str:
 # === 16 k3s ==========================================================================================
 
 
-def check_k3s(config: Config) -> None:
-    """Raise where the config asks for what this version can't install."""
-    if config.k3s_install != "none":
-        raise NotImplementedYet(
-            f"k3s.install: {config.k3s_install} is not yet implemented",
-            hint="`k3s: {install: none}` gives a plain VM",
-        )
+def check_implemented(config: QemuConfig) -> None:
+    """Raise where the config asks for what this version doesn't do; better than to leave out what was promised."""
+    missing = {
+        f"k3s.install: {config.k3s.install}": config.k3s.install != "none",
+        "dataDisk": config.data_disk is not None,
+        "lifetime.maxTotal": budget(config.lifetime.max_total) is not None,
+        "network.mode: tap": config.network.mode == "tap",
+    }
+    asked = ", ".join(what for what, is_asked in missing.items() if is_asked)
+    if asked:
+        hint = "`k3s: {install: none}` gives a plain VM" if "k3s" in asked else "leave it out"
+        raise NotImplementedYet(f"not yet implemented: {asked}", hint=hint)
 
 
 # === 17 kubeconfig ===================================================================================
 
 
-def check_context(states: Sequence[State], config: Config, cache_dir: Path) -> None:
+def check_context(states: Sequence[State], config: QemuConfig, files: Files) -> None:
     """Raise when another cluster of this user goes by the context: `--context` must name one."""
     for state in states:
-        if state.context == config.context and state.files != Files(cache_dir, config.name):
+        if state.context == config.context and state.files != files:
             raise ConfigError(
                 f"{config.file}: context {config.context!r} is that of the cluster {state.name} in {state.cache_dir}",
                 hint="give this one a context of its own",
@@ -2824,7 +2937,7 @@ def check_context(states: Sequence[State], config: Config, cache_dir: Path) -> N
 # === 18 disk images ==================================================================================
 
 
-def fetch_image(host: Host, config: Config, cache_dir: Path) -> Path:
+def fetch_image(host: Host, config: QemuConfig, cache_dir: Path) -> Path:
     """The cloud image as a file of our own, named by its SHA-256; downloads or copies it where it isn't there.
 
     Disks are overlays on it, so it must not change under them: a user's file is copied, never used in place.
@@ -2832,45 +2945,42 @@ def fetch_image(host: Host, config: Config, cache_dir: Path) -> Path:
     """
     images = cache_dir / "images"
     make_private_dir(images)
-    if config.image_sha256 and (images / config.image_sha256).is_file():
-        return images / config.image_sha256
-    local = config.image[len("file://") :] if config.image.startswith("file://") else config.image
     with locked(host, images / ".lock", timeout=3600):
         if config.image_sha256 and (images / config.image_sha256).is_file():
             return images / config.image_sha256
+        for leftover in images.glob(".*.tmp"):  # of a fetch that was killed: the lock is ours
+            remove(leftover)
         beside = images / f".{secrets.token_hex(4)}.tmp"
         try:
-            with _open_image(Path(local)) if local.startswith("/") else _open_url(config.image) as source:
-                digest = _copy_hashing(host, source, beside, config.image)
-            if config.image_sha256 and digest != config.image_sha256:
+            digest = _fetch(host, config.image, beside)
+            if config.image_sha256 not in ("", digest):
                 raise ConfigError(
                     f"{config.image}: its SHA-256 is {digest}, and imageSha256 says {config.image_sha256}",
-                    hint="the image was changed or cut off; correct the one that is wrong",
+                    hint="one of them is wrong, or the image has been changed",
                 )
             beside.chmod(0o400)
-            os.replace(beside, images / digest)
+            beside.replace(images / digest)
             return images / digest
         finally:
             remove(beside)
 
 
-def _open_image(path: Path) -> IO[bytes]:
-    try:
-        return open(path, "rb")
-    except OSError as error:
-        raise PrerequisiteError(f"image {path}: {error.strerror}", hint="`image` in the config names it") from None
-
-
-def _open_url(url: str) -> IO[bytes]:
+def _fetch(host: Host, url: str, target: Path) -> str:
+    """Copy what a URL names to a new file, and return its SHA-256."""
+    import http.client
     import urllib.request
 
     try:
-        response: IO[bytes] = urllib.request.urlopen(url, timeout=60)
-        return response
-    except (OSError, ValueError) as error:
+        with urllib.request.urlopen(url, timeout=60) as source:
+            expected = source.headers.get("Content-Length")
+            digest = _copy_hashing(host, source, target, url)
+        if expected and int(expected) != target.stat().st_size:
+            raise OSError(f"cut off after {target.stat().st_size} of {expected} bytes")
+        return digest
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise PrerequisiteError(
-            f"{url}: {error}",
-            hint="set `image` (and imageSha256) in the config to a cloud image that this host can reach",
+            f"{url}: {getattr(error, 'reason', None) or error}",
+            hint="`image` (and imageSha256) in the config can name any cloud image that this host can reach",
         ) from None
 
 
@@ -2907,13 +3017,19 @@ def parse_size(text: str) -> int:
 def make_disk(host: Host, state: State, image: Path) -> None:
     """The boot disk: a qcow2 overlay on the image, grown to diskSize."""
     info = json.loads(host.run(["qemu-img", "info", "--output=json", str(image)], timeout=60).stdout)
+    if "backing-filename" in info or "data-file" in info.get("format-specific", {}).get("data", {}):
+        raise ConfigError(
+            f"{state.image}: the image is not whole, it builds on another file",
+            hint="`qemu-img convert -O qcow2` makes a whole one of it",
+        )
     if parse_size(state.disk_size) < info["virtual-size"]:
         raise ConfigError(
             f"diskSize {state.disk_size} is smaller than the image, which takes {info['virtual-size']} bytes",
             hint="a disk can be larger than its image, never smaller",
         )
-    argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(image), "-F", info["format"]]
-    host.run([*argv, str(state.files.disk), state.disk_size], timeout=120)
+    base = image.relative_to(state.cache_dir)  # so that a cacheDir can be moved
+    argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base), "-F", info["format"]]
+    host.run([*argv, str(state.files.disk), state.disk_size], timeout=120, cwd=Path(state.cache_dir))
 
 
 # === 19 commands =====================================================================================
@@ -2924,54 +3040,38 @@ PROGRAMS = {QEMU: "qemu-system-x86", "qemu-img": "qemu-utils", "ssh": "openssh-c
 # --- which cluster
 
 
-@dataclass(frozen=True)
-class Target:
-    """What the command line says of an existing cluster; at most one of them is given."""
-
-    context: str | None = None
-    name: str | None = None
-    directory: Path | None = None
-    sidecar: Path | None = None
+def files_of(host: Host, config: QemuConfig) -> Files:
+    return Files((config.cache_dir or default_cache_dir(host)).resolve(), config.name)
 
 
-def cache_dir_of(host: Host, config: Config) -> Path:
-    return (config.cache_dir or default_cache_dir(host)).resolve()
-
-
-def find_cluster(host: Host, target: Target) -> Files:
+def find_cluster(host: Host, *, context: str = "", name: str = "") -> Files:
     """The one cluster that is meant: the named one; else the only one; else that of the context `local`."""
-    if target.sidecar is not None:
-        path = Path(os.path.abspath(target.sidecar))
-        return Files(path.parent.resolve(), path.stem)
-    if target.directory is not None:
-        config = load_config(target.directory)
-        require_qemu(config)
-        return Files(cache_dir_of(host, config), config.name)
     every = discover(host)
-    if target.name is not None:
-        return _the_one([files for files in every if files.name == target.name], f"named {target.name}", every)
-    if target.context is None and len(every) == 1:
+    if not every:
+        which = f"no cluster named {name}: " if name else f"no cluster with the context {context}: " if context else ""
+        raise StateError(f"{which}there are none yet", hint="`ycluster provision -c DIR` makes one")
+    if name:
+        return _the_one([files for files in every if files.name == name], f"named {name}", every)
+    if not context and len(every) == 1:
         return every[0]
-    context = target.context or "local"
-    mine = [files for files, state in _readable(host, every) if state.context == context]
+    context = context or "local"
+    mine = [files for files, state in readable(host) if state.context == context]
     return _the_one(mine, f"with the context {context}", every)
 
 
 def _the_one(found: Sequence[Files], which: str, every: Sequence[Files]) -> Files:
     if len(found) == 1:
         return found[0]
-    known = "\n".join(f"{files.name} in {files.cache_dir}" for files in found or every)
+    known = "\n".join(f"--name {files.name}   (in {files.cache_dir})" for files in found or every)
     if found:
-        raise StateError(f"{len(found)} clusters {which}; name one by -c DIR:", hint=known)
-    if not every:
-        raise StateError(f"no cluster {which}: there are none at all", hint="`ycluster provision -c DIR` makes one")
+        raise StateError(f"{len(found)} clusters {which}; -c DIR tells them apart:", hint=known)
     raise StateError(f"no cluster {which}; there are:", hint=known)
 
 
-def _readable(host: Host, every: Sequence[Files]) -> list[tuple[Files, State]]:
-    """Those whose sidecar can be read; a warning for each other. One bad sidecar never hides the rest."""
+def readable(host: Host) -> list[tuple[Files, State]]:
+    """The clusters whose sidecar can be read; a warning for each other. One bad sidecar never hides the rest."""
     found = []
-    for files in every:
+    for files in discover(host):
         try:
             found.append((files, load_state(files)))
         except StateError as error:
@@ -2980,9 +3080,10 @@ def _readable(host: Host, every: Sequence[Files]) -> list[tuple[Files, State]]:
     return found
 
 
-def require_qemu(config: Config) -> None:
-    if config.provider != "qemu":
+def require_qemu(config: Config) -> QemuConfig:
+    if not isinstance(config, QemuConfig):
         raise NotImplementedYet(f"not yet implemented for {config.provider}", hint="`provider: qemu` is")
+    return config
 
 
 @contextlib.contextmanager
@@ -3009,41 +3110,38 @@ def opened(host: Host, files: Files, *, patience: float = LOCK_TIMEOUT) -> Itera
 
 def provision(host: Host, directory: Path) -> None:
     """Make a cluster and boot it. The deadline is saved and its timer armed before the guest gets to run."""
-    config = load_config(directory)
-    require_qemu(config)
-    check_k3s(config)
-    if config.data_disk:
-        raise NotImplementedYet("dataDisk is not yet implemented", hint="leave it out")
-    for key in ("gateway", "storage", "registries"):
-        if getattr(config, key):
-            host.output.warn(f"{key}: ignored, nothing of it is installed in a plain VM")
+    config = require_qemu(load_config(directory))
+    check_implemented(config)
+    for warning in left_alone(config):
+        host.output.warn(warning)
     host.need(PROGRAMS)
-    cache_dir = cache_dir_of(host, config)
-    state = state_from_config(config, cache_dir)
-    files = state.files
-    reap_overdue(host, spare=files)
-    check_context([other for _, other in _readable(host, discover(host))], config, cache_dir)
+    timers_for(host)
+    files = files_of(host, config)
+    state = state_from_config(config, files.cache_dir)
+    sweep(host, by="next command", spare=files)
+    check_context([other for _, other in readable(host)], config, files)
     _refuse_existing(files)
     _check_ports(state)
-    make_private_dir(cache_dir)
-    image = fetch_image(host, config, cache_dir)  # outside the lock: it may take long, and touches no cluster
+    if files.cache_dir.exists() and not files.cache_dir.is_dir():
+        raise ConfigError(f"{config.file}: cacheDir {files.cache_dir} is not a directory")
+    make_private_dir(files.cache_dir)
+    image = fetch_image(host, config, files.cache_dir)  # outside the lock: it takes long, and touches no cluster
     with cluster_lock(host, files):
         _refuse_existing(files)
-        remember_cache_dir(host, cache_dir)
+        remember_cache_dir(host, files.cache_dir)
         state = _create(host, state, image)
-    _say_deadline(host, state)
     _finish_boot(host, state)
 
 
 def _refuse_existing(files: Files) -> None:
     """Raise when the name is taken. What a provision left that was killed before its first boot is nobody's."""
-    way_out = f"`ycluster start --name {files.name}` starts it, `ycluster teardown --name {files.name}` removes it"
     if running(files):
-        raise YclusterError(f"{files.name} already runs", hint=way_out)
+        raise YclusterError(f"{files.name} already runs", hint=f"`ycluster teardown --name {files.name}` removes it")
     if files.sidecar.exists():
-        state = load_state(files)
-        # Only our own sidecars name an image: a sibling's has no startedAt either, and its disk holds data.
-        if not state.image or state.started_at is not None:
+        if not _half_made(load_state(files)):
+            way_out = (
+                f"`ycluster start --name {files.name}` starts it, `ycluster teardown --name {files.name}` removes it"
+            )
             raise YclusterError(f"{files.name} already exists in {files.cache_dir}", hint=way_out)
     elif files.disk.exists():
         raise YclusterError(
@@ -3051,12 +3149,16 @@ def _refuse_existing(files: Files) -> None:
         )
 
 
+def _half_made(state: State) -> bool:
+    """Never booted. Only our own sidecars name an image: a sibling's has no startedAt either, and its disk holds data."""
+    return bool(state.image) and state.started_at is None
+
+
 def _check_ports(state: State) -> None:
     taken = taken_ports(state)
     if taken:
-        ports = ", ".join(map(str, taken))
         raise PrerequisiteError(
-            f"{BIND_ADDRESS}: can't listen on {ports}: taken, or below 1024 and you are not root",
+            f"can't listen on port {', '.join(map(str, taken))}: taken, or below 1024 and you are not root",
             hint='set sshPort or portForwards in the config to other ports ("0": QEMU chooses)',
         )
 
@@ -3072,7 +3174,7 @@ def _create(host: Host, state: State, image: Path) -> State:
         return _boot(host, state)
     except BaseException:
         if not running(state.files):
-            _erase(state.files, keep_disk=False)
+            _erase(host, state)
         raise
 
 
@@ -3088,51 +3190,67 @@ def _boot(host: Host, state: State) -> State:
         raise
 
 
+def _guarded(host: Host, state: State) -> State:
+    """What a running cluster is owed: a deadline where it has a budget, and a timer where it has a deadline."""
+    if state.disarmed:
+        return state
+    if state.expires_at is None and budget(state.lifetime) is not None:
+        state = save_state(anchored(state, host.now(), host.boot_id()))
+    return arm_timer(host, state, state.retry_at)
+
+
 def _finish_boot(host: Host, state: State) -> None:
     """Wait without the lock, so that an extend, a stop or the reaper can get at the cluster meanwhile."""
+    say_deadline(host, state)
     try:
         wait_ready(host, state, timeout=READY_TIMEOUT)
-    except Interrupted as error:
-        error.hint = f"it still runs, and its deadline holds: `ycluster stop --name {state.name}` ends it now"
+    except Interrupted:
+        host.output.say(f"{state.name} goes on booting; `ycluster stop --name {state.name}` ends it now")
         raise
-    host.output.say(f"{state.name} is ready: {shlex.join(['ycluster', 'ssh', '--name', state.name])}")
+    host.output.say(f"{state.name} is ready: ycluster ssh --name {state.name}")
 
 
-def _say_deadline(host: Host, state: State) -> None:
-    if state.expires_at is None:
+def say_deadline(host: Host, state: State) -> None:
+    if budget(state.lifetime) is None:
         host.output.say(f"  {state.name} has no lifetime budget: it runs until you stop it")
-    else:
-        left = in_words(state.expires_at - host.now())
-        by = f"{state.on_expiry}, by {state.timer.backend if state.timer else 'nothing'}"
-        by = "disarmed by hand" if state.disarmed else by
-        host.output.say(f"  deadline {local_time(state.expires_at)}, in {left}: {by}")
+    elif state.expires_at is not None:
+        by = (
+            "disarmed by hand"
+            if state.disarmed
+            else f"{state.on_expiry} by {state.timer.backend if state.timer else '?'}"
+        )
+        left = state.expires_at - host.now()
+        when = f"in {in_words(left)}" if left > 0 else f"{in_words(left)} ago"
+        host.output.say(f"  deadline {local_time(state.expires_at)}, {when}: {by}")
 
 
-def start(host: Host, target: Target) -> None:
+def start(host: Host, files: Files) -> None:
     """Boot a stopped cluster, with a fresh budget."""
-    files = find_cluster(host, target)
     host.need(PROGRAMS)
-    reap_overdue(host, spare=files)
+    timers_for(host)
+    sweep(host, by="next command", spare=files)
     with opened(host, files) as state:
         status = vm_status(host, files)
         if status == "paused":
             raise YclusterError(f"{state.name} is paused", hint=f"`ycluster resume --name {state.name}` wakes it")
         if status != "stopped":
             host.output.say(f"{state.name} already runs")
-            return _say_deadline(host, state)
-        if not files.disk.exists():
+            state = _guarded(host, save_state(with_ports(host, state)))
+            return say_deadline(host, state)
+        if _half_made(state) or not files.disk.exists():
             raise StateError(
-                f"{files.disk}: the disk is gone", hint=f"`ycluster teardown --name {state.name}` clears the rest"
+                f"{state.name} has no disk to boot: its provision was cut off, or the disk was taken away",
+                hint="`ycluster provision -c DIR` makes it anew; `ycluster teardown` clears the rest",
             )
         _check_ports(state)
         state = _boot(host, state)
-    _say_deadline(host, state)
     _finish_boot(host, state)
 
 
-def stop(host: Host, target: Target) -> None:
+def stop(host: Host, files: Files) -> None:
     """Power the guest off; the disk stays."""
-    with opened(host, find_cluster(host, target)) as state:
+    sweep(host, by="next command", spare=files)
+    with opened(host, files) as state:
         how = _halt(host, state)
         disarm_timer(host, stopped(state), None)
     host.output.say(f"{state.name} is stopped" if how else f"{state.name} was not running")
@@ -3144,56 +3262,57 @@ def _halt(host: Host, state: State) -> str:
         if vm is None:
             return ""
         host.output.say(f"stopping {state.name} (pid {vm.pid})")
-        poweroff = lambda: ssh_run(host, state, "sudo sync; sudo poweroff", timeout=15)  # noqa: E731
-        return stop_vm(host, state.files, vm, poweroff)
+        return stop_vm(host, state.files, vm, lambda: ssh_run(host, state, "sudo sync; sudo poweroff", timeout=15))
 
 
-def pause(host: Host, target: Target) -> None:
+def pause(host: Host, files: Files) -> None:
     """Freeze the guest: its memory stays, its CPUs stand still. The deadline goes on counting."""
-    files = find_cluster(host, target)
     with opened(host, files) as state, find_vm(files) as vm:
         if vm is None:
             raise YclusterError(f"{state.name} is not running", hint="there is nothing to pause")
-        if vm_status(host, files) != "paused":
-            pause_vm(host, files, vm)
+        pause_vm(host, files, vm)
     host.output.say(f"{state.name} is paused")
-    _say_deadline(host, state)
+    say_deadline(host, state)
 
 
-def resume(host: Host, target: Target) -> None:
+def resume(host: Host, files: Files) -> None:
     """Let a paused guest go on; with a fresh budget where the old one is used up."""
-    files = find_cluster(host, target)
-    reap_overdue(host, spare=files)
+    sweep(host, by="next command", spare=files)
     with opened(host, files) as state, find_vm(files) as vm:
         if vm is None:
             raise YclusterError(f"{state.name} is stopped", hint=f"`ycluster start --name {state.name}` starts it")
         if vm_status(host, files) == "paused":
-            if not state.disarmed and (state.expires_at is None or state.expires_at <= host.now()):
-                state = save_state(anchored(state, host.now(), host.boot_id()))
-                state = arm_timer(host, state)
+            if state.expires_at is not None and state.expires_at <= host.now() and not state.disarmed:
+                state = anchored(state, host.now(), host.boot_id())
+            state = _guarded(host, state)
             resume_vm(host, files, vm)
     host.output.say(f"{state.name} runs")
-    _say_deadline(host, state)
+    say_deadline(host, state)
 
 
-def teardown(host: Host, target: Target, *, keep_disk: bool) -> None:
+def teardown(host: Host, files: Files, *, keep_disk: bool = False) -> None:
     """Stop the VM and remove the cluster's own files, and nothing else; says which. Twice is once."""
-    files = find_cluster(host, target)
-    if not files.sidecar.exists():
+    if not files.sidecar.exists() and not running(files):
         return host.output.say(f"{files.name}: nothing to tear down in {files.cache_dir}")
-    with opened(host, files) as state:
+    with cluster_lock(host, files):
+        known = files.sidecar.exists()
+        state = load_state(files) if known else State(name=files.name, cache_dir=str(files.cache_dir))
         _halt(host, state)
-        disarm_timer(host, stopped(state), None)
-        removed = _erase(files, keep_disk=keep_disk)
+        # A VM whose sidecar is gone is stopped; what was on its disk only a cluster's teardown may take.
+        removed = _erase(host, state, keep_disk=keep_disk or not known)
     host.output.say(f"{files.name} is torn down; removed: {' '.join(removed)}")
-    if keep_disk and files.disk.exists():
-        host.output.say(f"  kept: {files.disk} and {files.ssh_key}")
+    if files.disk.exists():
+        host.output.say(f"  kept: {files.disk} {files.ssh_key}")
 
 
-def _erase(files: Files, *, keep_disk: bool) -> list[str]:
-    """Remove the cluster's files, the sidecar last; returns the names of those that were there."""
+def _erase(host: Host, state: State, *, keep_disk: bool = False) -> list[str]:
+    """Remove the cluster's files; returns the names of those that were there. Its timer and what that needs go
+    last, so that a teardown that is cut off is taken up again."""
+    files = state.files
     disk = [] if keep_disk else [files.disk, files.ssh_key, files.ssh_pub]
-    return [path.name for path in [*disk, *files.disposable()] if remove(path)]
+    removed = [path.name for path in [*disk, *files.disposable()] if remove(path)]
+    cancel_timer(host, files, state.timer)
+    return removed + [path.name for path in (files.program, files.sidecar) if remove(path)]
 
 
 # --- lifetime
@@ -3203,7 +3322,7 @@ def reap(host: Host, files: Files, *, by: str, wait: float = 0.0, patience: floa
     """Carry out the expiry if it is due; re-arm if it is not; say so if nothing is armed.
 
     Safe by hand, from cron, from a stale timer and twice at once. A deadline at most `wait` seconds away is
-    waited for. Raises YclusterError when the action failed; it has then been armed anew.
+    waited for. Raises YclusterError when the action failed; it is then tried again.
     """
     ahead = (load_state(files).expires_at or 0) - host.now()
     if 0 < ahead <= wait:
@@ -3213,7 +3332,7 @@ def reap(host: Host, files: Files, *, by: str, wait: float = 0.0, patience: floa
         if decision.do == "nothing":
             host.output.say(f"{state.name}: nothing to reap: {decision.why}")
         elif decision.do == "rearm":
-            state = arm_timer(host, state)
+            state = arm_timer(host, state, fired=state.timer is not None and state.timer.backend == by)
             host.output.say(f"{state.name}: {decision.why}; armed by {state.timer.backend if state.timer else '-'}")
         else:
             host.output.say(f"{format_time(host.now())} {state.name}: {decision.why}: {decision.do} (by {by})")
@@ -3221,91 +3340,92 @@ def reap(host: Host, files: Files, *, by: str, wait: float = 0.0, patience: floa
 
 
 def _expire(host: Host, state: State, action: str, by: str) -> None:
+    """Act, with a second try armed first: should this one fail or be killed, the VM is not left without a guard."""
+    again = int(host.now() + retry_delay(host.now() - (state.expires_at or 0)))
     try:
-        how = _freeze(host, state.files) if action == "pause" else _halt(host, state)
+        state = arm_timer(host, replace(state, retry_at=again), again, fired=True)
     except (YclusterError, OSError) as error:
-        late = host.now() - (state.expires_at or 0)
-        again = int(host.now() + retry_delay(late))
-        arm_timer(host, state, again)
+        host.output.warn(f"{state.name}: no second try can be armed: {error}")
+    try:
+        how = _freeze(state.files, host) if action == "pause" else _halt(host, state)
+        record = Reaped(at=int(host.now()), action=action, by=by, how=how or "was not running")
+        if action == "teardown":
+            _erase(host, state)
+        else:
+            disarm_timer(host, replace(stopped(state), reaped=record), None)
+    except (YclusterError, OSError) as error:
         raise YclusterError(f"{state.name}: {action} failed, again at {local_time(again)}: {error}") from error
-    record = Reaped(at=int(host.now()), action=action, by=by, how=how or "was not running")
-    disarm_timer(host, replace(stopped(state), reaped=record), None)
-    if action == "teardown":
-        _erase(state.files, keep_disk=False)
     host.output.say(f"{format_time(host.now())} {state.name}: {action}: {record.how}")
 
 
-def _freeze(host: Host, files: Files) -> str:
+def _freeze(files: Files, host: Host) -> str:
     with find_vm(files) as vm:
-        if vm is None:
-            return ""
-        return pause_vm(host, files, vm) if vm_status(host, files) != "paused" else "was paused"
+        return pause_vm(host, files, vm) if vm is not None else ""
 
 
-def reap_all(host: Host, *, by: str) -> None:
-    """`reap` for every cluster; one that fails keeps no other from being reaped."""
+def sweep(host: Host, *, by: str, spare: Files | None = None, every: bool = False) -> list[str]:
+    """Reap every cluster that is overdue (`every`: look into the others, too), and return the names of those that
+    could not be. One that fails keeps no other from it; what somebody else is working on is left to them."""
     failed = []
     for files in discover(host):
         try:
-            reap(host, files, by=by)
-        except (YclusterError, OSError) as error:
-            host.output.warn(f"{files.name}: {error}")
+            state = load_state(files)
+            if files != spare and (every or _wake(state) <= host.now()):
+                reap(host, files, by=by, patience=LOCK_TIMEOUT if every else 0.5)
+        except Busy:
             failed.append(files.name)
+        except Exception as error:
+            if files.sidecar.exists():
+                host.output.warn(f"{files.name}: {error}")
+                failed.append(files.name)
+    return failed
+
+
+def reap_all(host: Host, *, by: str) -> None:
+    failed = sweep(host, by=by, every=True)
     if failed:
         raise YclusterError(f"not reaped: {', '.join(failed)}")
+    if not discover(host):
+        host.output.say("no clusters")
 
 
-def reap_overdue(host: Host, *, spare: Files) -> None:
-    """Catch lost timers: reap what is overdue elsewhere. What somebody else is working on is left to them."""
-    for files in discover(host):
-        if files != spare:
-            try:
-                if decide(load_state(files), host.now()).do in ACTIONS:
-                    reap(host, files, by="next command", patience=0.0)
-            except Busy:
-                pass
-            except (YclusterError, OSError) as error:
-                host.output.warn(f"{files.name}: {error}")
-
-
-def extend(host: Host, target: Target, duration: str) -> None:
+def extend(host: Host, files: Files, nanoseconds: int) -> None:
     """Push the deadline out and re-arm. It never reaps first, even where the deadline has passed."""
+    with opened(host, files) as state:
+        state = save_state(extended(state, nanoseconds, host.now()))
+        state = _guarded(host, state)
+    host.output.say(f"{state.name}: extended by {format_duration(nanoseconds)}")
+    say_deadline(host, state)
+
+
+def positive_duration(text: str) -> int:
+    """Nanoseconds of a duration on the command line."""
     try:
-        nanoseconds = parse_duration(duration)
+        nanoseconds = parse_duration(text)
     except ValueError as error:
         raise UsageError(str(error), hint="a Go duration, such as 2h or 1h30m") from None
     if nanoseconds <= 0:
-        raise UsageError(f"{duration}: extend wants a positive duration, such as 2h")
-    files = find_cluster(host, target)
-    with opened(host, files) as state:
-        state = save_state(extended(state, nanoseconds, host.now()))
-        if not state.disarmed:
-            state = arm_timer(host, state)
-    host.output.say(f"{state.name}: extended by {duration}")
-    _say_deadline(host, state)
+        raise UsageError(f"{text}: wants a positive duration, such as 2h")
+    return nanoseconds
 
 
-def arm(host: Host, target: Target) -> None:
+def arm(host: Host, files: Files) -> None:
     """(Re)install the timer; a running cluster that has a budget and no deadline gets one from now."""
-    files = find_cluster(host, target)
     with opened(host, files) as state:
-        if state.expires_at is None:
-            if budget(state.lifetime) is None:
-                raise YclusterError(
-                    f"{state.name} has no lifetime budget", hint="lifetime.maxRun in the config sets it"
-                )
-            if not running(files):
-                raise YclusterError(f"{state.name} is not running", hint="`ycluster start` gives it a fresh budget")
-            state = save_state(anchored(state, host.now(), host.boot_id()))
-        state = arm_timer(host, state)
+        if budget(state.lifetime) is None and state.expires_at is None:
+            raise YclusterError(f"{state.name} has no lifetime budget", hint="lifetime.maxRun in the config sets it")
+        if state.expires_at is None and not running(files):
+            raise YclusterError(f"{state.name} is not running", hint="`ycluster start` gives it a fresh budget")
+        if state.disarmed:
+            state = replace(state, timer=None)
+        state = _guarded(host, state)
+    say_deadline(host, state)
     if state.expires_at is not None and state.expires_at <= host.now():
         host.output.warn(f"{state.name}: its deadline has passed, so the timer fires now")
-    _say_deadline(host, state)
 
 
-def disarm(host: Host, target: Target) -> None:
+def disarm(host: Host, files: Files) -> None:
     """Take the timer away; the deadline stays written down, and nothing acts on it until `arm` or a start."""
-    files = find_cluster(host, target)
     with opened(host, files) as state:
         if state.expires_at is None:
             return host.output.say(f"{state.name}: nothing is armed")
@@ -3317,31 +3437,28 @@ def watch(host: Host, files: Files, *, by: str) -> None:
     """Wait in the foreground for a cluster's deadline and reap it; ends when no deadline is left.
 
     As the detached watcher (`by` watcher) it holds the watch lock, and ends when the sidecar no longer names it.
-    It decides to end under the cluster's lock, so that no arming can count on it in that moment.
+    It lets go of that lock under the cluster's lock, so that no arming can count on a watcher that is leaving.
     """
-    fd = try_flock(files.watch_lock) if by == "watcher" else None
+    load_state(files)
+    fd = take_flock(host, files.watch_lock, timeout=2) if by == "watcher" else None
     if by == "watcher" and fd is None:
         return
-    try:
-        while True:
-            try:
-                if not files.sidecar.exists():
-                    return  # torn down, our lock file with it: a new cluster of this name gets a new watcher
-                if not _watched(files, by):
-                    with cluster_lock(host, files):
-                        if not _watched(files, by):
-                            return
-                wake = _wake(load_state(files))
-                if wake is not None and wake <= host.now():
-                    reap(host, files, by=by)
-                    continue
-            except (YclusterError, OSError) as error:
-                host.output.warn(f"{files.name}: {error}")
-                wake = None
-            host.sleep(WATCH_INTERVAL if wake is None else min(WATCH_INTERVAL, wake - host.now()))
-    finally:
-        if fd is not None:
-            os.close(fd)
+    while files.sidecar.exists():  # torn down, our lock file with it: a new cluster of this name gets a new watcher
+        wake = host.now() + WATCH_INTERVAL
+        try:
+            if not _watched(files, by):
+                with cluster_lock(host, files):
+                    if not _watched(files, by):
+                        if fd is not None:
+                            os.close(fd)
+                        return
+            wake = _wake(load_state(files))
+            if wake <= host.now():
+                reap(host, files, by=by)
+        except Exception as error:  # whatever it is, a watcher that ends guards nothing
+            host.output.warn(f"{files.name}: {error}")
+            wake = host.now() + WATCH_INTERVAL
+        host.sleep(min(WATCH_INTERVAL, wake - host.now()))
 
 
 def _watched(files: Files, by: str) -> bool:
@@ -3355,27 +3472,19 @@ def _watched(files: Files, by: str) -> bool:
     return state.expires_at is not None and not state.disarmed
 
 
-def _wake(state: State) -> int | None:
-    """When to look into it: at the deadline, or when a failed action is due again."""
+def _wake(state: State) -> float:
+    """When to look into it: at the deadline, or when an action that failed is due again."""
     if state.expires_at is None or state.disarmed:
-        return None
-    return max(state.expires_at, state.timer.deadline if state.timer else 0)
+        return float("inf")
+    return max(state.expires_at, state.retry_at or 0)
 
 
 def watch_all(host: Host) -> None:
     """Reap every cluster of this user as it falls due, until interrupted: the timer of a host that has none."""
     while True:
-        wakes = []
-        for files in discover(host):
-            try:
-                wake = _wake(load_state(files))
-                if wake is not None and wake <= host.now():
-                    reap(host, files, by="watch --all")
-                elif wake is not None:
-                    wakes.append(wake)
-            except (YclusterError, OSError) as error:
-                host.output.warn(f"{files.name}: {error}")
-        host.sleep(min([WATCH_INTERVAL, *(max(0.0, wake - host.now()) for wake in wakes)]))
+        sweep(host, by="watch --all")
+        ahead = [_wake(state) - host.now() for _, state in readable(host)]
+        host.sleep(min([WATCH_INTERVAL, *(left for left in ahead if left > 0)]))
 
 
 # --- looking
@@ -3383,7 +3492,6 @@ def watch_all(host: Host) -> None:
 
 def describe(host: Host, state: State) -> dict[str, Any]:
     """What `list -o json` and `status -o json` show of a cluster (shape version 1)."""
-    left = None if state.expires_at is None else int(state.expires_at - host.now())
     return {
         "name": state.name,
         "context": state.context,
@@ -3392,12 +3500,13 @@ def describe(host: Host, state: State) -> dict[str, Any]:
         "onExpiry": state.on_expiry,
         "startedAt": _encode_time(state.started_at),
         "expiresAt": _encode_time(state.expires_at),
-        "remainingSeconds": left,
+        "retryAt": _encode_time(state.retry_at),
+        "remainingSeconds": None if state.expires_at is None else int(state.expires_at - host.now()),
         "disarmed": state.disarmed,
         "reaped": _encode_record(state.reaped) if state.reaped else None,
         "sshPort": state.ssh_port,
-        "portForwards": _show_forwards(state.port_forwards),
-        "accel": state.accel,
+        "portForwards": [{"host": forward.host, "guest": forward.guest} for forward in state.port_forwards],
+        "accel": state.ran_with,
         "disk": str(state.files.disk),
         "cacheDir": state.cache_dir,
     }
@@ -3412,7 +3521,7 @@ def enforcement(host: Host, state: State) -> dict[str, Any]:
         "armed": armed,
         "nextFire": format_time(state.timer.deadline) if armed and state.timer else "",
         "survives": dict(backend.survives) if backend else {},
-        "improve": backend.advice if backend else "",
+        "improve": stronger_timer(host, state),
     }
 
 
@@ -3426,7 +3535,7 @@ def left_words(shown: Mapping[str, Any]) -> str:
 
 
 def list_clusters(host: Host, form: str) -> None:
-    found = [describe(host, state) for _, state in _readable(host, discover(host))]
+    found = [describe(host, state) for _, state in readable(host)]
     if form == "json":
         return host.output.data(to_json({"version": 1, "clusters": found}))
     if not found:
@@ -3434,22 +3543,25 @@ def list_clusters(host: Host, form: str) -> None:
     rows = [["NAME", "CONTEXT", "STATE", "LEFT", "ON EXPIRY", "SSH", "CACHEDIR"]]
     for shown in found:
         row = ["name", "context", "state", "", "onExpiry", "sshPort", "cacheDir"]
-        rows.append([str(shown[key]) if key else left_words(shown) for key in row])
+        rows.append([str(shown[name]) if name else left_words(shown) for name in row])
     host.output.data(table(rows))
 
 
-def status(host: Host, target: Target, form: str) -> None:
-    state = load_state(find_cluster(host, target))
+def status(host: Host, files: Files, form: str, *, guard: bool = False) -> None:
+    """One cluster; with `guard` (`lifetime status`) who enforces its deadline, else how to get at it."""
+    state = load_state(files)
     shown = describe(host, state)
+    if guard:
+        shown["enforcement"] = enforcement(host, state)
     if form == "json":
         return host.output.data(to_json({"version": 1, **shown}))
-    rows = [
-        ["cluster:", f"{state.name} (context {state.context})"],
-        ["state:", shown["state"]],
-        *_lifetime_rows(state, shown),
-        ["ssh:", shlex.join(ssh_argv(state))],
-        ["disk:", shown["disk"]],
-    ]
+    with_what = f" ({shown['accel']})" if shown["accel"] and shown["state"] != "stopped" else ""
+    rows = [["cluster:", f"{state.name} (context {state.context})"], ["state:", shown["state"] + with_what]]
+    rows += _lifetime_rows(state, shown)
+    if not guard:
+        rows += [["ssh:", shlex.join(ssh_argv(state))], ["disk:", shown["disk"]]]
+    elif state.expires_at is not None:
+        rows += _guard_rows(state, shown["enforcement"])
     host.output.data(table(rows))
 
 
@@ -3461,43 +3573,40 @@ def _lifetime_rows(state: State, shown: Mapping[str, Any]) -> list[list[str]]:
         rows.append(["lifetime:", f"{state.lifetime} from each start, then {state.on_expiry}"])
     if state.expires_at is not None:
         rows.append(["deadline:", f"{local_time(state.expires_at)} ({left_words(shown)})"])
+    if state.retry_at is not None:
+        rows.append(["retry:", f"the {state.on_expiry} is under way, or failed; again at {local_time(state.retry_at)}"])
     if state.reaped:
         done = {"stop": "stopped", "pause": "paused", "teardown": "torn down"}[state.reaped.action]
         rows.append(["expired:", f"{done} {local_time(state.reaped.at)} by {state.reaped.by}: {state.reaped.how}"])
     return rows
 
 
-def lifetime_status(host: Host, target: Target, form: str) -> None:
-    state = load_state(find_cluster(host, target))
-    shown, guard = describe(host, state), enforcement(host, state)
-    if form == "json":
-        return host.output.data(to_json({"version": 1, **shown, "enforcement": guard}))
-    rows = [["cluster:", state.name], ["state:", shown["state"]], *_lifetime_rows(state, shown)]
-    if state.expires_at is not None:
-        armed = guard["backend"] if guard["armed"] else "NOTHING: `ycluster lifetime arm` mends it"
-        rows.append(["guard:", "disarmed by hand" if state.disarmed else armed])
-        rows += [[f"  {what}:", how] for what, how in guard["survives"].items()]
-        if guard["improve"]:
-            rows.append(["  better:", f"`{guard['improve']}`, then `ycluster lifetime arm`"])
-    host.output.data(table(rows))
+def _guard_rows(state: State, guard: Mapping[str, Any]) -> list[list[str]]:
+    armed = guard["backend"] if guard["armed"] else "NOTHING: `ycluster lifetime arm` mends it"
+    rows = [["guard:", "disarmed by hand" if state.disarmed else armed]]
+    rows += [[f"  {what}:", how] for what, how in guard["survives"].items()]
+    if guard["improve"]:
+        rows.append(["  better:", f"`{guard['improve']}`, then `ycluster lifetime arm`"])
+    return rows
 
 
-def ssh(host: Host, target: Target, command: Sequence[str]) -> int:
+def ssh(host: Host, files: Files, command: Sequence[str]) -> int:
     """Log in to the guest, or run a command there; returns its exit status.
 
     One word is a shell command, as with ssh; of several words each arrives as it is.
     """
-    state = load_state(find_cluster(host, target))
-    now = vm_status(host, state.files)
-    if now != "running":
-        raise YclusterError(f"{state.name} is {now}", hint=f"`ycluster start --name {state.name}` starts it")
+    state = load_state(files)
+    now = vm_status(host, files)
+    if now in ("stopped", "paused"):
+        verb = "start" if now == "stopped" else "resume"
+        raise YclusterError(f"{state.name} is {now}", hint=f"`ycluster {verb} --name {state.name}`")
     host.need({"ssh": "openssh-client"})
     words = command if len(command) < 2 else [shlex.join(command)]
     return host.interactive(ssh_argv(state, *words))
 
 
 def print_gcp_flags(host: Host, directory: Path, form: str) -> None:
-    flags = gcp_flags(load_config(directory).max_run)
+    flags = gcp_flags(load_config(directory).lifetime.max_run)
     if form == "json":
         host.output.data(to_json(flags))
     else:
@@ -3506,15 +3615,26 @@ def print_gcp_flags(host: Host, directory: Path, form: str) -> None:
 
 def config_check(host: Host, directory: Path) -> None:
     config = load_config(directory)
-    limit = f"{config.max_run}, then {config.on_expiry}" if budget(config.max_run) else "none"
+    for warning in left_alone(config):
+        host.output.warn(warning)
+    expand_variables(config.registries, host.environ)
+    limit = (
+        f"{config.lifetime.max_run}, then {config.lifetime.on_expiry}" if budget(config.lifetime.max_run) else "none"
+    )
     host.output.data(f"{config.file}: ok: {config.provider} cluster {config.name}, lifetime {limit}")
+    try:
+        check_implemented(require_qemu(config))
+    except NotImplementedYet as error:
+        host.output.warn(f"provision will refuse it: {error}")
 
 
 def write_schemas(host: Host, directory: Path) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    for which in ("common", *PROVIDERS):
+    if not directory.is_dir():
+        directory.mkdir(parents=True)
+        directory.chmod(0o755)
+    for which in KINDS:
         path = directory / f"{which}.schema.json"
-        write_file(path, (to_json(schema_for(which)) + "\n").encode("utf-8"), mode=0o644)
+        write_file(path, (to_json(schema_for(which)) + "\n").encode("ascii"), mode=0o644)
         host.output.say(f"  {path}")
 
 
@@ -3528,11 +3648,13 @@ _EPILOG = {
 }
 
 
-_Run = Callable[[Host, argparse.Namespace], Union[int, None]]
+_Handler = Callable[[Host, argparse.Namespace], Union[int, None]]
 
 
-def _verb(under: Any, name: str, parent: argparse.ArgumentParser, text: str, run: _Run) -> Any:
-    made = under.add_parser(name, help=text, description=text, parents=[parent], epilog=_EPILOG.get(name))
+def _verb(under: Any, name: str, parent: argparse.ArgumentParser, text: str, run: _Handler) -> Any:
+    made = under.add_parser(
+        name, help=text, description=text, parents=[parent], epilog=_EPILOG.get(name), allow_abbrev=False
+    )
     made.set_defaults(run=run)
     return made
 
@@ -3548,7 +3670,8 @@ def _forms(made: Any, *names: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     """The command line. Each verb carries what it runs."""
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--verbose", action="store_true", help="show every program that is run, and tracebacks")
+    told = "show every program that is run, and tracebacks"
+    common.add_argument("--verbose", action="store_true", default=argparse.SUPPRESS, help=told)
     one = argparse.ArgumentParser(add_help=False, parents=[common])
     which = one.add_mutually_exclusive_group()
     which.add_argument("--context", metavar="CTX", help="the cluster of this kubeconfig context")
@@ -3557,24 +3680,27 @@ def _parser() -> argparse.ArgumentParser:
     conf = argparse.ArgumentParser(add_help=False, parents=[common])
     conf.add_argument("-c", "--config", metavar="DIR", type=Path, required=True, help="the config's directory")
 
-    parser = argparse.ArgumentParser(prog="ycluster", description="Dev clusters that expire on their own.")
+    parser = argparse.ArgumentParser(
+        prog="ycluster", description="Dev clusters that expire on their own.", allow_abbrev=False
+    )
+    parser.add_argument("--verbose", action="store_true", help=told)
     parser.add_argument("--version", action="version", version=f"ycluster {VERSION}")
     top = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
     # fmt: off
     _verb(top, "provision", conf, "create a cluster, boot it, wait until it is ready", lambda h, a: provision(h, a.config))
-    _verb(top, "start", one, "boot a stopped cluster, with a fresh budget", lambda h, a: start(h, _target(a)))
-    _verb(top, "stop", one, "power a cluster off; its disk stays", lambda h, a: stop(h, _target(a)))
-    _verb(top, "pause", one, "freeze a cluster; its memory stays", lambda h, a: pause(h, _target(a)))
-    _verb(top, "resume", one, "let a paused cluster go on", lambda h, a: resume(h, _target(a)))
-    down = _verb(top, "teardown", one, "stop a cluster and remove its files", lambda h, a: teardown(h, _target(a), keep_disk=a.keep_disk))
+    _verb(top, "start", one, "boot a stopped cluster, with a fresh budget", lambda h, a: start(h, _files(h, a)))
+    _verb(top, "stop", one, "power a cluster off; its disk stays", lambda h, a: stop(h, _files(h, a)))
+    _verb(top, "pause", one, "freeze a cluster; its memory stays", lambda h, a: pause(h, _files(h, a)))
+    _verb(top, "resume", one, "let a paused cluster go on", lambda h, a: resume(h, _files(h, a)))
+    down = _verb(top, "teardown", one, "stop a cluster and remove its files", lambda h, a: teardown(h, _files(h, a), keep_disk=a.keep_disk))
     down.add_argument("--keep-disk", action="store_true", help="keep the boot disk and its ssh key")
     _forms(_verb(top, "list", common, "every cluster of yours", lambda h, a: list_clusters(h, a.form)), "table", "json")
-    _forms(_verb(top, "status", one, "one cluster", lambda h, a: status(h, _target(a), a.form)), "text", "json")
-    login = _verb(top, "ssh", one, "log in, or run a command in the guest", lambda h, a: ssh(h, _target(a), a.command))
-    login.add_argument("command", nargs="*", metavar="COMMAND", help="after --")
+    _forms(_verb(top, "status", one, "one cluster", lambda h, a: status(h, _files(h, a), a.form)), "text", "json")
+    login = _verb(top, "ssh", one, "log in, or run a command in the guest", _ssh)
+    login.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what to run, in the guest's shell")
     schema = _verb(top, "schema", common, "JSON Schema of the config", _schema)
-    schema.add_argument("which", nargs="?", choices=("common", *PROVIDERS))
+    schema.add_argument("which", nargs="?", choices=KINDS)
     schema.add_argument("--write", metavar="DIR", type=Path, help="write them all to DIR")
 
     _lifetime_verbs(_group(top, "lifetime", "the budget of a cluster and the timer that enforces it"), one, conf)
@@ -3587,7 +3713,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _lifetime_verbs(life: Any, one: argparse.ArgumentParser, conf: argparse.ArgumentParser) -> None:
     # fmt: off
-    _forms(_verb(life, "status", one, "budget, deadline, and who enforces it", lambda h, a: lifetime_status(h, _target(a), a.form)), "text", "json")
+    _forms(_verb(life, "status", one, "budget, deadline, and who enforces it", lambda h, a: status(h, _files(h, a), a.form, guard=True)), "text", "json")
     reaper = _verb(life, "reap", one, "carry out the expiry if it is due, else re-arm", _reap)
     watcher = _verb(life, "watch", one, "wait in the foreground for deadlines and reap", _watch)
     for made in (reaper, watcher):
@@ -3596,40 +3722,60 @@ def _lifetime_verbs(life: Any, one: argparse.ArgumentParser, conf: argparse.Argu
         every.add_argument("--state", metavar="FILE", type=Path, help="the cluster of this sidecar")
         made.add_argument("--by", default="hand", help=argparse.SUPPRESS)
     reaper.add_argument("--wait", default="0", help=argparse.SUPPRESS)
-    extender = _verb(life, "extend", one, "push the deadline out", lambda h, a: extend(h, _target(a), a.duration))
+    extender = _verb(life, "extend", one, "push the deadline out", _extend)
     extender.add_argument("duration", metavar="DURATION", help="a Go duration, such as 2h or 1h30m")
-    _verb(life, "arm", one, "(re)install the timer", lambda h, a: arm(h, _target(a)))
-    _verb(life, "disarm", one, "take the timer away; the cluster then runs until you stop it", lambda h, a: disarm(h, _target(a)))
+    _verb(life, "arm", one, "(re)install the timer", lambda h, a: arm(h, _files(h, a)))
+    _verb(life, "disarm", one, "take the timer away; the cluster then runs until you stop it", lambda h, a: disarm(h, _files(h, a)))
     flags = _verb(life, "gcp-flags", conf, "gcloud flags by which GCP deletes the instance", lambda h, a: print_gcp_flags(h, a.config, a.form))
     _forms(flags, "shell", "lines", "json")
     # fmt: on
 
 
-def _target(args: argparse.Namespace) -> Target:
-    target = Target(args.context, args.name, args.config, getattr(args, "state", None))
-    if (target.sidecar or getattr(args, "all", False)) and (target.context or target.name or target.directory):
+def _files(host: Host, args: argparse.Namespace) -> Files:
+    """The cluster that the command line names."""
+    _check_selection(args)
+    sidecar = getattr(args, "state", None)
+    if sidecar:
+        path = Path(os.path.abspath(sidecar))
+        if path.suffix != ".json":
+            raise UsageError(f"{sidecar}: a sidecar is a .json file")
+        return Files(path.parent.resolve(), path.stem)
+    if args.config:
+        return files_of(host, require_qemu(load_config(args.config)))
+    return find_cluster(host, context=args.context or "", name=args.name or "")
+
+
+def _check_selection(args: argparse.Namespace) -> None:
+    named = args.context or args.name or args.config
+    if named and (getattr(args, "state", None) or getattr(args, "all", False)):
         raise UsageError("--state and --all say which already; leave out --context, --name and -c")
-    return target
 
 
 def _reap(host: Host, args: argparse.Namespace) -> None:
-    target = _target(args)
+    _check_selection(args)
     if args.all:
         return reap_all(host, by=args.by)
-    try:
-        wait = parse_duration(args.wait) / 10**9
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    wait = 0 if args.wait == "0" else positive_duration(args.wait) / 10**9
     # A person may be told to come back; a timer fires once, so it waits for as long as the cluster is worked on.
     patience = LOCK_TIMEOUT if args.by == "hand" else float("inf")
-    reap(host, find_cluster(host, target), by=args.by, wait=wait, patience=patience)
+    reap(host, _files(host, args), by=args.by, wait=wait, patience=patience)
+
+
+def _extend(host: Host, args: argparse.Namespace) -> None:
+    nanoseconds = positive_duration(args.duration)  # before anything is looked up
+    extend(host, _files(host, args), nanoseconds)
 
 
 def _watch(host: Host, args: argparse.Namespace) -> None:
-    target = _target(args)
+    _check_selection(args)
     if args.all:
         return watch_all(host)
-    watch(host, find_cluster(host, target), by=args.by)
+    watch(host, _files(host, args), by=args.by)
+
+
+def _ssh(host: Host, args: argparse.Namespace) -> int:
+    command = args.command[1:] if args.command[:1] == ["--"] else args.command
+    return ssh(host, _files(host, args), command)
 
 
 def _schema(host: Host, args: argparse.Namespace) -> None:
@@ -3644,32 +3790,64 @@ def _interrupt(signum: int, frame: object) -> NoReturn:
     raise Interrupted(f"interrupted by {signal.Signals(signum).name}")
 
 
+def _streams() -> tuple[IO[str], IO[str]]:
+    """stdout and stderr that take any text; a closed one swallows it."""
+    streams = [stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr)]  # noqa: SIM115
+    for stream in streams:
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    return streams[0], streams[1]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The one place that prints errors and chooses the exit code."""
+    try:
+        return _run(argv)
+    finally:
+        try:
+            sys.stdout.flush()
+        except (OSError, ValueError, AttributeError):
+            # The reader has gone, or the disk is full; Python's own last words would only add to it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    output = Output(*_streams())
     args = _parser().parse_args(argv)
-    output = Output(sys.stdout, sys.stderr, verbose=args.verbose)
+    output.verbose = args.verbose
     os.umask(0o077)  # what other programs write for us (keys, sockets, disks) is nobody else's business either
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, _interrupt)
+        if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup
+            signal.signal(signum, _interrupt)
     try:
         return args.run(Host(os.environ, output), args) or 0
-    except YclusterError as error:
-        failure = error
+    except Interrupted as error:
+        output.draw("")
+        output.say(f"ycluster: {error}")
+        return error.exit_code
     except BrokenPipeError:
-        # The reader of stdout has gone; nothing is left to tell it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        failure = YclusterError(f"{where}{error.strerror or error}")
-        failure.__cause__ = error
-    if args.verbose:
-        import traceback
+        return 1  # whoever read stdout has gone; nothing is left to tell
+    except Exception as error:
+        failure = _told(error)
+        if args.verbose:
+            import traceback
 
-        traceback.print_exception(type(failure), failure, failure.__traceback__)
+            traceback.print_exception(type(error), error, error.__traceback__)
     output.draw("")
     output.error(failure)
     return failure.exit_code
+
+
+def _told(error: Exception) -> YclusterError:
+    """What a user is told of an error; one that nobody has thought of is a bug, and says so."""
+    if isinstance(error, YclusterError):
+        return error
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return YclusterError(f"{where}{error.strerror or error}")
+    return YclusterError(
+        f"internal error: {type(error).__name__}: {error}", hint="--verbose shows where; please report it"
+    )
 
 
 if __name__ == "__main__":
