@@ -1386,12 +1386,16 @@ def _path(node: Node, base: Path) -> Path | None:
 
 def _image(node: Node, base: Path) -> str:
     """A URL, made of a path where it is one."""
+    import urllib.parse
+
     text = _text(node, base)
     if text.startswith(("https://", "http://")) and not re.search(r"[\x00-\x20]", text):
         return text
     if re.match(r"(?!file:///)[A-Za-z][A-Za-z0-9+.-]*://", text):
         raise ValueError(f"{text!r} is not an https, http or file:/// URL")
-    path = _path(replace(node, value=re.sub("^file://", "", text)), base)
+    if text.startswith("file:///"):
+        text = urllib.parse.unquote(text[len("file://") :])
+    path = _path(replace(node, value=text), base)
     if path is None:
         raise ValueError("wants a URL or a path of a cloud image")
     return path.as_uri()
@@ -1432,6 +1436,8 @@ class PortForward:
 
 @dataclass(frozen=True)
 class K3s:
+    """Which k3s, and how it comes into the guest."""
+
     version: str = key(_K3S_VERSION, "The k3s release.", K3S_VERSION)
     install: str = key(_choice("airgap", "script", "none"), "airgap: the host hands k3s to the guest; script: the guest fetches it; none: a plain VM.", "airgap")
     source: str = key(_STRING, "A base URL or a folder with the release's files, for mirrors.", "")
@@ -1439,6 +1445,8 @@ class K3s:
 
 @dataclass(frozen=True)
 class Lifetime:
+    """The budget, and what happens at its end. Durations are Go's, as text."""
+
     max_run: str = key(_DURATION, "Wall-clock budget from each start, as a Go duration (8h, 90m, 1h30m). Empty or \"0\": none.", "")
     on_expiry: str = key(_choice(*ACTIONS), "What a local cluster's timer does at the deadline.", "stop")
     warn: str = key(_DURATION, "How long before the deadline to warn. \"0\": never.", "10m")
@@ -1448,6 +1456,8 @@ class Lifetime:
 
 @dataclass(frozen=True)
 class Network:
+    """How the VM is attached. Only user mode is implemented here; tap is the sibling's."""
+
     mode: str = key(_choice("user", "tap"), "user: forwarded ports, no host set-up; tap: a tap device of the operator's (y-cluster only).", "user")
     bind_address: str = key(_IPV4, "IPv4 address that the forwarded ports listen on; 0.0.0.0 is every interface.", "127.0.0.1")
     ifname: str = key(_STRING, "Tap mode only.", "")
@@ -1476,6 +1486,8 @@ class Config:
 
 @dataclass(frozen=True)
 class QemuConfig(Config):
+    """The keys of `provider: qemu`."""
+
     provider: str = key(_provider("qemu"), "What runs the cluster.", "qemu")
     disk_size: str = key(_SIZE, "Size of the boot disk.", "20G")
     ssh_port: int = key(_HOST_PORT, "Host port for ssh. Empty or 0: QEMU chooses a free one.", 2222)
@@ -1842,6 +1854,7 @@ def decode_state(text: str, path: Path) -> State:
 
 
 def encode_state(state: State) -> str:
+    """The sidecar's text, ASCII; the inverse of `decode_state`."""
     data: dict[str, Any] = {"version": 1}
     for name, item in _STORED.items():
         value = getattr(state, item.name)
@@ -2223,8 +2236,9 @@ def is_armed(host: Host, state: State) -> bool:
 def arm_timer(host: Host, state: State, when: int | None = None, *, fired: bool = False) -> State:
     """Have the reap fire at `when` (the deadline, if not given), and save which timer does it.
 
-    A timer that is there already stays, unless it is the one that has `fired` and runs us. Under the cluster's lock. The new timer stands and is written down before the old one goes, so there is no
-    moment without one. A timer that turns out not to work is passed over for the next best.
+    A timer that is there already stays, unless it is the one that has `fired` and runs us. The new timer stands and
+    is written down before the old one goes, so there is no moment without one. A timer that turns out not to work is
+    passed over for the next best. Only under the cluster's lock.
     """
     deadline = state.expires_at if when is None else when
     if deadline is None:
@@ -3211,6 +3225,7 @@ def _finish_boot(host: Host, state: State) -> None:
 
 
 def say_deadline(host: Host, state: State) -> None:
+    """One line on stderr: when it ends, in how long, how and by whom."""
     if budget(state.lifetime) is None:
         host.output.say(f"  {state.name} has no lifetime budget: it runs until you stop it")
     elif state.expires_at is not None:
@@ -3382,6 +3397,7 @@ def sweep(host: Host, *, by: str, spare: Files | None = None, every: bool = Fals
 
 
 def reap_all(host: Host, *, by: str) -> None:
+    """`reap` for every cluster of this user; raises at the end where one could not be."""
     failed = sweep(host, by=by, every=True)
     if failed:
         raise YclusterError(f"not reaped: {', '.join(failed)}")
@@ -3526,6 +3542,7 @@ def enforcement(host: Host, state: State) -> dict[str, Any]:
 
 
 def left_words(shown: Mapping[str, Any]) -> str:
+    """What `list` has under LEFT."""
     left = shown["remainingSeconds"]
     if left is None:
         return "-"
@@ -3535,6 +3552,7 @@ def left_words(shown: Mapping[str, Any]) -> str:
 
 
 def list_clusters(host: Host, form: str) -> None:
+    """Every cluster of this user as a table or JSON. It says what is overdue, and never acts."""
     found = [describe(host, state) for _, state in readable(host)]
     if form == "json":
         return host.output.data(to_json({"version": 1, "clusters": found}))
@@ -3606,6 +3624,7 @@ def ssh(host: Host, files: Files, command: Sequence[str]) -> int:
 
 
 def print_gcp_flags(host: Host, directory: Path, form: str) -> None:
+    """The flags on one line (shell), one a line (lines) or as JSON; nothing at all where there is no budget."""
     flags = gcp_flags(load_config(directory).lifetime.max_run)
     if form == "json":
         host.output.data(to_json(flags))
@@ -3614,6 +3633,7 @@ def print_gcp_flags(host: Host, directory: Path, form: str) -> None:
 
 
 def config_check(host: Host, directory: Path) -> None:
+    """One line where the config is good; ConfigError with every problem where it isn't."""
     config = load_config(directory)
     for warning in left_alone(config):
         host.output.warn(warning)
@@ -3629,6 +3649,7 @@ def config_check(host: Host, directory: Path) -> None:
 
 
 def write_schemas(host: Host, directory: Path) -> None:
+    """Write every schema into a directory, as `schemas/` has them."""
     if not directory.is_dir():
         directory.mkdir(parents=True)
         directory.chmod(0o755)

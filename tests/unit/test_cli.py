@@ -1,0 +1,520 @@
+"""Sections 19 and 20: from argv to exit code. A command that fails says so in three lines, and leaves no trace."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from unit_support import PROGRAM, Cli, Processes, Ran, made, tree
+
+import ycluster
+
+CONFIGS = {
+    "good": "name: demo\nk3s: {install: none}\nlifetime: {maxRun: 8h}\n",
+    "bad": "nmae: demo\nmemory: lots\n",
+    "k3s": "name: demo\n",
+    "long": "k3s: {install: none}\nlifetime: {maxRun: 3000h}\n",
+    "docker": "provider: docker\n",
+    "multipass": "provider: multipass\n",
+    "disk": "name: demo\nk3s: {install: none}\ndataDisk: d.qcow2\n",
+}
+VERBS = ["start", "stop", "pause", "resume", "status", "ssh"]
+VERBS += ["lifetime " + verb for verb in ("status", "reap", "extend 1h", "arm", "disarm", "watch")]
+LONG_AGO = ycluster.parse_time("2020-01-01T00:00:00Z")
+FAR_AHEAD = ycluster.parse_time("2100-01-01T00:00:00Z")
+
+
+@pytest.fixture
+def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with one directory for each of CONFIGS."""
+    for name, text in CONFIGS.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "y-cluster-provision.yaml").write_text(text)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def failed(ran: Ran, code: int, lines: int = 3) -> None:
+    assert (ran.code, ran.out) == (code, ""), ran.err
+    assert 1 <= len(ran.err.splitlines()) <= lines and "Traceback" not in ran.err
+
+
+def shell(command: str, home: Path, **environ: str) -> Ran:
+    """A shell command in which $y is ycluster, in an all but empty environment."""
+    env = {"PATH": os.environ["PATH"], "HOME": str(home), "y": str(PROGRAM), "python": sys.executable, **environ}
+    done = subprocess.run(["sh", "-c", command], env=env, capture_output=True, text=True, timeout=60)
+    return Ran(done.returncode, done.stdout, done.stderr)
+
+
+# --- every class of bad input
+
+
+@pytest.mark.parametrize(
+    "argv, code, says",
+    [
+        ("", 2, "VERB"),
+        ("frobnicate", 2, "frobnicate"),
+        ("lifetime", 2, "VERB"),
+        ("config", 2, "VERB"),
+        ("provision", 2, "-c/--config"),
+        ("stop --name a --context b", 2, "not allowed with"),
+        ("stop --name a -c good", 2, "not allowed with"),
+        ("stop demo", 2, "unrecognized"),
+        ("list -o yaml", 2, "yaml"),
+        ("status -o table", 2, "table"),
+        ("lifetime gcp-flags -c good -o table", 2, "table"),
+        ("lifetime extend", 2, "DURATION"),
+        ("schema", 2, "schema wants one of"),
+        ("schema common --write out", 2, "schema wants one of"),
+        ("schema podman", 2, "podman"),
+        ("lifetime reap --wait soon", 2, "soon"),
+        ("lifetime reap --state a.json --name demo", 2, "--state"),
+        ("lifetime reap --state a.json -c good", 2, "--state"),
+        ("lifetime watch --state a.json --context local", 2, "--state"),
+        ("lifetime reap --all --state a.json", 2, "--all"),
+        ("lifetime reap --all --name demo", 2, "--all"),
+        ("config check -c bad", 3, "bad/y-cluster-provision.yaml:1:1: nmae: no such key"),
+        ("config show -c bad", 3, "bad/y-cluster-provision.yaml:2:9: memory: "),
+        ("provision -c bad", 3, "2 problems"),
+        ("lifetime gcp-flags -c bad", 3, "2 problems"),
+        ("lifetime gcp-flags -c long", 3, "Compute Engine takes 30 s to 120 days"),
+        ("config check -c empty", 3, "no y-cluster-provision.yaml"),
+        ("config check -c nowhere", 3, "no such directory"),
+        pytest.param("config check -c " + "d" * 5000, 3, "dddd", id="a path too long"),
+        ("stop -c bad", 3, "2 problems"),
+        ("stop --name demo", 4, "no cluster named demo: there are none"),
+        ("stop --context prod", 4, "no cluster with the context prod"),
+        ("status --name ../../etc/passwd", 4, "no cluster named"),
+        ("teardown --name demo", 4, "no cluster named demo"),
+        ("lifetime reap --state nowhere/demo.json", 4, "no cluster demo in"),
+        ("lifetime watch --state nowhere/demo.json", 4, "no cluster demo in"),
+        ("provision -c docker", 6, "not yet implemented for docker"),
+        ("provision -c multipass", 6, "not yet implemented for multipass"),
+        ("stop -c docker", 6, "not yet implemented for docker"),
+        ("teardown -c multipass", 6, "not yet implemented for multipass"),
+        ("provision -c k3s", 6, "k3s.install"),
+        ("provision -c disk", 6, "dataDisk"),
+    ],
+)  # fmt: skip
+def test_bad_input_has_its_exit_code_and_leaves_no_trace(cli: Cli, at: Path, argv: str, code: int, says: str) -> None:
+    before = tree(at)
+    ran = cli(*argv.split())
+    failed(ran, code, lines=5 if "usage:" in ran.err else 4)
+    assert says in ran.err
+    assert tree(at) == before
+
+
+@pytest.mark.parametrize(
+    "duration, says",
+    [("soon", 'invalid duration "soon"'), ("2", "missing unit"), ("0s", "positive"), ("-- -2h", "positive")],
+)
+def test_extend_wants_a_positive_go_duration(cli: Cli, cache: Path, duration: str, says: str) -> None:
+    state = made(cache, expires_at=FAR_AHEAD)
+    ran = cli("lifetime", "extend", *duration.split())
+    failed(ran, 2)
+    assert says in ran.err and ycluster.load_state(state.files) == state
+
+
+def test_a_name_that_no_cluster_has_lists_those_there_are(cli: Cli, cache: Path) -> None:
+    made(cache)
+    for argv in ("status --name other", "status --context other"):
+        ran = cli(*argv.split())
+        failed(ran, 4)
+        assert "no cluster" in ran.err and "other" in ran.err and "--name demo" in ran.err
+
+
+def test_watch_all_takes_no_name(home: Path) -> None:
+    ran = shell('exec timeout 5 "$python" "$y" lifetime watch --all --name demo', home)
+    assert ran.code == 2 and "--all" in ran.err
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_says_that_there_is_no_cluster(cli: Cli, at: Path, verb: str) -> None:
+    before = tree(at)
+    failed(cli(*verb.split()), 4 if verb != "start" else cli("start").code)
+    assert cli(*verb.split()).code == 4
+    assert tree(at) == before
+
+
+@pytest.mark.parametrize("made_before", [False, True], ids=["no cacheDir", "a cacheDir"])
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "start"])
+def test_every_verb_says_that_the_config_has_no_cluster_yet(
+    cli: Cli, at: Path, home: Path, verb: str, made_before: bool
+) -> None:
+    if made_before:
+        (home / ".cache" / "y-cluster-qemu").mkdir(parents=True)
+    before = tree(at)
+    ran = cli(*verb.split(), "-c", "good")
+    failed(ran, 4)
+    assert "no cluster demo in" in ran.err
+    assert tree(at) == before
+
+
+@pytest.mark.parametrize("argv", ["provision -c good", "start"])
+def test_a_missing_program_is_a_prerequisite_with_its_remedy(
+    cli: Cli, at: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, argv: str
+) -> None:
+    made(cache)
+    before = tree(at)
+    monkeypatch.setattr(ycluster.Host, "which", lambda self, program: None)  # PATH alone leaves /usr/sbin and /sbin
+    ran = cli(*argv.split())
+    failed(ran, 5)
+    assert "missing: qemu-system-x86_64, qemu-img" in ran.err and "apt-get install" in ran.err
+    assert tree(at) == before
+
+
+def test_a_verb_with_nothing_on_path_is_a_prerequisite(at: Path, home: Path, tmp_path: Path) -> None:
+    ran = shell('PATH=/nonexistent; export PATH; exec "$python" "$y" provision -c good', home)
+    failed(ran, 5)
+    assert "missing: " in ran.err and not (home / ".cache").exists()
+
+
+def test_a_file_in_the_place_of_the_cachedir_is_an_error(cli: Cli, at: Path, home: Path) -> None:
+    (home / ".cache").write_text("in the way")
+    for verb in ("stop", "teardown"):
+        ran = cli(verb, "-c", "good")
+        assert ran.out == "" and "Traceback" not in ran.err and len(ran.err.splitlines()) <= 3
+    assert (home / ".cache").read_text() == "in the way"
+
+
+def test_verbose_shows_the_traceback(cli: Cli, at: Path) -> None:
+    ran = cli("config", "check", "-c", "bad", "--verbose")
+    assert ran.code == 3 and "Traceback (most recent call last)" in ran.err and ran.out == ""
+
+
+# --- which cluster
+
+
+def test_the_only_cluster_is_the_one_that_is_meant(cli: Cli, cache: Path) -> None:
+    made(cache, "only", context="odd")
+    assert json.loads(cli("status", "-o", "json").out)["name"] == "only"
+
+
+def test_of_several_clusters_the_one_with_the_context_local_is_meant(cli: Cli, cache: Path) -> None:
+    made(cache, "a", context="prod")
+    made(cache, "b", context="local")
+    assert json.loads(cli("status", "-o", "json").out)["name"] == "b"
+    assert json.loads(cli("status", "-o", "json", "--context", "prod").out)["name"] == "a"
+    assert json.loads(cli("status", "-o", "json", "--name", "a").out)["name"] == "a"
+
+
+@pytest.mark.parametrize("contexts", [("one", "two"), ("local", "local")], ids=["none is local", "both are"])
+def test_when_it_is_not_clear_the_clusters_are_listed(cli: Cli, cache: Path, contexts: tuple[str, str]) -> None:
+    for name, context in zip(("first", "second"), contexts):
+        made(cache, name, context=context)
+    ran = cli("stop")
+    failed(ran, 4)
+    assert f"--name first   (in {cache})" in ran.err and f"--name second   (in {cache})" in ran.err
+
+
+def test_a_config_names_its_cluster_in_its_own_cachedir(cli: Cli, at: Path) -> None:
+    (at / "good" / "y-cluster-provision.yaml").write_text(CONFIGS["good"] + "cacheDir: own\n")
+    (at / "good" / "own").mkdir()
+    made(at / "good" / "own")
+    assert json.loads(cli("status", "-o", "json", "-c", "good").out)["cacheDir"] == str(at / "good" / "own")
+
+
+def test_a_sidecar_names_its_cluster_wherever_it_lies(cli: Cli, at: Path) -> None:
+    state = made(at / "empty", lifetime="")
+    ran = cli("lifetime", "reap", "--state", "empty/demo.json")
+    assert (ran.code, ran.out) == (0, "") and "nothing to reap" in ran.err
+    assert ycluster.load_state(state.files) == state
+
+
+# --- data on stdout
+
+
+def test_list_is_json_with_a_version(cli: Cli, cache: Path) -> None:
+    made(cache, "a", expires_at=LONG_AGO)
+    made(cache, "b", context="other")
+    shown = json.loads(cli("list", "-o", "json").out)
+    assert shown["version"] == 1 and [cluster["name"] for cluster in shown["clusters"]] == ["a", "b"]
+    assert shown["clusters"][0]["expiresAt"] == "2020-01-01T00:00:00Z" and shown["clusters"][0]["remainingSeconds"] < 0
+    assert shown["clusters"][1]["expiresAt"] == "" and shown["clusters"][1]["remainingSeconds"] is None
+
+
+@pytest.mark.parametrize("argv", ["status", "lifetime status"])
+def test_status_is_json_with_a_version(cli: Cli, cache: Path, argv: str) -> None:
+    made(cache, on_expiry="pause", expires_at=FAR_AHEAD)
+    shown = json.loads(cli(*argv.split(), "-o", "json").out)
+    assert (shown["version"], shown["state"], shown["maxRun"], shown["onExpiry"]) == (1, "stopped", "8h", "pause")
+    assert shown["expiresAt"] == "2100-01-01T00:00:00Z" and shown["remainingSeconds"] > 0
+
+
+@pytest.mark.parametrize("expires, says", [(LONG_AGO, "OVERDUE"), (FAR_AHEAD, "d ")], ids=["late", "early"])
+def test_commands_that_look_say_what_is_overdue_and_change_nothing(
+    cli: Cli, cache: Path, home: Path, processes: Processes, expires: int, says: str
+) -> None:
+    state = made(cache, expires_at=expires)
+    process = processes.start("", "-pidfile", str(state.files.pidfile))
+    state.files.pidfile.write_text(str(process.pid))
+    before = tree(home)
+    for argv in ("list", "status", "lifetime status"):
+        ran = cli(*argv.split())
+        assert ran.code == 0 and "running" in ran.out and says in ran.out and ran.err == ""
+    assert tree(home) == before and process.poll() is None
+
+
+def test_no_cluster_at_all_is_an_empty_list(cli: Cli, home: Path) -> None:
+    ran = cli("list")
+    assert (ran.code, ran.out) == (0, "") and "no clusters" in ran.err
+    assert json.loads(cli("list", "-o", "json").out) == {"version": 1, "clusters": []}
+    assert tree(home) == {}
+
+
+def test_config_check_and_show(cli: Cli, at: Path) -> None:
+    assert cli("config", "check", "-c", "good").out.endswith(": ok: qemu cluster demo, lifetime 8h, then stop\n")
+    assert json.loads(cli("config", "show", "-c", "good").out)["lifetime"]["maxRun"] == "8h"
+
+
+@pytest.mark.parametrize("which", ["common", *ycluster.PROVIDERS])
+def test_schema_prints_one_schema(cli: Cli, which: str) -> None:
+    assert json.loads(cli("schema", which).out) == ycluster.schema_for(which)
+
+
+# --- one bad sidecar never hides the rest
+
+
+def test_a_corrupt_sidecar_does_not_hide_other_clusters(cli: Cli, cache: Path) -> None:
+    (cache / "bad.json").write_text("{")
+    made(cache, "good")
+    ran = cli("list", "-o", "json")
+    assert ran.code == 0 and [cluster["name"] for cluster in json.loads(ran.out)["clusters"]] == ["good"]
+    assert f"warning: {cache}/bad.json: not JSON" in ran.err
+    failed(cli("status", "--name", "bad"), 4)
+
+
+def test_reap_all_reaps_the_others_and_fails(cli: Cli, cache: Path) -> None:
+    for name in ("a", "z"):
+        made(cache, name, expires_at=LONG_AGO)
+    (cache / "m.json").write_text("{")
+    ran = cli("lifetime", "reap", "--all")
+    assert (ran.code, ran.out) == (1, "") and "not reaped: m" in ran.err and "Traceback" not in ran.err
+    for name in ("a", "z"):
+        state = ycluster.load_state(ycluster.Files(cache, name))
+        assert state.expires_at is None and state.reaped and state.reaped.how == "was not running"
+
+
+def test_the_next_command_reaps_what_is_overdue_elsewhere(
+    cli: Cli, cache: Path, at: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = made(cache, "late", expires_at=LONG_AGO)
+    made(cache, "other", expires_at=LONG_AGO)
+    ran = cli("resume", "--name", "other")  # is stopped, which is an error, and comes after the sweep
+    assert ran.code == 1 and "other is stopped" in ran.err
+    reaped = ycluster.load_state(late.files).reaped
+    assert reaped is not None and reaped.by == "next command"
+    assert ycluster.load_state(ycluster.Files(cache, "other")).expires_at == LONG_AGO
+
+
+# --- verbs on a cluster that is not running
+
+
+def test_teardown_removes_the_clusters_files_and_nothing_else(cli: Cli, cache: Path) -> None:
+    state = made(cache)
+    for path in [*state.files.disposable()[:4], state.files.disk, state.files.ssh_key, state.files.console]:
+        path.write_text("x")
+    (state.files.seed).mkdir()
+    (cache / "images").mkdir()
+    for other in ("images/abc", "demo2.qcow2", "demo.qcow2.bak", "other.json", "notes"):
+        (cache / other).write_text("mine")
+    keep = {"images", "images/abc", "demo2.qcow2", "demo.qcow2.bak", "other.json", "notes"}
+    assert cli("teardown", "--name", "demo").code == 0
+    assert set(tree(cache)) == keep
+
+
+def test_teardown_can_keep_the_disk_and_its_key(cli: Cli, cache: Path) -> None:
+    state = made(cache)
+    for path in (state.files.disk, state.files.ssh_key, state.files.ssh_pub):
+        path.write_text("x")
+    ran = cli("teardown", "--keep-disk")
+    assert ran.code == 0 and f"kept: {state.files.disk}" in ran.err
+    assert set(tree(cache)) == {"demo.qcow2", "demo-ssh", "demo-ssh.pub"}
+
+
+@pytest.mark.parametrize("cachedir", [False, True], ids=["no cacheDir", "a cacheDir"])
+def test_teardown_of_what_is_not_there_is_done_already(cli: Cli, at: Path, home: Path, cachedir: bool) -> None:
+    if cachedir:
+        (home / ".cache" / "y-cluster-qemu").mkdir(parents=True)
+    before = tree(at)
+    ran = cli("teardown", "-c", "good")
+    assert (ran.code, ran.out) == (0, "") and "nothing to tear down" in ran.err
+    assert tree(at) == before
+
+
+def test_stop_of_a_stopped_cluster_is_done_already_and_clears_its_deadline(cli: Cli, cache: Path) -> None:
+    state = made(cache, expires_at=FAR_AHEAD, extra={"theirs": 1})
+    ran = cli("stop")
+    assert (ran.code, ran.out) == (0, "") and "was not running" in ran.err
+    after = ycluster.load_state(state.files)
+    assert (after.expires_at, after.timer, after.extra) == (None, None, {"theirs": 1})
+
+
+@pytest.mark.parametrize(
+    "argv, says",
+    [
+        ("pause", "not running"),
+        ("resume", "is stopped"),
+        ("ssh", "is stopped"),
+        ("lifetime extend 1h", "no deadline is counting"),
+        ("lifetime arm", "is not running"),
+    ],
+)
+def test_verbs_that_need_a_running_vm_say_what_to_do(cli: Cli, cache: Path, argv: str, says: str) -> None:
+    state = made(cache)
+    ran = cli(*argv.split())
+    failed(ran, 1)
+    assert says in ran.err
+    assert ycluster.load_state(state.files) == state
+
+
+def test_a_disarmed_cluster_keeps_its_deadline_and_is_left_alone(cli: Cli, cache: Path) -> None:
+    state = made(cache, expires_at=LONG_AGO)
+    assert cli("lifetime", "disarm").code == 0
+    assert "disarmed by hand" in cli("lifetime", "reap").err
+    after = ycluster.load_state(state.files)
+    assert after.expires_at == LONG_AGO and after.disarmed
+    assert "disarmed" in cli("list").out
+
+
+@pytest.mark.parametrize("lifetime", ["", "0"])
+def test_arm_without_a_budget_says_where_to_set_it(cli: Cli, cache: Path, lifetime: str) -> None:
+    made(cache, lifetime=lifetime)
+    ran = cli("lifetime", "arm")
+    failed(ran, 1)
+    assert "maxRun" in ran.err
+
+
+def test_start_without_a_disk_is_refused(cli: Cli, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ycluster.Host, "which", lambda self, program: "/bin/true")
+    made(cache)
+    ran = cli("start")
+    failed(ran, 4)
+    assert "no disk to boot" in ran.err
+
+
+@pytest.mark.parametrize(
+    "fields, code, says",
+    [
+        ({"started_at": 5}, 1, "already exists"),
+        ({"started_at": None, "image": ""}, 1, "already exists"),
+        (None, 1, "no cluster claims"),
+    ],
+    ids=["ours", "the sibling's", "a disk alone"],
+)
+def test_provision_never_takes_over_what_is_there(
+    cli: Cli, at: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any] | None, code: int, says: str
+) -> None:  # fmt: skip
+    monkeypatch.setattr(ycluster.Host, "which", lambda self, program: "/bin/true")
+    if fields is not None:
+        made(cache, **{"image": "/i", **fields})
+    ycluster.Files(cache, "demo").disk.write_text("data")
+    before = {name: value for name, value in tree(cache).items() if not name.endswith(".lock")}
+    ran = cli("provision", "-c", "good")
+    assert (ran.code, ran.out) == (code, "") and says in ran.err
+    assert {name: value for name, value in tree(cache).items() if not name.endswith(".lock")} == before
+
+
+# --- hosts to expect
+
+
+def test_without_home_the_accounts_home_is_used(
+    cli: Cli, home: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(cache)
+    monkeypatch.delenv("HOME")
+    entry = pwd.struct_passwd(("me", "x", os.getuid(), 0, "", str(home), "/bin/sh"))
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: entry)
+    assert [cluster["name"] for cluster in json.loads(cli("list", "-o", "json").out)["clusters"]] == ["demo"]
+
+
+def test_without_any_home_a_cachedir_must_be_named(cli: Cli, at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    assert json.loads(cli("list", "-o", "json").out)["clusters"] == []
+    ran = cli("stop", "-c", "good")
+    failed(ran, 5)
+    assert "set HOME, or cacheDir" in ran.err
+
+
+def test_a_config_can_be_checked_without_home(at: Path, home: Path) -> None:
+    ran = shell('unset HOME; exec "$python" "$y" config check -c good', home)
+    assert (ran.code, ran.err) == (0, "")
+
+
+def test_a_working_directory_that_is_gone_is_no_obstacle(home: Path, cache: Path, tmp_path: Path) -> None:
+    made(cache)
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    ran = shell(f'cd {gone} && rmdir {gone} && exec "$python" "$y" list', home)
+    assert ran.code == 0 and "demo" in ran.out and ran.err == ""
+
+
+def test_a_relative_config_in_a_directory_that_is_gone_is_an_error(home: Path, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    ran = shell(f'cd {gone} && rmdir {gone} && exec "$python" "$y" config check -c .', home)
+    assert ran.code in (1, 3)
+    failed(ran, ran.code)
+
+
+@pytest.mark.parametrize("argv", ["list -o json", "schema qemu", "--help", "stop --help", "--version"])
+def test_a_reader_that_has_gone_is_no_traceback(home: Path, argv: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, str(PROGRAM), *argv.split()]
+    ended = subprocess.run(
+        command, env={"HOME": str(home)}, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60
+    )
+    os.close(writer)
+    assert ended.stderr == ""
+
+
+@pytest.mark.parametrize("argv", ["list -o json", "schema qemu", "config check -c /nonexistent"])
+@pytest.mark.parametrize("streams", [">&-", ">/dev/full", "2>&-", "<&-", ">&- 2>&-"])
+def test_streams_that_are_closed_or_full_are_no_traceback(home: Path, argv: str, streams: str) -> None:
+    ran = shell(f'exec "$python" "$y" {argv} {streams}', home)
+    assert "Traceback" not in ran.err and "Exception ignored" not in ran.err
+    assert ran.code in (0, 1, 3)
+
+
+def test_a_signal_ends_it_with_130(home: Path, cache: Path) -> None:
+    """A verb that waits for the lock gets SIGTERM, as from a shutdown."""
+    state = made(cache)
+    fd = ycluster.try_flock(state.files.lock)
+    assert fd is not None
+    argv = [sys.executable, str(PROGRAM), "stop"]
+    with subprocess.Popen(argv, env={"HOME": str(home)}, stderr=subprocess.PIPE, text=True) as waiting:
+        try:
+            while not catches(waiting.pid, signal.SIGTERM):
+                assert waiting.poll() is None
+            waiting.terminate()
+            said = waiting.communicate(timeout=60)[1]
+        finally:
+            waiting.kill()
+    os.close(fd)
+    assert (waiting.returncode, said) == (130, "ycluster: interrupted by SIGTERM\n")
+
+
+def catches(pid: int, signum: int) -> bool:
+    """Whether a process has a handler of its own for a signal."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return bool(int(status["SigCgt"], 16) >> (signum - 1) & 1)
+
+
+def test_version_and_help_go_to_stdout(cli: Cli) -> None:
+    assert re.fullmatch(r"ycluster \d+\.\d+\.\d+\n", cli("--version").out)
+    shown = cli("--help")
+    assert shown.code == 0 and "provision" in shown.out and shown.err == ""

@@ -1,0 +1,393 @@
+"""Section 7: the config file. Every problem is reported, at once, with where it stands."""
+
+from __future__ import annotations
+
+import json
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+import ycluster
+from ycluster import KINDS, Config, ConfigError, PortForward, load_config, read_config, show_config
+
+BASE = Path("/cfg")
+FILE = BASE / "y-cluster-provision.yaml"
+DEFAULT_FORWARDS = (
+    PortForward(host=6443, guest=6443),
+    PortForward(host=80, guest=80),
+    PortForward(host=443, guest=443),
+)
+PLAIN = "k3s: {install: none}\n"
+
+
+def keys(schema: Any, prefix: str = "") -> list[str]:
+    """Every key of a schema, dotted; what is handed on as it is counts as one key."""
+    found: list[str] = []
+    for name, child in schema["properties"].items():
+        inner = child.get("type") == "object" and name in ("k3s", "lifetime", "network")
+        found += keys(child, f"{prefix}{name}.") if inner else [prefix + name]
+    return found
+
+
+def read(text: str) -> Any:
+    return read_config(text, FILE)
+
+
+def problems(text: str) -> list[str]:
+    """What is wrong with a config, each as `line:column: message`."""
+    with pytest.raises(ConfigError) as caught:
+        read(text)
+    assert caught.value.exit_code == 3
+    lines = str(caught.value).splitlines()
+    count = [f"{len(lines) - 1} problems in {FILE.name}"] if len(lines) > 1 else []
+    assert lines[: len(count)] == count
+    found = lines[len(count) :]
+    assert all(line.startswith(f"{FILE}:") for line in found)
+    return [line[len(f"{FILE}:") :] for line in found]
+
+
+# --- what it says
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "{}", "---\n", "provider: qemu\n"])
+def test_an_empty_config_is_all_defaults(text: str) -> None:
+    config = read(text)
+    assert (config.provider, config.name, config.context) == ("qemu", "y-cluster", "local")
+    assert (config.memory, config.cpus, config.disk_size, config.data_disk_size) == (8192, 4, "20G", "10G")
+    assert (config.k3s.version, config.k3s.install) == (ycluster.K3S_VERSION, "airgap")
+    assert (config.ssh_port, config.port_forwards) == (2222, DEFAULT_FORWARDS)
+    assert config.lifetime == ycluster.Lifetime("", "stop", "10m", "", "")
+    assert isinstance(config, ycluster.QemuConfig) and config.network.bind_address == "127.0.0.1"
+    assert (config.cache_dir, config.data_disk, config.accel, config.cpu_model) == (None, None, "auto", "")
+    assert (config.image, config.image_sha256) == (ycluster.DEFAULT_IMAGE, ycluster.DEFAULT_IMAGE_SHA256)
+    assert config.ssh_user == "ystack" and ycluster.budget(config.lifetime.max_run) is None
+
+
+@pytest.mark.parametrize(
+    "key, text, attr, value",
+    [
+        ("name", "demo-1", "name", "demo-1"),
+        ("context", "team/a b", "context", "team/a b"),
+        ("memory", "4096", "memory", 4096),
+        ("memory", '"4096"', "memory", 4096),
+        ("cpus", "2", "cpus", 2),
+        ("cpus", "'2'", "cpus", 2),
+        ("k3s.version", "v1.34.1-rc1+k3s2", "k3s.version", "v1.34.1-rc1+k3s2"),
+        ("k3s.install", "script", "k3s.install", "script"),
+        ("k3s.source", "/srv/k3s", "k3s.source", "/srv/k3s"),
+        ("portForwards", '[{host: "8443", guest: 6443}]', "port_forwards", (PortForward(host=8443, guest=6443),)),
+        ("portForwards", '[{host: "", guest: 6443}]', "port_forwards", (PortForward(host=0, guest=6443),)),
+        ("portForwards", "[{guest: 6443}]", "port_forwards", (PortForward(host=0, guest=6443),)),
+        ("registries", '{mirrors: {a: {endpoint: ["http://b"]}}}', "registries", {"mirrors": {"a": {"endpoint": ("http://b",)}}}),
+        ("gateway", "{skip: true}", "gateway", {"skip": True}),
+        ("storage", "{path: /data}", "storage", {"path": "/data"}),
+        ("lifetime.maxRun", "8h", "lifetime.max_run", "8h"),
+        ("lifetime.maxRun", "1h30m", "lifetime.max_run", "1h30m"),
+        ("lifetime.maxRun", "0", "lifetime.max_run", "0"),
+        ("lifetime.maxRun", '""', "lifetime.max_run", ""),
+        ("lifetime.onExpiry", "teardown", "lifetime.on_expiry", "teardown"),
+        ("lifetime.warn", "5m", "lifetime.warn", "5m"),
+        ("lifetime.onWarn", "notify-send soon", "lifetime.on_warn", "notify-send soon"),
+        ("lifetime.maxTotal", "24h", "lifetime.max_total", "24h"),
+        ("diskSize", "40G", "disk_size", "40G"),
+        ("diskSize", "1073741824", "disk_size", "1073741824"),
+        ("sshPort", "0", "ssh_port", 0),
+        ("sshPort", '""', "ssh_port", 0),
+        ("sshPort", '"2022"', "ssh_port", 2022),
+        ("cacheDir", "/var/c", "cache_dir", Path("/var/c")),
+        ("cacheDir", "state/c", "cache_dir", BASE / "state/c"),
+        ("cacheDir", "../c", "cache_dir", Path("/c")),
+        ("cacheDir", '""', "cache_dir", None),
+        ("dataDisk", "data.qcow2", "data_disk", BASE / "data.qcow2"),
+        ("dataDiskSize", "1T", "data_disk_size", "1T"),
+        ("image", "https://example.org/a.img", "image", "https://example.org/a.img"),
+        ("image", "file:///srv/a.img", "image", "file:///srv/a.img"),
+        ("image", "images/a.img", "image", "file:///cfg/images/a.img"),
+        ("network.mode", "tap", "network.mode", "tap"),
+        ("network.bindAddress", "0.0.0.0", "network.bind_address", "0.0.0.0"),
+        ("network.ifname", "tap0", "network.ifname", "tap0"),
+        ("network.guestAddress", "10.88.0.2/24", "network.guest_address", "10.88.0.2/24"),
+        ("network.gateway", "10.88.0.1", "network.gateway", "10.88.0.1"),
+        ("network.dns", "[1.1.1.1]", "network.dns", ("1.1.1.1",)),
+        ("imageSha256", "a" * 64, "image_sha256", "a" * 64),
+        ("accel", "tcg", "accel", "tcg"),
+        ("cpuModel", "Haswell,-avx", "cpu_model", "Haswell,-avx"),
+        ("sshUser", "_dev", "ssh_user", "_dev"),
+    ],
+)  # fmt: skip
+def test_every_key_is_read(key: str, text: str, attr: str, value: object) -> None:
+    outer, _, inner = key.partition(".")
+    config = read(f"{outer}:\n  {inner}: {text}\n" if inner else f"{outer}: {text}\n")
+    assert attrgetter(attr)(config) == value
+
+
+def test_every_key_has_a_case_above() -> None:
+    marks = test_every_key_is_read.pytestmark  # type: ignore[attr-defined]
+    tried = {case[0] for case in marks[0].args[1]} | {"provider"}
+    assert tried == set(keys(KINDS["qemu"].schema))
+
+
+def test_a_path_may_start_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert read("cacheDir: ~/c\n").cache_dir == tmp_path / "c"
+
+
+@pytest.mark.parametrize("text", ["name:\nk3s:\n", "name: null\nlifetime: ~\nmemory:\n", "lifetime:\n  maxRun:\n"])
+def test_a_key_with_nothing_behind_it_is_the_default(text: str) -> None:
+    assert read(text) == read("")
+
+
+def test_json_is_a_config_too() -> None:
+    assert read('{"name": "demo", "memory": 1024, "lifetime": {"maxRun": "1h"}}').lifetime.max_run == "1h"
+
+
+@pytest.mark.parametrize("provider", ycluster.PROVIDERS)
+def test_every_provider_has_the_common_keys(provider: str) -> None:
+    config = read(f"provider: {provider}\nname: demo\nlifetime: {{maxRun: 8h, onExpiry: pause}}\n")
+    assert (config.provider, config.name, config.lifetime.max_run, config.lifetime.on_expiry) == (
+        provider,
+        "demo",
+        "8h",
+        "pause",
+    )
+
+
+@pytest.mark.parametrize("provider, image", [("qemu", ycluster.DEFAULT_IMAGE), ("multipass", "24.04")])
+def test_the_image_is_the_providers_own(provider: str, image: str) -> None:
+    assert read(f"provider: {provider}\n").image == image
+
+
+def test_an_image_of_ones_own_has_no_digest_unless_given() -> None:
+    assert read("image: /srv/a.img\n").image_sha256 == ""
+
+
+# --- what is wrong with it
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("name: Demo\n", "1:7: name: 'Demo' is not a DNS label"),
+        ("name: -a\n", "1:7: name: '-a' is not a DNS label"),
+        (f"name: {'a' * 64}\n", "1:7: name: "),
+        ("name: true\n", "1:7: name: wants a string, not a boolean"),
+        ("name: [a]\n", "1:7: name: wants a string, not a list"),
+        ("memory: lots\n", "1:9: memory: 'lots' is not a whole number from 64 to 16777216 (MB)"),
+        ("memory: 63\n", "1:9: memory: '63' is not a whole number"),
+        ("memory: 1.5\n", "1:9: memory: '1.5' is not a whole number"),
+        ("memory: 8G\n", "1:9: memory: '8G' is not a whole number"),
+        ("cpus: 0\n", "1:7: cpus: '0' is not a whole number from 1 to 512"),
+        ("cpus: -1\n", "1:7: cpus: '-1' is not"),
+        ("provider: quemu\n", "1:11: provider: 'quemu' is none of qemu, docker, multipass; did you mean 'qemu'?"),
+        ("k3s: {install: nope}\n", "1:16: k3s.install: 'nope' is none of airgap, script, none"),
+        ("k3s: {version: latest}\n", "1:16: k3s.version: 'latest' is not a k3s release"),
+        ("k3s: airgap\n", "1:6: k3s: wants a mapping of keys to values"),
+        ("lifetime: 8h\n", "1:11: lifetime: wants a mapping of keys to values"),
+        ("lifetime:\n  maxRun: 8 hours\n", '2:11: lifetime.maxRun: unknown unit " hours" in duration "8 hours"'),
+        ("lifetime:\n  maxRun: 8\n", '2:11: lifetime.maxRun: missing unit in duration "8"'),
+        ("lifetime:\n  maxRun: -8h\n", '2:11: lifetime.maxRun: "-8h" must be positive'),
+        ("lifetime:\n  maxRun: 0s\n", '2:11: lifetime.maxRun: "0s" must be positive'),
+        ("lifetime:\n  onExpiry: delete\n", "2:13: lifetime.onExpiry: 'delete' is none of stop, pause, teardown"),
+        ("portForwards: 80\n", "1:15: portForwards: wants a list, not a number"),
+        ("portForwards: [80]\n", "1:16: portForwards[0]: wants a mapping of keys to values, not a number"),
+        ("portForwards: [{host: 80}]\n", "1:16: portForwards[0].guest: is missing"),
+        ("portForwards: [{guest: 80, gest: 1}]\n", "1:28: portForwards[0].gest: no such key; did you mean 'guest'?"),
+        ("portForwards: [{guest: 0}]\n", "1:24: portForwards[0].guest: '0' is not a whole number from 1 to 65535"),
+        ("portForwards: [{host: 65536, guest: 1}]\n", "1:23: portForwards[0].host: '65536' is not"),
+        ("portForwards: [{host: 1, guest: 6443}, {host: 1, guest: 2}]\n", "1:15: portForwards: host port 1 is forwarded twice"),
+        ("registries: none\n", "1:13: registries: wants a mapping of keys to values, not a string"),
+        ("diskSize: 20GB\n", "1:11: diskSize: '20GB' is not a size"),
+        ("diskSize: 0\n", "1:11: diskSize: '0' is not a size"),
+        ("sshPort: ssh\n", "1:10: sshPort: 'ssh' is not"),
+        ("image: ftp://a/b\n", "1:8: image: 'ftp://a/b' is not an https, http or file:/// URL"),
+        ('image: ""\n', "1:8: image: wants a URL or a path"),
+        (f"imageSha256: {'A' * 64}\n", "1:14: imageSha256: "),
+        ("accel: hvf\n", "1:8: accel: 'hvf' is none of auto, kvm, tcg"),
+        ("cpuModel: host migratable\n", "1:11: cpuModel: "),
+        ("sshUser: root user\n", "1:10: sshUser: "),
+        ('cacheDir: "a\\nb"\n', "1:11: cacheDir: a path has no line break"),
+        ("nmae: demo\n", "1:1: nmae: no such key; did you mean 'name'?"),
+        ("memroy: 1\n", "1:1: memroy: no such key; did you mean 'memory'?"),
+        ("lifetime:\n  maxrun: 8h\n", "2:3: lifetime.maxrun: no such key; did you mean 'maxRun'?"),
+        ("zzzzzz: 1\n", "1:1: zzzzzz: no such key"),
+        ("lifetime.maxRun: 8h\n", "1:1: lifetime.maxRun: no such key"),
+        ("provider: docker\ndiskSize: 20G\n", "2:1: diskSize: no such key"),
+        ("provider: multipass\naccel: kvm\n", "2:1: accel: no such key"),
+        ("[]\n", "1:1: the config: wants a mapping of keys to values, not a list"),
+        ("just words\n", "1:1: the config: wants a mapping of keys to values"),
+        ("a: b: c\n", "1:5: "),
+        ("name: a\nname: b\n", "2:1: "),
+        (PLAIN + "portForwards: [{host: 2222, guest: 80}]\n", "2:15: portForwards: host port 2222 is sshPort's already"),
+        (PLAIN + "portForwards: [{host: 1234, guest: 22}]\n", "2:15: portForwards: guest port 22 is sshPort's business"),
+        ("portForwards: [{host: 80, guest: 80}]\n", "1:15: portForwards: guest port 6443 is missing"),
+    ],
+)  # fmt: skip
+def test_a_problem_is_reported_where_it_stands(text: str, says: str) -> None:
+    (problem,) = problems(text)
+    assert problem.startswith(says)
+
+
+def test_all_problems_are_reported_at_once_in_the_order_of_the_file() -> None:
+    found = problems("name: Demo\nmemory: lots\nnmae: x\nlifetime:\n  maxRun: soon\n  onExpiry: never\ncpus: 0\n")
+    assert [line.split(": ")[1] for line in found] == [
+        "name", "memory", "nmae", "lifetime.maxRun", "lifetime.onExpiry", "cpus"
+    ]  # fmt: skip
+
+
+def test_an_error_names_the_schema_of_the_provider() -> None:
+    with pytest.raises(ConfigError) as caught:
+        read("provider: multipass\nnmae: x\n")
+    assert "ycluster schema multipass" in caught.value.hint
+
+
+def test_port_forwards_default_unless_there_is_no_k3s() -> None:
+    assert read("portForwards: []\n").port_forwards == DEFAULT_FORWARDS
+    assert read(PLAIN).port_forwards == DEFAULT_FORWARDS
+    assert read(PLAIN + "portForwards: []\n").port_forwards == ()
+
+
+def test_chosen_ports_collide_with_nothing() -> None:
+    forwards = "portForwards: [{host: 0, guest: 6443}, {host: 0, guest: 80}]\n"
+    assert read("sshPort: 0\n" + forwards).port_forwards == (
+        PortForward(host=0, guest=6443),
+        PortForward(host=0, guest=80),
+    )
+
+
+# --- which file
+
+
+def test_the_config_of_a_directory_is_found(tmp_path: Path) -> None:
+    (tmp_path / FILE.name).write_text("name: demo\n")
+    assert load_config(tmp_path) == load_config(tmp_path / FILE.name)
+    assert (load_config(tmp_path).name, load_config(tmp_path).file) == ("demo", tmp_path / FILE.name)
+
+
+def test_a_json_config_is_looked_for_too(tmp_path: Path) -> None:
+    (tmp_path / "y-cluster-provision.json").write_text('{"name": "demo"}')
+    assert load_config(tmp_path).name == "demo"
+
+
+@pytest.mark.parametrize(
+    "files, where, says",
+    [
+        (
+            {"y-cluster-provision.yaml": b"", "y-cluster-provision.json": b"{}"},
+            ".",
+            "both y-cluster-provision.yaml and",
+        ),
+        ({}, ".", "no y-cluster-provision.yaml in it"),
+        ({}, "nowhere", "no such directory"),
+        ({"y-cluster-provision.yaml": b"name: \xff\n"}, ".", "not UTF-8 at byte 6"),
+        ({"y-cluster-provision.json": b'{"name": '}, ".", "y-cluster-provision.json:1:"),
+    ],
+    ids=["two files", "none", "no directory", "not UTF-8", "half a JSON file"],
+)
+def test_a_config_that_cannot_be_had_is_an_error(
+    tmp_path: Path, files: dict[str, bytes], where: str, says: str
+) -> None:
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / where)
+    assert says in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+# --- for all inputs
+
+KEYS = sorted({part for key in keys(KINDS["qemu"].schema) for part in key.split(".")})
+scalars = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=30) | st.sampled_from(["8h", "0", ""])
+)
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS) | st.text(), inner, max_size=4)
+)  # fmt: skip
+
+
+@given(st.text() | st.text(st.sampled_from(":-#[]{},'\"|>&* \n\tab0")) | values.map(lambda value: json.dumps(value)))
+@example("portForwards: [{host: , guest: 80}]\n")
+@example("provider: [qemu]\n")
+@example("? {}\n")
+def test_any_text_is_a_config_or_a_config_error(text: str) -> None:
+    try:
+        config = read(text)
+    except ConfigError as error:
+        assert str(FILE) in str(error)
+    else:
+        assert isinstance(config, Config)
+
+
+sizes = st.from_regex(r"[1-9][0-9]{0,5}[KMGT]?", fullmatch=True)
+printable = st.text(st.characters(min_codepoint=32, max_codepoint=0x2FFF, exclude_categories=["Cc", "Cs"]), max_size=20)
+paths = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=20)
+strings = printable.filter(lambda text: "${" not in text)
+registries = st.fixed_dictionaries(
+    {}, optional={"mirrors": st.dictionaries(printable, st.fixed_dictionaries({}, optional={
+        "endpoint": st.lists(strings | st.just("http://${HOST}"), max_size=2), "rewrite": st.dictionaries(printable, strings, max_size=2),
+    }), max_size=2)},
+)  # fmt: skip
+gateway = st.fixed_dictionaries({}, optional={"skip": st.booleans(), "className": strings})
+common: dict[str, Any] = {
+    "name": st.from_regex(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", fullmatch=True),
+    "context": st.from_regex(r"[a-zA-Z0-9@:/._-]{1,40}", fullmatch=True),
+    "memory": st.integers(64, 10**6) | st.integers(64, 10**6).map(str),
+    "cpus": st.integers(1, 512),
+    "portForwards": st.lists(
+        st.fixed_dictionaries({"host": st.integers(3000, 65535), "guest": st.integers(23, 65535)}), max_size=3,
+        unique_by=lambda forward: forward["host"],
+    ),
+    "registries": registries,
+    "gateway": gateway,
+    "lifetime": st.fixed_dictionaries(
+        {}, optional={"maxRun": st.sampled_from(["", "0", "8h", "1h30m"]), "onExpiry": st.sampled_from(ycluster.ACTIONS),
+                      "warn": st.sampled_from(["0", "5m"]), "onWarn": strings, "maxTotal": st.sampled_from(["", "24h"])},
+    ),
+}  # fmt: skip
+qemu: dict[str, Any] = {
+    "diskSize": sizes,
+    "sshPort": st.sampled_from([0, 22, 2222]),
+    "cacheDir": paths,
+    "dataDisk": paths,
+    "dataDiskSize": sizes,
+    "image": paths | st.just("https://example.org/a.img"),
+    "imageSha256": st.from_regex(r"[0-9a-f]{64}", fullmatch=True),
+    "accel": st.sampled_from(["auto", "kvm", "tcg"]),
+    "cpuModel": st.sampled_from(["", "host", "Haswell,-avx"]),
+    "sshUser": st.from_regex(r"[a-z_][-a-z0-9_]{0,31}", fullmatch=True),
+}
+k3s = {"k3s": st.fixed_dictionaries({"install": st.just("none")}, optional={"source": strings})}
+configs = (
+    st.fixed_dictionaries(k3s, optional={**common, **qemu})
+    | st.fixed_dictionaries({**k3s, "provider": st.just("docker")}, optional=common)
+    | st.fixed_dictionaries({**k3s, "provider": st.just("multipass")}, optional={**common, "image": strings})
+)
+
+
+@given(configs)
+@example({"k3s": {"install": "none"}, "image": "a b.img"})
+def test_what_config_show_prints_is_the_same_config(given_: dict[str, Any]) -> None:
+    try:
+        config = read(json.dumps(given_))
+    except ConfigError as error:
+        assert "://" in json.dumps(given_), error  # a path that looks like a URL
+        return
+    shown = ycluster.to_json(show_config(config))
+    assert read(shown) == config
+    assert json.loads(ycluster.to_json(show_config(read(shown)))) == json.loads(shown)
+
+
+@pytest.mark.parametrize("number", ["1e400", ".inf", "-.inf", ".nan", "1.5", "1_000", "0x10"])
+def test_config_show_is_json_whatever_number_the_registries_hold(number: str) -> None:
+    try:
+        config = read(f"registries: {{number: {number}}}\n")
+    except ConfigError:
+        return
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    json.loads(ycluster.to_json(show_config(config)), parse_constant=refuse)

@@ -1,0 +1,409 @@
+"""Any history of verbs, clock jumps, crashes and odd timers keeps the promises of docs/faults.md.
+
+The decisions, the sidecar, the locks and the verbs are real. In memory are the VMs, the timers and the clock, and a crash:
+from a chosen effect on nothing has any effect any more, as after a SIGKILL, until the next command starts afresh.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from unit_support import Clocked
+
+import ycluster
+from ycluster import ArmedTimer, Files, Host, State, Vm, YclusterError
+
+NAMES = ("a", "b")
+names = st.sampled_from(NAMES)
+crashes = st.one_of(st.none(), st.none(), st.integers(1, 12))
+
+
+class Crash(BaseException):
+    """SIGKILL."""
+
+
+class Laptop(Clocked):
+    def need(self, programs: Mapping[str, str]) -> None:
+        pass
+
+
+class World:
+    """What is outside of the program: VMs, timers, and when the program dies."""
+
+    def __init__(self) -> None:
+        self.vms: dict[Files, str] = {}  # running or paused; others are stopped
+        self.timers: dict[str, tuple[Files, int]] = {}  # those that stand
+        self.serial = 0
+        self.crash_at: int | None = None
+        self.effects = 0
+        self.stubborn = False  # no VM can be stopped
+        self.broken = False  # no VM can be started
+
+    def effect(self) -> None:
+        self.effects += 1
+        if self.crash_at is not None and self.effects >= self.crash_at:
+            raise Crash
+
+    # --- in the place of QEMU
+
+    @contextlib.contextmanager
+    def find_vm(self, files: Files) -> Iterator[Vm | None]:
+        yield Vm(1, -1) if files in self.vms else None
+
+    def vm_status(self, host: Host, files: Files) -> str:
+        return self.vms.get(files, "stopped")
+
+    def launch(self, host: Host, state: State) -> State:
+        self.effect()
+        if self.broken:
+            raise YclusterError("QEMU failed")
+        assert state.files not in self.vms, "two VMs on one disk"
+        self.vms[state.files] = "running"
+        self.effect()
+        return state
+
+    def stop_vm(self, host: Host, files: Files, vm: Vm, poweroff: object) -> str:
+        self.effect()
+        if self.stubborn:
+            raise YclusterError("QEMU is alive after SIGKILL")
+        del self.vms[files]
+        self.effect()
+        return "SIGTERM"
+
+    def pause_vm(self, host: Host, files: Files, vm: Vm) -> str:
+        self.effect()
+        if self.stubborn:
+            raise YclusterError("no answer in time")
+        self.vms[files] = "paused"
+        self.effect()
+        return "QMP stop"
+
+    def resume_vm(self, host: Host, files: Files, vm: Vm) -> None:
+        self.effect()
+        self.vms[files] = "running"
+
+    # --- in the place of systemd
+
+    name = "memory"
+    survives: Mapping[str, str] = {}
+
+    def unusable(self, host: Host) -> None:
+        return None
+
+    def arm(self, host: Host, files: Files, deadline: int) -> str:
+        self.effect()
+        self.serial += 1
+        self.timers[str(self.serial)] = (files, deadline)
+        self.effect()
+        return str(self.serial)
+
+    def armed(self, host: Host, files: Files, timer: ArmedTimer) -> bool:
+        return timer.id in self.timers
+
+    def cancel(self, host: Host, files: Files, timer: ArmedTimer) -> None:
+        self.effect()
+        self.timers.pop(timer.id, None)
+
+
+class Histories(RuleBasedStateMachine):
+    @initialize(
+        actions=st.tuples(*[st.sampled_from(ycluster.ACTIONS)] * 2),
+        runs=st.tuples(*[st.sampled_from(["1h", "40s", ""])] * 2),
+    )
+    def begin(self, actions: tuple[str, str], runs: tuple[str, str]) -> None:
+        self.dir = tempfile.TemporaryDirectory()
+        self.world, self.host = World(), Laptop(Path(self.dir.name))
+        self.cache = ycluster.default_cache_dir(self.host)
+        self.files = {name: Files(self.cache, name) for name in NAMES}
+        self.killed = False
+        self.unguarded: set[str] = set()  # whose timer may be gone: it was lost, or its reap was killed
+        for name, action, run in zip(NAMES, actions, runs):
+            self.config(name).mkdir()
+            text = f"name: {name}\ncontext: {name}\nk3s: {{install: none}}\nlifetime: {{maxRun: '{run}', onExpiry: {action}}}\n"
+            (self.config(name) / "y-cluster-provision.yaml").write_text(text)
+        self.patch = pytest.MonkeyPatch()
+        for attr in ("find_vm", "vm_status", "launch", "stop_vm", "pause_vm", "resume_vm"):
+            self.patch.setattr(ycluster, attr, getattr(self.world, attr))
+        self.patch.setattr(ycluster, "TIMERS", (self.world,))
+        for attr in ("save_state", "remove"):
+            self.patch.setattr(ycluster, attr, self.fatal(getattr(ycluster, attr)))
+        for attr in ("make_keys", "make_seed", "wait_ready", "install_program"):
+            self.patch.setattr(ycluster, attr, lambda *args, **options: None)
+        self.patch.setattr(ycluster, "fetch_image", lambda *args: Path("/image"))
+        self.patch.setattr(ycluster, "make_disk", lambda host, state, image: state.files.disk.touch())
+        self.patch.setattr(ycluster, "taken_ports", lambda state: [])
+        self.patch.setattr("ycluster.os.fsync", lambda fd: None)
+        ycluster.provision(self.host, self.config("a"))
+
+    def teardown(self) -> None:
+        if hasattr(self, "patch"):
+            self.patch.undo()
+            self.dir.cleanup()
+
+    def config(self, name: str) -> Path:
+        return Path(self.dir.name) / name
+
+    def fatal(self, real: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def wrapped(argument: Any) -> Any:
+            self.world.effect()
+            result = real(argument)
+            self.world.effect()
+            return result
+
+        return wrapped
+
+    def states(self) -> dict[str, State]:
+        return {name: ycluster.load_state(files) for name, files in self.files.items() if files.sidecar.exists()}
+
+    def command(self, verb: Callable[[], object], crash: int | None = None, halts: str = "") -> str:
+        """Run a verb; returns how it ended: done, failed or killed. Only the cluster that it `halts` may halt undue."""
+        before, ran = self.states(), dict(self.world.vms)
+        self.world.effects, self.world.crash_at = 0, crash
+        try:
+            verb()
+            end = "done"
+        except YclusterError:
+            end = "failed"
+        except Crash:
+            end, self.killed = "killed", True
+        self.world.crash_at = None
+        for name, files in self.files.items():
+            if ran.get(files) == "running" and self.world.vms.get(files) != "running" and name != halts:
+                deadline = before[name].expires_at
+                assert deadline is not None and deadline <= self.host.now(), f"{name} was reaped before its deadline"
+                assert not before[name].disarmed, f"{name} was reaped though it is disarmed"
+        return end
+
+    def overdue(self, *, patient: bool = True) -> list[str]:
+        """Clusters that run past their deadline; a `patient` look leaves out those whose second try is yet to come."""
+        late = {
+            name: state
+            for name, state in self.states().items()
+            if ycluster.decide(state, self.host.now()).do in ycluster.ACTIONS
+        }
+        waits = {name for name, state in late.items() if patient and (state.retry_at or 0) > self.host.now()}
+        return [name for name in late if name not in waits and self.world.vms.get(self.files[name]) == "running"]
+
+    # --- verbs
+
+    @rule(name=names, crash=crashes)
+    def provision(self, name: str, crash: int | None) -> None:
+        if self.command(lambda: ycluster.provision(self.host, self.config(name)), crash) == "done":
+            self.guarded(name)
+            assert self.overdue() == [] or self.world.stubborn
+
+    @rule(name=names, crash=crashes, verb=st.sampled_from(["start", "resume"]))
+    def wake(self, name: str, crash: int | None, verb: str) -> None:
+        stopped = self.files[name] not in self.world.vms and self.files[name].disk.exists()
+        end = self.command(
+            lambda: getattr(ycluster, verb)(self.host, ycluster.find_cluster(self.host, name=name)), crash
+        )
+        if end == "done":
+            assert set(self.overdue()) <= {name} or self.world.stubborn, "the others are swept first"
+        if end == "done" and verb == "start" and stopped:
+            self.guarded(name)
+        if end == "failed" and verb == "start" and stopped and name in self.states():
+            assert self.states()[name].expires_at is None, "a guest that didn't come to run leaves a deadline behind"
+
+    @rule(name=names, crash=crashes, verb=st.sampled_from(["pause", "stop"]))
+    def halt(self, name: str, crash: int | None, verb: str) -> None:
+        end = self.command(
+            lambda: getattr(ycluster, verb)(self.host, ycluster.find_cluster(self.host, name=name)), crash, halts=name
+        )
+        if end == "done" and verb == "stop":
+            assert self.files[name] not in self.world.vms and self.states()[name].expires_at is None
+            left = [owner for owner, _ in self.world.timers.values() if owner == self.files[name]]
+            assert not left or self.killed, "only a crash may leave a timer behind, which then finds nothing to reap"
+
+    @rule(name=names, crash=crashes, verb=st.sampled_from(["arm", "disarm"]))
+    def guard(self, name: str, crash: int | None, verb: str) -> None:
+        ran = dict(self.world.vms)
+        if (
+            self.command(lambda: getattr(ycluster, verb)(self.host, ycluster.find_cluster(self.host, name=name)), crash)
+            == "done"
+        ):
+            self.guarded(name)
+        assert self.world.vms == ran
+
+    @rule(name=names, crash=crashes, more=st.sampled_from(["1s", "90s", "2h"]))
+    def extend(self, name: str, crash: int | None, more: str) -> None:
+        before, ran = self.states().get(name), dict(self.world.vms)
+        end = self.command(
+            lambda: ycluster.extend(
+                self.host, ycluster.find_cluster(self.host, name=name), ycluster.parse_duration(more)
+            ),
+            crash,
+        )
+        if before is not None and before.expires_at is not None:
+            after = self.states()[name].expires_at
+            assert after is not None and (after > before.expires_at if end == "done" else after >= before.expires_at)
+            assert end != "done" or after > self.host.now()
+        assert self.world.vms == ran, "extend comes before any reap"
+        if end == "done":
+            self.guarded(name)
+
+    @rule(name=names, crash=crashes, keep_disk=st.booleans())
+    def tear_down(self, name: str, crash: int | None, keep_disk: bool) -> None:
+        files = self.files[name]
+        self.command(lambda: ycluster.teardown(self.host, files, keep_disk=keep_disk), crash, halts=name)
+        self.world.stubborn = False
+        for _ in range(2):  # whatever is left of the first time
+            assert self.command(lambda: ycluster.teardown(self.host, files), halts=name) == "done"
+        left = (
+            {path.name for path in self.cache.glob(f"{name}[.-]*")} - {f"{name}.lock"} if self.cache.exists() else set()
+        )
+        assert self.files[name] not in self.world.vms
+        assert left <= ({f"{name}.qcow2"} if keep_disk else set()), "an empty lock file is all that a crash may leave"
+        self.files[name].disk.unlink() if left else None
+        self.unguarded.discard(name)
+
+    # --- expiry
+
+    @rule(name=names, crash=crashes)
+    def reap(self, name: str, crash: int | None) -> None:
+        self.reaping(name, crash)
+
+    @rule(data=st.data(), crash=crashes)
+    def a_timer_fires_whenever_it_likes(self, data: st.DataObject, crash: int | None) -> None:
+        if self.world.timers:
+            ident = data.draw(st.sampled_from(sorted(self.world.timers)))
+            files, _ = self.world.timers.pop(ident)
+            self.reaping(files.name, crash)
+
+    @rule(name=names)
+    def a_stale_timer_fires_twice(self, name: str) -> None:
+        self.reaping(name, None)
+        once = self.states()
+        self.reaping(name, None)
+        timeless = [
+            {key: replace(state, timer=None) for key, state in states.items()} for states in (once, self.states())
+        ]
+        assert self.world.stubborn or timeless[0] == timeless[1]
+
+    def reaping(self, name: str, crash: int | None) -> None:
+        end = self.command(lambda: ycluster.reap(self.host, self.files[name], by="memory"), crash)
+        if end == "killed":
+            self.unguarded.add(name)
+        elif name not in self.overdue(patient=False):
+            self.guarded(name)
+        else:
+            state = self.states()[name]
+            assert end == "failed" and self.world.stubborn and state.timer
+            assert self.host.now() < state.timer.deadline + 1 <= self.host.now() + 902, (
+                "a failed reap is tried again soon"
+            )
+            self.guarded(name)
+
+    @rule(name=names, late=st.sampled_from([-1, 0, 5]), reaps=st.booleans())
+    def the_deadline_comes(self, name: str, late: int, reaps: bool) -> None:
+        state = self.states().get(name)
+        if state is not None and state.expires_at is not None:
+            self.host.time = float(state.expires_at + late)
+            self.reaping(name, None) if reaps else self.sweep()
+
+    @rule()
+    def sweep(self) -> None:
+        self.command(lambda: ycluster.sweep(self.host, by="next command"))
+        assert self.overdue() == [] or self.world.stubborn
+
+    @rule()
+    def reap_all(self) -> None:
+        end = self.command(lambda: ycluster.reap_all(self.host, by="hand"))
+        assert self.overdue(patient=False) == [] or (self.world.stubborn and end == "failed")
+        for name in self.states():
+            self.guarded(name)
+
+    # --- the world
+
+    @rule(seconds=st.sampled_from([0.3, 29.0, 41.0, 3600.0, 100_000.0, -1.5, -3000.0]))
+    def the_clock_jumps(self, seconds: float) -> None:
+        self.host.time += seconds
+
+    @rule(stubborn=st.booleans(), broken=st.booleans())
+    def qemu_has_moods(self, stubborn: bool, broken: bool) -> None:
+        self.world.stubborn, self.world.broken = stubborn, broken
+
+    @precondition(lambda self: self.world.timers)
+    @rule(data=st.data())
+    def a_timer_is_lost(self, data: st.DataObject) -> None:
+        files, _ = self.world.timers.pop(data.draw(st.sampled_from(sorted(self.world.timers))))
+        self.unguarded.add(files.name)
+
+    @rule(name=names)
+    def the_vm_ends_by_itself(self, name: str) -> None:
+        self.world.vms.pop(self.files[name], None)
+
+    # --- what always holds
+
+    def guarded(self, name: str) -> None:
+        """A command that is done leaves a timer behind wherever a deadline counts."""
+        self.unguarded.discard(name)
+        state = self.states().get(name)
+        if state and state.expires_at is not None and not state.disarmed:
+            assert ycluster.is_armed(self.host, state), f"{name} has a deadline and no timer"
+            assert state.timer and state.timer.deadline >= state.expires_at, (
+                f"the timer of {name} is of an older deadline"
+            )
+
+    @invariant()
+    def every_sidecar_can_be_read(self) -> None:
+        if hasattr(self, "cache") and self.cache.exists():
+            assert {path.stem for path in self.cache.glob("*.json")} == set(self.states())
+            assert not list(self.cache.glob(".*.tmp"))
+
+    @invariant()
+    def no_vm_runs_without_its_deadline_and_a_timer(self) -> None:
+        if not hasattr(self, "world"):
+            return
+        states = self.states()
+        for name, files in self.files.items():
+            if files not in self.world.vms:
+                continue
+            assert name in states, f"a VM of {name} is there, and no sidecar knows it"
+            state = states[name]
+            if self.world.vms[files] == "running" and ycluster.budget(state.lifetime) and not state.disarmed:
+                assert state.expires_at is not None, f"{name} runs with a budget and no deadline"
+                standing = [deadline for owner, deadline in self.world.timers.values() if owner == files]
+                assert standing or name in self.unguarded, f"no timer of {name} will ever fire"
+
+
+Histories.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestHistories = Histories.TestCase
+
+
+Step = Callable[[Histories], object]
+
+
+@pytest.mark.parametrize(
+    "action, steps",
+    [
+        ("pause", [lambda h: h.the_deadline_comes("a", 0, True), lambda h: h.wake("a", None, "resume")]),
+        ("stop", [lambda h: h.the_deadline_comes("a", 0, True), lambda h: h.wake("a", None, "start")]),
+        ("stop", [lambda h: h.qemu_has_moods(True, False), lambda h: h.the_deadline_comes("a", 5, True)]),
+        ("stop", [lambda h: h.the_clock_jumps(100_000.0), lambda h: h.extend("a", None, "2h")]),
+        ("stop", [lambda h: h.halt("a", None, "stop"), lambda h: h.qemu_has_moods(False, True), lambda h: h.wake("a", None, "start")]),
+        ("teardown", [lambda h: h.guard("a", None, "disarm"), lambda h: h.the_clock_jumps(1e5), lambda h: h.reap("a", None)]),
+        ("stop", [step for n in range(1, 12) for step in (lambda h: h.halt("a", None, "stop"), lambda h, n=n: h.wake("a", n, "start"))]),
+    ],
+    ids=["resumed after its expiry", "started again", "won't stop", "extended late", "won't start", "disarmed", "killed anywhere"],
+)  # fmt: skip
+def test_histories_that_must_be_among_them(action: str, steps: list[Step]) -> None:
+    """Chance finds these too, but not in every run."""
+    history = Histories()
+    history.begin(actions=(action, "stop"), runs=("1h", ""))
+    try:
+        for step in steps:
+            step(history)
+            history.every_sidecar_can_be_read()
+            history.no_vm_runs_without_its_deadline_and_a_timer()
+    finally:
+        history.teardown()

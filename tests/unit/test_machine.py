@@ -1,0 +1,371 @@
+"""Sections 14, 15 and 18: what QEMU, ssh and cloud-init are told."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from unit_support import Clocked
+
+import ycluster
+from ycluster import ACTIONS, PortForward, State, qemu_argv
+
+FORWARDS = (PortForward(host=6443, guest=6443), PortForward(host=0, guest=80))
+
+
+def state(cache_dir: object = "/c", **fields: object) -> State:
+    given_ = {"name": "demo", "cache_dir": str(cache_dir), "port_forwards": FORWARDS, "auto_ports": (80,)}
+    return State(**{**given_, **fields})  # type: ignore[arg-type]
+
+
+def after(argv: list[str], option: str) -> list[str]:
+    """The values given to an option, wherever it stands."""
+    return [value for word, value in zip(argv, argv[1:]) if word == option]
+
+
+def blockdevs(argv: list[str]) -> dict[str, dict[str, object]]:
+    return {device["node-name"]: device for device in map(json.loads, after(argv, "-blockdev"))}
+
+
+# --- qemu_argv
+
+
+def test_forwards_listen_on_loopback_alone() -> None:
+    (netdev,) = after(qemu_argv(state(), "tcg"), "-netdev")
+    listens = re.findall(r"hostfwd=([^,]*)", netdev)
+    assert listens == ["tcp:127.0.0.1:2222-:22", "tcp:127.0.0.1:6443-:6443", "tcp:127.0.0.1:0-:80"]
+
+
+def test_qemu_is_asked_to_choose_again_whatever_it_chose_last_time() -> None:
+    chosen = state(ssh_port=40315, port_forwards=(PortForward(host=40316, guest=80),), auto_ports=(22, 80))
+    (netdev,) = after(qemu_argv(chosen, "tcg"), "-netdev")
+    assert "hostfwd=tcp:127.0.0.1:0-:22,hostfwd=tcp:127.0.0.1:0-:80" in netdev
+
+
+@pytest.mark.parametrize(
+    "accel, model, wanted",
+    [
+        ("kvm", "", ("kvm", "host")),
+        ("tcg", "", ("tcg,thread=multi", "max")),
+        ("kvm", "Haswell,-avx", ("kvm", "Haswell,-avx")),
+        ("tcg", "qemu64", ("tcg,thread=multi", "qemu64")),
+    ],
+)
+def test_the_accelerator_decides_the_cpu_unless_the_config_does(
+    accel: str, model: str, wanted: tuple[str, str]
+) -> None:
+    argv = qemu_argv(state(cpu_model=model), accel)
+    assert (after(argv, "-accel"), after(argv, "-cpu")) == ([wanted[0]], [wanted[1]])
+
+
+def test_the_machine_has_the_size_and_type_of_the_sidecar() -> None:
+    argv = qemu_argv(state(memory="2048", cpus="3", machine="pc-q35-7.2"), "tcg")
+    assert (after(argv, "-m"), after(argv, "-smp"), after(argv, "-machine")) == (["2048M"], ["3"], ["pc-q35-7.2"])
+
+
+@given(
+    st.text(st.characters(min_codepoint=32, max_codepoint=126, exclude_characters="/"), max_size=30).filter(
+        lambda word: word.strip(".")
+    )
+)
+def test_no_directory_name_can_become_an_option(directory: str) -> None:
+    argv = qemu_argv(state("/srv/" + directory), "tcg")
+    assert blockdevs(argv)["boot"]["file"]["filename"] == f"/srv/{directory}/demo.qcow2"  # type: ignore[index]
+    assert after(argv, "-pidfile") == [f"/srv/{directory}/demo.pid"]
+    spread = [word for word in argv if directory in word and len(directory) > 12]
+    assert all(word.startswith(("{", "/srv/")) for word in spread)
+
+
+def test_sockets_and_logs_are_named_without_their_directory() -> None:
+    argv = qemu_argv(state("/" + "d" * 200), "tcg")
+    assert [re.search(r"path=([^,]*)", word)[1] for word in after(argv, "-chardev")] == ["demo-console.log", "demo.qmp"]  # type: ignore[index]
+
+
+def test_the_pidfile_is_absolute_since_it_is_the_vms_identity() -> None:
+    (pidfile,) = after(qemu_argv(state(), "tcg"), "-pidfile")
+    assert pidfile == "/c/demo.pid" and "-daemonize" in qemu_argv(state(), "tcg")
+
+
+def test_a_seed_is_attached_read_only_where_there_is_one(tmp_path: Path) -> None:
+    assert "seed" not in blockdevs(qemu_argv(state(tmp_path), "tcg"))
+    (tmp_path / "demo-seed").mkdir()
+    seed = blockdevs(qemu_argv(state(tmp_path), "tcg"))["seed"]
+    assert (seed["dir"], seed["label"], seed["read-only"]) == (str(tmp_path / "demo-seed"), "CIDATA", True)
+
+
+def test_the_argv_depends_on_state_alone() -> None:
+    assert {tuple(qemu_argv(state(on_expiry=action, expires_at=5), "tcg")) for action in ACTIONS} == {
+        tuple(qemu_argv(state(), "tcg"))
+    }
+
+
+@pytest.mark.parametrize(
+    "listing, machine",
+    [
+        ("pc-q35-7.2  Standard PC\nq35                  Standard PC (Q35 + ICH9, 2009) (alias of pc-q35-7.2)\n", "pc-q35-7.2"),
+        ("q35                  Standard PC\nmicrovm  (alias of other)\n", "q35"),
+        ("", "q35"),
+    ],
+)  # fmt: skip
+def test_the_machine_type_is_pinned_to_a_version(listing: str, machine: str) -> None:
+    assert ycluster.versioned_machine(listing) == machine
+
+
+def test_the_ports_that_qemu_chose_are_read() -> None:
+    text = (
+        "Hub -1 (net):\r\n"
+        "  Protocol[State]    FD  Source Address  Port   Dest. Address  Port RecvQ SendQ\r\n"
+        "  TCP[HOST_FORWARD]  12       127.0.0.1 40315       10.0.2.15    22     0     0\r\n"
+        "  TCP[HOST_FORWARD]  13       127.0.0.1  6443       10.0.2.15  6443     0     0\r\n"
+        "  TCP[ESTABLISHED]   14       127.0.0.1 40315       10.0.2.15    22     0     0\r\n"
+        "  UDP[236 sec]       15       10.0.2.15 68          10.0.2.2     67     0     0\r\n"
+    )
+    assert ycluster.parse_usernet(text) == {22: 40315, 6443: 6443}
+    assert ycluster.parse_usernet("") == {}
+
+
+def test_ports_that_are_bound_are_taken_and_chosen_ones_never() -> None:
+    with socket.socket() as one, socket.socket() as other:
+        for sock in (one, other):
+            sock.bind(("127.0.0.1", 0))
+            sock.listen()
+        ports = [sock.getsockname()[1] for sock in (one, other)]
+        wanted = state(ssh_port=ports[0], port_forwards=(PortForward(host=ports[1], guest=80),), auto_ports=())
+        assert ycluster.taken_ports(wanted) == ports
+        assert ycluster.taken_ports(state(ssh_port=ports[0], port_forwards=(), auto_ports=(22,))) == []
+    assert ycluster.taken_ports(wanted) == []
+
+
+# --- accelerators
+
+
+class Booted(Clocked):
+    """A host whose boot id and QEMU version a test chooses."""
+
+    boot, version = "boot-1", "QEMU emulator version 7.2.22"
+
+    def boot_id(self) -> str:
+        return self.boot
+
+    def attempt(self, argv: object, *, timeout: float) -> ycluster.Done:
+        return ycluster.Done((), 0, self.version + "\nCopyright\n", "")
+
+
+@pytest.fixture
+def kvm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ycluster.os.access", lambda path, mode: path == "/dev/kvm")
+
+
+def test_without_the_device_qemu_emulates(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ycluster.os.access", lambda path, mode: False)
+    assert ycluster.accelerators(Booted(home), state(tmp_path)) == ["tcg"]
+
+
+@pytest.mark.parametrize("accel", ["kvm", "tcg"])
+def test_the_configs_accelerator_is_the_only_one_tried(home: Path, tmp_path: Path, kvm: None, accel: str) -> None:
+    assert ycluster.accelerators(Booted(home), state(tmp_path, accel=accel)) == [accel]
+
+
+@pytest.mark.parametrize(
+    "changed, wanted",
+    [({}, ["tcg"]), ({"boot": "boot-2"}, ["kvm", "tcg"]), ({"version": "QEMU emulator version 9.0"}, ["kvm", "tcg"])],
+    ids=["same boot, same QEMU", "rebooted", "upgraded"],
+)
+def test_a_kvm_that_failed_is_not_tried_again_in_this_boot(
+    home: Path, tmp_path: Path, kvm: None, monkeypatch: pytest.MonkeyPatch, changed: dict[str, str], wanted: list[str]
+) -> None:
+    """A launch whose KVM fails: the real `launch`, with QEMU's start alone replaced."""
+    tried = []
+
+    def spawn(host: object, state: State, accel: str) -> None:
+        tried.append(accel)
+        if accel == "kvm":
+            raise ycluster.ProgramFailed(["qemu-system-x86_64"], 1, "failed to set MSR 0x10a")
+
+    monkeypatch.setattr(ycluster, "_spawn_qemu", spawn)
+    host = Booted(home)
+    assert ycluster.accelerators(host, state(tmp_path)) == ["kvm", "tcg"]
+    ycluster.launch(host, state(tmp_path, machine="q35", auto_ports=()))
+    assert tried == ["kvm", "tcg"] and "0x10a" in host.log.getvalue()
+    vars(host).update(changed)
+    assert ycluster.accelerators(host, state(tmp_path)) == wanted
+
+
+# --- the guest
+
+
+@given(st.text(st.characters(categories=["L", "N", "P", "S", "Zs"]), max_size=40))
+def test_user_data_is_a_cloud_config_that_needs_no_quoting(key: str) -> None:
+    header, _, body = ycluster.user_data(state(ssh_user="dev"), key + "\n", "PRIVATE\nKEY\n", "PUBLIC\n").partition(
+        "\n"
+    )
+    data = json.loads(body)
+    (user,) = data["users"]
+    assert header == "#cloud-config"
+    assert (user["name"], user["ssh_authorized_keys"], user["lock_passwd"]) == ("dev", [key.strip()], True)
+    assert data["ssh_keys"] == {"ed25519_private": "PRIVATE\nKEY\n", "ed25519_public": "PUBLIC"}
+    assert ycluster.plain(ycluster.parse_yaml(body, "user-data")) == data
+
+
+@pytest.mark.skipif(not shutil.which("ssh-keygen"), reason="ssh-keygen is not installed")
+def test_keys_and_seed_are_private_and_new_each_time(tmp_path: Path) -> None:
+    host, demo = Clocked(tmp_path), state(tmp_path)
+    seen = set()
+    for _ in range(2):
+        ycluster.make_keys(host, demo)
+        ycluster.make_seed(demo)
+        login = demo.files.ssh_pub.read_text().strip()
+        user_data = (demo.files.seed / "user-data").read_text()
+        assert login in user_data and demo.files.host_key.read_text() in json.loads(user_data.split("\n", 1)[1])["ssh_keys"].values()  # fmt: skip
+        assert demo.files.known_hosts.read_text().split() == ["demo", *demo.files.host_pub.read_text().split()[:2]]
+        for path in (demo.files.ssh_key, demo.files.host_key, demo.files.seed / "user-data"):
+            assert path.stat().st_mode & 0o77 == 0
+        seen |= {login, (demo.files.seed / "meta-data").read_text()}
+    assert len(seen) == 4
+
+
+def test_ssh_is_strict_and_knows_nothing_of_the_users_own(tmp_path: Path) -> None:
+    demo = state(tmp_path, ssh_port=40315, ssh_user="dev")
+    demo.files.host_pub.write_text("key")
+    argv = ycluster.ssh_argv(demo, "uname", "-a")
+    options = after(argv, "-o")
+    assert after(argv, "-F") == ["/dev/null"] and f'IdentityFile="{tmp_path}/demo-ssh"' in options
+    assert {
+        "StrictHostKeyChecking=yes",
+        "IdentitiesOnly=yes",
+        "BatchMode=yes",
+        "GlobalKnownHostsFile=/dev/null",
+    } <= set(options)
+    assert f'UserKnownHostsFile="{tmp_path}/demo-known_hosts"' in options and "HostKeyAlias=demo" in options
+    assert argv[-3:] == ["dev@127.0.0.1", "uname", "-a"] and after(argv, "-p") == ["40315"]
+
+
+def test_the_siblings_guest_is_held_to_the_first_key_it_shows(tmp_path: Path) -> None:
+    assert "StrictHostKeyChecking=accept-new" in ycluster.ssh_argv(state(tmp_path))
+
+
+@pytest.mark.skipif(not shutil.which("ssh"), reason="ssh is not installed")
+@pytest.mark.parametrize("name", ["plain", "a b", "100%h", "50%", "it's"])
+def test_ssh_reads_the_paths_as_they_are(tmp_path: Path, name: str) -> None:
+    """The real ssh: `-G` prints what it made of its options, and `-v` which key it opens once it has connected."""
+    (tmp_path / name).mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        demo = state(tmp_path / name, ssh_port=server.getsockname()[1])
+        demo.files.ssh_key.write_text("no key")
+        argv = ycluster.ssh_argv(demo)
+        shown = subprocess.run([argv[0], "-G", *argv[1:]], capture_output=True, text=True, timeout=30)
+        with subprocess.Popen([argv[0], "-v", *argv[1:]], stderr=subprocess.PIPE, text=True) as connecting:
+            server.accept()[0].close()
+            assert connecting.stderr is not None
+            said = connecting.stderr.read()
+    options = dict(line.split(" ", 1) for line in shown.stdout.splitlines() if " " in line)
+    assert options["userknownhostsfile"].replace("%%", "%") == str(demo.files.known_hosts), shown.stderr
+    assert f"identity file {demo.files.ssh_key} type" in said
+
+
+# --- readiness
+
+
+@pytest.mark.parametrize(
+    "greeting, ready", [(b"SSH-2.0-OpenSSH_9.2\r\n", True), (b"HTTP/1.1 400\r\n", False), (b"", False)]
+)
+def test_only_an_ssh_banner_is_a_sign_of_life(greeting: bytes, ready: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        client = socket.create_connection(("127.0.0.1", port))  # the backlog answers a connect by itself
+        client.close()
+
+        def serve() -> None:
+            for _ in range(2):
+                conn, _address = server.accept()
+                with conn:
+                    conn.sendall(greeting)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        assert ycluster.ssh_banner("127.0.0.1", port, 5.0) is ready
+    assert ycluster.ssh_banner("127.0.0.1", port, 0.5) is False
+
+
+def test_a_server_that_says_nothing_is_not_ready() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert ycluster.ssh_banner("127.0.0.1", server.getsockname()[1], 0.05) is False
+
+
+@pytest.mark.parametrize(
+    "written, shown",
+    [
+        (b"", "    (the console is empty)"),
+        (b"\x1b[2J\x1b[1;31mKernel\x1b[0m panic\r\n\r\n", "    Kernel panic"),
+        (b"\x1b]0;title\x07\x00\xff\xfe\x9b ok \r\n", None),
+        (b"".join(b"line %d\n" % n for n in range(5000)), "\n".join(f"    line {n}" for n in range(4988, 5000))),
+    ],
+    ids=["empty", "colours", "junk", "long"],
+)
+def test_the_consoles_tail_drives_no_terminal(tmp_path: Path, written: bytes, shown: str | None) -> None:
+    demo = state(tmp_path)
+    demo.files.console.write_bytes(written)
+    tail = ycluster.console_tail(demo.files)
+    assert re.fullmatch(r"[\n\x20-\x7e]+", tail) and shown in (None, tail)
+
+
+def test_a_console_that_is_not_there_is_said_to_be(tmp_path: Path) -> None:
+    assert "no console" in ycluster.console_tail(state(tmp_path).files)
+
+
+def test_a_vm_that_is_gone_ends_the_wait_with_its_last_words(tmp_path: Path) -> None:
+    demo = state(tmp_path)
+    demo.files.console.write_text("Kernel panic - not syncing\n")
+    with pytest.raises(ycluster.YclusterError, match=r"QEMU ended while waiting for SSH banner(.|\n)*Kernel panic"):
+        ycluster.wait_ready(Clocked(tmp_path), demo, timeout=60)
+
+
+# --- images and disks
+
+
+@pytest.mark.parametrize(
+    "text, size",
+    [("20G", 20 << 30), ("512M", 512 << 20), ("1K", 1024), ("2T", 2 << 40), ("1073741824", 1 << 30)],
+)
+def test_parse_size(text: str, size: int) -> None:
+    assert ycluster.parse_size(text) == size
+
+
+def config(image: str, **digest: str) -> ycluster.QemuConfig:
+    text = json.dumps({"k3s": {"install": "none"}, "image": image, **digest})
+    return ycluster.require_qemu(ycluster.read_config(text, Path("/cfg/c.yaml")))
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_an_image_is_copied_under_its_digest_with_holes_kept(tmp_path: Path, host: Clocked, scheme: str) -> None:
+    source = tmp_path / "cloud.img"
+    source.write_bytes(b"boot" + bytes(5 << 20) + b"end")
+    found = ycluster.fetch_image(host, config(f"{scheme}{source}"), tmp_path / "c")
+    assert found.read_bytes() == source.read_bytes() and found.stat().st_mode & 0o777 == 0o400
+    assert found.stat().st_blocks * 512 < 4 << 20
+    source.write_bytes(b"changed")
+    again = ycluster.fetch_image(host, config("/gone", imageSha256=found.name), tmp_path / "c")
+    assert again == found
+
+
+def test_an_image_with_another_digest_is_refused_and_not_kept(tmp_path: Path, host: Clocked) -> None:
+    (tmp_path / "a.img").write_bytes(b"cut off")
+    with pytest.raises(ycluster.ConfigError, match=r"its SHA-256 is [0-9a-f]{64}, and imageSha256 says 0000"):
+        ycluster.fetch_image(host, config(str(tmp_path / "a.img"), imageSha256="0" * 64), tmp_path / "c")
+    assert [path.name for path in (tmp_path / "c" / "images").iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("image", ["/nonexistent.img", "http://127.0.0.1:1/a.img", "file:///nonexistent.img", "/etc"])
+def test_an_image_that_cannot_be_had_is_a_prerequisite(tmp_path: Path, host: Clocked, image: str) -> None:
+    with pytest.raises(ycluster.PrerequisiteError) as caught:
+        ycluster.fetch_image(host, config(image), tmp_path / "c")
+    assert image.replace("file://", "") in str(caught.value) and caught.value.hint
+    assert [path.name for path in (tmp_path / "c" / "images").iterdir()] == [".lock"]

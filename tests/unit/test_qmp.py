@@ -1,0 +1,246 @@
+"""Section 12: the client of QEMU's monitor, over real sockets."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ycluster import Qmp, QmpError
+
+GREETING = {"QMP": {"version": {"qemu": {"major": 7}}, "capabilities": []}}
+Pair = tuple[Qmp, socket.socket]
+EVENT = {"event": "SHUTDOWN", "data": {"guest": True, "reason": "guest-shutdown"}}
+
+
+def line(*messages: dict[str, Any]) -> bytes:
+    return b"".join(json.dumps(message).encode() + b"\r\n" for message in messages)
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    """A client that has done its greeting, and the other end."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield Qmp(ours, time.monotonic), theirs
+
+
+def test_a_reply_is_matched_by_its_id_and_events_before_it_are_passed_over(pair: Pair) -> None:
+    qmp, qemu = pair
+    qemu.sendall(
+        line(EVENT, {"return": "stale", "id": 99}, {"event": "STOP"}, {"return": {"status": "running"}, "id": 1})
+    )
+    assert qmp.execute("query-status") == {"status": "running"}
+    assert json.loads(qemu.recv(1000)) == {"execute": "query-status", "id": 1}
+
+
+def test_arguments_are_sent_and_ids_go_on(pair: Pair) -> None:
+    qmp, qemu = pair
+    qemu.sendall(line({"return": "a", "id": 1}, {"return": "b", "id": 2}))
+    assert qmp.execute("human-monitor-command", {"command-line": "info usernet"}) == "a"
+    assert qmp.execute("stop") == "b"
+    requests = [json.loads(text) for text in qemu.recv(1000).splitlines()]
+    assert requests[0]["arguments"] == {"command-line": "info usernet"} and requests[1]["id"] == 2
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 10_000], ids=lambda size: f"{size} bytes at a time")
+def test_messages_may_be_split_and_merged_anywhere(pair: Pair, size: int) -> None:
+    qmp, qemu = pair
+    text = line(EVENT, {"return": "\u00e4" * 50, "id": 1}, EVENT)
+
+    def send() -> None:
+        for start in range(0, len(text), size):
+            qemu.sendall(text[start : start + size])
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    assert qmp.execute("x") == "\u00e4" * 50
+    sender.join()
+
+
+def test_a_reply_larger_than_any_buffer_is_read(pair: Pair) -> None:
+    qmp, qemu = pair
+    sender = threading.Thread(target=qemu.sendall, args=(line({"return": "x" * 1_000_000, "id": 1}),))
+    sender.start()
+    assert len(qmp.execute("x")) == 1_000_000
+    sender.join()
+
+
+@pytest.mark.parametrize(
+    "sent, says",
+    [
+        (line({"error": {"class": "GenericError", "desc": "no such device"}, "id": 1}), "no such device"),
+        (line({"error": {}, "id": 1}), "x: "),
+        (line({"error": "bare", "id": 1}), "bare"),
+        (b"QEMU 7.2 monitor\r\n", "not a QMP message"),
+        (b"\xff\xfe\x00\r\n", "not a QMP message"),
+        (b"[1, 2]\r\n", "not a QMP message"),
+        (b"\r\n", "not a QMP message"),
+    ],
+    ids=["refused", "no words", "bare words", "human monitor", "bytes", "a list", "empty line"],
+)
+def test_a_bad_answer_is_an_error_that_says_so(pair: Pair, sent: bytes, says: str) -> None:
+    qmp, qemu = pair
+    qemu.sendall(sent)
+    with pytest.raises(QmpError) as caught:
+        qmp.execute("x")
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("sent", [b"", line(EVENT), line(EVENT)[:9], b'{"return": 1, "id": 1}'])
+def test_an_end_of_file_anywhere_is_an_error(pair: Pair, sent: bytes) -> None:
+    qmp, qemu = pair
+    qemu.sendall(sent)
+    qemu.shutdown(socket.SHUT_WR)
+    with pytest.raises(QmpError, match="closed"):
+        qmp.execute("x")
+
+
+def test_a_monitor_that_has_gone_is_an_error(pair: Pair) -> None:
+    qmp, qemu = pair
+    qemu.close()
+    with pytest.raises(QmpError):
+        qmp.execute("x")
+
+
+def test_a_reset_is_an_error() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as ours:
+        theirs, _ = server.accept()
+        qmp = Qmp(ours, time.monotonic)
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        theirs.close()
+        with pytest.raises(QmpError):
+            qmp.execute("x")
+            qmp.execute("x")
+
+
+@pytest.mark.parametrize("sent", [b"", line(EVENT), b'{"half": '], ids=["nothing", "an event", "half a line"])
+def test_silence_is_an_error_by_its_deadline(pair: Pair, sent: bytes) -> None:
+    qmp, qemu = pair
+    qemu.sendall(sent)
+    with pytest.raises(QmpError, match="no answer in time"):
+        qmp.execute("x", timeout=0.05)
+
+
+def test_events_without_end_do_not_hold_a_deadline_up(pair: Pair) -> None:
+    qmp, qemu = pair
+    qemu.settimeout(0.5)
+    over = threading.Event()
+
+    def flood() -> None:
+        while not over.is_set():
+            try:
+                qemu.sendall(line(*[EVENT] * 100))
+            except OSError:
+                return
+
+    sender = threading.Thread(target=flood)
+    sender.start()
+    try:
+        with pytest.raises(QmpError, match="no answer in time"):
+            qmp.execute("x", timeout=0.2)
+    finally:
+        over.set()
+        sender.join()
+
+
+def test_a_late_reply_to_an_earlier_command_is_not_taken_for_this_ones(pair: Pair) -> None:
+    qmp, qemu = pair
+    with pytest.raises(QmpError):
+        qmp.execute("slow", timeout=0.01)
+    qemu.sendall(line({"return": "late", "id": 1}, {"return": "mine", "id": 2}))
+    assert qmp.execute("x") == "mine"
+
+
+# --- connect
+
+
+class Monitor:
+    """A unix socket server that answers one client: a script of bytes, each sent once a line has been read."""
+
+    def __init__(self, path: Path, *script: bytes) -> None:
+        self.script, self.heard = script, b""
+        self.server = socket.socket(socket.AF_UNIX)
+        here = Path.cwd()
+        os.chdir(path.parent)  # a path of more than 107 bytes can't be bound otherwise
+        self.server.bind(path.name)
+        os.chdir(here)
+        self.server.listen()
+        self.thread = threading.Thread(target=self.serve, daemon=True)
+
+    def __enter__(self) -> Monitor:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.thread.join(10)
+        self.server.close()
+        assert not self.thread.is_alive()
+
+    def serve(self) -> None:
+        client, _ = self.server.accept()
+        with client:
+            for number, answer in enumerate(self.script):
+                if number:
+                    self.heard += client.recv(1000)
+                client.sendall(answer)
+
+
+@pytest.fixture
+def far(tmp_path: Path) -> Path:
+    """A socket path of more than the 107 bytes that the kernel takes."""
+    deep = tmp_path / ("d" * 100) / "e"
+    deep.mkdir(parents=True)
+    return deep / "demo.qmp"
+
+
+def test_a_socket_path_may_be_longer_than_107_bytes(far: Path) -> None:
+    assert len(str(far)) > 107
+    answers = line(GREETING), line(EVENT, {"return": {}, "id": 1}), line({"return": {"status": "running"}, "id": 2})
+    with Monitor(far, *answers) as monitor, Qmp.connect(far, time.monotonic, timeout=5) as qmp:
+        assert qmp.execute("query-status") == {"status": "running"}
+    assert b"qmp_capabilities" in monitor.heard
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        [],
+        [b""],
+        [line(GREETING)[:20]],
+        [line({"hello": 1})],
+        [b"garbage\n"],
+        [line(GREETING), b""],
+        [line(GREETING), line({"error": {"desc": "no"}, "id": 1})],
+    ],
+    ids=["closed", "closed at once", "half a greeting", "no greeting", "garbage", "closed after it", "refused"],
+)
+def test_a_connect_that_fails_names_the_socket(far: Path, script: list[bytes]) -> None:
+    with Monitor(far, *script), pytest.raises(QmpError, match="does not answer") as caught:
+        Qmp.connect(far, time.monotonic, timeout=5)
+    assert str(far) in str(caught.value)
+
+
+def test_a_monitor_that_is_taken_by_another_client_is_an_error_by_its_deadline(tmp_path: Path) -> None:
+    """QMP serves one client: the second one's connect succeeds, and no greeting comes."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "q"))
+        server.listen()
+        with pytest.raises(QmpError, match="no answer in time"):
+            Qmp.connect(tmp_path / "q", time.monotonic, timeout=0.05)
+
+
+@pytest.mark.parametrize("name", ["none", "dead", "missing/q"])
+def test_a_socket_that_nobody_listens_on_is_an_error(tmp_path: Path, name: str) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / "dead"))
+    with pytest.raises(QmpError, match=name):
+        Qmp.connect(tmp_path / name, time.monotonic, timeout=1)

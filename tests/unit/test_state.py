@@ -1,0 +1,397 @@
+"""Section 8: the sidecar on disk, the lock beside it, and the index of cacheDirs."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from unit_support import PROGRAM, Clocked, Processes, made, tree
+
+import ycluster
+from ycluster import ArmedTimer, Files, PortForward, Reaped, State, StateError, decode_state, encode_state, load_state
+
+GO = {
+    "version": 1,
+    "name": "y-cluster",
+    "diskSize": "20G",
+    "memory": "8192",
+    "cpus": "4",
+    "sshPort": "2222",
+    "portForwards": [{"Host": "6443", "Guest": "6443"}],
+    "context": "local",
+    "cacheDir": "/home/u/.cache/y-cluster-qemu",
+    "k3s": {"Version": "v1.35.4+k3s1", "Install": "airgap"},
+    "lifetime": "8h",
+    "onExpiry": "stop",
+    "expiresAt": "2026-11-22T12:00:00+01:00",
+}
+PATH = Path("/c/y-cluster.json")
+
+words = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+times = st.integers(0, ycluster.parse_time("2999-12-31T23:59:59Z"))
+ports = st.integers(0, 65535)
+labels = st.from_regex(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", fullmatch=True)
+unknown = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | words,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
+    max_leaves=8,
+)
+extras = st.dictionaries(words.map(lambda word: "x-" + word), unknown, max_size=4)
+states = st.builds(
+    State,
+    name=labels,
+    cache_dir=st.just("/c"),
+    context=words,
+    disk_size=words,
+    memory=words,
+    cpus=words,
+    ssh_port=ports,
+    port_forwards=st.lists(st.builds(PortForward, guest=ports, host=ports), max_size=4).map(tuple),
+    k3s=st.dictionaries(words, words, max_size=3),
+    bind_address=st.just("0.0.0.0") | st.just("127.0.0.1"),
+    lifetime=st.sampled_from(["", "0", "8h", "1h30m", "1.5s"]),
+    on_expiry=st.sampled_from(ycluster.ACTIONS),
+    expires_at=st.none() | times,
+    started_at=st.none() | times,
+    retry_at=st.none() | times,
+    image=words,
+    data_disk=words,
+    ssh_user=words,
+    accel=words,
+    ran_with=words,
+    cpu_model=words,
+    machine=words,
+    boot_id=words,
+    auto_ports=st.lists(ports, max_size=3).map(tuple),
+    timer=st.none() | st.builds(ArmedTimer, words, words, times),
+    reaped=st.none() | st.builds(Reaped, times, st.sampled_from(ycluster.ACTIONS), words, words),
+    extra=extras,
+)
+
+
+# --- what is written is read back
+
+
+@given(states)
+@example(State(name="demo", cache_dir="/c", expires_at=0))
+def test_every_state_survives_a_round_trip(state: State) -> None:
+    assert decode_state(encode_state(state), state.files.sidecar) == state
+
+
+@given(extras)
+def test_fields_of_others_are_kept_as_they_are(extra: dict[str, Any]) -> None:
+    kept = json.loads(encode_state(decode_state(json.dumps({**GO, **extra}), PATH)))
+    assert {key: kept[key] for key in extra} == extra
+
+
+def test_a_sidecar_of_the_go_sibling_is_understood() -> None:
+    state = decode_state(json.dumps(GO), PATH)
+    assert (state.lifetime, state.on_expiry, state.expires_at) == (
+        "8h",
+        "stop",
+        ycluster.parse_time("2026-11-22T11:00:00Z"),
+    )
+    assert state.k3s == {"Version": "v1.35.4+k3s1", "Install": "airgap"}
+    assert (state.ssh_port, state.port_forwards) == (2222, (PortForward(host=6443, guest=6443),))
+    assert not state.disarmed and state.extra == {}
+
+
+def test_the_go_sibling_finds_its_fields_unchanged_after_a_save() -> None:
+    kept = json.loads(encode_state(decode_state(json.dumps(GO), PATH)))
+    moved = {"expiresAt": "2026-11-22T11:00:00Z", "cacheDir": "/c"}  # the same instant; where the file really is
+    assert {key: kept[key] for key in GO} == {**GO, **moved}
+
+
+@pytest.mark.parametrize("absent", ["lifetime", "onExpiry", "expiresAt"])
+def test_a_field_that_the_sibling_omits_when_empty_stays_unset(absent: str) -> None:
+    state = decode_state(json.dumps({key: value for key, value in GO.items() if key != absent}), PATH)
+    assert {"lifetime": state.lifetime, "onExpiry": "", "expiresAt": state.expires_at or ""}[absent] == ""
+    assert state.on_expiry == "stop"
+
+
+@pytest.mark.parametrize("written", [None, []], ids=["null, as Go writes a nil slice", "empty"])
+def test_no_port_forwards(written: object) -> None:
+    assert decode_state(json.dumps({**GO, "portForwards": written}), PATH).port_forwards == ()
+
+
+def test_unknown_fields_inside_known_objects_are_kept() -> None:
+    k3s = {"Version": "v1.35.4+k3s1", "Install": "airgap", "Source": "https://mirror.example"}
+    kept = json.loads(encode_state(decode_state(json.dumps({**GO, "k3s": k3s}), PATH)))
+    assert kept["k3s"] == k3s
+
+
+@pytest.mark.parametrize("moment", ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59-23:59"], ids=["Go's zero", "last"])
+def test_a_time_that_can_be_read_can_be_written(moment: str) -> None:
+    try:
+        state = decode_state(json.dumps({**GO, "expiresAt": moment}), PATH)
+    except StateError:
+        return
+    assert decode_state(encode_state(state), PATH) == state
+
+
+def test_a_sidecar_is_known_by_where_it_lies(cache: Path, tmp_path: Path) -> None:
+    made(cache)
+    cache.rename(tmp_path / "moved")
+    assert load_state(Files(tmp_path / "moved", "demo")).cache_dir == str(tmp_path / "moved")
+
+
+def test_text_that_is_no_unicode_is_refused_or_can_be_written() -> None:
+    try:
+        state = decode_state(json.dumps({**GO, "context": "\ud800"}), PATH)
+    except StateError:
+        return
+    assert decode_state(encode_state(state).encode("utf-8").decode("utf-8"), PATH) == state
+
+
+# --- what can't be read says so
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("", "not JSON"),
+        (json.dumps(GO)[:80], "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("\x00" * 512, "not JSON"),
+        ("[]", "not a JSON object"),
+        ('"y-cluster"', "not a JSON object"),
+        ("null", "not a JSON object"),
+        (json.dumps({**GO, "version": 2}), "version 2"),
+        (json.dumps({**GO, "version": "1"}), "version '1'"),
+        ("{}", "version None"),
+        (json.dumps({**GO, "name": "other"}), "'other'"),
+        (json.dumps({**GO, "name": None}), "None"),
+        (json.dumps({**GO, "name": 5}), "name is no string"),
+        (json.dumps({**GO, "context": ["local"]}), "context is no string"),
+        (json.dumps({**GO, "sshPort": 2222}), "sshPort is no string"),
+        (json.dumps({**GO, "sshPort": "ssh"}), "sshPort is no port"),
+        (json.dumps({**GO, "sshPort": "65536"}), "sshPort is no port"),
+        (json.dumps({**GO, "portForwards": "6443"}), "portForwards is no list"),
+        (json.dumps({**GO, "portForwards": ["6443"]}), "portForwards is no object"),
+        (json.dumps({**GO, "portForwards": [{"Host": 1, "Guest": "1"}]}), "portForwards is no string"),
+        (json.dumps({**GO, "lifetime": "8 hours"}), "lifetime unknown unit"),
+        (json.dumps({**GO, "lifetime": 8}), "lifetime is no string"),
+        (json.dumps({**GO, "onExpiry": "explode"}), "onExpiry is none of stop, pause, teardown"),
+        (json.dumps({**GO, "onExpiry": {}}), "onExpiry is none of"),
+        (json.dumps({**GO, "expiresAt": "tomorrow"}), "expiresAt 'tomorrow' is no RFC 3339 time"),
+        (json.dumps({**GO, "expiresAt": "2026-02-30T12:00:00Z"}), "expiresAt"),
+        (json.dumps({**GO, "expiresAt": 1763800000}), "expiresAt is no string"),
+        (json.dumps({**GO, "timer": "systemd"}), "timer is no object"),
+        (json.dumps({**GO, "timer": {"backend": "at", "id": "7"}}), "timer"),
+        (json.dumps({**GO, "timer": {"backend": 1, "id": "7", "deadline": "2026-11-22T11:00:00Z"}}), "timer"),
+        (json.dumps({**GO, "autoPorts": "22"}), "autoPorts is no list"),
+    ],
+)
+def test_a_corrupt_sidecar_is_an_error_that_names_file_and_fault(cache: Path, text: str, says: str) -> None:
+    files = Files(cache, "y-cluster")
+    files.sidecar.write_text(text)
+    with pytest.raises(StateError) as caught:
+        load_state(files)
+    assert str(caught.value).startswith(f"{files.sidecar}: ") and says in str(caught.value)
+    assert caught.value.exit_code == 4 and caught.value.hint
+    assert files.sidecar.read_text() == text
+
+
+def test_a_sidecar_that_is_no_utf8_is_an_error(cache: Path) -> None:
+    Files(cache, "demo").sidecar.write_bytes(b'{"name": "\xff"}')
+    with pytest.raises(StateError, match=r"demo\.json"):
+        load_state(Files(cache, "demo"))
+
+
+def test_a_cluster_that_does_not_exist_is_an_error(cache: Path) -> None:
+    with pytest.raises(StateError, match="no cluster demo in"):
+        load_state(Files(cache, "demo"))
+
+
+@given(st.text() | unknown.map(json.dumps) | st.dictionaries(st.sampled_from(sorted(GO)), unknown).map(json.dumps))
+def test_nothing_but_a_state_error_comes_of_reading_junk(text: str) -> None:
+    with pytest.raises(StateError):
+        decode_state(text, PATH)
+
+
+@given(st.dictionaries(st.sampled_from([*sorted(GO), "timer", "reaped", "autoPorts"]), unknown, max_size=3))
+def test_a_field_of_the_wrong_type_is_a_state_error_or_can_be_saved_again(junk: dict[str, Any]) -> None:
+    try:
+        state = decode_state(json.dumps({**GO, **junk}), PATH)
+    except StateError:
+        return
+    assert decode_state(encode_state(state), PATH) == state
+
+
+# --- whole or not at all
+
+
+def test_the_sidecar_is_private(cache: Path) -> None:
+    assert made(cache).files.sidecar.stat().st_mode & 0o777 == 0o600
+
+
+def test_saving_leaves_nothing_but_the_sidecar(cache: Path) -> None:
+    made(cache)
+    made(cache, memory="1024")
+    assert [path.name for path in cache.iterdir()] == ["demo.json"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_save_that_fails_leaves_the_old_sidecar_and_no_debris(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    made(cache)
+    before = tree(cache)
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(f"ycluster.os.{call}", full)
+    with pytest.raises(OSError, match="No space"):
+        made(cache, memory="1024")
+    assert tree(cache) == before
+
+
+def test_a_save_into_a_directory_that_is_gone_fails_and_makes_none(cache: Path) -> None:
+    state = made(cache)
+    state.files.sidecar.unlink()
+    cache.rmdir()
+    with pytest.raises(FileNotFoundError):
+        ycluster.save_state(state)
+    assert not cache.exists()
+
+
+def test_a_reader_never_sees_a_torn_sidecar(cache: Path) -> None:
+    made(cache)
+    code = (
+        f"import sys; sys.path.insert(0, {str(PROGRAM.parent)!r})\n"
+        "import ycluster; from pathlib import Path\n"
+        f"for n in range(150): ycluster.save_state(ycluster.State(name='demo', cache_dir={str(cache)!r},"
+        " extra={'pad': str(n) * (n * 99)}))"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
+    reads = 0
+    while any(writer.poll() is None for writer in writers):
+        load_state(Files(cache, "demo"))
+        reads += 1
+    assert reads and [writer.returncode for writer in writers] == [0, 0]
+
+
+# --- the lock
+
+
+def test_a_lock_is_held_by_one_at_a_time(cache: Path, host: Clocked) -> None:
+    path, inside, seen = cache / "demo.lock", [0], []
+
+    def work() -> None:
+        for _ in range(20):
+            with ycluster.locked(ycluster.Host({}, host.output), path, timeout=30):
+                inside[0] += 1
+                seen.append(inside[0])
+                inside[0] -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [1] * 80
+
+
+def test_a_second_holder_is_told_that_it_is_busy(cache: Path, host: Clocked) -> None:
+    path, second = cache / "demo.lock", contextlib.ExitStack()
+    with ycluster.locked(host, path, timeout=0), pytest.raises(ycluster.Busy, match="demo") as caught:
+        second.enter_context(ycluster.locked(host, path, timeout=20))
+    assert caught.value.exit_code == 7 and "fuser" in caught.value.hint
+    with ycluster.locked(host, path, timeout=0):
+        pass
+
+
+def test_a_lock_file_removed_by_its_last_holder_still_locks(cache: Path, host: Clocked) -> None:
+    """A teardown removes the lock file under the lock: who waited for that one must lock the new one."""
+    path = cache / "demo.lock"
+
+    class Removes(Clocked):
+        def sleep(self, seconds: float) -> None:
+            if self.time == began and first is not None:
+                path.unlink()
+                os.close(first)
+            super().sleep(seconds)
+
+    first = ycluster.try_flock(path)
+    assert first is not None
+    waiter = Removes(host.home())
+    began = waiter.time
+    with ycluster.locked(waiter, path, timeout=5):
+        assert ycluster.flock_held(path)
+        assert ycluster.try_flock(path) is None
+
+
+def test_a_lock_ends_with_its_process(cache: Path, processes: Processes) -> None:
+    path = cache / "demo.vm.lock"
+    fd = ycluster.try_flock(path)
+    assert fd is not None
+    heir = processes.start("", pass_fds=[fd])
+    os.close(fd)
+    assert ycluster.flock_held(path) and ycluster.try_flock(path) is None
+    heir.kill()
+    heir.wait()
+    assert not ycluster.flock_held(path)
+
+
+def test_looking_at_a_lock_makes_no_file(cache: Path) -> None:
+    assert not ycluster.flock_held(cache / "demo.lock")
+    assert tree(cache) == {}
+
+
+# --- discovery
+
+
+def test_clusters_are_found_in_the_default_cachedir_and_in_indexed_ones(
+    cache: Path, tmp_path: Path, host: Clocked
+) -> None:
+    other = tmp_path / "an other"
+    other.mkdir()
+    for place in (cache, other):
+        ycluster.remember_cache_dir(host, place)
+        ycluster.remember_cache_dir(host, place)
+        made(place, "same")
+    made(other, "only")
+    assert ycluster.discover(host) == [Files(other, "only"), Files(other, "same"), Files(cache, "same")]
+    assert host.log.getvalue() == ""
+
+
+def test_a_cachedir_that_goes_by_two_names_is_seen_once(cache: Path, tmp_path: Path, host: Clocked) -> None:
+    (tmp_path / "link").symlink_to(cache)
+    ycluster.remember_cache_dir(host, tmp_path / "link")
+    made(cache)
+    assert ycluster.discover(host) == [Files(cache, "demo")]
+
+
+def test_what_is_no_cluster_is_not_discovered(cache: Path, host: Clocked) -> None:
+    index = host.state_home() / "cachedirs"
+    index.mkdir(parents=True)
+    (index / "dangling").symlink_to("/nonexistent/place")
+    (index / "loop").symlink_to("loop")
+    (index / "file").write_text("junk")
+    for name in ("Demo.json", ".demo.json", "demo.json.tmp", ".demo.json.1a2b3c4d.tmp", "a_b.json", "-a.json", "x.txt"):
+        (cache / name).write_text("{}")
+    (cache / "images").mkdir()
+    made(cache)
+    assert ycluster.discover(host) == [Files(cache, "demo")]
+
+
+def test_a_user_with_no_cluster_at_all_has_none(host: Clocked) -> None:
+    assert ycluster.discover(host) == []
+    assert tree(host.home()) == {}
+
+
+def test_an_index_that_cannot_be_written_is_a_warning(cache: Path, host: Clocked) -> None:
+    (host.home() / ".local").write_text("in the way")
+    ycluster.remember_cache_dir(host, cache)
+    assert "`list` will not see" in host.log.getvalue()

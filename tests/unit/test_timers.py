@@ -1,0 +1,375 @@
+"""Section 10: what stands guard over a deadline."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from unit_support import NOW, Clocked, made
+
+import ycluster
+from ycluster import ArmedTimer, Files, Host, Output, State, Unusable, arm_timer, timer_argv, timers_for, unit_name
+
+labels = st.from_regex(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", fullmatch=True)
+DEADLINE = int(NOW) + 3600
+
+
+class Memory:
+    """A timer that is a set of ids, and can refuse. `log` is what happened, in order, over all timers of a test."""
+
+    survives = {"logout": "yes"}  # noqa: RUF012
+
+    def __init__(self, name: str, log: list[str], *, unusable: str = "", error: Exception | None = None) -> None:
+        self.name, self.log, self.reason, self.error = name, log, unusable, error
+        self.standing: dict[str, int] = {}
+
+    def unusable(self, host: Host) -> Unusable | None:
+        return Unusable(self.reason) if self.reason else None
+
+    def arm(self, host: Host, files: Files, deadline: int) -> str:
+        if self.error:
+            raise self.error
+        ident = f"{self.name}-{len(self.log)}"
+        self.standing[ident] = deadline
+        self.log.append(f"arm {ident}")
+        return ident
+
+    def armed(self, host: Host, files: Files, timer: ArmedTimer) -> bool:
+        return timer.id in self.standing
+
+    def cancel(self, host: Host, files: Files, timer: ArmedTimer) -> None:
+        saved = ycluster.load_state(files).timer
+        self.log.append(f"cancel {timer.id} while {saved.id if saved else None} is saved")
+        self.standing.pop(timer.id, None)
+
+
+@pytest.fixture
+def log() -> list[str]:
+    return []
+
+
+def use(monkeypatch: pytest.MonkeyPatch, *timers: Memory) -> None:
+    monkeypatch.setattr(ycluster, "TIMERS", timers)
+
+
+# --- what a timer runs
+
+
+def test_a_timer_runs_the_private_copy_by_absolute_paths(host: Clocked, cache: Path) -> None:
+    files = Files(cache, "demo")
+    interpreter, *rest = timer_argv(host, files, "at", "reap", "--wait", "120s")
+    assert Path(interpreter).is_absolute() and Path(interpreter).exists()
+    copy, sidecar = f"{cache}/demo.ycluster.py", f"{cache}/demo.json"
+    assert rest == ["-I", "-S", copy, "lifetime", "reap", "--wait", "120s", "--state", sidecar, "--by", "at"]
+
+
+def test_a_timers_interpreter_is_not_that_of_a_virtual_environment(host: Clocked) -> None:
+    assert Path(host.interpreter()).resolve() == Path(sys.executable).resolve()
+    assert not Path(host.interpreter()).parent.parent.joinpath("pyvenv.cfg").exists()
+
+
+def test_the_private_copy_is_this_program_and_works_alone(host: Clocked, cache: Path, tmp_path: Path) -> None:
+    state = made(cache, lifetime="")
+    ycluster.install_program(host, state.files)
+    assert state.files.program.read_bytes() == Path(ycluster.__file__).read_bytes()
+    assert state.files.program.stat().st_mode & 0o777 == 0o600
+    done = host.run(timer_argv(host, state.files, "at", "reap"), timeout=60, env={})
+    assert "nothing to reap" in done.stderr and done.stdout == ""
+
+
+def test_an_old_private_copy_is_replaced_and_a_current_one_kept(host: Clocked, cache: Path) -> None:
+    files = Files(cache, "demo")
+    files.program.write_text("old")
+    ycluster.install_program(host, files)
+    inode = files.program.stat().st_ino
+    ycluster.install_program(host, files)
+    assert files.program.stat().st_ino == inode and b"def main" in files.program.read_bytes()
+
+
+@given(labels, st.text(min_size=1).map(lambda text: text.replace("\0", "")), st.integers(0, 10**11))
+def test_a_unit_name_is_valid_and_short_enough(name: str, place: str, deadline: int) -> None:
+    unit = unit_name(Files(Path("/c") / place, name), deadline, "ab12")
+    assert re.fullmatch(r"[A-Za-z0-9:_.\\-]+", unit) and len(unit + ".service") <= 255
+
+
+def test_unit_names_differ_by_place_deadline_and_nonce() -> None:
+    one, other = Files(Path("/a"), "demo"), Files(Path("/b"), "demo")
+    names = [unit_name(one, 5, "x"), unit_name(other, 5, "x"), unit_name(one, 6, "x"), unit_name(one, 5, "y")]
+    assert len(set(names)) == 4 and all("demo" in name for name in names)
+    assert unit_name(one, 5, "x") == names[0]
+
+
+def test_at_is_asked_for_the_minute_of_the_deadline_with_a_job_that_waits(
+    home: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """at(1) drops seconds: the job may come early, and waits; and it holds no secret of the environment."""
+    seen = []
+
+    class Recorder(Clocked):
+        def run(self, argv, **options):  # type: ignore[no-untyped-def]
+            seen.append((argv, options))
+            return ycluster.Done(tuple(argv), 0, "", "warning: commands will be executed\njob 7 at Sat Nov 22\n")
+
+    host = Recorder(home, AWS_SECRET_ACCESS_KEY="hush")
+    files = Files(cache, "it's")
+    assert ycluster.AtTimer().arm(host, files, ycluster.parse_time("2025-11-22T09:26:59Z")) == "7"
+    ((argv, options),) = seen
+    assert argv[argv.index("-t") + 1] == "202511220926" and options["env"]["TZ"] == "UTC0"
+    assert "hush" not in str(options) and str(options["cwd"]) == "/"
+    words = shlex.split(options["stdin"])
+    assert words[words.index("--wait") + 1] == "120s" and str(files.sidecar) in words
+
+
+# --- which timer
+
+
+def test_all_timers_are_tried_best_first(host: Clocked) -> None:
+    assert [timer.name for timer in timers_for(host)] == ["systemd", "at", "watcher"]
+
+
+@pytest.mark.parametrize("name", ["systemd", "at", "watcher"])
+def test_the_environment_can_choose_a_timer(home: Path, name: str) -> None:
+    assert [timer.name for timer in timers_for(Clocked(home, YCLUSTER_TIMER=name))] == [name]
+
+
+def test_a_timer_that_does_not_exist_is_a_usage_error(home: Path) -> None:
+    with pytest.raises(ycluster.UsageError, match="YCLUSTER_TIMER=cron: it is none of systemd, at, watcher"):
+        timers_for(Clocked(home, YCLUSTER_TIMER="cron"))
+
+
+def test_programs_that_are_missing_make_a_timer_unusable(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Host, "which", lambda self, program: None)
+    host = Clocked(home)
+    assert [bool(timer.unusable(host)) for timer in ycluster.TIMERS] == [True, True, False]
+
+
+# --- arm_timer
+
+
+def test_the_new_timer_stands_and_is_saved_before_the_old_one_goes(
+    host: Clocked, cache: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]
+) -> None:
+    use(monkeypatch, Memory("a", log))
+    state = arm_timer(host, made(cache, expires_at=DEADLINE))
+    state = arm_timer(host, replace(state, expires_at=DEADLINE + 60))
+    assert log == ["arm a-0", "arm a-1", "cancel a-0 while a-1 is saved"]
+    assert state.timer == ArmedTimer("a", "a-1", DEADLINE + 60) and ycluster.load_state(state.files) == state
+
+
+def test_arming_the_same_deadline_again_is_nothing(
+    host: Clocked, cache: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]
+) -> None:
+    use(monkeypatch, Memory("a", log))
+    state = arm_timer(host, made(cache, expires_at=DEADLINE))
+    assert arm_timer(host, state) == state and log == ["arm a-0"]
+
+
+def test_a_timer_that_got_lost_is_armed_again(
+    host: Clocked, cache: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]
+) -> None:
+    timer = Memory("a", log)
+    use(monkeypatch, timer)
+    state = arm_timer(host, made(cache, expires_at=DEADLINE))
+    timer.standing.clear()
+    assert arm_timer(host, state).timer == ArmedTimer("a", "a-1", DEADLINE)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        {"unusable": "no daemon"},
+        {"error": ycluster.ProgramFailed(["at"], 1, "no")},
+        {"error": ycluster.TimedOut("at gave no answer")},
+        {"error": OSError(2, "No such file or directory")},
+    ],
+    ids=["unusable", "fails", "hangs", "breaks"],
+)
+def test_a_timer_that_does_not_work_is_passed_over(
+    host: Clocked, cache: Path, monkeypatch: pytest.MonkeyPatch, log: list[str], first: dict[str, object]
+) -> None:
+    use(monkeypatch, Memory("a", log, **first), Memory("b", log))  # type: ignore[arg-type]
+    state = arm_timer(host, made(cache, expires_at=DEADLINE))
+    assert state.timer and state.timer.backend == "b"
+    assert ("warning: timer a" in host.log.getvalue()) == ("error" in first)
+
+
+def test_where_nothing_works_the_deadline_is_saved_and_it_says_so(
+    host: Clocked, cache: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]
+) -> None:
+    use(monkeypatch, Memory("a", log, unusable="no daemon"), Memory("b", log, error=ycluster.TimedOut("slow")))
+    with pytest.raises(ycluster.PrerequisiteError, match=r"a: no daemon; b: slow") as caught:
+        arm_timer(host, made(cache, expires_at=DEADLINE, timer=ArmedTimer("a", "gone", 5)))
+    saved = ycluster.load_state(Files(cache, "demo"))
+    assert (saved.expires_at, saved.timer) == (DEADLINE, None) and "reap --all" in caught.value.hint
+
+
+def test_an_old_timer_that_cannot_be_cancelled_is_no_obstacle(
+    host: Clocked, cache: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]
+) -> None:
+    class Stuck(Memory):
+        def cancel(self, host: Host, files: Files, timer: ArmedTimer) -> None:
+            raise ycluster.TimedOut("slow")
+
+    use(monkeypatch, Stuck("a", log))
+    state = arm_timer(host, made(cache, expires_at=DEADLINE))
+    assert arm_timer(host, replace(state, expires_at=DEADLINE + 1)).timer == ArmedTimer("a", "a-1", DEADLINE + 1)
+
+
+def test_no_deadline_takes_the_timer_away(
+    host: Clocked, cache: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]
+) -> None:
+    timer = Memory("a", log)
+    use(monkeypatch, timer)
+    state = arm_timer(host, made(cache, expires_at=DEADLINE))
+    assert arm_timer(host, replace(state, expires_at=None)).timer is None
+    assert timer.standing == {} and log[-1] == "cancel a-0 while None is saved"
+
+
+def test_a_timer_of_another_version_is_no_obstacle(
+    host: Clocked, cache: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]
+) -> None:
+    use(monkeypatch, Memory("a", log))
+    state = arm_timer(host, made(cache, expires_at=DEADLINE, timer=ArmedTimer("launchd", "x", DEADLINE)))
+    assert state.timer and state.timer.backend == "a"
+
+
+# --- the watcher, as a real process
+
+
+def arm_watcher(cache: Path, home: Path, **fields: Any) -> tuple[Host, State]:
+    host = Host({"HOME": str(home), "PATH": "/usr/bin:/bin", "YCLUSTER_TIMER": "watcher"}, Clocked(home).output)
+    state = made(cache, **fields)
+    with ycluster.locked(host, state.files.lock, timeout=5):
+        return host, arm_timer(host, state)
+
+
+def poll(condition: object, seconds: float = 30) -> bool:
+    until = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+@pytest.fixture
+def watched(cache: Path) -> Iterator[Files]:
+    """A cluster's files; whatever watches it in the end is killed."""
+    files = Files(cache, "demo")
+    yield files
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if str(files.program).encode() in words:
+            os.kill(int(path.parent.name), signal.SIGKILL)
+
+
+def test_the_watcher_holds_its_lock_and_leaves_when_it_is_disarmed(watched: Files, cache: Path, home: Path) -> None:
+    host, state = arm_watcher(cache, home, expires_at=int(time.time()) + 3600)
+    assert state.timer == ArmedTimer("watcher", "watch", state.expires_at or 0)
+    assert ycluster.flock_held(watched.watch_lock) and ycluster.is_armed(host, state)
+    with ycluster.locked(host, watched.lock, timeout=10):
+        ycluster.disarm_timer(host, state, None)
+    assert poll(lambda: not ycluster.flock_held(watched.watch_lock))
+
+
+def test_the_watcher_reaps_at_the_deadline_and_leaves(watched: Files, cache: Path, home: Path) -> None:
+    deadline = int(time.time()) + 1
+    arm_watcher(cache, home, expires_at=deadline)
+    assert poll(lambda: not ycluster.flock_held(watched.watch_lock))
+    state = ycluster.load_state(watched)
+    assert state.expires_at is None and state.timer is None
+    assert state.reaped and state.reaped.by == "watcher" and state.reaped.at >= deadline
+
+
+def test_a_glance_at_its_lock_does_not_turn_the_watcher_away(
+    host: Clocked, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`flock_held` takes a shared lock for microseconds; the watcher may come up in just that moment."""
+    state = made(cache, expires_at=int(NOW) + 5, timer=ArmedTimer("watcher", "watch", int(NOW) + 5))
+    glance = ycluster.try_flock(state.files.watch_lock, shared=True)
+    assert glance is not None
+
+    def sleep(seconds: float) -> None:
+        if host.time == NOW:
+            os.close(glance)
+        host.time += seconds
+
+    monkeypatch.setattr(host, "sleep", sleep)
+    ycluster.watch(host, state.files, by="watcher")
+    assert ycluster.load_state(state.files).reaped is not None
+
+
+def test_a_watcher_that_leaves_gives_up_its_lock_before_an_arming_can_look(
+    host: Clocked, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, real, seen = made(cache), ycluster.locked, []
+
+    @contextlib.contextmanager
+    def observed(host: Host, path: Path, *, timeout: float) -> Iterator[None]:
+        with real(host, path, timeout=timeout):
+            yield
+        seen.append(ycluster.flock_held(state.files.watch_lock))
+
+    monkeypatch.setattr(ycluster, "locked", observed)
+    ycluster.watch(host, state.files, by="watcher")
+    assert seen == [False]
+
+
+def test_only_one_watcher_watches(host: Clocked, cache: Path) -> None:
+    state = made(cache, expires_at=int(NOW) - 5, timer=ArmedTimer("watcher", "watch", int(NOW)))
+    first = ycluster.try_flock(state.files.watch_lock)
+    assert first is not None
+    ycluster.watch(host, state.files, by="watcher")
+    assert ycluster.load_state(state.files) == state
+
+
+# --- systemd's argv, as the real one would be called
+
+
+def test_systemd_is_given_calendar_time_an_explicit_environment_and_escaped_words(home: Path, tmp_path: Path) -> None:
+    seen = []
+
+    class Recorder(Clocked):
+        def run(self, argv, **options):  # type: ignore[no-untyped-def]
+            seen.append(list(argv))
+            return ycluster.Done(tuple(argv), 0, "ActiveState=active\nSubState=waiting\n", "")
+
+    files = Files(tmp_path / "a $HOME b", "demo")
+    host = Recorder(home, SECRET="hush")
+    unit = ycluster.SystemdTimer().arm(host, files, ycluster.parse_time("2025-11-22T09:26:59Z"))
+    argv = seen[0]
+    assert f"--unit={unit}" in argv and "--on-calendar=2025-11-22 09:26:59 UTC" in argv and "--collect" in argv
+    assert "--timer-property=AccuracySec=1s" in argv and f"--setenv=HOME={home}" in argv and "hush" not in str(argv)
+    assert [word.replace("$$", "$") for word in argv if not word.startswith("-")][-3:] == [
+        "reap", str(files.sidecar), "systemd"
+    ]  # fmt: skip
+    ycluster.SystemdTimer().arm(host, files, int(NOW) - 100)
+    assert "--on-calendar=2025-11-22 08:26:43 UTC" in seen[2]  # a time in the past would never fire
+
+
+def test_the_output_of_a_live_terminal_is_wiped(home: Path) -> None:
+    """Output.draw is for terminals alone: a log gets whole lines."""
+    host = Clocked(home)
+    steps = ycluster.Steps(host.output, host.monotonic)
+    for _ in range(40):
+        host.sleep(1)
+        steps.waiting("a wait")
+    steps.done("all")
+    said = host.log.getvalue().splitlines()
+    assert said[-1] == "  all (40.0 s)" and 2 < len(said) < 6 and "\r" not in host.log.getvalue()
+    assert isinstance(host.output, Output)

@@ -1,0 +1,102 @@
+"""What several unit tests share: a host with a clock of its own, the command line, and real processes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import ycluster
+from ycluster import Host, Output, State
+
+PROGRAM = Path(ycluster.__file__).resolve()
+NOW = 1_763_800_000.0  # 2025-11-22T08:26:40Z
+
+
+class Clocked(Host):
+    """The real host but for HOME and the clock: it starts at NOW, moves by `sleep` alone, and `log` keeps stderr."""
+
+    def __init__(self, home: Path, **environ: str) -> None:
+        self.log = io.StringIO()
+        super().__init__(
+            {"HOME": str(home), "PATH": os.environ["PATH"], **environ}, Output(io.StringIO(), self.log, verbose=False)
+        )
+        self.time = NOW
+
+    def now(self) -> float:
+        return self.time
+
+    def monotonic(self) -> float:
+        return self.time
+
+    def sleep(self, seconds: float) -> None:
+        self.time += max(0.0, seconds)
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+class Cli:
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.capsys = capsys
+
+    def __call__(self, *argv: object) -> Ran:
+        try:
+            code = ycluster.main([str(word) for word in argv])
+        except SystemExit as end:  # argparse's own way out
+            code = int(end.code or 0)
+        return Ran(code, *self.capsys.readouterr())
+
+
+class Processes:
+    """Real processes that stand in for QEMU, and innocent ones."""
+
+    def __init__(self) -> None:
+        self.started: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for process in self.started:
+            process.kill()
+            process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
+
+    def start(self, code: str, *argv: str, pass_fds: Sequence[int] = ()) -> subprocess.Popen[bytes]:
+        """A Python process that runs `code`, then says so, then sleeps."""
+        code += "\nimport sys, time; sys.stdout.write('up\\n'); sys.stdout.flush(); time.sleep(600)"
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", code, *argv], stdout=subprocess.PIPE, pass_fds=pass_fds
+        )
+        self.started.append(process)
+        assert process.stdout is not None and process.stdout.readline() == b"up\n"
+        return process
+
+
+def made(cache_dir: Path, name: str = "demo", **fields: Any) -> State:
+    """The state of a cluster with an 8 h budget, saved in its cacheDir."""
+    state = State(**{"name": name, "cache_dir": str(cache_dir), "lifetime": "8h", **fields})
+    return ycluster.save_state(state)
+
+
+def tree(root: Path) -> dict[str, object]:
+    """Every path below root with its mode and content."""
+    found: dict[str, object] = {}
+    for path in sorted(root.rglob("*")):
+        content: object = None
+        with contextlib.suppress(OSError):
+            content = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        found[str(path.relative_to(root))] = (oct(path.lstat().st_mode), content)
+    return found
