@@ -407,7 +407,8 @@ class Host:
 
     def interpreter(self) -> str:
         """The Python that a timer can rely on: not that of a virtual environment that may be deleted."""
-        return os.path.abspath(getattr(sys, "_base_executable", "") or sys.executable or "/usr/bin/python3")
+        found = sys.executable or "/usr/bin/python3"
+        return os.path.realpath(found) if sys.prefix != sys.base_prefix else os.path.abspath(found)
 
 
 def write_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
@@ -1407,7 +1408,7 @@ _ENV = Kind(_variables, {"type": "string"})
 _BOOL = Kind(_bool, {"type": "boolean"})
 _NAME = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 _LABEL = _pattern(_NAME, "a DNS label: a-z, 0-9 and inner dashes, 63 at most")
-_SIZE = _pattern(r"[1-9][0-9]{0,9}[KMGT]?", "a size such as 20G")
+_SIZE = _pattern(r"[1-9][0-9]{0,9}[KMGTkmgt]?", "a size such as 20G")
 _DURATION = Kind(_duration, {"type": "string", "pattern": r"^(|0|\+?((\d+(\.\d*)?|\.\d+)(ns|us|\u00b5s|\u03bcs|ms|s|m|h))+)$"})
 _PATH = Kind(_path, {"type": "string"}, lambda path: str(path) if path else "")
 _PORT = _number(1, 65535, "a TCP port")
@@ -1508,8 +1509,15 @@ class DockerConfig(Config):
 
 
 @dataclass(frozen=True)
+class _MultipassK3s(K3s):
+    install: str = key(_choice("airgap", "script", "none"), "How k3s comes into the guest.", "script")
+
+
+@dataclass(frozen=True)
 class MultipassConfig(Config):
     provider: str = key(_provider("multipass"), "What runs the cluster.", "multipass")
+    k3s: K3s = key(section(_MultipassK3s), "The Kubernetes inside.", _MultipassK3s())
+    port_forwards: tuple[PortForward, ...] = key(list_of(section(PortForward)), "Multipass's guests have addresses of their own.", ())
     image: str = key(_STRING, "Multipass image alias.", "24.04")
 # fmt: on
 
@@ -1571,7 +1579,7 @@ def read_config(text: str, path: Path) -> Config:
 def _completed(config: Any) -> Any:
     """Defaults that depend on other keys."""
     if not config.port_forwards and config.k3s.install != "none":
-        config = replace(config, port_forwards=Config.port_forwards)
+        config = replace(config, port_forwards=type(config).port_forwards)
     if isinstance(config, QemuConfig) and config.image == DEFAULT_IMAGE and not config.image_sha256:
         config = replace(config, image_sha256=DEFAULT_IMAGE_SHA256)
     return config
@@ -3024,8 +3032,8 @@ def _copy_hashing(host: Host, source: IO[bytes], target: Path, name: str) -> str
 
 def parse_size(text: str) -> int:
     """Bytes of a size as qemu-img writes it: 20G, 512M, 1073741824."""
-    factor = {"K": 10, "M": 20, "G": 30, "T": 40}.get(text[-1:], 0)
-    return int(text.rstrip("KMGT")) << factor
+    factor = {"K": 10, "M": 20, "G": 30, "T": 40}.get(text[-1:].upper(), 0)
+    return int(text.rstrip("KMGTkmgt")) << factor
 
 
 def make_disk(host: Host, state: State, image: Path) -> None:
