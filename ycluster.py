@@ -206,15 +206,15 @@ class Steps:
     def __init__(self, output: Output, monotonic: Callable[[], float]) -> None:
         self.output, self.monotonic = output, monotonic
         self.began = monotonic()
-        self.beat = self.began - self.HEARTBEAT + 2  # the first line comes soon
+        self.beat = self.began - self.HEARTBEAT + 2  # the first plain line comes soon
 
     def waiting(self, what: str) -> None:
         """Call as often as you like while waiting for `what`."""
-        elapsed = self.monotonic() - self.began
-        self.output.draw(f"  {what} ... {elapsed:.0f} s")
-        if not self.output.live and self.monotonic() - self.beat >= self.HEARTBEAT:
-            self.beat = self.monotonic()
-            self.output.say(f"  {what} ... {elapsed:.0f} s")
+        now = self.monotonic()
+        if now - self.beat >= (0.2 if self.output.live else self.HEARTBEAT):
+            self.beat = now
+            show = self.output.draw if self.output.live else self.output.say
+            show(f"  {what} ... {now - self.began:.0f} s")
 
     def done(self, what: str) -> None:
         self.output.draw("")
@@ -2227,7 +2227,7 @@ def timer_named(name: str) -> Timer | None:
 def stronger_timer(host: Host, state: State) -> str:
     """The one command that would give the cluster a better timer than it has; empty where none would."""
     for backend in TIMERS:
-        if state.timer is None or backend.name == state.timer.backend:
+        if state.timer is None or state.timer.backend in (backend.name, "none"):
             break
         unusable = backend.unusable(host)
         if unusable and unusable.remedy:

@@ -1,4 +1,4 @@
-"""Any history of verbs, clock jumps, crashes and odd timers keeps the promises of docs/faults.md.
+"""Any history of verbs, clock jumps, crashes and odd timers keeps the promises.
 
 The decisions, the sidecar, the locks and the verbs are real. In memory are the VMs, the timers and the clock, and a crash:
 from a chosen effect on nothing has any effect any more, as after a SIGKILL, until the next command starts afresh.
