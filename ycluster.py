@@ -91,8 +91,8 @@ GCP_MIN_SECONDS = 30
 GCP_MAX_SECONDS = 120 * 86400
 
 READY_TIMEOUT = 600.0  # seconds; a cold first boot without KVM takes one to five minutes
-LOCK_TIMEOUT = 240.0  # seconds; longer than the whole stop ladder, so that a waiting verb gets its turn
-POWERDOWN_TIMEOUT = 60.0  # seconds for the guest to shut down by itself
+LOCK_TIMEOUT = 300.0  # seconds; longer than the whole stop ladder, so that a waiting verb gets its turn
+POWERDOWN_TIMEOUT = 100.0  # seconds for the guest to shut down; its systemd gives a service 90 s to end
 WATCH_INTERVAL = 5.0  # seconds between looks of the watcher: what a suspend may cost in lateness
 AT_EARLY = 120.0  # seconds; at(1) drops seconds, so its job may come up to a minute early and waits
 
@@ -3002,7 +3002,8 @@ def _fetch(host: Host, url: str, target: Path) -> str:
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise PrerequisiteError(
             f"{url}: {getattr(error, 'reason', None) or error}",
-            hint="`image` (and imageSha256) in the config can name any cloud image that this host can reach",
+            hint="`image` (and imageSha256) in the config can name any cloud image that this host can reach;\n"
+            "scripts/build-guest-image.sh makes one of Debian packages",
         ) from None
 
 
@@ -3070,8 +3071,10 @@ def find_cluster(host: Host, *, context: str = "", name: str = "") -> Files:
     """The one cluster that is meant: the named one; else the only one; else that of the context `local`."""
     every = discover(host)
     if not every:
-        which = f"no cluster named {name}: " if name else f"no cluster with the context {context}: " if context else ""
-        raise StateError(f"{which}there are none yet", hint="`ycluster provision -c DIR` makes one")
+        which = f"named {name}" if name else f"with the context {context}" if context else "yet"
+        raise StateError(
+            f"there is no cluster {which}: there are none at all", hint="`ycluster provision -c DIR` makes one"
+        )
     if name:
         return _the_one([files for files in every if files.name == name], f"named {name}", every)
     if not context and len(every) == 1:

@@ -391,3 +391,77 @@ def test_config_show_is_json_whatever_number_the_registries_hold(number: str) ->
         raise AssertionError(f"{constant} is no JSON")
 
     json.loads(ycluster.to_json(show_config(config)), parse_constant=refuse)
+
+
+# --- the sibling's files, and what is only the sibling's
+
+SIBLING = """\
+provider: qemu
+name: acme
+context: acme
+memory: "12288"
+cpus: '6'
+diskSize: 40g
+sshPort: "2223"
+k3s: {version: v1.35.4+k3s1, install: script}
+portForwards:
+- {host: '36443', guest: '6443'}
+- {host: '', guest: '80'}
+network: {bindAddress: 0.0.0.0}
+gateway: {className: eg, resources: {controller: {cpu: 10m, memory: 64Mi}}}
+storage: {path: /data/yolean, pathPattern: "{{ .PVC.Namespace }}_{{ .PVC.Name }}", reclaimPolicy: Retain}
+registries:
+  mirrors:
+    docker.io:
+      endpoint: ["https://${MIRROR}"]
+      rewrite: {"^library/(.*)": "hub/$1"}
+  configs:
+    eu.gcr.io: {auth: {username: oauth2accesstoken, password: "${TOKEN}"}, tls: {insecure_skip_verify: true}}
+lifetime: {maxRun: 8h, onExpiry: teardown}
+"""
+
+
+def test_a_file_of_the_sibling_means_the_same_here() -> None:
+    config = read(SIBLING)
+    assert (config.memory, config.cpus, config.ssh_port, config.disk_size) == (12288, 6, 2223, "40g")
+    assert config.port_forwards == (PortForward(host=36443, guest=6443), PortForward(host=0, guest=80))
+    assert (config.k3s.version, config.k3s.install) == ("v1.35.4+k3s1", "script")
+    assert config.network.bind_address == "0.0.0.0"
+    assert ycluster.parse_size(config.disk_size) == 40 << 30
+
+
+def test_what_is_only_the_siblings_is_warned_about_and_not_refused() -> None:
+    assert [text.split(":")[0] for text in ycluster.left_alone(read(SIBLING))] == ["gateway", "storage"]
+    assert [text.split(":")[0] for text in ycluster.left_alone(read(PLAIN + "registries: {mirrors: {}}\n"))] == [
+        "registries"
+    ]
+
+
+def test_variables_are_filled_in_where_they_are_used_and_shown_as_they_stand() -> None:
+    config = read(SIBLING)
+    assert "${TOKEN}" in ycluster.to_json(show_config(config))
+    filled = ycluster.expand_variables(config.registries, {"MIRROR": "m.example.org", "TOKEN": "s3cret"})
+    assert filled["mirrors"]["docker.io"] == {
+        "endpoint": ["https://m.example.org"],
+        "rewrite": {"^library/(.*)": "hub/$1"},
+    }
+    assert filled["configs"]["eu.gcr.io"]["auth"]["password"] == "s3cret"
+
+
+def test_a_variable_that_is_not_set_is_named() -> None:
+    with pytest.raises(
+        ConfigError, match=r"registries\.configs\.eu\.gcr\.io\.auth\.password: the variable TOKEN is not"
+    ):
+        ycluster.expand_variables(read(SIBLING).registries, {"MIRROR": "m"})
+
+
+@pytest.mark.parametrize(
+    "text", ["name: ${NAME}", "image: ${HOME}/a.img", "registries: {configs: {a: {tls: {ca_file: '${HOME}/ca'}}}}"]
+)
+def test_a_variable_elsewhere_is_refused(text: str) -> None:
+    assert "is substituted in registries, and nowhere else" in problems(text)[0]
+
+
+def test_five_mistakes_are_five_problems_with_five_line_numbers() -> None:
+    text = "name: ../x\nmemory: lots\nlifetime:\n  maxRun: 8hours\n  onExpiry: explode\nportForwards:\n  - {host: 80}\n"
+    assert [problem.split(":")[0] for problem in problems(text)] == ["1", "2", "4", "5", "7"]
