@@ -16,7 +16,7 @@ The map: each section uses only what stands above it.
    4 host effects       `Host`: clock, environment, programs, files, locks. Nothing else touches them
    5 durations          Go's time.ParseDuration and Duration.String, and times for people
    6 YAML subset        `parse_yaml`: strict, every value with its line and column
-   7 config and schema  `FIELDS`, the one declaration of a field; `load_config`; `schema_for`
+   7 config and schema  `key()` declares a key of `Config`, once for everything; `load_config`; `schema_for`
    8 state sidecar      `State` <-> <cacheDir>/<name>.json; `Files`, what a cluster owns on disk; `discover`
    9 lifetime decisions `decide`, `anchored`, `extended`, `retry_delay`: pure
   10 timers             systemd --user, at(1) and the watcher behind one `Timer`; `arm_timer`
@@ -25,10 +25,10 @@ The map: each section uses only what stands above it.
   13 VM process         `find_vm`: is it running, under which pid, is it really ours; `stop_vm`, the ladder
   14 QEMU machine       `qemu_argv`: pure; `launch`: KVM by evidence, else TCG
   15 guest              the cloud-init seed, keys, ssh, `wait_ready`
-  16 k3s                (later) what `k3s.install` may ask of this version
-  17 kubeconfig         (later) the names that belong to a cluster
+  16 k3s                `check_implemented`: what a config may not yet ask for
+  17 kubeconfig         `check_context`: one cluster a context
   18 disk images        fetch or copy the cloud image; the overlay on it
-  19 commands           one function a verb
+  19 commands           one function a verb; `reap` and `sweep`, which carry an expiry out
   20 CLI                argv -> command -> exit code
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 invalid config, 4 no such cluster or unreadable state, 5 a host
@@ -335,6 +335,13 @@ class Host:
             packages = " ".join(sorted({programs[name] for name in missing}))
             raise PrerequisiteError(f"missing: {', '.join(missing)}", hint=f"sudo apt-get install {packages}")
 
+    def need_pidfd(self) -> None:
+        """Raise where a VM could be started and never be stopped safely."""
+        try:
+            os.close(pidfd_open(os.getpid()))
+        except OSError as error:
+            raise PrerequisiteError(f"pidfd_open: {error.strerror}", hint="Linux 5.3 or later is needed") from None
+
     def run(
         self,
         argv: Sequence[str],
@@ -395,6 +402,7 @@ class Host:
     def interactive(self, argv: Sequence[str]) -> int:
         """Run a program on this terminal and return its exit status."""
         self.output.debug(shlex.join(argv))
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         terminal = {"TERM": self.environ["TERM"]} if self.environ.get("TERM") else {}
         status = subprocess.call(argv, env=self.child_env(terminal))
         return 128 - status if status < 0 else status
@@ -409,6 +417,30 @@ class Host:
         """The Python that a timer can rely on: not that of a virtual environment that may be deleted."""
         found = sys.executable or "/usr/bin/python3"
         return os.path.realpath(found) if sys.prefix != sys.base_prefix else os.path.abspath(found)
+
+
+def _syscall(number: int, *arguments: int) -> int:
+    """For Pythons that were built without a wrapper; these two numbers are the same on every architecture."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    result: int = libc.syscall(number, *arguments)
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result
+
+
+def pidfd_open(pid: int) -> int:
+    """A descriptor of a process, which can't come to mean another one (Linux 5.3)."""
+    return os.pidfd_open(pid) if hasattr(os, "pidfd_open") else _syscall(434, pid, 0)
+
+
+def send_signal(pidfd: int, signum: int) -> None:
+    """Signal the process of a pidfd; OSError when it has ended."""
+    if hasattr(signal, "pidfd_send_signal"):
+        signal.pidfd_send_signal(pidfd, signum)
+    else:
+        _syscall(424, pidfd, signum, 0, 0)
 
 
 def write_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
@@ -1936,8 +1968,9 @@ def remember_cache_dir(host: Host, cache_dir: Path) -> None:
 def discover(host: Host) -> list[Files]:
     """The clusters of this user, by name then place; whether a sidecar can be read is not asked here."""
     places: list[Path] = []
-    with contextlib.suppress(OSError, YclusterError):  # a host may have no home
+    with contextlib.suppress(YclusterError):  # a host may have no home
         places.append(default_cache_dir(host))
+    with contextlib.suppress(OSError, YclusterError):
         places += sorted((host.state_home() / "cachedirs").iterdir())
     found: set[Files] = set()
     for place in places:
@@ -1979,7 +2012,8 @@ def anchored(state: State, now: float, boot_id: str) -> State:
         expires = -(-(seconds * 10**9 + nanoseconds * parts) // (parts * 10**9))
     timer = None if state.disarmed else state.timer  # what stood guard before is still to be taken away
     return replace(
-        state, started_at=int(now), expires_at=expires, retry_at=None, boot_id=boot_id, timer=timer, reaped=None
+        state, started_at=int(now), expires_at=expires, retry_at=None, boot_id=boot_id, timer=timer, reaped=None,
+        ran_with="",
     )  # fmt: skip
 
 
@@ -2412,6 +2446,10 @@ def _described(error: Any) -> str:
 # === 13 VM process ===================================================================================
 
 
+class HiddenVm(YclusterError):
+    """QEMU holds its lock, and no process of ours can be found: it runs in another container, say."""
+
+
 @dataclass(frozen=True)
 class Vm:
     """A running QEMU that is known to be ours. `pidfd` can't come to mean another process; close it."""
@@ -2435,7 +2473,7 @@ def find_vm(files: Files) -> Iterator[Vm | None]:
         select.select([], [], [], 0.05)
         vm = _look_for_vm(files)
     else:
-        raise YclusterError(
+        raise HiddenVm(
             f"{files.name}: its QEMU runs, and can't be seen from here",
             hint=f"`fuser {files.vm_lock}` where it was started (another container?) names it",
         )
@@ -2450,7 +2488,7 @@ def _look_for_vm(files: Files) -> Vm | None:
     for pid in _candidates(files):
         if _runs_with_pidfile(pid, files.pidfile):
             try:
-                pidfd = os.pidfd_open(pid)
+                pidfd = pidfd_open(pid)
             except ProcessLookupError:
                 continue
             # Only now can the number not come to mean another process, so ask again.
@@ -2505,8 +2543,15 @@ def running(files: Files) -> bool:
 
 
 def vm_status(host: Host, files: Files) -> str:
-    """`running`, `paused`, `stopped`, another run state of QEMU's, `busy` while another ycluster talks to it, or
-    `unresponsive`."""
+    """`running`, `paused`, `stopped`, another run state of QEMU's, `busy` while another ycluster talks to it,
+    `unresponsive`, or `unseen` where it runs out of our sight."""
+    try:
+        return _vm_status(host, files)
+    except HiddenVm:
+        return "unseen"
+
+
+def _vm_status(host: Host, files: Files) -> str:
     with find_vm(files) as vm:
         if vm is None:
             return "stopped"
@@ -2530,13 +2575,13 @@ def pause_vm(host: Host, files: Files, vm: Vm) -> str:
     with contextlib.suppress(QmpError), Qmp.connect(files.qmp, host.monotonic, timeout=5.0) as qmp:
         qmp.execute("stop")
         return "QMP stop"
-    signal.pidfd_send_signal(vm.pidfd, signal.SIGSTOP)  # no monitor, or none that answers: the sibling's way
+    send_signal(vm.pidfd, signal.SIGSTOP)  # no monitor, or none that answers: the sibling's way
     return "SIGSTOP"
 
 
 def resume_vm(host: Host, files: Files, vm: Vm) -> None:
     """Undo both kinds of pause: ours, and the sibling's SIGSTOP."""
-    signal.pidfd_send_signal(vm.pidfd, signal.SIGCONT)
+    send_signal(vm.pidfd, signal.SIGCONT)
     if files.qmp.exists():
         with Qmp.connect(files.qmp, host.monotonic, timeout=5.0) as qmp:
             qmp.execute("cont")
@@ -2550,13 +2595,13 @@ def stop_vm(host: Host, files: Files, vm: Vm, ssh_poweroff: Callable[[], object]
     """
     steps = Steps(host.output, host.monotonic)
     with contextlib.suppress(OSError):
-        signal.pidfd_send_signal(vm.pidfd, signal.SIGCONT)  # a frozen QEMU would ignore every rung
+        send_signal(vm.pidfd, signal.SIGCONT)  # a frozen QEMU would ignore every rung
     rungs: tuple[tuple[str, Callable[[], object], float], ...] = (
         ("guest-shutdown", lambda: _powerdown(host, files, vm, steps), 0.0),
         ("ssh poweroff", ssh_poweroff, 20.0),
         ("QMP quit", lambda: _qmp_quit(host, files), 10.0),
-        ("SIGTERM", lambda: signal.pidfd_send_signal(vm.pidfd, signal.SIGTERM), 10.0),
-        ("SIGKILL", lambda: signal.pidfd_send_signal(vm.pidfd, signal.SIGKILL), 10.0),
+        ("SIGTERM", lambda: send_signal(vm.pidfd, signal.SIGTERM), 10.0),
+        ("SIGKILL", lambda: send_signal(vm.pidfd, signal.SIGKILL), 10.0),
     )
     for rung, act, patience in rungs:
         with contextlib.suppress(YclusterError, OSError):
@@ -2565,8 +2610,6 @@ def stop_vm(host: Host, files: Files, vm: Vm, ssh_poweroff: Callable[[], object]
         while True:
             if _exited(vm.pidfd, min(0.5, max(0.0, until - host.monotonic()))):
                 steps.done(f"{files.name} is off by {rung}")
-                remove(files.pidfile)
-                remove(files.qmp)
                 return rung
             if host.monotonic() >= until:
                 break
@@ -2597,6 +2640,10 @@ def _qmp_quit(host: Host, files: Files) -> None:
 
 
 # === 14 QEMU machine =================================================================================
+
+
+class GuestStopped(YclusterError):
+    """QEMU runs, and its guest does not."""
 
 
 def forwards(state: State) -> list[PortForward]:
@@ -2678,9 +2725,11 @@ def launch(host: Host, state: State) -> State:
             return _run_with(host, state, accel)
         except (YclusterError, OSError) as error:
             last_try = _run_with(host, state, last)
-            # Only now is it the accelerator's fault: a taken port or a full disk would have failed here, too.
             host.output.say(f"  KVM does not run a VM here, so QEMU emulates (slower): {str(error).split(';')[0]}")
-            write_file(_kvm_memo(state.files), _kvm_identity(host).encode())
+            # Evidence, now that TCG works: not a taken port, a full disk or a host too busy to answer in time.
+            if isinstance(error, (ProgramFailed, GuestStopped)):
+                with contextlib.suppress(OSError):
+                    write_file(_kvm_memo(state.files), _kvm_identity(host).encode())
             return last_try
     return _run_with(host, state, last)
 
@@ -2721,7 +2770,7 @@ def _watch_first_steps(host: Host, files: Files) -> None:
         while host.monotonic() < until and not files.console.stat().st_size:
             status = qmp.execute("query-status")["status"]
             if status != "running":
-                raise YclusterError(f"the guest stopped at once ({status})")
+                raise GuestStopped(f"the guest stopped at once ({status})")
             host.sleep(0.05)
 
 
@@ -2729,7 +2778,7 @@ def _discard_vm(files: Files) -> None:
     """Kill a VM whose guest never ran: there is nothing in it to lose."""
     with find_vm(files) as vm:
         if vm is not None:
-            signal.pidfd_send_signal(vm.pidfd, signal.SIGKILL)
+            send_signal(vm.pidfd, signal.SIGKILL)
             _exited(vm.pidfd, 10)
 
 
@@ -2864,6 +2913,7 @@ def wait_ready(host: Host, state: State, *, timeout: float) -> None:
     """
     steps = Steps(host.output, host.monotonic)
     until = host.monotonic() + timeout
+    look = host.monotonic() + 5
     stages: tuple[tuple[str, Callable[[], bool]], ...] = (
         ("SSH banner", lambda: ssh_banner(state.dial_address, state.ssh_port, 2.0)),
         ("login", lambda: _in_guest(host, state, "true") is not None),
@@ -2880,6 +2930,14 @@ def wait_ready(host: Host, state: State, *, timeout: float) -> None:
                     )
                 if reached():
                     break
+                if host.monotonic() > look:
+                    look = host.monotonic() + 5
+                    now = vm_status(host, state.files)
+                    if now not in ("running", "busy", "unresponsive"):
+                        raise YclusterError(
+                            f"{state.name}: it is {now} while waiting for {stage}; its console's last lines:\n"
+                            + console_tail(state.files)
+                        )
                 if host.monotonic() > until:
                     raise TimedOut(
                         f"{state.name}: no {stage} within {timeout:.0f} s; its console's last lines:\n"
@@ -3140,6 +3198,7 @@ def provision(host: Host, directory: Path) -> None:
     for warning in left_alone(config):
         host.output.warn(warning)
     host.need(PROGRAMS)
+    host.need_pidfd()
     timers_for(host)
     files = files_of(host, config)
     state = state_from_config(config, files.cache_dir)
@@ -3205,9 +3264,9 @@ def _create(host: Host, state: State, image: Path) -> State:
 
 def _boot(host: Host, state: State) -> State:
     """Anchor, save, arm, and only then run. A guest that didn't come to run leaves no deadline behind."""
-    state = save_state(anchored(state, host.now(), host.boot_id()))
+    state = anchored(state, host.now(), host.boot_id())
     try:
-        state = arm_timer(host, state)
+        state = arm_timer(host, save_state(state))
         return save_state(launch(host, state))
     except BaseException:
         if not running(state.files):
@@ -3215,13 +3274,13 @@ def _boot(host: Host, state: State) -> State:
         raise
 
 
-def _guarded(host: Host, state: State) -> State:
+def _guarded(host: Host, state: State, *, anew: bool = False) -> State:
     """What a running cluster is owed: a deadline where it has a budget, and a timer where it has a deadline."""
     if state.disarmed:
         return state
     if state.expires_at is None and budget(state.lifetime) is not None:
         state = save_state(anchored(state, host.now(), host.boot_id()))
-    return arm_timer(host, state, state.retry_at)
+    return arm_timer(host, state, state.retry_at, fired=anew)
 
 
 def _finish_boot(host: Host, state: State) -> None:
@@ -3253,6 +3312,7 @@ def say_deadline(host: Host, state: State) -> None:
 def start(host: Host, files: Files) -> None:
     """Boot a stopped cluster, with a fresh budget."""
     host.need(PROGRAMS)
+    host.need_pidfd()
     timers_for(host)
     sweep(host, by="next command", spare=files)
     with opened(host, files) as state:
@@ -3284,11 +3344,16 @@ def stop(host: Host, files: Files) -> None:
 
 def _halt(host: Host, state: State) -> str:
     """Stop the VM; returns the rung of the ladder that ended it, empty where nothing ran."""
-    with find_vm(state.files) as vm:
-        if vm is None:
-            return ""
-        host.output.say(f"stopping {state.name} (pid {vm.pid})")
-        return stop_vm(host, state.files, vm, lambda: ssh_run(host, state, "sudo sync; sudo poweroff", timeout=15))
+    how = ""
+    while True:  # what was found may have been the launcher of a QEMU that has only now become a daemon
+        with find_vm(state.files) as vm:
+            if vm is None:
+                break
+            host.output.say(f"stopping {state.name} (pid {vm.pid})")
+            how = stop_vm(host, state.files, vm, lambda: ssh_run(host, state, "sudo sync; sudo poweroff", timeout=15))
+    remove(state.files.pidfile)
+    remove(state.files.qmp)
+    return how
 
 
 def pause(host: Host, files: Files) -> None:
@@ -3307,11 +3372,15 @@ def resume(host: Host, files: Files) -> None:
     with opened(host, files) as state, find_vm(files) as vm:
         if vm is None:
             raise YclusterError(f"{state.name} is stopped", hint=f"`ycluster start --name {state.name}` starts it")
-        if vm_status(host, files) == "paused":
-            if state.expires_at is not None and state.expires_at <= host.now() and not state.disarmed:
-                state = anchored(state, host.now(), host.boot_id())
-            state = _guarded(host, state)
+        halted = vm_status(host, files) != "running"
+        if halted and state.expires_at is not None and state.expires_at <= host.now() and not state.disarmed:
+            state = anchored(state, host.now(), host.boot_id())
+        state = _guarded(host, state)
+        if halted:
             resume_vm(host, files, vm)
+            now = vm_status(host, files)
+            if now != "running":
+                raise YclusterError(f"{state.name} does not go on: its state is {now}", hint=f"see {files.console}")
     host.output.say(f"{state.name} runs")
     say_deadline(host, state)
 
@@ -3375,11 +3444,13 @@ def _expire(host: Host, state: State, action: str, by: str) -> None:
     try:
         how = _freeze(state.files, host) if action == "pause" else _halt(host, state)
         record = Reaped(at=int(host.now()), action=action, by=by, how=how or "was not running")
-        if action == "teardown":
+        # A start that was cut off before QEMU ran, or a stop by the sibling, which leaves its deadline behind, must
+        # not cost a disk: what never ran in this budget has nothing to be torn down for.
+        if action == "teardown" and (how or state.ran_with):
             _erase(host, state)
         else:
             disarm_timer(host, replace(stopped(state), reaped=record), None)
-    except (YclusterError, OSError) as error:
+    except Exception as error:
         raise YclusterError(f"{state.name}: {action} failed, again at {local_time(again)}: {error}") from error
     host.output.say(f"{format_time(host.now())} {state.name}: {action}: {record.how}")
 
@@ -3445,7 +3516,7 @@ def arm(host: Host, files: Files) -> None:
             raise YclusterError(f"{state.name} is not running", hint="`ycluster start` gives it a fresh budget")
         if state.disarmed:
             state = replace(state, timer=None)
-        state = _guarded(host, state)
+        state = _guarded(host, state, anew=True)  # there may be a better timer by now
     say_deadline(host, state)
     if state.expires_at is not None and state.expires_at <= host.now():
         host.output.warn(f"{state.name}: its deadline has passed, so the timer fires now")
@@ -3851,6 +3922,7 @@ def _run(argv: Sequence[str] | None) -> int:
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup
             signal.signal(signum, _interrupt)
+    signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # asleep with a cluster's lock, it would keep the reaper out
     try:
         return args.run(Host(os.environ, output), args) or 0
     except Interrupted as error:

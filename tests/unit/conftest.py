@@ -40,7 +40,7 @@ def cli(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
     for name in set(os.environ) - {"PATH"}:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(home))
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP)
     handlers, umask = [signal.getsignal(number) for number in signals], os.umask(0o022)
     yield Cli(capsys)
     os.umask(umask)

@@ -7,13 +7,15 @@ import os
 import signal
 import socket
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
-from unit_support import Clocked, Processes
+from unit_support import Clocked, Processes, made
 
 import ycluster
-from ycluster import Files, Vm, find_vm, stop_vm
+from ycluster import Files, Vm, YclusterError, find_vm, stop_vm
 
 IGNORE_TERM = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
 
@@ -164,7 +166,6 @@ def impatient(home: Path) -> Clocked:
 def test_a_vm_with_no_monitor_is_powered_off_by_ssh(files: Files, processes: Processes, impatient: Clocked) -> None:
     process = qemu(processes, files)
     assert stopped_by(impatient, files, process, process.kill)[0] == "ssh poweroff"
-    assert not files.pidfile.exists()
 
 
 @pytest.mark.parametrize(
@@ -221,3 +222,177 @@ def test_halting_a_cluster_whose_pidfile_names_an_innocent_process_does_nothing(
     ycluster.save_state(ycluster.State(name="demo", cache_dir=str(files.cache_dir), lifetime="1h", expires_at=1))
     ycluster.reap(host, files, by="test")
     assert innocent.poll() is None and ycluster.load_state(files).expires_at is None
+
+
+# --- what must not be mistaken
+
+
+def test_a_python_without_pidfds_of_its_own_signals_by_them_all_the_same(
+    files: Files, processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "pidfd_open")
+    monkeypatch.delattr(signal, "pidfd_send_signal")
+    process = qemu(processes, files)
+    with find_vm(files) as vm:
+        assert vm is not None and vm.pid == process.pid
+        ycluster.send_signal(vm.pidfd, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    with pytest.raises(ProcessLookupError):
+        ycluster.pidfd_open(process.pid)
+
+
+def test_a_vm_out_of_sight_is_not_taken_for_stopped(
+    host: Clocked, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another container's QEMU holds the lock: nothing may be concluded, and nothing removed."""
+    monkeypatch.setattr(ycluster.select, "select", lambda *args: None)  # it looks again for five seconds
+    state = made(files.cache_dir, expires_at=int(host.now()) - 5, on_expiry="teardown", ran_with="kvm")
+    files.disk.write_text("data")
+    held = ycluster.try_flock(files.vm_lock)
+    assert held is not None
+    try:
+        assert ycluster.vm_status(host, files) == "unseen"
+        for act in (
+            lambda: ycluster.stop(host, files),
+            lambda: ycluster.teardown(host, files),
+            lambda: ycluster.reap(host, files, by="hand"),
+        ):
+            with pytest.raises(YclusterError, match="can't be seen from here"):
+                act()
+            assert files.disk.exists() and ycluster.load_state(files).expires_at == state.expires_at
+    finally:
+        os.close(held)
+
+
+def test_stop_goes_on_until_no_process_of_the_cluster_is_left(
+    files: Files, processes: Processes, impatient: Clocked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """QEMU's launcher has the same argv as the daemon that it leaves behind."""
+    state = made(files.cache_dir)
+    launcher, daemon = qemu(processes, files), qemu(processes, files)
+    files.pidfile.write_text(str(launcher.pid))
+    lock = os.open(files.vm_lock, os.O_RDWR | os.O_CREAT)
+    os.close(lock)
+    monkeypatch.setattr(ycluster, "flock_held", lambda path: path == files.vm_lock and daemon.poll() is None)
+    monkeypatch.setattr(
+        ycluster, "ssh_run", lambda *args, **kw: (launcher if launcher.poll() is None else daemon).kill()
+    )
+    ycluster.stop(impatient, state.files)
+    assert launcher.wait() and daemon.wait() and not files.pidfile.exists()
+
+
+@pytest.mark.parametrize("ran_with, kept", [("", True), ("tcg", False)], ids=["never ran in this budget", "ran"])
+def test_an_expiry_tears_nothing_down_that_never_ran(host: Clocked, files: Files, ran_with: str, kept: bool) -> None:
+    made(files.cache_dir, expires_at=int(host.now()) - 5, on_expiry="teardown", ran_with=ran_with)
+    files.disk.write_text("data")
+    ycluster.reap(host, files, by="hand")
+    assert files.disk.exists() is kept and files.sidecar.exists() is kept
+    assert not kept or ycluster.load_state(files).expires_at is None
+
+
+def test_a_better_timer_is_taken_when_one_arms_again(
+    host: Clocked, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Memory:
+        def __init__(self, name: str) -> None:
+            self.name, self.survives, self.cancelled = name, {}, []  # type: ignore[var-annotated]
+
+        def unusable(self, host: ycluster.Host) -> None:
+            return None
+
+        def arm(self, host: ycluster.Host, files: Files, deadline: int) -> str:
+            return self.name
+
+        def armed(self, host: ycluster.Host, files: Files, timer: ycluster.ArmedTimer) -> bool:
+            return True
+
+        def cancel(self, host: ycluster.Host, files: Files, timer: ycluster.ArmedTimer) -> None:
+            self.cancelled.append(timer.id)
+
+    best, worse = Memory("best"), Memory("worse")
+    monkeypatch.setattr(ycluster, "TIMERS", (best, worse))
+    ends = int(host.now()) + 60
+    made(files.cache_dir, expires_at=ends, timer=ycluster.ArmedTimer("worse", "old", ends))
+    ycluster.arm(host, files)
+    assert ycluster.load_state(files).timer == ycluster.ArmedTimer("best", "best", ends)
+    assert worse.cancelled == ["old"]
+
+
+def test_a_host_without_a_home_still_finds_the_clusters_of_its_index(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(cache)
+    host = Clocked(tmp_path, XDG_STATE_HOME=str(tmp_path / "state"))
+    ycluster.remember_cache_dir(host, cache)
+    monkeypatch.setattr(host, "home", lambda: (_ for _ in ()).throw(ycluster.PrerequisiteError("no home directory")))
+    assert ycluster.discover(host) == [Files(cache.resolve(), "demo")]
+
+
+def test_resume_wakes_a_guest_that_stopped_by_itself_and_gives_it_a_deadline(
+    host: Clocked, files: Files, processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """QEMU stops a guest whose host disk is full (io-error), and says so by that name."""
+    qemu(processes, files)
+    made(files.cache_dir)
+    woken: list[int] = []
+    monkeypatch.setattr(ycluster, "vm_status", lambda host, files: "running" if woken else "io-error")
+    monkeypatch.setattr(ycluster, "resume_vm", lambda host, files, vm: woken.append(vm.pid))
+    monkeypatch.setattr(ycluster, "arm_timer", lambda host, state, *args, **kw: ycluster.save_state(state))
+    ycluster.resume(host, files)
+    assert len(woken) == 1 and ycluster.load_state(files).expires_at == int(host.now()) + 8 * 3600
+
+
+def test_resume_fails_where_the_guest_does_not_go_on(
+    host: Clocked, files: Files, processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qemu(processes, files)
+    made(files.cache_dir, lifetime="")
+    monkeypatch.setattr(ycluster, "vm_status", lambda host, files: "internal-error")
+    monkeypatch.setattr(ycluster, "resume_vm", lambda host, files, vm: None)
+    with pytest.raises(YclusterError, match="its state is internal-error"):
+        ycluster.resume(host, files)
+
+
+@pytest.mark.parametrize(
+    "error, remembered",
+    [
+        (ycluster.ProgramFailed(["qemu"], 1, "failed to set MSR"), True),
+        (ycluster.GuestStopped("internal-error"), True),
+        (ycluster.QmpError("no answer in time"), False),
+        (OSError(errno.ENOSPC, "disk full"), False),
+    ],
+)
+def test_kvm_is_given_up_for_this_boot_on_evidence_only(
+    host: Clocked, files: Files, monkeypatch: pytest.MonkeyPatch, error: Exception, remembered: bool
+) -> None:
+    def spawn(host: ycluster.Host, state: ycluster.State, accel: str) -> None:
+        if accel == "kvm":
+            raise error
+
+    monkeypatch.setattr(ycluster, "_spawn_qemu", spawn)
+    monkeypatch.setattr(ycluster.os, "access", lambda *args: True)
+    state = made(files.cache_dir, machine="q35")
+    assert ycluster.launch(host, state).ran_with == "tcg"
+    assert (ycluster.accelerators(host, state) == ["tcg"]) is remembered
+
+
+def test_a_verb_cannot_be_put_to_sleep_with_a_lock_in_its_hand(
+    files: Files, tmp_path: Path, processes: Processes
+) -> None:
+    ends = ycluster.parse_time("2999-01-01T00:00:00Z")
+    made(files.cache_dir, expires_at=ends, timer=ycluster.ArmedTimer("watcher", "watch", ends))
+    argv = [ycluster.__file__, "lifetime", "watch", "--state", str(files.sidecar), "--by", "watcher"]
+    process = subprocess.Popen([sys.executable, *argv], env={"HOME": str(tmp_path)})
+    try:
+        until = time.monotonic() + 60
+        while not ycluster.flock_held(files.watch_lock):
+            assert time.monotonic() < until
+        [ignored] = [
+            line.split()[1]
+            for line in Path(f"/proc/{process.pid}/status").read_text().splitlines()
+            if line.startswith("SigIgn:")
+        ]
+        assert int(ignored, 16) >> (signal.SIGTSTP - 1) & 1
+    finally:
+        process.kill()
+        process.wait()
