@@ -17,7 +17,7 @@ Builds the guest image once per recipe, keeps it in the cache, and prints its pa
 Environment:
   YCLUSTER_GUEST_CACHE   cache directory   (default: ${XDG_CACHE_HOME:-~/.cache}/ycluster-guest)
   YCLUSTER_GUEST_SUITE   Debian suite      (default: bookworm)
-  YCLUSTER_GUEST_MIRROR  package mirror    (default: the host's own, if it is Debian of that suite; else deb.debian.org)
+  YCLUSTER_GUEST_MIRROR  package mirror    (default: the host's own, if it is Debian of that suite; else mmdebstrap's)
 Exit status: 0 done, 1 the build failed, 2 usage, 5 something is missing on this host, 130/143 interrupted.
 USAGE
 }
@@ -47,7 +47,7 @@ sources() {
             grep -E "^deb http[^ ]+ $suite(-updates|-security)? main$" | sort -u) || found=''
         grep -q " $suite main$" <<<"$found" || found=''
     fi
-    printf '%s\n' "${found:-deb http://deb.debian.org/debian $suite main}"
+    [[ -z $found ]] || printf '%s\n' "$found" # nothing: mmdebstrap knows Debian's own mirror
 }
 
 bootstrap() { # TARFILE
@@ -71,7 +71,9 @@ bootstrap() { # TARFILE
     # shellcheck disable=SC2016
     opts+=(--customize-hook='chroot "$1" systemctl enable -q systemd-networkd systemd-resolved
         chroot "$1" systemctl mask -q apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer e2scrub_reap.service')
-    mmdebstrap -q --format=tar "${opts[@]}" "$suite" "$1" < <(sources) >&2
+    local -a mirrors=()
+    mapfile -t mirrors < <(sources)
+    mmdebstrap -q --format=tar "${opts[@]}" "$suite" "$1" "${mirrors[@]}" >&2
 }
 
 # Runs as root, or in fakeroot: whatever owns the files must also pack them.
