@@ -14,7 +14,7 @@ from typing import Callable
 import pytest
 from conftest import Cluster, Program, wait_for
 
-AHEAD = 6  # seconds to a deadline that the test waits for
+AHEAD = 15  # seconds to a deadline that the test waits for
 
 
 @pytest.fixture(scope="module")
