@@ -1206,8 +1206,11 @@ class Kind:
 def key(kind: Kind, doc: str, default: Any = dataclasses.MISSING) -> Any:
     """Declare one key of the config as a dataclass field, spelt in camelCase in the file. Nothing else knows of
     it: reading, defaults, validation, `config show` and the schemas all come from here."""
-    metadata = {"kind": kind, "doc": doc}
-    if isinstance(default, dict):
+    return _declared(default, {"kind": kind, "doc": doc})
+
+
+def _declared(default: Any, metadata: Mapping[str, Any]) -> Any:
+    if isinstance(default, dict):  # dataclasses take no mutable default
         return field(default_factory=dict, metadata=metadata)
     return field(default=default, metadata=metadata)
 
@@ -1223,25 +1226,18 @@ def section(cls: Any) -> Kind:
     kinds: dict[str, Kind] = {name: item.metadata["kind"] for name, item in keys.items()}
     required = [name for name, item in keys.items() if item.default is item.default_factory is dataclasses.MISSING]
     blank = cls(**{keys[name].name: None for name in required})
-    properties = {
-        name: {"description": item.metadata["doc"], "default": kinds[name].show(getattr(blank, item.name))}
-        if name not in required
-        else {"description": item.metadata["doc"]}
-        for name, item in keys.items()
-    }
-    schema = {
-        "type": "object",
-        "additionalProperties": False,
-        "properties": {name: {**properties[name], **kinds[name].schema} for name in keys},
-        **({"required": required} if required else {}),
-    }
+    properties: dict[str, Any] = {}
+    for name, item in keys.items():
+        default = {} if name in required else {"default": kinds[name].show(getattr(blank, item.name))}
+        properties[name] = {"description": item.metadata["doc"], **default, **kinds[name].schema}
+    schema = {"type": "object", "additionalProperties": False, "properties": properties}
+    if required:
+        schema["required"] = required
 
     def parse(node: Node, base: Path) -> Any:
         values, found = _entries(node, base, kinds)
         found += [((node.line, node.column), f"{name}: is missing") for name in required if name not in _dict(node)]
-        if found:
-            raise Problems(found)
-        return cls(**{keys[name].name: value for name, value in values.items()})
+        return cls(**{keys[name].name: value for name, value in _checked(values, found).items()})
 
     return Kind(parse, schema, lambda value: {name: kinds[name].show(getattr(value, keys[name].name)) for name in keys})
 
@@ -1720,10 +1716,7 @@ class Files:
 def stored(name: str, decode: Any = None, encode: Any = None, default: Any = dataclasses.MISSING) -> Any:
     """Declare one field of the sidecar as a dataclass field. Where it is empty and has an empty default it is left
     out. `decode` raises ValueError; without it the value is a string."""
-    metadata = {"name": name, "decode": decode or _str, "encode": encode or (lambda value: value)}
-    if isinstance(default, dict):
-        return field(default_factory=dict, metadata=metadata)
-    return field(default=default, metadata=metadata)
+    return _declared(default, {"name": name, "decode": decode or _str, "encode": encode or (lambda value: value)})
 
 
 def _str(value: Any) -> str:
@@ -2719,19 +2712,19 @@ def launch(host: Host, state: State) -> State:
     if not state.machine:
         listing = host.run([QEMU, "-machine", "help"], timeout=20).stdout
         state = replace(state, machine=versioned_machine(listing))
-    *rather, last = accelerators(host, state)
-    for accel in rather:
-        try:
-            return _run_with(host, state, accel)
-        except (YclusterError, OSError) as error:
-            last_try = _run_with(host, state, last)
-            host.output.say(f"  KVM does not run a VM here, so QEMU emulates (slower): {str(error).split(';')[0]}")
-            # Evidence, now that TCG works: not a taken port, a full disk or a host too busy to answer in time.
-            if isinstance(error, (ProgramFailed, GuestStopped)):
-                with contextlib.suppress(OSError):
-                    write_file(_kvm_memo(state.files), _kvm_identity(host).encode())
-            return last_try
-    return _run_with(host, state, last)
+    best, *fallback = accelerators(host, state)
+    try:
+        return _run_with(host, state, best)
+    except (YclusterError, OSError) as error:
+        if not fallback:
+            raise
+        state = _run_with(host, state, fallback[0])
+        host.output.say(f"  KVM does not run a VM here, so QEMU emulates (slower): {str(error).split(';')[0]}")
+        # Evidence, now that TCG works: not a taken port, a full disk or a host too busy to answer in time.
+        if isinstance(error, (ProgramFailed, GuestStopped)):
+            with contextlib.suppress(OSError):
+                write_file(_kvm_memo(state.files), _kvm_identity(host).encode())
+        return state
 
 
 def _run_with(host: Host, state: State, accel: str) -> State:
@@ -2880,7 +2873,8 @@ def ssh_argv(state: State, *command: str) -> list[str]:
     strict = "yes" if files.host_pub.exists() else "accept-new"
     return [
         "ssh", "-F", "/dev/null", "-p", str(state.ssh_port),
-        "-o", f'IdentityFile="{_ssh_path(files.ssh_key)}"', "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=20",
+        "-o", f'IdentityFile="{_ssh_path(files.ssh_key)}"', "-o", "IdentitiesOnly=yes",
+        "-o", "BatchMode=yes", "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=20",
         "-o", f'UserKnownHostsFile="{_ssh_path(files.known_hosts)}"', "-o", "GlobalKnownHostsFile=/dev/null",
         "-o", f"StrictHostKeyChecking={strict}", "-o", f"HostKeyAlias={state.name}",
         "-o", "ServerAliveInterval=15", f"{state.ssh_user}@{state.dial_address}", *command,
@@ -2914,6 +2908,10 @@ def wait_ready(host: Host, state: State, *, timeout: float) -> None:
     steps = Steps(host.output, host.monotonic)
     until = host.monotonic() + timeout
     look = host.monotonic() + 5
+
+    def told(what: str) -> str:
+        return f"{state.name}: {what}; its console's last lines:\n{console_tail(state.files)}"
+
     stages: tuple[tuple[str, Callable[[], bool]], ...] = (
         ("SSH banner", lambda: ssh_banner(state.dial_address, state.ssh_port, 2.0)),
         ("login", lambda: _in_guest(host, state, "true") is not None),
@@ -2923,25 +2921,18 @@ def wait_ready(host: Host, state: State, *, timeout: float) -> None:
         for stage, reached in stages:
             while True:
                 if vm is None or _exited(vm.pidfd, 0):
-                    raise YclusterError(
-                        f"{state.name}: QEMU ended while waiting for {stage}; its console's last lines:\n"
-                        + console_tail(state.files),
-                        hint=f"the whole console: {state.files.console}",
-                    )
+                    why = told(f"QEMU ended while waiting for {stage}")
+                    raise YclusterError(why, hint=f"the whole console: {state.files.console}")
                 if reached():
                     break
                 if host.monotonic() > look:
                     look = host.monotonic() + 5
                     now = vm_status(host, state.files)
                     if now not in ("running", "busy", "unresponsive"):
-                        raise YclusterError(
-                            f"{state.name}: it is {now} while waiting for {stage}; its console's last lines:\n"
-                            + console_tail(state.files)
-                        )
+                        raise YclusterError(told(f"it is {now} while waiting for {stage}"))
                 if host.monotonic() > until:
                     raise TimedOut(
-                        f"{state.name}: no {stage} within {timeout:.0f} s; its console's last lines:\n"
-                        + console_tail(state.files),
+                        told(f"no {stage} within {timeout:.0f} s"),
                         hint=f"it still runs, and its deadline holds: `ycluster stop --name {state.name}` ends it now",
                     )
                 steps.waiting(f"waiting for {stage}")
@@ -3197,9 +3188,7 @@ def provision(host: Host, directory: Path) -> None:
     check_implemented(config)
     for warning in left_alone(config):
         host.output.warn(warning)
-    host.need(PROGRAMS)
-    host.need_pidfd()
-    timers_for(host)
+    _check_host(host)
     files = files_of(host, config)
     state = state_from_config(config, files.cache_dir)
     sweep(host, by="next command", spare=files)
@@ -3215,6 +3204,13 @@ def provision(host: Host, directory: Path) -> None:
         remember_cache_dir(host, files.cache_dir)
         state = _create(host, state, image)
     _finish_boot(host, state)
+
+
+def _check_host(host: Host) -> None:
+    """Raise, before anything is made, where a VM could not be started, or not be stopped again."""
+    host.need(PROGRAMS)
+    host.need_pidfd()
+    timers_for(host)
 
 
 def _refuse_existing(files: Files) -> None:
@@ -3311,9 +3307,7 @@ def say_deadline(host: Host, state: State) -> None:
 
 def start(host: Host, files: Files) -> None:
     """Boot a stopped cluster, with a fresh budget."""
-    host.need(PROGRAMS)
-    host.need_pidfd()
-    timers_for(host)
+    _check_host(host)
     sweep(host, by="next command", spare=files)
     with opened(host, files) as state:
         status = vm_status(host, files)
@@ -3419,9 +3413,9 @@ def reap(host: Host, files: Files, *, by: str, wait: float = 0.0, patience: floa
     Safe by hand, from cron, from a stale timer and twice at once. A deadline at most `wait` seconds away is
     waited for. Raises YclusterError when the action failed; it is then tried again.
     """
-    ahead = (load_state(files).expires_at or 0) - host.now()
-    if 0 < ahead <= wait:
-        host.sleep(ahead)
+    if wait:
+        ahead = (load_state(files).expires_at or 0) - host.now()
+        host.sleep(ahead if ahead <= wait else 0)
     with opened(host, files, patience=patience) as state:
         decision = decide(state, host.now())
         if decision.do == "nothing":
@@ -3442,7 +3436,7 @@ def _expire(host: Host, state: State, action: str, by: str) -> None:
     except (YclusterError, OSError) as error:
         host.output.warn(f"{state.name}: no second try can be armed: {error}")
     try:
-        how = _freeze(state.files, host) if action == "pause" else _halt(host, state)
+        how = _freeze(host, state.files) if action == "pause" else _halt(host, state)
         record = Reaped(at=int(host.now()), action=action, by=by, how=how or "was not running")
         # A start that was cut off before QEMU ran, or a stop by the sibling, which leaves its deadline behind, must
         # not cost a disk: what never ran in this budget has nothing to be torn down for.
@@ -3455,7 +3449,7 @@ def _expire(host: Host, state: State, action: str, by: str) -> None:
     host.output.say(f"{format_time(host.now())} {state.name}: {action}: {record.how}")
 
 
-def _freeze(files: Files, host: Host) -> str:
+def _freeze(host: Host, files: Files) -> str:
     with find_vm(files) as vm:
         return pause_vm(host, files, vm) if vm is not None else ""
 

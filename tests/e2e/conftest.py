@@ -187,6 +187,18 @@ lifetime:
             os.kill(pid, 9)
 
 
+@contextlib.contextmanager
+def daemon(name: str, ready: Callable[[], bool], *argv: object) -> Iterator[None]:
+    """A daemon that runs, and answers, for as long as the block lasts."""
+    process = subprocess.Popen([str(word) for word in argv], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(name, ready, 60)
+        yield
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
 @pytest.fixture(scope="session")
 def user_manager() -> Iterator[None]:
     """A systemd that runs this user's timers: the session's own, or one started here (FACTS: as root, in a /run)."""
@@ -204,13 +216,8 @@ def user_manager() -> Iterator[None]:
         systemd.exists() and os.path.isdir("/run/systemd/system"),
         "no systemd user manager answers, and none can be had",
     )
-    manager = subprocess.Popen([systemd, "--user"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        wait_for("the user manager", answers, 60)
+    with daemon("the user manager", answers, systemd, "--user"):
         yield
-    finally:
-        manager.terminate()
-        manager.wait(60)
 
 
 @pytest.fixture(scope="session")
@@ -225,10 +232,5 @@ def atd() -> Iterator[None]:
         yield
         return
     need(os.geteuid() == 0 and Path("/usr/sbin/atd").exists(), "atd does not run, and only root can start one")
-    daemon = subprocess.Popen(["/usr/sbin/atd", "-f"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        wait_for("atd", runs, 30)
+    with daemon("atd", runs, "/usr/sbin/atd", "-f"):
         yield
-    finally:
-        daemon.terminate()
-        daemon.wait(30)
