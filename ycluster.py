@@ -656,13 +656,12 @@ def local_time(seconds: float) -> str:
 
 # === 6 YAML subset ===================================================================================
 #
-# The part of YAML 1.2.2 that configs are written in, and with it JSON. The rule: a document either gets the
-# value that a YAML 1.2 core schema reader gives it, or is refused with file:line:column and a remedy. Section
-# numbers and [productions] are those of https://yaml.org/spec/1.2.2/.
+# The part of YAML 1.2.2 that configs are written in, and with it JSON. A document gets the value that a reader of the
+# core schema gives it, or is refused with file:line:column and a remedy. Numbers are those of https://yaml.org/spec/1.2.2/.
 #
-# Flow and scalar functions return the position right behind what they read. Block functions take the column
-# of the collection they stand in (-1 in the document itself) and return the position of the next token, which
-# is the first on its line, or the end of the text. A character is looked at a fixed number of times at most.
+# A function takes the position where something starts and returns the one behind it. Block functions return that of the
+# next token, which is the first on its line, or the end of the text; `indent` is the column of the collection that they
+# stand in (-1 in the document itself). A character is looked at a fixed number of times at most.
 
 Scalar = Union[None, bool, int, float, str]
 YamlValue = Union[Scalar, "list[Node]", "dict[str, Node]"]
@@ -676,57 +675,48 @@ _MAX_NUMBER = 640  # characters; with PYTHONINTMAXSTRDIGITS at its lowest, int()
 _FORBIDDEN = re.compile("[^\t\n -~\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
 _MARKER = re.compile(r"^(?:---|\.\.\.)(?![^ \t\n])", re.MULTILINE)  # c-forbidden [206], even in a scalar
 _DASH = re.compile(r"-(?![^ \t\n])")
-_LINE_END = re.compile(r"\n")
-_NOT_SPACE = re.compile(r"[^ \n]")
-_NOT_WHITE = re.compile(r"[^ \t]")
-_NOT_BLANK = re.compile(r"[^ \t\n]")
-# ns-plain-first [126] and where ns-plain-char [130] ends, outside and inside of [] and {}.
+_LINE_END, _NOT_SPACE = re.compile(r"\n"), re.compile(r"[^ \n]")
+_NOT_WHITE, _NOT_BLANK = re.compile(r"[^ \t]"), re.compile(r"[^ \t\n]")
+# ns-plain-first [126], where ns-plain-char [130] ends; outside and inside of [] and {}. libyaml reads [?x] as a key.
 _PLAIN_FIRST = re.compile(r"[^-?:,\[\]{}#&*!|>'\"%@`]|[-?:](?=[^ \t\n])")
 _PLAIN_END = re.compile(r":(?![^ \t\n])|(?<=[ \t\n])#|\n")
-# libyaml and its kin read [?x] as a key, so that is refused.
 _FLOW_PLAIN_FIRST = re.compile(r"[^-?:,\[\]{}#&*!|>'\"%@`]|[-:](?=[^ \t\n,\[\]{}])")
 _FLOW_PLAIN_END = re.compile(r":(?![^ \t\n,\[\]{}])|(?<=[ \t\n])#|[\n,\[\]{}]")
 _QUOTED_STOP = re.compile(r"""["'\\\n]""")
 _ESCAPE = re.compile(r'\\(?:([0abt\tnvfre "/\\N_LP])|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8})')
-_ESCAPES = '0abt\tnvfre "/\\N_LP'  # what stands behind the backslash, and what it stands for: [42] to [58]
-_ESCAPED = '\0\a\b\t\t\n\v\f\r\x1b "/\\\x85\xa0\u2028\u2029'
+_ESCAPED = dict(zip('0abt\tnvfre "/\\N_LP', '\0\a\b\t\t\n\v\f\r\x1b "/\\\x85\xa0\u2028\u2029'))  # [42] to [58]
 _LOW_SURROGATE = re.compile(r"\\u([dD][c-fC-F][0-9a-fA-F]{2})")
 _BLOCK_HEADER = re.compile(r"[|>](?:([1-9])([-+]?)|([-+]?)([1-9]?))[ \t]*(?:(?<=[ \t])#[^\n]*)?(?:\n|\Z)")
 
 # The core schema, section 10.3.2.
 _NULL = frozenset(("", "~", "null", "Null", "NULL"))
-_TRUE = frozenset(("true", "True", "TRUE"))
-_FALSE = frozenset(("false", "False", "FALSE"))
+_BOOLS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 _INT = re.compile(r"[-+]?[0-9]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 _JSON_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
-# What YAML 1.1 (https://yaml.org/type/) reads differently. JSON numbers are not looked up here: 1e3 is a text
-# to YAML 1.1, but all of JSON is taken.
+# What YAML 1.1 (https://yaml.org/type/) reads differently: booleans, octal and other bases, 1_000, +1e3, base 60, dates.
+# JSON numbers are not looked up here: 1e3 is a text to YAML 1.1, but all of JSON is taken.
 _AMBIGUOUS = re.compile(
     r"""y|Y|yes|Yes|YES|n|N|no|No|NO|on|On|ON|off|Off|OFF|=|<<
-    |[-+]?0[0-9_]+                                                          # 012 is ten, or twelve
-    |[-+]?0o[0-7_]+|[-+]?0b[01_]+|[-+]0x[0-9a-fA-F_]+|0x[0-9a-fA-F]*_[0-9a-fA-F_]*
-    |(?=[^_]+_)(?=[^0-9]*[0-9])[-+]?[0-9_]*(?:\.[0-9_]*)?(?:[eE][-+]?[0-9_]+)?  # 1_000
-    |[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][0-9]+|[-+]?[0-9]+[eE][-+][0-9]+  # +1e3
-    |[-+]?[1-9][0-9_]*(?::[0-5]?[0-9])+                                     # 1:30 is ninety, in base 60
-    |[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+\.[0-9_]*
-    |[0-9]{4}-[0-9]{2}-[0-9]{2}
-    |[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}(?:[Tt]|[ \t]+)[0-9]{1,2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]*)?
+    |[-+]?0[0-9_]+|[-+]?0o[0-7_]+|[-+]?0b[01_]+|[-+]0x[0-9a-fA-F_]+|0x[0-9a-fA-F]*_[0-9a-fA-F_]*
+    |(?=[^_]+_)(?=[^0-9]*[0-9])[-+]?[0-9_]*(?:\.[0-9_]*)?(?:[eE][-+]?[0-9_]+)?
+    |[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][0-9]+|[-+]?[0-9]+[eE][-+][0-9]+
+    |[-+]?[1-9][0-9_]*(?::[0-5]?[0-9])+|[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+\.[0-9_]*
+    |[0-9]{4}-[0-9]{2}-[0-9]{2}|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}(?:[Tt]|[ \t]+)[0-9]{1,2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]*)?
      (?:[ \t]*(?:Z|[-+][0-9]{1,2}(?::[0-9]{2})?))?""",
     re.VERBOSE,
 )
-_REFUSED = (  # what cannot start a plain scalar, why it is refused, and what to write instead
-    ("&*", "anchors and aliases are not supported", "write the value out where it is needed"),
-    ("!", "tags are not supported", "leave the tag out"),
-    ("%", "directives are not supported", "leave the line out"),
-    ("?", "explicit keys are not supported", "write 'key: value'"),
-    ("-", "a list cannot start here", "start it on a line of its own"),
-    (":", "there is no key before this ':'", "write 'key: value'"),
-    ("#", "a comment needs a space before its '#'", "put a space there"),
-    ("[{", "only a string can be a key", "quote the key"),
-    (",]}", "nothing stands before this character", "write a value; null for none"),
-    ("|>@`", "nothing can start with this character here", "remove it"),
+_REFUSED = (  # what can't start a plain scalar, and why
+    ("&*", "anchors and aliases are not supported; write the value out where it is needed"),
+    ("!", "tags are not supported; leave the tag out"),
+    ("%", "directives are not supported; leave the line out"),
+    ("?:", "explicit and empty keys are not supported; write 'key: value'"),
+    ("-", "a list can't start here; start it on a line of its own"),
+    ("#", "a comment needs a space before its '#'"),
+    ("[{", "only a string can be a key; quote it"),
+    (",]}", "nothing stands before this character; write a value, null for none"),
+    ("|>@`", "nothing can start with this character here; remove it"),
 )
 
 
@@ -747,8 +737,8 @@ class Node:
 
 
 @dataclass(frozen=True)
-class _YamlText:
-    """What is read, with "\\n" for all line ends and no byte order mark; `starts` is where lines start."""
+class _YamlReader:
+    """Reads a text that has "\\n" for all line ends and no byte order mark; `starts` is where its lines start."""
 
     text: str
     file: str
@@ -765,387 +755,324 @@ class _YamlText:
     def node(self, pos: int, value: YamlValue, source: str | None = None) -> Node:
         return Node(value, *self.place(pos), source)
 
+    def find(self, pattern: re.Pattern[str], pos: int) -> int:
+        """Where the pattern first matches from pos on, or the end of the text."""
+        match = pattern.search(self.text, pos)
+        return match.start() if match else len(self.text)
+
     def error(self, pos: int, message: str, hint: str) -> ConfigError:
         line, column = self.place(pos)
         text = self.text[pos : pos + 30].split("\n")[0]
-        message += f": {text!r}" if text else ""
-        return ConfigError(f"{self.file}:{line}:{column}: {message}", hint=hint)
+        return ConfigError(f"{self.file}:{line}:{column}: {message}" + (f": {text!r}" if text else ""), hint=hint)
 
+    def skip(self, pos: int) -> int:
+        """Behind blanks, line ends and comments; a comment has a blank or a line start before it, section 6.6."""
+        pos = self.find(_NOT_BLANK, pos)
+        while self.text.startswith("#", pos) and (pos == 0 or self.text[pos - 1] in " \t\n"):
+            pos = self.find(_NOT_BLANK, self.find(_LINE_END, pos))
+        return pos
 
-def parse_yaml(text: str, file: str) -> Node:
-    """Read one document; `file` only names it in errors. An empty document is Node(None).
+    def next_token(self, pos: int) -> tuple[int, int | None]:
+        """The next token, and its column: None where its line is that of pos too, -1 at the end of the text."""
+        token = self.skip(pos)
+        line = token - self.indent(token)
+        if token == len(self.text) or line < pos:
+            return token, -1 if token == len(self.text) else None
+        self.refuse_tab(line, token)
+        return token, token - line
 
-    Raises ConfigError: "file:line:column: what is wrong", and what to write instead as its hint.
-    """
-    text = text[text.startswith("\ufeff") :].replace("\r\n", "\n").replace("\r", "\n")
-    starts = (0, *(pos + 1 for pos, char in enumerate(text[:_MAX_TEXT]) if char == "\n"))
-    src = _YamlText(text, file, starts)
-    if len(text) > _MAX_TEXT:
-        raise src.error(0, f"more than {_MAX_TEXT} characters", "this is no config; name the right file")
-    bad = _FORBIDDEN.search(text)
-    if bad:
-        hint = f'remove it, or write "\\u{ord(bad.group()):04x}" in double quotes'
-        raise src.error(bad.start(), f"the character U+{ord(bad.group()):04X} may not stand here", hint)
-    start, end = _document(src)
-    return _block_node(replace(src, text=text[:end]), start, -1, 0, "")[1]
+    def refuse_tab(self, start: int, end: int) -> None:
+        """A tab is no indentation, section 6.1: how wide would it be?"""
+        tab = self.text.find("\t", start, end)
+        if tab >= 0:
+            raise self.error(tab, "a tab in the indentation", "indent with spaces")
 
+    def check_depth(self, pos: int, depth: int) -> None:
+        if depth > _MAX_DEPTH:
+            raise self.error(pos, f"more than {_MAX_DEPTH} levels of nesting", "nest less deeply")
 
-def plain(node: Node) -> object:
-    """The value as nested dicts, lists and scalars, without positions."""
-    if isinstance(node.value, dict):
-        return {key: plain(child) for key, child in node.value.items()}
-    return [plain(child) for child in node.value] if isinstance(node.value, list) else node.value
+    def block_node(self, start: int, indent: int, depth: int, parent: str) -> tuple[int, Node]:
+        """What follows the indicator `parent` ("-", ":", or "" in the document) that ends at start; section 8."""
+        pos, column = self.next_token(start)
+        dash = _DASH.match(self.text, pos)
+        lined_up = dash and parent == ":" and column == indent  # seq-space [201]
+        if column is not None and column <= indent and not lined_up:
+            return pos, self.node(start, None, "")
+        self.check_depth(pos, depth)
+        end, key = pos, None
+        may_nest = column is not None or parent == "-"  # only here may a block collection start
+        if may_nest and not dash and self.text[pos] not in "[{|>":
+            end, key = self.key(pos, indent, False)
+        if column is None and may_nest and (dash or key is not None):
+            self.refuse_tab(start, pos)
+        if dash and may_nest:
+            end, node = self.block_sequence(pos, depth)
+        elif key is not None:
+            end, node = self.block_mapping(pos, end, key, depth)
+        elif self.text[pos] in "|>":
+            end, node = self.block_scalar(pos, indent)
+        else:
+            end, node = self.flow_node(pos, indent, depth, False)
+            end, column = self.next_token(end)
+            if column is None:
+                hint = (
+                    "quote the whole value; a comment needs a space before its '#', a nested mapping a line of its own"
+                )
+                raise self.error(end, "text behind the end of a value", hint)
+        if self.indent(end) > indent:
+            hint = "line it up with the entry before it, or quote the text it belongs to"
+            raise self.error(end, "the indentation fits nothing above", hint)
+        return end, node
 
+    def block_sequence(self, first: int, depth: int) -> tuple[int, Node]:
+        """The sequence whose first dash is at first."""
+        pos, indent = first, self.indent(first)
+        items: list[Node] = []
+        while self.indent(pos) == indent and _DASH.match(self.text, pos):
+            pos, item = self.block_node(pos + 1, indent, depth + 1, "-")
+            items.append(item)
+        return pos, self.node(first, items)
 
-def _document(src: _YamlText) -> tuple[int, int]:
-    """Where the only document starts and ends, its markers left out."""
-    first, start, end = _skip(src.text, 0), 0, len(src.text)
-    if src.text.startswith("%", first):
-        raise _refused(src, first)
-    marker = _MARKER.search(src.text)
-    if marker and marker.group() == "---" and marker.start() == first:
-        start = marker.end()
-        marker = _MARKER.search(src.text, start)
-    if marker:
-        end = marker.start()
-        more = end if marker.group() == "---" else _skip(src.text, marker.end())
-        if more < len(src.text):
-            raise src.error(more, "a second document starts here", "keep one document in the file")
-    return start, end
+    def block_mapping(self, first: int, end: int, key: str, depth: int) -> tuple[int, Node]:
+        """The mapping whose first key, read already, stands from first to end."""
+        pos, indent = first, self.indent(first)
+        entries: dict[str, Node] = {}
+        while True:
+            end, value = self.block_node(end, indent, depth + 1, ":")
+            self.add_entry(entries, pos, key, value)
+            pos = end
+            if self.indent(pos) != indent:
+                return pos, self.node(first, entries)
+            end, key = self.required_key(pos, indent, False)
 
+    def add_entry(self, entries: dict[str, Node], pos: int, key: str, value: Node) -> None:
+        """Adds the entry whose key is at pos. Keys are unique, section 3.2.1.3."""
+        if key in entries:
+            first = entries[key]
+            message = f"duplicate key, first in line {first.key_line}, column {first.key_column}"
+            raise self.error(pos, message, "keep one of the two")
+        entries[key] = Node(value.value, value.line, value.column, value.source, *self.place(pos))
 
-def _find(pattern: re.Pattern[str], text: str, pos: int) -> int:
-    """Where the pattern first matches from pos on, or the end of the text."""
-    match = pattern.search(text, pos)
-    return match.start() if match else len(text)
+    def key(self, pos: int, indent: int, flow: bool) -> tuple[int, str | None]:
+        """The key at pos; None where no colon follows on its line. Section 7.4.2, production [193]."""
+        text, quoted = self.text, self.text[pos] in "\"'"
+        if quoted:
+            end, name = self.quoted_scalar(pos, indent)
+            colon = self.find(_NOT_WHITE, end)
+        else:
+            end = colon = self.plain_line(pos, flow)
+            name = text[pos:colon].rstrip(" \t")
+        if not text.startswith(":", colon) or "\n" in text[pos:end]:
+            return pos, None
+        if colon - pos > _MAX_KEY:
+            raise self.error(pos, f"a key of more than {_MAX_KEY} characters", "shorten it")
+        if text[colon + 1 : colon + 2] not in ("", " ", "\t", "\n") and not (flow and quoted):
+            raise self.error(colon, "no space behind the ':' of a key", "write 'key: value'")
+        if not quoted and not isinstance(self.resolve(pos, name), str):
+            raise self.error(pos, "a key that is not a string", f'quote it: "{name}"')
+        return colon + 1, name
 
+    def required_key(self, pos: int, indent: int, flow: bool) -> tuple[int, str]:
+        end, key = self.key(pos, indent, flow)
+        if key is None:
+            raise self.error(pos, "no 'key: value' here", "write the key, a colon and a space on one line")
+        return end, key
 
-def _skip(text: str, pos: int) -> int:
-    """Behind blanks, line ends and comments; a comment has a blank or a line start before it, section 6.6."""
-    pos = _find(_NOT_BLANK, text, pos)
-    while text.startswith("#", pos) and (pos == 0 or text[pos - 1] in " \t\n"):
-        pos = _find(_NOT_BLANK, text, _find(_LINE_END, text, pos))
-    return pos
+    def flow_node(self, pos: int, indent: int, depth: int, flow: bool) -> tuple[int, Node]:
+        """The flow collection or scalar at pos; `flow` tells whether it stands inside of [] or {}."""
+        self.check_depth(pos, depth)
+        if self.text[pos] in "[{":
+            collection = self.flow_sequence if self.text[pos] == "[" else self.flow_mapping
+            return collection(pos, indent, depth)
+        if self.text[pos] in "\"'":
+            end, quoted = self.quoted_scalar(pos, indent)
+            return end, self.node(pos, quoted)
+        end, source = self.plain_scalar(pos, indent, flow)
+        return end, self.node(pos, self.resolve(pos, source), source)
 
+    def flow_sequence(self, first: int, indent: int, depth: int) -> tuple[int, Node]:
+        items: list[Node] = []
+        pos = self.flow_skip(first, first + 1, indent)
+        while self.text[pos] != "]":
+            pos, item = self.flow_node(pos, indent, depth + 1, True)
+            items.append(item)
+            pos = self.flow_comma(first, pos, indent)
+        return pos + 1, self.node(first, items)
 
-def _next_token(src: _YamlText, pos: int) -> tuple[int, int | None]:
-    """The next token, and its column: None where its line is that of pos too, -1 at the end of the text."""
-    token = _skip(src.text, pos)
-    line = token - src.indent(token)
-    if token == len(src.text) or line < pos:
-        return token, -1 if token == len(src.text) else None
-    _refuse_tab(src, line, token)
-    return token, token - line
+    def flow_mapping(self, first: int, indent: int, depth: int) -> tuple[int, Node]:
+        entries: dict[str, Node] = {}
+        pos = self.flow_skip(first, first + 1, indent)
+        while self.text[pos] != "}":
+            end, key = self.required_key(pos, indent, True)
+            value = self.node(end, None, "")
+            end = self.flow_skip(first, end, indent)
+            if self.text[end] not in ",}":
+                end, value = self.flow_node(end, indent, depth + 1, True)
+            self.add_entry(entries, pos, key, value)
+            pos = self.flow_comma(first, end, indent)
+        return pos + 1, self.node(first, entries)
 
+    def flow_comma(self, first: int, pos: int, indent: int) -> int:
+        """Behind the comma after the entry that ends at pos, or at the bracket that closes the one at first."""
+        pos = self.flow_skip(first, pos, indent)
+        if self.text[pos] == ",":
+            return self.flow_skip(first, pos + 1, indent)
+        if self.text[first] + self.text[pos] not in ("[]", "{}"):
+            message = f"neither a comma nor the end of the {self.text[first]} of line {self.place(first)[0]}"
+            raise self.error(pos, message, "put ', ' between entries; write a pair in a list as [{key: value}]")
+        return pos
 
-def _refuse_tab(src: _YamlText, start: int, end: int) -> None:
-    """A tab is no indentation, section 6.1: how wide would it be?"""
-    tab = src.text.find("\t", start, end)
-    if tab >= 0:
-        raise src.error(tab, "a tab in the indentation", "indent with spaces")
-
-
-def _block_node(src: _YamlText, start: int, indent: int, depth: int, parent: str) -> tuple[int, Node]:
-    """What follows the indicator `parent` ("-", ":", or "" in the document) that ends at start; section 8."""
-    text = src.text
-    pos, column = _next_token(src, start)
-    lined_up = parent == ":" and column == indent and _DASH.match(text, pos)  # seq-space [201]
-    if column is not None and column <= indent and not lined_up:
-        return pos, src.node(start, None, "")
-    _check_depth(src, pos, depth)
-    end, key, dash = pos, None, None
-    if column is not None or parent == "-":  # only here may a block collection start
-        dash = _DASH.match(text, pos)
-        if not dash and text[pos] not in "[{|>":
-            end, key = _key(src, pos, indent, False)
-        if column is None and (dash or key is not None):
-            _refuse_tab(src, start, pos)
-    if dash:
-        end, node = _block_sequence(src, pos, depth)
-    elif key is not None:
-        end, node = _block_mapping(src, pos, end, key, depth)
-    elif text[pos] in "|>":
-        end, node = _block_scalar(src, pos, indent)
-    else:
-        end, node = _flow_node(src, pos, indent, depth, False)
-        end = _end_of_value(src, end)
-    if src.indent(end) > indent:
-        hint = "line it up with the entry before it, or quote the text it belongs to"
-        raise src.error(end, "the indentation fits nothing above", hint)
-    return end, node
-
-
-def _end_of_value(src: _YamlText, pos: int) -> int:
-    """The token after the flow node or scalar that ends at pos; only a comment may be left on its line."""
-    token, column = _next_token(src, pos)
-    if column is not None:
+    def flow_skip(self, first: int, pos: int, indent: int) -> int:
+        """The next token inside of the bracket at first."""
+        token = self.skip(pos)
+        if token == len(self.text):
+            raise self.error(first, "nothing closes this bracket", "add the closing bracket")
+        # A closing bracket may line up with its key: section 7.4 forbids that, but libyaml and others take it.
+        if "\n" in self.text[pos:token]:
+            self.require_indent(first, token, indent, indent - (self.text[token] in "]}"))
         return token
-    if src.text[token] == ":":
-        hint = "quote the text before it, or start a nested mapping on a line of its own"
-        raise src.error(token, "no key can stand before this ':'", hint)
-    hint = "quote the whole value; a comment needs a space before its '#'"
-    raise src.error(token, "text behind the end of a value", hint)
 
+    def is_indented(self, token: int, indent: int) -> bool:
+        """Whether more than indent spaces stand before token, the first of its line: s-flow-line-prefix [69]."""
+        return self.text.startswith(" " * (indent + 1), self.text.rfind("\n", 0, token) + 1)
 
-def _block_sequence(src: _YamlText, first: int, depth: int) -> tuple[int, Node]:
-    """The sequence whose first dash is at first."""
-    pos, indent = first, src.indent(first)
-    items: list[Node] = []
-    while src.indent(pos) == indent and _DASH.match(src.text, pos):
-        pos, item = _block_node(src, pos + 1, indent, depth + 1, "-")
-        items.append(item)
-    return pos, src.node(first, items)
+    def require_indent(self, first: int, token: int, indent: int, least: int) -> None:
+        if not self.is_indented(token, least):
+            message = f"not indented, but within what starts in line {self.place(first)[0]}"
+            hint = f"start the line with {indent + 1} or more spaces, or close what is open above it"
+            raise self.error(token, message, hint)
 
+    def plain_line(self, pos: int, flow: bool) -> int:
+        """Where the first line of the plain scalar at pos ends, blanks included."""
+        if not (_FLOW_PLAIN_FIRST if flow else _PLAIN_FIRST).match(self.text, pos):
+            raise self.refused(pos)
+        return self.find(_FLOW_PLAIN_END if flow else _PLAIN_END, pos + 1)
 
-def _block_mapping(src: _YamlText, first: int, end: int, key: str, depth: int) -> tuple[int, Node]:
-    """The mapping whose first key, read already, stands from first to end."""
-    pos, indent = first, src.indent(first)
-    entries: dict[str, Node] = {}
-    while True:
-        end, value = _block_node(src, end, indent, depth + 1, ":")
-        _add_entry(src, entries, pos, key, value)
-        pos = end
-        if src.indent(pos) != indent:
-            return pos, src.node(first, entries)
-        end, key = _required_key(src, pos, indent, False)
+    def refused(self, pos: int) -> ConfigError:
+        """Why no plain scalar starts at pos: an indicator stands there."""
+        why, _, hint = next(why for chars, why in _REFUSED if self.text[pos] in chars).partition("; ")
+        return self.error(pos, why, f"{hint or 'put a space there'}; a text that starts like this needs quotes")
 
+    def plain_scalar(self, pos: int, indent: int, flow: bool) -> tuple[int, str]:
+        """Section 7.3.3. It goes on in lines that are indented, up to a comment."""
+        end = self.plain_line(pos, flow)
+        parts = [self.text[pos:end].rstrip(" \t")]
+        while self.text.startswith("\n", end):
+            token = self.find(_NOT_BLANK, end)
+            stop = self.find(_FLOW_PLAIN_END if flow else _PLAIN_END, token)
+            if stop == token or not self.is_indented(token, indent):
+                break
+            parts += (self.fold(pos, end, indent)[1], self.text[token:stop].rstrip(" \t"))
+            end = stop
+        return end, "".join(parts)
 
-def _check_depth(src: _YamlText, pos: int, depth: int) -> None:
-    if depth > _MAX_DEPTH:
-        raise src.error(pos, f"more than {_MAX_DEPTH} levels of nesting", "nest less deeply")
+    def fold(self, first: int, pos: int, indent: int) -> tuple[int, str]:
+        """The line end at pos and the blank lines behind it, in the scalar that starts at first: section 6.5."""
+        token = self.find(_NOT_BLANK, pos)
+        if token < len(self.text):
+            self.require_indent(first, token, indent, indent)
+        *blank_lines, _ = self.text[pos + 1 : token].split("\n")
+        if any("\t" in line and not line.startswith(" " * (indent + 1)) for line in blank_lines):  # not l-empty [70]
+            self.refuse_tab(pos, token)
+        return token, "\n" * len(blank_lines) or " "
 
+    def quoted_scalar(self, first: int, indent: int) -> tuple[int, str]:
+        """Sections 7.3.1 and 7.3.2."""
+        text, quote, pos = self.text, self.text[first], first + 1
+        parts: list[str] = []
+        while True:
+            stop = self.find(_QUOTED_STOP, pos)
+            parts.append(text[pos:stop])
+            pos, char = stop + 1, text[stop : stop + 1]
+            if char == "\n":
+                parts[-1] = parts[-1].rstrip(" \t")  # an escaped blank is a part of its own, and stays
+                pos, char = self.fold(first, stop, indent)
+            elif char == "\\" and quote == '"' and text.startswith("\n", pos):
+                pos, char = self.fold(first, pos, indent)
+                char = char.lstrip(" ")  # [112]: an escaped line end is not even a space
+            elif char == "\\" and quote == '"':
+                pos, char = self.escape(stop)
+            elif char == quote == "'" and text.startswith("'", pos):
+                pos += 1
+            elif char == quote:
+                return pos, "".join(parts)
+            elif not char:
+                raise self.error(first, "nothing closes this quote", f"add the closing {quote}")
+            parts.append(char)
 
-def _add_entry(src: _YamlText, entries: dict[str, Node], pos: int, key: str, value: Node) -> None:
-    """Adds the entry whose key is at pos. Keys are unique, section 3.2.1.3."""
-    if key in entries:
-        first = entries[key]
-        message = f"duplicate key, first in line {first.key_line}, column {first.key_column}"
-        raise src.error(pos, message, "keep one of the two")
-    entries[key] = Node(value.value, value.line, value.column, value.source, *src.place(pos))
+    def escape(self, pos: int) -> tuple[int, str]:
+        """The character that the escape at pos stands for: section 5.7, and the surrogate pairs of JSON."""
+        match = _ESCAPE.match(self.text, pos)
+        if not match:
+            raise self.error(pos, "unknown escape", "write \\\\ for a backslash, or use single quotes")
+        if match.group(1):
+            return match.end(), _ESCAPED[match.group(1)]
+        code = int(match.group()[2:], 16)
+        low = _LOW_SURROGATE.match(self.text, match.end())
+        if low and match.end() - pos == 6 and 0xD800 <= code < 0xDC00:
+            return low.end(), chr(0x10000 + (code - 0xD800) * 0x400 + int(low.group(1), 16) - 0xDC00)
+        if 0xD800 <= code < 0xE000 or code > 0x10FFFF:
+            raise self.error(pos, "no character has this number", "write the character itself")
+        return match.end(), chr(code)
 
+    def block_scalar(self, first: int, indent: int) -> tuple[int, Node]:
+        """The literal or folded scalar whose header is at first: section 8.1."""
+        header = _BLOCK_HEADER.match(self.text, first)
+        if not header:
+            raise self.error(
+                first, "not the header of a block scalar", "start the text on the next line, indented; or quote it"
+            )
+        digit, chomp = header.group(1) or header.group(4), header.group(2) or header.group(3)
+        if digit and indent < 0:
+            raise self.error(first, "readers differ on an indentation indicator at the top level", "leave it out")
+        start = header.end()
+        end, width = self.block_scalar_extent(start, indent, int(digit) + indent if digit else 0)
+        lines = [line[width:] for line in self.text[start:end].split("\n")]
+        if self.text[end - 1] == "\n" or start == end:
+            lines.pop()  # what stands behind the last line end: nothing
+        elif chomp == "+" or (lines[-1] and chomp != "-"):
+            hint = "end the last line, or write '-' behind the '|' or '>'"
+            raise self.error(end, "the file ends within a line of a block scalar; readers differ on that", hint)
+        kept = len(lines)
+        while kept and not lines[kept - 1]:
+            kept -= 1
+        value = "\n".join(lines[:kept]) if self.text[first] == "|" else _fold_lines(lines[:kept])
+        value += "\n" * ((kept > 0 and chomp != "-") + (len(lines) - kept if chomp == "+" else 0))
+        self.refuse_tab(end, end + 1)  # neither a blank line, section 8.1.2, nor part of the text
+        return self.next_token(end)[0], self.node(first, value)
 
-def _key(src: _YamlText, pos: int, indent: int, flow: bool) -> tuple[int, str | None]:
-    """The key at pos; None where no colon follows on its line. Section 7.4.2, production [193]."""
-    text, quoted = src.text, src.text[pos] in "\"'"
-    if quoted:
-        end, name = _quoted_scalar(src, pos, indent)
-        colon = _find(_NOT_WHITE, text, end)
-    else:
-        end = colon = _plain_line(src, pos, flow)
-        name = text[pos:colon].rstrip(" \t")
-    if not text.startswith(":", colon) or "\n" in text[pos:end]:
-        return pos, None
-    if colon - pos > _MAX_KEY:
-        raise src.error(pos, f"a key of more than {_MAX_KEY} characters", "shorten it")
-    behind = text[colon + 1 : colon + 2]
-    if behind not in ("", " ", "\t", "\n") and not (flow and quoted):
-        raise src.error(colon, "no space behind the ':' of a key", "write 'key: value'")
-    if not quoted and not isinstance(_resolve(src, pos, name), str):
-        raise src.error(pos, "a key that is not a string", f'quote it: "{name}"')
-    return colon + 1, name
+    def block_scalar_extent(self, start: int, indent: int, width: int) -> tuple[int, int]:
+        """Where the block scalar with its first line at start ends, and its indentation: `width` if not 0."""
+        content = self.find(_NOT_SPACE, start)
+        *blanks, last = map(len, self.text[start:content].split("\n"))
+        if content == len(self.text):
+            blanks.append(last)
+        widest = max(blanks, default=0)
+        width = width or max(indent + 1, widest if content == len(self.text) or last <= indent else last)
+        if widest > width:
+            message = "a blank line below is indented further than the first line of text"
+            raise self.error(start, message, "remove the spaces of the blank line")
+        if not width and content < len(self.text):
+            raise self.error(content, "readers differ on a block scalar without indentation", "indent the text")
+        less = re.compile(rf"\n {{0,{max(width, 1) - 1}}}[^ \n]")
+        return min(self.find(less, start - 1) + 1, len(self.text)), width
 
-
-def _required_key(src: _YamlText, pos: int, indent: int, flow: bool) -> tuple[int, str]:
-    end, key = _key(src, pos, indent, flow)
-    if key is None:
-        raise src.error(pos, "no 'key: value' here", "write the key, a colon and a space on one line")
-    return end, key
-
-
-def _flow_node(src: _YamlText, pos: int, indent: int, depth: int, flow: bool) -> tuple[int, Node]:
-    """The flow collection or scalar at pos; `flow` tells whether it stands inside of [] or {}."""
-    _check_depth(src, pos, depth)
-    char = src.text[pos]
-    if char == "[":
-        return _flow_sequence(src, pos, indent, depth)
-    if char == "{":
-        return _flow_mapping(src, pos, indent, depth)
-    if char in "\"'":
-        end, quoted = _quoted_scalar(src, pos, indent)
-        return end, src.node(pos, quoted)
-    end, source = _plain_scalar(src, pos, indent, flow)
-    return end, src.node(pos, _resolve(src, pos, source), source)
-
-
-def _flow_sequence(src: _YamlText, first: int, indent: int, depth: int) -> tuple[int, Node]:
-    items: list[Node] = []
-    pos = _flow_skip(src, first, first + 1, indent)
-    while src.text[pos] != "]":
-        pos, item = _flow_node(src, pos, indent, depth + 1, True)
-        items.append(item)
-        pos = _flow_comma(src, first, pos, indent)
-    return pos + 1, src.node(first, items)
-
-
-def _flow_mapping(src: _YamlText, first: int, indent: int, depth: int) -> tuple[int, Node]:
-    entries: dict[str, Node] = {}
-    pos = _flow_skip(src, first, first + 1, indent)
-    while src.text[pos] != "}":
-        end, key = _required_key(src, pos, indent, True)
-        value = src.node(end, None, "")
-        end = _flow_skip(src, first, end, indent)
-        if src.text[end] not in ",}":
-            end, value = _flow_node(src, end, indent, depth + 1, True)
-        _add_entry(src, entries, pos, key, value)
-        pos = _flow_comma(src, first, end, indent)
-    return pos + 1, src.node(first, entries)
-
-
-def _flow_comma(src: _YamlText, first: int, pos: int, indent: int) -> int:
-    """Behind the comma after the entry that ends at pos, or at the bracket that closes the one at first."""
-    pos = _flow_skip(src, first, pos, indent)
-    if src.text[pos] == ",":
-        return _flow_skip(src, first, pos + 1, indent)
-    if src.text[first] + src.text[pos] not in ("[]", "{}"):
-        message = f"neither a comma nor the end of the {src.text[first]} of line {src.place(first)[0]}"
-        raise src.error(pos, message, "put ', ' between entries; write a pair in a list as [{key: value}]")
-    return pos
-
-
-def _flow_skip(src: _YamlText, first: int, pos: int, indent: int) -> int:
-    """The next token inside of the bracket at first."""
-    text, token = src.text, _skip(src.text, pos)
-    if token == len(text):
-        raise src.error(first, "nothing closes this bracket", "add the closing bracket")
-    # A closing bracket may line up with its key: section 7.4 forbids that, but libyaml and others take it.
-    if "\n" in text[pos:token] and not _is_indented(text, token, indent - (text[token] in "]}")):
-        raise _outdented(src, first, token, indent)
-    return token
-
-
-def _is_indented(text: str, token: int, indent: int) -> bool:
-    """Whether more than indent spaces stand before token, the first of its line: s-flow-line-prefix [69]."""
-    return text.startswith(" " * (indent + 1), text.rfind("\n", 0, token) + 1)
-
-
-def _outdented(src: _YamlText, first: int, token: int, indent: int) -> ConfigError:
-    message = f"not indented, but within what starts in line {src.place(first)[0]}"
-    hint = f"start the line with {indent + 1} or more spaces, or close what is open above it"
-    return src.error(token, message, hint)
-
-
-def _plain_line(src: _YamlText, pos: int, flow: bool) -> int:
-    """Where the first line of the plain scalar at pos ends, blanks included."""
-    if not (_FLOW_PLAIN_FIRST if flow else _PLAIN_FIRST).match(src.text, pos):
-        raise _refused(src, pos)
-    return _find(_FLOW_PLAIN_END if flow else _PLAIN_END, src.text, pos + 1)
-
-
-def _refused(src: _YamlText, pos: int) -> ConfigError:
-    """Why no plain scalar starts at pos: an indicator stands there."""
-    reason, hint = next(entry[1:] for entry in _REFUSED if src.text[pos] in entry[0])
-    return src.error(pos, reason, f"{hint}; a text that starts like this needs quotes")
-
-
-def _plain_scalar(src: _YamlText, pos: int, indent: int, flow: bool) -> tuple[int, str]:
-    """Section 7.3.3. It goes on in lines that are indented, up to a comment."""
-    text, end = src.text, _plain_line(src, pos, flow)
-    parts = [text[pos:end].rstrip(" \t")]
-    while text.startswith("\n", end):
-        token = _find(_NOT_BLANK, text, end)
-        stop = _find(_FLOW_PLAIN_END if flow else _PLAIN_END, text, token)
-        if stop == token or not _is_indented(text, token, indent):
-            break
-        parts += (_fold(src, pos, end, indent)[1], text[token:stop].rstrip(" \t"))
-        end = stop
-    return end, "".join(parts)
-
-
-def _fold(src: _YamlText, first: int, pos: int, indent: int) -> tuple[int, str]:
-    """The line end at pos and the blank lines behind it, in the scalar that starts at first: section 6.5."""
-    token = _find(_NOT_BLANK, src.text, pos)
-    if token < len(src.text) and not _is_indented(src.text, token, indent):
-        raise _outdented(src, first, token, indent)
-    *blank_lines, _ = src.text[pos + 1 : token].split("\n")
-    for line in blank_lines:
-        if "\t" in line and not line.startswith(" " * (indent + 1)):  # not l-empty [70]
-            _refuse_tab(src, pos, token)
-    return token, "\n" * len(blank_lines) or " "
-
-
-def _quoted_scalar(src: _YamlText, first: int, indent: int) -> tuple[int, str]:
-    """Sections 7.3.1 and 7.3.2."""
-    text, quote, pos = src.text, src.text[first], first + 1
-    parts: list[str] = []
-    while True:
-        stop = _find(_QUOTED_STOP, text, pos)
-        parts.append(text[pos:stop])
-        pos, char = stop + 1, text[stop : stop + 1]
-        if char == "\n":
-            parts[-1] = parts[-1].rstrip(" \t")  # an escaped blank is a part of its own, and stays
-            pos, char = _fold(src, first, stop, indent)
-        elif char == "\\" and quote == '"' and text.startswith("\n", pos):
-            pos, char = _fold(src, first, pos, indent)
-            char = char.lstrip(" ")  # [112]: an escaped line end is not even a space
-        elif char == "\\" and quote == '"':
-            pos, char = _escape(src, stop)
-        elif char == quote == "'" and text.startswith("'", pos):
-            pos += 1
-        elif char == quote:
-            return pos, "".join(parts)
-        elif not char:
-            raise src.error(first, "nothing closes this quote", f"add the closing {quote}")
-        parts.append(char)
-
-
-def _escape(src: _YamlText, pos: int) -> tuple[int, str]:
-    """The character that the escape at pos stands for: section 5.7, and the surrogate pairs of JSON."""
-    match = _ESCAPE.match(src.text, pos)
-    if not match:
-        raise src.error(pos, "unknown escape", "write \\\\ for a backslash, or use single quotes")
-    if match.group(1):
-        return match.end(), _ESCAPED[_ESCAPES.index(match.group(1))]
-    code = int(match.group()[2:], 16)
-    low = _LOW_SURROGATE.match(src.text, match.end())
-    if low and match.end() - pos == 6 and 0xD800 <= code < 0xDC00:
-        return low.end(), chr(0x10000 + (code - 0xD800) * 0x400 + int(low.group(1), 16) - 0xDC00)
-    if 0xD800 <= code < 0xE000 or code > 0x10FFFF:
-        raise src.error(pos, "no character has this number", "write the character itself")
-    return match.end(), chr(code)
-
-
-def _block_scalar(src: _YamlText, first: int, indent: int) -> tuple[int, Node]:
-    """The literal or folded scalar whose header is at first: section 8.1."""
-    text, header = src.text, _BLOCK_HEADER.match(src.text, first)
-    if not header:
-        hint = "start the text on the next line, indented; or quote it"
-        raise src.error(first, "not the header of a block scalar", hint)
-    digit, chomp = header.group(1) or header.group(4), header.group(2) or header.group(3)
-    if digit and indent < 0:
-        raise src.error(first, "readers differ on an indentation indicator at the top level", "leave it out")
-    start = header.end()
-    end, width = _block_scalar_extent(src, start, indent, int(digit) + indent if digit else 0)
-    lines = [line[width:] for line in text[start:end].split("\n")]
-    if text[end - 1] == "\n" or start == end:
-        lines.pop()  # what stands behind the last line end: nothing
-    elif chomp == "+" or (lines[-1] and chomp != "-"):
-        hint = "end the last line, or write '-' behind the '|' or '>'"
-        raise src.error(end, "the file ends within a line of a block scalar; readers differ on that", hint)
-    kept = len(lines)
-    while kept and not lines[kept - 1]:
-        kept -= 1
-    value = "\n".join(lines[:kept]) if text[first] == "|" else _fold_lines(lines[:kept])
-    value += "\n" * ((kept > 0 and chomp != "-") + (len(lines) - kept if chomp == "+" else 0))
-    _refuse_tab(src, end, end + 1)  # neither a blank line, section 8.1.2, nor part of the text
-    return _next_token(src, end)[0], src.node(first, value)
-
-
-def _block_scalar_extent(src: _YamlText, start: int, indent: int, width: int) -> tuple[int, int]:
-    """Where the block scalar with its first line at start ends, and its indentation: `width` if not 0."""
-    content = _find(_NOT_SPACE, src.text, start)
-    *blanks, last = map(len, src.text[start:content].split("\n"))
-    if content == len(src.text):
-        blanks.append(last)
-    widest = max(blanks, default=0)
-    if not width:
-        width = max(indent + 1, widest if content == len(src.text) or last <= indent else last)
-    if widest > width:
-        message = "a blank line below is indented further than the first line of text"
-        raise src.error(start, message, "remove the spaces of the blank line")
-    if not width and content < len(src.text):
-        raise src.error(content, "readers differ on a block scalar without indentation", "indent the text")
-    less = re.compile(rf"\n {{0,{max(width, 1) - 1}}}[^ \n]")
-    return min(_find(less, src.text, start - 1) + 1, len(src.text)), width
+    def resolve(self, pos: int, text: str) -> Scalar:
+        """The value of the plain scalar at pos by the core schema, unless YAML 1.1 has another."""
+        if text in _NULL or text in _BOOLS:
+            return _BOOLS.get(text)
+        if text == "<<":
+            raise self.error(pos, "merge keys are not supported", "write the merged entries out")
+        if not _JSON_NUMBER.fullmatch(text) and _AMBIGUOUS.fullmatch(text):
+            hint = f'quote it if it is a text: "{text}"; else write true, false or a decimal number'
+            raise self.error(pos, "YAML 1.1 and YAML 1.2 read this differently", hint)
+        if text[0] not in "-+.0123456789" or not (_INT.fullmatch(text) or _FLOAT.fullmatch(text)):
+            return float(text.replace(".", "")) if _NOT_FINITE.fullmatch(text) else text
+        if len(text) > _MAX_NUMBER:
+            raise self.error(pos, f"a number of more than {_MAX_NUMBER} characters", "quote it")
+        if _INT.fullmatch(text):
+            return int(text, 16 if text.startswith("0x") else 10)
+        return float(text)
 
 
 def _fold_lines(lines: list[str]) -> str:
@@ -1161,24 +1088,37 @@ def _fold_lines(lines: list[str]) -> str:
     return "".join(parts)
 
 
-def _resolve(src: _YamlText, pos: int, text: str) -> Scalar:
-    """The value of the plain scalar at pos by the core schema, unless YAML 1.1 has another."""
-    if text in _NULL:
-        return None
-    if text in _TRUE or text in _FALSE:
-        return text in _TRUE
-    if text == "<<":
-        raise src.error(pos, "merge keys are not supported", "write the merged entries out")
-    if not _JSON_NUMBER.fullmatch(text) and _AMBIGUOUS.fullmatch(text):
-        hint = f'quote it if it is a text: "{text}"; else write true, false or a decimal number'
-        raise src.error(pos, "YAML 1.1 and YAML 1.2 read this differently", hint)
-    if text[0] not in "-+.0123456789" or not (_INT.fullmatch(text) or _FLOAT.fullmatch(text)):
-        return float(text.replace(".", "")) if _NOT_FINITE.fullmatch(text) else text
-    if len(text) > _MAX_NUMBER:
-        raise src.error(pos, f"a number of more than {_MAX_NUMBER} characters", "quote it")
-    if _INT.fullmatch(text):
-        return int(text, 16 if text.startswith("0x") else 10)
-    return float(text)
+def parse_yaml(text: str, file: str) -> Node:
+    """Read one document; `file` only names it in errors. An empty document is Node(None).
+
+    Raises ConfigError: "file:line:column: what is wrong", and what to write instead as its hint.
+    """
+    text = text[text.startswith("\ufeff") :].replace("\r\n", "\n").replace("\r", "\n")
+    src = _YamlReader(text, file, (0, *(pos + 1 for pos, char in enumerate(text[:_MAX_TEXT]) if char == "\n")))
+    if len(text) > _MAX_TEXT:
+        raise src.error(0, f"more than {_MAX_TEXT} characters", "this is no config; name the right file")
+    bad = _FORBIDDEN.search(text)
+    if bad:
+        hint = f'remove it, or write "\\u{ord(bad.group()):04x}" in double quotes'
+        raise src.error(bad.start(), f"the character U+{ord(bad.group()):04X} may not stand here", hint)
+    start, first, markers = 0, src.skip(0), list(_MARKER.finditer(text))
+    if text.startswith("%", first):
+        raise src.refused(first)
+    if markers and markers[0].group() == "---" and markers[0].start() == first:
+        start = markers.pop(0).end()
+    end = more = markers[0].start() if markers else len(text)
+    if markers and markers[0].group() == "...":
+        more = src.skip(markers[0].end())
+    if more < len(text):
+        raise src.error(more, "a second document starts here", "keep one document in the file")
+    return replace(src, text=text[:end]).block_node(start, -1, 0, "")[1]
+
+
+def plain(node: Node) -> object:
+    """The value as nested dicts, lists and scalars, without positions."""
+    if isinstance(node.value, dict):
+        return {key: plain(child) for key, child in node.value.items()}
+    return [plain(child) for child in node.value] if isinstance(node.value, list) else node.value
 
 
 # === 7 config and schema =============================================================================
