@@ -53,20 +53,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import (
-    IO,
-    Any,
-    Callable,
-    NoReturn,
-    Protocol,
-    Union,
-)
+from typing import IO, Any, Callable, NoReturn, Protocol, Union
 
 # === 1 constants =====================================================================================
 
@@ -95,6 +89,8 @@ LOCK_TIMEOUT = 300.0  # seconds; longer than the whole stop ladder, so that a wa
 POWERDOWN_TIMEOUT = 100.0  # seconds for the guest to shut down; its systemd gives a service 90 s to end
 WATCH_INTERVAL = 5.0  # seconds between looks of the watcher: what a suspend may cost in lateness
 AT_EARLY = 120.0  # seconds; at(1) drops seconds, so its job may come up to a minute early and waits
+CLOCK_STEP = 30.0  # seconds that the wall clock may be set by before deadlines are moved along
+SLEEPER = 5.0  # seconds of waiting for a lock before a holder that was put to sleep (SIGSTOP) is woken
 
 
 # === 2 errors ========================================================================================
@@ -247,6 +243,15 @@ class Done:
     stderr: str
 
 
+@dataclass(frozen=True)
+class Clock:
+    """One look at the time: `now`, and when this boot began by the wall clock, which moves when that is set."""
+
+    now: float
+    booted: float
+    boot_id: str
+
+
 class Host:
     """This machine and this user: the clock, the environment, other programs. The only door to them."""
 
@@ -261,6 +266,14 @@ class Host:
 
     def monotonic(self) -> float:
         return time.monotonic()
+
+    def uptime(self) -> float:
+        """Seconds since the boot, suspends included. Nobody can set this clock."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def clock(self) -> Clock:
+        now = self.now()
+        return Clock(now, now - self.uptime(), self.boot_id())
 
     def sleep(self, seconds: float) -> None:
         time.sleep(max(0.0, seconds))
@@ -343,16 +356,9 @@ class Host:
             raise PrerequisiteError(f"pidfd_open: {error.strerror}", hint="Linux 5.3 or later is needed") from None
 
     def run(
-        self,
-        argv: Sequence[str],
-        *,
-        timeout: float,
-        check: bool = True,
-        stdin: str | None = None,
-        cwd: Path | None = None,
-        env: Mapping[str, str] | None = None,
-        pass_fds: Sequence[int] = (),
-    ) -> Done:
+        self, argv: Sequence[str], *, timeout: float, check: bool = True, stdin: str | None = None,
+        cwd: Path | None = None, env: Mapping[str, str] | None = None, pass_fds: Sequence[int] = (),
+    ) -> Done:  # fmt: skip
         """Run a program to its end: no shell, an explicit environment, a bound in seconds.
 
         Raises PrerequisiteError when it isn't there, TimedOut past the bound (the program is killed),
@@ -364,17 +370,10 @@ class Host:
             raise PrerequisiteError(f"{argv[0]}: no such program on PATH")
         try:
             ended = subprocess.run(
-                [program, *argv[1:]],
-                input=stdin,
-                stdin=subprocess.DEVNULL if stdin is None else None,
-                capture_output=True,
-                encoding="utf-8",
-                errors="replace",
-                timeout=timeout,
-                cwd=cwd or "/",
-                env=dict(self.child_env() if env is None else env),
-                pass_fds=pass_fds,
-            )
+                [program, *argv[1:]], input=stdin, stdin=subprocess.DEVNULL if stdin is None else None,
+                capture_output=True, encoding="utf-8", errors="surrogateescape",  # a path may be no Unicode
+                timeout=timeout, cwd=cwd or "/", env=dict(self.child_env() if env is None else env), pass_fds=pass_fds,
+            )  # fmt: skip
         except subprocess.TimeoutExpired:
             raise TimedOut(f"{argv[0]} gave no answer within {timeout:.0f} s: {shlex.join(argv)}") from None
         done = Done(tuple(argv), ended.returncode, ended.stdout, ended.stderr)
@@ -443,6 +442,22 @@ def send_signal(pidfd: int, signum: int) -> None:
         _syscall(424, pidfd, signum, 0, 0)
 
 
+def pids() -> list[int]:
+    """Every process that can be seen."""
+    try:
+        return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    except OSError:
+        return []
+
+
+def process_stat(pid: int) -> tuple[str, str]:
+    """The name of a process and the kernel's letter for its state (T: stopped by a signal); empty once it is gone."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        return stat[stat.index("(") + 1 : stat.rindex(")")], stat[stat.rindex(")") :].split()[1]
+    return "", ""
+
+
 def write_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Replace `path` whole or not at all: write beside it, fsync, rename, fsync the directory."""
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -483,7 +498,12 @@ def remove(path: Path) -> bool:
 
 def try_flock(path: Path, *, shared: bool = False) -> int | None:
     """A descriptor that holds the lock on `path` (created if needed), or None while another holds it."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError:
+        if not path.exists():
+            raise
+        fd = os.open(path, os.O_RDONLY)  # the disk has become read-only; its VM is to be stopped all the same
     try:
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         # Whoever held it before may have removed the file: a lock on a nameless file guards nothing.
@@ -520,13 +540,31 @@ def flock_held(path: Path) -> bool:
     return False
 
 
+def wake_holder(path: Path) -> None:
+    """Let whoever has the lock file open and was put to sleep go on: asleep, it would keep the reaper out for ever."""
+    for pid in [pid for pid in pids() if process_stat(pid)[1] == "T"]:
+        with contextlib.suppress(OSError):
+            pidfd = pidfd_open(pid)
+            try:
+                if any(fd.exists() and fd.samefile(path) for fd in Path(f"/proc/{pid}/fd").iterdir()):
+                    send_signal(pidfd, signal.SIGCONT)
+            finally:
+                os.close(pidfd)
+
+
 @contextlib.contextmanager
 def locked(host: Host, path: Path, *, timeout: float) -> Iterator[None]:
     """Hold the lock file `path`; raises Busy after `timeout` seconds. Never a lock on the data file itself."""
     steps = Steps(host.output, host.monotonic)
-    fd = take_flock(
-        host, path, timeout=timeout, waiting=lambda: steps.waiting(f"waiting: another ycluster works on {path.stem}")
-    )
+    looked = [host.monotonic()]
+
+    def waiting() -> None:
+        steps.waiting(f"waiting: another ycluster works on {path.stem}")
+        if host.monotonic() - looked[-1] > SLEEPER:
+            looked.append(host.monotonic())
+            wake_holder(path)
+
+    fd = take_flock(host, path, timeout=timeout, waiting=waiting)
     if fd is None:
         raise Busy(f"{path.stem}: another ycluster works on it", hint=f"`fuser {path}` names it")
     try:
@@ -1605,11 +1643,9 @@ def show_config(config: Config) -> dict[str, Any]:
 def schema_for(which: str) -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of a provider's config, or of the keys that are `common` to all."""
     return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": f"{CONFIG_NAMES[0]} ({which})",
-        "description": "Generated by `ycluster schema --write`; not by hand.",
-        **KINDS[which].schema,
-    }
+        "$schema": "https://json-schema.org/draft/2020-12/schema", "title": f"{CONFIG_NAMES[0]} ({which})",
+        "description": "Generated by `ycluster schema --write`; not by hand.", **KINDS[which].schema,
+    }  # fmt: skip
 
 
 # === 8 state sidecar =================================================================================
@@ -1772,7 +1808,8 @@ class State:
     ran_with: str = stored("ranWith", default="")  # what the last start found to work
     cpu_model: str = stored("cpuModel", default="")
     machine: str = stored("machine", default="")
-    boot_id: str = stored("bootId", default="")
+    boot_id: str = stored("bootId", default="")  # the boot in which the deadline was set
+    booted_at: int | None = stored("bootedAt", _decode_time, _encode_time, default=None)  # by the clock of then
     auto_ports: tuple[int, ...] = stored(  # guest ports whose host port QEMU chooses anew at each start
         "autoPorts", lambda value: tuple(_decode_port(item) for item in _list_of(value)),
         lambda ports: [str(port) for port in ports], default=(),
@@ -1799,17 +1836,21 @@ class State:
 _STORED = {item.metadata["name"]: item for item in dataclasses.fields(State) if "name" in item.metadata}
 
 
+def _unreadable(path: Path, why: object) -> StateError:
+    hint = f"mend or remove {path}; a VM that may still run is found by `pgrep -af {path.stem}.pid`"
+    return StateError(f"{path}: {why!s:.200}", hint=hint)
+
+
 def decode_state(text: str, path: Path) -> State:
     """The state in a sidecar's text; StateError names the file, the field and the way out."""
-    hint = f"mend or remove {path}; a VM that may still run is found by `pgrep -af {path.stem}.pid`"
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise StateError(f"{path}: not JSON: {error}", hint=hint) from None
+        raise _unreadable(path, f"not JSON: {error}") from None
     if not isinstance(data, dict):
-        raise StateError(f"{path}: not a JSON object", hint=hint)
+        raise _unreadable(path, "not a JSON object")
     if data.get("version") != 1:
-        later = f"version {data.get('version')!r}, and this ycluster knows version 1"
+        later = f"version {data.get('version')!r:.40}, and this ycluster knows version 1"
         raise StateError(f"{path}: {later}", hint="use the ycluster that wrote it")
     values: dict[str, Any] = {}
     for name, item in _STORED.items():
@@ -1817,9 +1858,9 @@ def decode_state(text: str, path: Path) -> State:
             try:
                 values[item.name] = item.metadata["decode"](data[name])
             except (ValueError, OverflowError) as error:
-                raise StateError(f"{path}: {name} {error}", hint=hint) from None
+                raise _unreadable(path, f"{name} {error}") from None
     if values.get("name") != path.stem:
-        raise StateError(f"{path}: it names the cluster {values.get('name')!r}", hint=hint)
+        raise _unreadable(path, f"it names the cluster {values.get('name')!r}")
     # Where the file lies is where its neighbours are; the directory may have been moved or linked.
     values["cache_dir"] = str(path.parent)
     extra = {name: value for name, value in data.items() if name not in _STORED and name != "version"}
@@ -1838,14 +1879,15 @@ def encode_state(state: State) -> str:
 
 def load_state(files: Files) -> State:
     """The cluster's state; StateError when there is no such cluster or its sidecar is unreadable."""
+    if not os.path.lexists(files.sidecar):
+        known = "`ycluster list` shows those there are"
+        raise StateError(f"no cluster {files.name} in {files.cache_dir}", hint=known)
+    if not files.sidecar.is_file():  # a pipe would be waited for
+        raise _unreadable(files.sidecar, "it is no file, or a link that leads to none")
     try:
         text = files.sidecar.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise StateError(
-            f"no cluster {files.name} in {files.cache_dir}", hint="`ycluster list` shows those there are"
-        ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise StateError(f"{files.sidecar}: {error}") from None
+        raise _unreadable(files.sidecar, getattr(error, "strerror", "") or error) from None
     return decode_state(text, files.sidecar)
 
 
@@ -1859,24 +1901,13 @@ def state_from_config(config: QemuConfig, cache_dir: Path) -> State:
     """The state of a cluster that is about to be made."""
     ports = [*config.port_forwards, PortForward(host=config.ssh_port, guest=22)]
     return State(
-        name=config.name,
-        cache_dir=str(cache_dir),
-        context=config.context,
-        disk_size=config.disk_size,
-        memory=str(config.memory),
-        cpus=str(config.cpus),
-        ssh_port=config.ssh_port,
-        port_forwards=config.port_forwards,
-        bind_address=config.network.bind_address or BIND_ADDRESS,
-        k3s={"Version": config.k3s.version, "Install": config.k3s.install},
-        lifetime=config.lifetime.max_run,
-        on_expiry=config.lifetime.on_expiry,
-        image=config.image,
-        ssh_user=config.ssh_user,
-        accel=config.accel,
-        cpu_model=config.cpu_model,
-        auto_ports=tuple(forward.guest for forward in ports if forward.host == 0),
-    )
+        name=config.name, cache_dir=str(cache_dir), context=config.context, disk_size=config.disk_size,
+        memory=str(config.memory), cpus=str(config.cpus), ssh_port=config.ssh_port,
+        port_forwards=config.port_forwards, bind_address=config.network.bind_address or BIND_ADDRESS,
+        k3s={"Version": config.k3s.version, "Install": config.k3s.install}, lifetime=config.lifetime.max_run,
+        on_expiry=config.lifetime.on_expiry, image=config.image, ssh_user=config.ssh_user, accel=config.accel,
+        cpu_model=config.cpu_model, auto_ports=tuple(forward.guest for forward in ports if forward.host == 0),
+    )  # fmt: skip
 
 
 # --- every cluster of this user: the default cacheDir, and an index of links to the others
@@ -1910,7 +1941,7 @@ def discover(host: Host) -> list[Files]:
         with contextlib.suppress(OSError, RuntimeError):  # a dangling link, or a loop of them
             real = place.resolve()
             stems = [path.stem for path in real.glob("*.json")]
-            found |= {Files(real, stem) for stem in stems if re.fullmatch(_NAME, stem)}
+            found |= {Files(real, stem) for stem in stems if not stem.startswith(".")}
     return sorted(found, key=lambda files: (files.name, str(files.cache_dir)))
 
 
@@ -1925,28 +1956,54 @@ class Decision:
     why: str
 
 
-def decide(state: State, now: float) -> Decision:
-    """The whole of reap's judgement. It trusts nothing but the sidecar: a timer may be stale, early or late."""
+def adjusted(state: State, clock: Clock) -> State:
+    """The state by the clock of now. Where the wall clock was set since the deadline was, the deadline moves along:
+    the budget is an amount of time, and the time since boot, which nobody can set, tells. After a reboot nothing does."""
+    if state.boot_id != clock.boot_id or state.booted_at is None:
+        return state
+    step = round(clock.booted - state.booted_at)
+    if abs(step) < CLOCK_STEP:
+        return state
+
+    def moved(moment: int | None) -> int | None:
+        return None if moment is None else min(max(0, moment + step), _LATEST)
+
+    return replace(
+        state, booted_at=moved(state.booted_at), started_at=moved(state.started_at), retry_at=moved(state.retry_at),
+        expires_at=moved(state.expires_at),
+    )  # fmt: skip
+
+
+def decide(state: State, clock: Clock) -> Decision:
+    """The whole of reap's judgement on an adjusted state. A timer may be stale, early or late: only the sidecar counts.
+
+    Nothing is torn down on the word of a clock that can't be checked: after a reboot teardown is only a stop.
+    """
     if state.disarmed:
         return Decision("nothing", "disarmed by hand; `ycluster lifetime arm` arms it again")
     if state.expires_at is None:
         return Decision("nothing", "not armed" if budget(state.lifetime) else "it has no lifetime budget")
-    if now < state.expires_at:
-        return Decision("rearm", f"due in {in_words(state.expires_at - now)}")
-    return Decision(state.on_expiry, f"due since {in_words(now - state.expires_at)}")
+    if clock.now < state.expires_at:
+        return Decision("rearm", f"due in {in_words(state.expires_at - clock.now)}")
+    why = f"due since {in_words(clock.now - state.expires_at)}"
+    if state.on_expiry == "teardown" and state.boot_id not in ("", clock.boot_id):
+        return Decision(
+            "stop", f"{why} by a clock that may be wrong, the host was rebooted: no teardown, its disk stays"
+        )
+    return Decision(state.on_expiry, why)
 
 
-def anchored(state: State, now: float, boot_id: str) -> State:
+def anchored(state: State, clock: Clock) -> State:
     """The state of a VM that starts now: a fresh budget, counted from here."""
     nanoseconds = budget(state.lifetime)
     expires = None
     if nanoseconds is not None:
-        seconds, parts = now.as_integer_ratio()  # exact, and rounded up: never early
+        seconds, parts = clock.now.as_integer_ratio()  # exact, and rounded up: never early
         expires = -(-(seconds * 10**9 + nanoseconds * parts) // (parts * 10**9))
     timer = None if state.disarmed else state.timer  # what stood guard before is still to be taken away
     return replace(
-        state, started_at=int(now), expires_at=expires, retry_at=None, boot_id=boot_id, timer=timer, reaped=None,
-        ran_with="",
+        state, started_at=int(clock.now), expires_at=expires, retry_at=None, boot_id=clock.boot_id,
+        booted_at=round(clock.booted), timer=timer, reaped=None, ran_with="",
     )  # fmt: skip
 
 
@@ -1955,18 +2012,25 @@ def stopped(state: State) -> State:
     return replace(state, expires_at=None, retry_at=None)
 
 
-def extended(state: State, nanoseconds: int, now: float) -> State:
+def in_past_tense(reaped: Reaped) -> str:
+    """What an expiry did."""
+    done = {"stop": "stopped", "pause": "paused", "teardown": "torn down"}[reaped.action]
+    return f"{done} {local_time(reaped.at)} by {reaped.by}: {reaped.how}"
+
+
+def extended(state: State, nanoseconds: int, clock: Clock) -> State:
     """The deadline pushed out: from where it is, or from now where it has passed already."""
     if state.expires_at is None:
+        past = f": it was {in_past_tense(state.reaped)}" if state.reaped else ""
         raise YclusterError(
-            f"{state.name}: no deadline is counting, so there is none to extend",
+            f"{state.name}: no deadline is counting, so there is none to extend{past}",
             hint="`ycluster start` gives a fresh budget; lifetime.maxRun in the config sets it",
         )
     later = -(-nanoseconds // 10**9)
-    expires = max(state.expires_at, int(now)) + later
-    if expires > now + 100 * 365 * 86400:
+    expires = max(state.expires_at, int(clock.now)) + later
+    if expires > clock.now + 100 * 365 * 86400:
         raise UsageError("that is more than a hundred years from now", hint="`ycluster lifetime disarm` means never")
-    return replace(state, expires_at=expires, retry_at=None)
+    return replace(state, expires_at=expires, retry_at=None, boot_id=clock.boot_id, booted_at=round(clock.booted))
 
 
 def retry_delay(late: float) -> float:
@@ -2019,7 +2083,8 @@ def unit_name(files: Files, deadline: int, nonce: str) -> str:
     """A transient unit's name. The place is in it as a hash, for clusters of one name in two cacheDirs; the
     deadline and a nonce, because a re-arm under the name of the unit that runs it is refused."""
     place = hashlib.sha256(os.fsencode(files.sidecar)).hexdigest()[:8]
-    return f"ycluster-reap-{files.name}-{place}-{deadline}-{nonce}"
+    name = re.sub(r"[^A-Za-z0-9:_.-]", "-", files.name)[:100]  # the sibling's names may hold anything
+    return f"ycluster-reap-{name}-{place}-{deadline}-{nonce}"
 
 
 class SystemdTimer:
@@ -2027,10 +2092,9 @@ class SystemdTimer:
 
     name = "systemd"
     survives: Mapping[str, str] = {
-        "logout": "yes: lingering is on",
-        "suspend": "yes: it fires when the host wakes",
-        "reboot": "not needed: the VM ends with the host",
-    }
+        "logout": "yes: lingering is on", "suspend": "yes: it fires when the host wakes",
+        "reboot": "not needed: the VM ends with the host", "clock": "yes: it fires when the clock is set, too",
+    }  # fmt: skip
 
     def unusable(self, host: Host) -> Unusable | None:
         if not host.which("systemd-run") or not host.which("systemctl"):
@@ -2053,6 +2117,9 @@ class SystemdTimer:
         return answer is not None and answer.stdout.strip() == "yes"
 
     def arm(self, host: Host, files: Files, deadline: int) -> str:
+        command = timer_argv(host, files, self.name, "reap")
+        if re.search(r"[$;]", "".join(command)):
+            raise YclusterError("systemd misreads a path with $ or ; in it, after its next daemon-reload at the latest")
         unit = unit_name(files, deadline, secrets.token_hex(2))
         # A calendar time that has passed by the time systemd reads it never fires.
         moment = max(deadline, int(host.now()) + 3)
@@ -2060,10 +2127,10 @@ class SystemdTimer:
             "systemd-run", "--user", "--quiet", "--collect",
             f"--unit={unit}", f"--description=expiry of the ycluster cluster {files.name}",
             f"--on-calendar={datetime.fromtimestamp(moment, timezone.utc):%Y-%m-%d %H:%M:%S} UTC",
-            "--timer-property=AccuracySec=1s", "--timer-property=RemainAfterElapse=no",
+            "--on-clock-change", "--timer-property=AccuracySec=1s", "--timer-property=RemainAfterElapse=no",
             "--property=KillMode=process",  # what a reap re-arms must outlive its service
             *(f"--setenv={name}={value}" for name, value in host.child_env().items()),
-            *(word.replace("$", "$$") for word in timer_argv(host, files, self.name, "reap")),
+            *command,
         ]  # fmt: skip
         host.run(argv, timeout=30)
         if not self._waits(host, unit):
@@ -2071,12 +2138,13 @@ class SystemdTimer:
         return unit
 
     def _waits(self, host: Host, unit: str) -> bool:
-        argv = ["systemctl", "--user", "show", f"{unit}.timer", "--property=ActiveState,SubState"]
+        # One that has fired goes on waiting for the clock to be set, without a time.
+        argv = ["systemctl", "--user", "show", f"{unit}.timer", "--property=NextElapseUSecRealtime", "--value"]
         answer = host.attempt(argv, timeout=10)
-        return answer is not None and "SubState=waiting" in answer.stdout
+        return answer is not None and answer.stdout.strip() not in ("", "n/a")
 
     def armed(self, host: Host, files: Files, timer: ArmedTimer) -> bool:
-        return self._waits(host, timer.id)
+        return files.program.exists() and self._waits(host, timer.id)  # without its program it fires in vain
 
     def cancel(self, host: Host, files: Files, timer: ArmedTimer) -> None:
         host.run(["systemctl", "--user", "stop", f"{timer.id}.timer"], timeout=30, check=False)
@@ -2087,10 +2155,9 @@ class AtTimer:
 
     name = "at"
     survives: Mapping[str, str] = {
-        "logout": "yes",
-        "suspend": "yes: it fires when the host wakes",
-        "reboot": "yes",
-    }
+        "logout": "yes", "suspend": "yes: it fires when the host wakes", "reboot": "yes",
+        "clock": "forward; set back, it fires that much later, unless a command comes by before",
+    }  # fmt: skip
     QUEUE = "c"  # the later the letter, the lower the priority
 
     def unusable(self, host: Host) -> Unusable | None:
@@ -2102,7 +2169,7 @@ class AtTimer:
 
     def _daemon_runs(self) -> bool:
         """With no daemon at(1) warns, exits 0 and never runs the job."""
-        return any(_comm(pid) == "atd" for pid in _pids())
+        return any(process_stat(pid)[0] == "atd" for pid in pids())
 
     def _jobs(self, host: Host) -> list[str] | None:
         # Not only our queue: while a job runs, atq lists it under `=`.
@@ -2125,7 +2192,7 @@ class AtTimer:
         return found.group(1)
 
     def armed(self, host: Host, files: Files, timer: ArmedTimer) -> bool:
-        return self._daemon_runs() and timer.id in (self._jobs(host) or [])
+        return files.program.exists() and self._daemon_runs() and timer.id in (self._jobs(host) or [])
 
     def cancel(self, host: Host, files: Files, timer: ArmedTimer) -> None:
         host.run(["atrm", timer.id], timeout=30, check=False)
@@ -2139,6 +2206,7 @@ class WatcherTimer:
         "logout": "as the VM does: they end or go on together",
         "suspend": "yes: it looks at the clock every few seconds",
         "reboot": "not needed: the VM ends with the host",
+        "clock": "yes: it goes by the time since boot",
     }
 
     def unusable(self, host: Host) -> Unusable | None:
@@ -2162,19 +2230,6 @@ class WatcherTimer:
 
 
 TIMERS: tuple[Timer, ...] = (SystemdTimer(), AtTimer(), WatcherTimer())  # best first
-
-
-def _pids() -> list[int]:
-    try:
-        return [int(name) for name in os.listdir("/proc") if name.isdigit()]
-    except OSError:
-        return []
-
-
-def _comm(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
-    return ""
 
 
 def timers_for(host: Host) -> tuple[Timer, ...]:
@@ -2435,7 +2490,7 @@ def _candidates(files: Files) -> Iterator[int]:
     with contextlib.suppress(OSError, ValueError):
         yield int(files.pidfile.read_text(encoding="ascii"))
     if flock_held(files.vm_lock):
-        yield from _pids()
+        yield from pids()
 
 
 def _runs_with_pidfile(pid: int, pidfile: Path) -> bool:
@@ -2445,15 +2500,8 @@ def _runs_with_pidfile(pid: int, pidfile: Path) -> bool:
         return False
     named = [argv[i + 1] for i, word in enumerate(argv[:-1]) if word == b"-pidfile"]
     # The directory may be spelt otherwise there (a link, a relative path): same name, same place.
-    return any(
-        path == os.fsencode(pidfile)
-        or (os.path.basename(path) == os.fsencode(pidfile.name) and _same_place(path, pidfile))
-        for path in named
-    )
-
-
-def _same_place(path: bytes, pidfile: Path) -> bool:
-    return os.path.realpath(os.path.dirname(path)) == os.fsencode(pidfile.parent.resolve())
+    name, place = os.fsencode(pidfile.name), os.fsencode(pidfile.parent.resolve())
+    return any(os.path.basename(path) == name and os.path.realpath(os.path.dirname(path)) == place for path in named)
 
 
 def _exited(pidfd: int, timeout: float) -> bool:
@@ -2461,13 +2509,6 @@ def _exited(pidfd: int, timeout: float) -> bool:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(max(0, int(timeout * 1000))))
-
-
-def _process_state(pid: int) -> str:
-    """The kernel's one-letter state: T is stopped by a signal."""
-    with contextlib.suppress(OSError, IndexError):
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rsplit(")", 1)[1].split()[0]
-    return ""
 
 
 def running(files: Files) -> bool:
@@ -2488,7 +2529,7 @@ def _vm_status(host: Host, files: Files) -> str:
     with find_vm(files) as vm:
         if vm is None:
             return "stopped"
-        if _process_state(vm.pid) == "T":
+        if process_stat(vm.pid)[1] == "T":
             return "paused"
         if not files.qmp.exists():
             return "running"  # started by the sibling, which has no monitor
@@ -2537,6 +2578,7 @@ def stop_vm(host: Host, files: Files, vm: Vm, ssh_poweroff: Callable[[], object]
         ("SIGKILL", lambda: send_signal(vm.pidfd, signal.SIGKILL), 10.0),
     )
     for rung, act, patience in rungs:
+        began = host.monotonic()
         with contextlib.suppress(YclusterError, OSError):
             act()
         until = host.monotonic() + patience
@@ -2547,7 +2589,7 @@ def stop_vm(host: Host, files: Files, vm: Vm, ssh_poweroff: Callable[[], object]
             if host.monotonic() >= until:
                 break
             steps.waiting(f"{rung}: waiting for QEMU to end")
-        host.output.warn(f"{files.name}: {rung} did not end it")
+        host.output.warn(f"{files.name}: {rung} did not end it in {host.monotonic() - began:.0f} s")
     raise YclusterError(f"{files.name}: QEMU (pid {vm.pid}) is alive after SIGKILL", hint="look into the kernel's log")
 
 
@@ -2557,9 +2599,9 @@ def _powerdown(host: Host, files: Files, vm: Vm, steps: Steps) -> None:
         with contextlib.suppress(QmpError):
             qmp.execute("cont")  # a paused guest can't see the button
         began = host.monotonic()
-        pressed = began - 10
+        pressed = began - 3
         while host.monotonic() - began < POWERDOWN_TIMEOUT:
-            if host.monotonic() - pressed >= 10:
+            if host.monotonic() - pressed >= 3:
                 qmp.execute("system_powerdown")
                 pressed = host.monotonic()
             if _exited(vm.pidfd, 0.5):
@@ -2600,7 +2642,7 @@ def qemu_argv(state: State, accel: str) -> list[str]:
     seed = {"driver": "vvfat", "node-name": "seed", "dir": str(files.seed), "label": "CIDATA", "read-only": True}
     argv = [
         QEMU, "-name", f"guest={state.name}", "-no-user-config", "-nodefaults", "-display", "none", "-vga", "none",
-        "-machine", state.machine or "q35",
+        "-machine", f"{state.machine or 'q35'},graphics=off",  # the firmware, too, speaks on the serial console
         "-accel", "kvm" if accel == "kvm" else "tcg,thread=multi",
         "-cpu", state.cpu_model or ("host" if accel == "kvm" else "max"),
         "-smp", state.cpus, "-m", f"{state.memory}M",
@@ -2697,10 +2739,10 @@ def _spawn_qemu(host: Host, state: State, accel: str) -> None:
 
 
 def _watch_first_steps(host: Host, files: Files) -> None:
-    """Raise unless the guest keeps running until it writes to its console, or for two seconds."""
+    """Raise unless the guest keeps running until what the firmware boots has its say, or for two seconds."""
     with Qmp.connect(files.qmp, host.monotonic, timeout=5.0) as qmp:
         until = host.monotonic() + 2
-        while host.monotonic() < until and not files.console.stat().st_size:
+        while host.monotonic() < until and not re.search(rb"Booting from[^\n]*\n\s*\S", files.console.read_bytes()):
             status = qmp.execute("query-status")["status"]
             if status != "running":
                 raise GuestStopped(f"the guest stopped at once ({status})")
@@ -2747,6 +2789,20 @@ def taken_ports(state: State) -> list[int]:
     return taken
 
 
+def port_owner(host: Host, port: int) -> str:
+    """Who listens on a port, in words; of another user's program only root may know."""
+    answer = host.attempt(["ss", "-Hltnp", f"sport = :{port}"], timeout=10)
+    found = re.search(r'users:\(\("([^"]*)",pid=([0-9]+)', answer.stdout if answer else "")
+    if found is None:
+        low = port < 1024 and host.uid() != 0
+        return "it is below 1024 and you are not root" if low else "a program of another user has it"
+    with contextlib.suppress(OSError):
+        guest = re.search(rb"\0guest=([^\0,]*)", Path(f"/proc/{found[2]}/cmdline").read_bytes())
+        if guest:
+            return f"the cluster {os.fsdecode(guest[1])} has it (pid {found[2]})"
+    return f"{found[1]} has it (pid {found[2]})"
+
+
 # === 15 guest ========================================================================================
 
 
@@ -2756,25 +2812,16 @@ def user_data(state: State, login_key: str, host_private: str, host_public: str)
     The host key is ours, so that the very first connection can be checked. The datasource list keeps a disk that
     boots elsewhere from asking every cloud for its metadata.
     """
-    pin = {
-        "path": "/etc/cloud/cloud.cfg.d/99-ycluster.cfg",
-        "content": "datasource_list: [NoCloud, None]\n",
-    }
+    pin = {"path": "/etc/cloud/cloud.cfg.d/99-ycluster.cfg", "content": "datasource_list: [NoCloud, None]\n"}
     login = {
-        "name": state.ssh_user,
-        "shell": "/bin/bash",
-        "sudo": "ALL=(ALL) NOPASSWD:ALL",
-        "lock_passwd": True,
+        "name": state.ssh_user, "shell": "/bin/bash", "sudo": "ALL=(ALL) NOPASSWD:ALL", "lock_passwd": True,
         "ssh_authorized_keys": [login_key.strip()],
-    }
+    }  # fmt: skip
     cloud_config = {
-        "hostname": state.name,
-        "users": [login],
-        "ssh_deletekeys": True,
-        "ssh_keys": {"ed25519_private": host_private, "ed25519_public": host_public.strip()},
-        "package_update": False,
+        "hostname": state.name, "users": [login], "ssh_deletekeys": True,
+        "ssh_keys": {"ed25519_private": host_private, "ed25519_public": host_public.strip()}, "package_update": False,
         "write_files": [pin],
-    }
+    }  # fmt: skip
     return "#cloud-config\n" + to_json(cloud_config) + "\n"
 
 
@@ -2795,11 +2842,9 @@ def make_seed(state: State) -> None:
     remove(files.seed)
     make_private_dir(files.seed)
     data = user_data(
-        state,
-        files.ssh_pub.read_text(encoding="ascii"),
-        files.host_key.read_text(encoding="ascii"),
+        state, files.ssh_pub.read_text(encoding="ascii"), files.host_key.read_text(encoding="ascii"),
         files.host_pub.read_text(encoding="ascii"),
-    )
+    )  # fmt: skip
     # A new id makes cloud-init apply the new key even to a disk that has booted before.
     meta = to_json({"instance-id": f"{state.name}-{secrets.token_hex(8)}", "local-hostname": state.name})
     write_file(files.seed / "user-data", data.encode())
@@ -2840,44 +2885,67 @@ def ssh_banner(address: str, port: int, timeout: float) -> bool:
         return False
 
 
-def wait_ready(host: Host, state: State, *, timeout: float) -> None:
-    """Wait until the guest can be worked with: SSH banner, login, cloud-init done. Timed stages on stderr.
+class _Question(threading.Thread):
+    """A question that is answered in the background, while the VM is watched: an ssh may hang for long."""
 
-    Raises YclusterError with the console's tail as soon as QEMU ends or stops, TimedOut after `timeout` seconds.
+    def __init__(self, ask: Callable[[], bool]) -> None:
+        super().__init__(daemon=True)
+        self.ask = ask
+        self.answer: bool | None = None
+        self.error: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.answer = self.ask()
+        except Exception as error:
+            self.error = error
+
+
+def wait_ready(host: Host, state: State, *, timeout: float) -> None:
+    """Wait until the guest can be worked with: named and timed stages on stderr.
+
+    Raises YclusterError with the console's tail within a second of QEMU's end or stop, TimedOut after `timeout` seconds.
     """
     steps = Steps(host.output, host.monotonic)
     until = host.monotonic() + timeout
-    look = host.monotonic() + 5
-
-    def told(what: str) -> str:
-        return f"{state.name}: {what}; its console's last lines:\n{console_tail(state.files)}"
-
     stages: tuple[tuple[str, Callable[[], bool]], ...] = (
+        ("firmware", lambda: state.files.console.stat().st_size > 0),
         ("SSH banner", lambda: ssh_banner(state.dial_address, state.ssh_port, 2.0)),
         ("login", lambda: _in_guest(host, state, "true") is not None),
         ("cloud-init done", lambda: _cloud_init_done(host, state)),
     )
     with find_vm(state.files) as vm:
+        _check_boot(host, state, vm, "its process")
+        assert vm is not None
+        steps.done("process")
         for stage, reached in stages:
-            while True:
-                if vm is None or _exited(vm.pidfd, 0):
-                    why = told(f"QEMU ended while waiting for {stage}")
-                    raise YclusterError(why, hint=f"the whole console: {state.files.console}")
-                if reached():
-                    break
-                if host.monotonic() > look:
-                    look = host.monotonic() + 5
-                    now = vm_status(host, state.files)
-                    if now not in ("running", "busy", "unresponsive"):
-                        raise YclusterError(told(f"it is {now} while waiting for {stage}"))
+            question, look = _Question(reached), host.monotonic() + 1
+            while not question.answer:
+                question.join(0.1)
+                if question.error:
+                    raise question.error
+                if _exited(vm.pidfd, 0) or host.monotonic() > look:
+                    _check_boot(host, state, vm, stage)
+                    look = host.monotonic() + 1
                 if host.monotonic() > until:
                     raise TimedOut(
-                        told(f"no {stage} within {timeout:.0f} s"),
+                        f"{state.name}: no {stage} within {timeout:.0f} s; {console_tail(state.files)}",
                         hint=f"it still runs, and its deadline holds: `ycluster stop --name {state.name}` ends it now",
                     )
+                if question.answer is False and not _exited(vm.pidfd, 0.1):
+                    question = _Question(reached)
                 steps.waiting(f"waiting for {stage}")
-                _exited(vm.pidfd, 0.2)
             steps.done(stage)
+
+
+def _check_boot(host: Host, state: State, vm: Vm | None, stage: str) -> None:
+    """Raise where QEMU has ended, or runs and its guest does not."""
+    now = "stopped" if vm is None or _exited(vm.pidfd, 0) else vm_status(host, state.files)
+    if now not in ("running", "busy", "unresponsive"):
+        what = "QEMU ended" if now == "stopped" else f"it is {now}"
+        why = f"{state.name}: {what} while waiting for {stage}; {console_tail(state.files)}"
+        raise YclusterError(why, hint=f"the whole console: {state.files.console}")
 
 
 def _in_guest(host: Host, state: State, command: str) -> str | None:
@@ -2903,16 +2971,16 @@ def _cloud_init_done(host: Host, state: State) -> bool:
 
 
 def console_tail(files: Files, lines: int = 12) -> str:
-    """The last lines of the serial console, cleaned of what would drive a terminal."""
+    """The last lines of the serial console under a heading, cleaned of what would drive a terminal."""
     try:
         with open(files.console, "rb") as file:
             file.seek(max(0, files.console.stat().st_size - 8192))
             text = file.read().decode("utf-8", "replace")
     except OSError as error:
-        return f"    (no console: {error.strerror})"
+        return f"there is no console: {error.strerror}"
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|[^\n\x20-\x7e]", "", text)
     tail = [line.rstrip() for line in text.split("\n") if line.strip()][-lines:]
-    return "\n".join("    " + line for line in tail) or "    (the console is empty)"
+    return "\n    ".join(["its console's last lines:", *tail]) if tail else "its console is empty"
 
 
 # === 16 k3s ==========================================================================================
@@ -2951,7 +3019,8 @@ def check_context(states: Sequence[State], config: QemuConfig, files: Files) -> 
 def fetch_image(host: Host, config: QemuConfig, cache_dir: Path) -> Path:
     """The cloud image as a file of our own, named by its SHA-256; downloads or copies it where it isn't there.
 
-    Disks are overlays on it, so it must not change under them: a user's file is copied, never used in place.
+    Disks are overlays on it, so it must not change under them: a user's file is copied, never used in place. A download
+    of known digest that was cut off is taken up where it ended.
     Raises PrerequisiteError when it can't be had, ConfigError when its digest differs.
     """
     images = cache_dir / "images"
@@ -2959,64 +3028,83 @@ def fetch_image(host: Host, config: QemuConfig, cache_dir: Path) -> Path:
     with locked(host, images / ".lock", timeout=3600):
         if config.image_sha256 and (images / config.image_sha256).is_file():
             return images / config.image_sha256
-        for leftover in images.glob(".*.tmp"):  # of a fetch that was killed: the lock is ours
-            remove(leftover)
-        beside = images / f".{secrets.token_hex(4)}.tmp"
+        part = images / f".{hashlib.sha256(config.image.encode()).hexdigest()[:16]}.part"
+        for leftover in images.glob(".*.part"):  # the lock is ours, so nobody is using them
+            if leftover != part:
+                remove(leftover)
         try:
-            digest = _fetch(host, config.image, beside)
+            resumed = part.exists()
+            digest = _fetch(host, config.image, part)
+            if resumed and digest != config.image_sha256:  # it may be its beginning that is wrong
+                remove(part)
+                digest = _fetch(host, config.image, part)
             if config.image_sha256 not in ("", digest):
+                remove(part)
                 raise ConfigError(
                     f"{config.image}: its SHA-256 is {digest}, and imageSha256 says {config.image_sha256}",
                     hint="one of them is wrong, or the image has been changed",
                 )
-            beside.chmod(0o400)
-            beside.replace(images / digest)
+            part.chmod(0o400)
+            part.replace(images / digest)
             return images / digest
         finally:
-            remove(beside)
+            if not config.image_sha256:  # with no digest nobody could tell whether the rest fits
+                remove(part)
 
 
-def _fetch(host: Host, url: str, target: Path) -> str:
-    """Copy what a URL names to a new file, and return its SHA-256."""
+def _fetch(host: Host, url: str, part: Path) -> str:
+    """Copy what a URL names to a file, which may hold its beginning already; returns its SHA-256."""
     import http.client
     import urllib.request
 
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
-        with urllib.request.urlopen(url, timeout=60) as source:
-            expected = source.headers.get("Content-Length")
-            digest = _copy_hashing(host, source, target, url)
-        if expected and int(expected) != target.stat().st_size:
-            raise OSError(f"cut off after {target.stat().st_size} of {expected} bytes")
+        with urllib.request.urlopen(request, timeout=60) as source:
+            have = have if getattr(source, "status", 0) == 206 else 0
+            length = int(source.headers.get("Content-Length") or 0)
+            digest = _copy_hashing(host, source, part, have, have + length if length else 0)
+        if length and have + length != part.stat().st_size:
+            raise OSError(f"cut off after {part.stat().st_size} of {have + length} bytes")
         return digest
     except (OSError, ValueError, http.client.HTTPException) as error:
+        if getattr(error, "code", 0) == 416:  # there is nothing behind what we have, so it is something else
+            remove(part)
+            return _fetch(host, url, part)
+        gone = "dated releases vanish after some months: choose a newer one, with the digest in its SHA256SUMS; or\n"
         raise PrerequisiteError(
             f"{url}: {getattr(error, 'reason', None) or error}",
-            hint="`image` (and imageSha256) in the config can name any cloud image that this host can reach;\n"
+            hint=(gone if getattr(error, "code", 0) in (404, 410) else "")
+            + "`image` (and imageSha256) in the config can name any cloud image that this host can reach;\n"
             "scripts/build-guest-image.sh makes one of Debian packages",
         ) from None
 
 
-def _copy_hashing(host: Host, source: IO[bytes], target: Path, name: str) -> str:
-    """Copy a stream to a new file and return its SHA-256. Blocks of zeros stay holes."""
+def _copy_hashing(host: Host, source: IO[bytes], part: Path, have: int, total: int) -> str:
+    """Copy a stream behind the first `have` bytes of a file; returns the SHA-256 of all. Blocks of zeros stay holes."""
     steps = Steps(host.output, host.monotonic)
     digest, size = hashlib.sha256(), 0
-    fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(fd, "wb") as file:
+    with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+b") as file:
+        while size < have:
+            block = file.read(min(1 << 20, have - size))
+            digest.update(block)
+            size += len(block)
+        file.truncate(size)
         while True:
             block = source.read(1 << 20)
             if not block:
                 break
             digest.update(block)
+            size += len(block)
             if block.count(0) == len(block):
-                file.seek(len(block), os.SEEK_CUR)
+                file.seek(size)
             else:
                 file.write(block)
-            size += len(block)
-            steps.waiting(f"fetching the image: {size >> 20} MiB")
+            steps.waiting(f"fetching the image: {size >> 20} of {total >> 20 or '?'} MiB")
         file.truncate(size)
         file.flush()
         os.fsync(file.fileno())
-    steps.done(f"image {Path(name).name}: {size >> 20} MiB")
+    steps.done(f"image of {size >> 20} MiB")
     return digest.hexdigest()
 
 
@@ -3082,14 +3170,19 @@ def _the_one(found: Sequence[Files], which: str, every: Sequence[Files]) -> File
     raise StateError(f"no cluster {which}; there are:", hint=known)
 
 
+def current(host: Host, files: Files) -> State:
+    """The cluster's state by the clock of now."""
+    return adjusted(load_state(files), host.clock())
+
+
 def readable(host: Host) -> list[tuple[Files, State]]:
     """The clusters whose sidecar can be read; a warning for each other. One bad sidecar never hides the rest."""
     found = []
     for files in discover(host):
         try:
-            found.append((files, load_state(files)))
+            found.append((files, current(host, files)))
         except StateError as error:
-            if files.sidecar.exists():
+            if os.path.lexists(files.sidecar):
                 host.output.warn(str(error))
     return found
 
@@ -3116,7 +3209,13 @@ def opened(host: Host, files: Files, *, patience: float = LOCK_TIMEOUT) -> Itera
     """The state of an existing cluster, under its lock."""
     load_state(files)  # where there is none, this says so before anything is made
     with cluster_lock(host, files, patience=patience):
-        yield load_state(files)
+        saved = load_state(files)
+        state = adjusted(saved, host.clock())
+        if saved.expires_at is not None and state.expires_at != saved.expires_at:
+            step = (state.expires_at or 0) - saved.expires_at
+            way = "forward" if step > 0 else "back"
+            host.output.warn(f"{state.name}: the clock was set {way} by {in_words(step)}; its deadline moves along")
+        yield state
 
 
 # --- life and death of a VM
@@ -3134,7 +3233,7 @@ def provision(host: Host, directory: Path) -> None:
     sweep(host, by="next command", spare=files)
     check_context([other for _, other in readable(host)], config, files)
     _refuse_existing(files)
-    _check_ports(state)
+    _check_ports(host, state)
     if files.cache_dir.exists() and not files.cache_dir.is_dir():
         raise ConfigError(f"{config.file}: cacheDir {files.cache_dir} is not a directory")
     make_private_dir(files.cache_dir)
@@ -3157,16 +3256,15 @@ def _refuse_existing(files: Files) -> None:
     """Raise when the name is taken. What a provision left that was killed before its first boot is nobody's."""
     if running(files):
         raise YclusterError(f"{files.name} already runs", hint=f"`ycluster teardown --name {files.name}` removes it")
-    if files.sidecar.exists():
-        if not _half_made(load_state(files)):
-            way_out = (
-                f"`ycluster start --name {files.name}` starts it, `ycluster teardown --name {files.name}` removes it"
-            )
-            raise YclusterError(f"{files.name} already exists in {files.cache_dir}", hint=way_out)
-    elif files.disk.exists():
-        raise YclusterError(
-            f"{files.disk}: a disk is there that no cluster claims", hint="move it away, or choose another name"
-        )
+    if files.sidecar.exists() and not _half_made(load_state(files)):
+        way_out = f"`ycluster start --name {files.name}` starts it, `ycluster teardown --name {files.name}` removes it"
+        raise YclusterError(f"{files.name} already exists in {files.cache_dir}", hint=way_out)
+    every = [files.disk, files.ssh_key, files.ssh_pub, *files.disposable()]
+    foreign = [path for path in every if path.is_dir() or (path == files.disk and path.exists())]
+    if foreign and not files.sidecar.exists():
+        what = "a directory" if foreign[0].is_dir() else "a disk"
+        hint = "move it away, or choose another name"
+        raise YclusterError(f"{foreign[0]}: {what} is there that no cluster claims", hint=hint)
 
 
 def _half_made(state: State) -> bool:
@@ -3174,11 +3272,11 @@ def _half_made(state: State) -> bool:
     return bool(state.image) and state.started_at is None
 
 
-def _check_ports(state: State) -> None:
+def _check_ports(host: Host, state: State) -> None:
     taken = taken_ports(state)
     if taken:
         raise PrerequisiteError(
-            f"can't listen on port {', '.join(map(str, taken))}: taken, or below 1024 and you are not root",
+            "; ".join(f"can't listen on port {port}: {port_owner(host, port)}" for port in taken),
             hint='set sshPort or portForwards in the config to other ports ("0": QEMU chooses)',
         )
 
@@ -3200,7 +3298,7 @@ def _create(host: Host, state: State, image: Path) -> State:
 
 def _boot(host: Host, state: State) -> State:
     """Anchor, save, arm, and only then run. A guest that didn't come to run leaves no deadline behind."""
-    state = anchored(state, host.now(), host.boot_id())
+    state = anchored(state, host.clock())
     try:
         state = arm_timer(host, save_state(state))
         return save_state(launch(host, state))
@@ -3215,7 +3313,7 @@ def _guarded(host: Host, state: State, *, anew: bool = False) -> State:
     if state.disarmed:
         return state
     if state.expires_at is None and budget(state.lifetime) is not None:
-        state = save_state(anchored(state, host.now(), host.boot_id()))
+        state = save_state(anchored(state, host.clock()))
     return arm_timer(host, state, state.retry_at, fired=anew)
 
 
@@ -3262,7 +3360,7 @@ def start(host: Host, files: Files) -> None:
                 f"{state.name} has no disk to boot: its provision was cut off, or the disk was taken away",
                 hint="`ycluster provision -c DIR` makes it anew; `ycluster teardown` clears the rest",
             )
-        _check_ports(state)
+        _check_ports(host, state)
         state = _boot(host, state)
     _finish_boot(host, state)
 
@@ -3285,8 +3383,9 @@ def _halt(host: Host, state: State) -> str:
                 break
             host.output.say(f"stopping {state.name} (pid {vm.pid})")
             how = stop_vm(host, state.files, vm, lambda: ssh_run(host, state, "sudo sync; sudo poweroff", timeout=15))
-    remove(state.files.pidfile)
-    remove(state.files.qmp)
+    with contextlib.suppress(OSError):  # stale, they do no harm; on a read-only disk they have to stay
+        remove(state.files.pidfile)
+        remove(state.files.qmp)
     return how
 
 
@@ -3308,7 +3407,7 @@ def resume(host: Host, files: Files) -> None:
             raise YclusterError(f"{state.name} is stopped", hint=f"`ycluster start --name {state.name}` starts it")
         halted = vm_status(host, files) != "running"
         if halted and state.expires_at is not None and state.expires_at <= host.now() and not state.disarmed:
-            state = anchored(state, host.now(), host.boot_id())
+            state = anchored(state, host.clock())
         state = _guarded(host, state)
         if halted:
             resume_vm(host, files, vm)
@@ -3321,10 +3420,10 @@ def resume(host: Host, files: Files) -> None:
 
 def teardown(host: Host, files: Files, *, keep_disk: bool = False) -> None:
     """Stop the VM and remove the cluster's own files, and nothing else; says which. Twice is once."""
-    if not files.sidecar.exists() and not running(files):
+    if not os.path.lexists(files.sidecar) and not running(files):
         return host.output.say(f"{files.name}: nothing to tear down in {files.cache_dir}")
     with cluster_lock(host, files):
-        known = files.sidecar.exists()
+        known = os.path.lexists(files.sidecar)
         state = load_state(files) if known else State(name=files.name, cache_dir=str(files.cache_dir))
         _halt(host, state)
         # A VM whose sidecar is gone is stopped; what was on its disk only a cluster's teardown may take.
@@ -3354,10 +3453,10 @@ def reap(host: Host, files: Files, *, by: str, wait: float = 0.0, patience: floa
     waited for. Raises YclusterError when the action failed; it is then tried again.
     """
     if wait:
-        ahead = (load_state(files).expires_at or 0) - host.now()
+        ahead = (current(host, files).expires_at or 0) - host.now()
         host.sleep(ahead if ahead <= wait else 0)
     with opened(host, files, patience=patience) as state:
-        decision = decide(state, host.now())
+        decision = decide(state, host.clock())
         if decision.do == "nothing":
             host.output.say(f"{state.name}: nothing to reap: {decision.why}")
         elif decision.do == "rearm":
@@ -3375,9 +3474,12 @@ def _expire(host: Host, state: State, action: str, by: str) -> None:
         state = arm_timer(host, replace(state, retry_at=again), again, fired=True)
     except (YclusterError, OSError) as error:
         host.output.warn(f"{state.name}: no second try can be armed: {error}")
+    done = "failed"
     try:
         how = _freeze(host, state.files) if action == "pause" else _halt(host, state)
         record = Reaped(at=int(host.now()), action=action, by=by, how=how or "was not running")
+        host.output.say(f"{format_time(host.now())} {state.name}: {action}: {record.how}")
+        done = "is done, but can't be written down"
         # A start that was cut off before QEMU ran, or a stop by the sibling, which leaves its deadline behind, must
         # not cost a disk: what never ran in this budget has nothing to be torn down for.
         if action == "teardown" and (how or state.ran_with):
@@ -3385,8 +3487,7 @@ def _expire(host: Host, state: State, action: str, by: str) -> None:
         else:
             disarm_timer(host, replace(stopped(state), reaped=record), None)
     except Exception as error:
-        raise YclusterError(f"{state.name}: {action} failed, again at {local_time(again)}: {error}") from error
-    host.output.say(f"{format_time(host.now())} {state.name}: {action}: {record.how}")
+        raise YclusterError(f"{state.name}: {action} {done}, again at {local_time(again)}: {error}") from error
 
 
 def _freeze(host: Host, files: Files) -> str:
@@ -3395,18 +3496,20 @@ def _freeze(host: Host, files: Files) -> str:
 
 
 def sweep(host: Host, *, by: str, spare: Files | None = None, every: bool = False) -> list[str]:
-    """Reap every cluster that is overdue (`every`: look into the others, too), and return the names of those that
-    could not be. One that fails keeps no other from it; what somebody else is working on is left to them."""
+    """Reap every cluster that is overdue or has no timer for its deadline (`every`: look into the others, too); returns
+    the names of those that could not be. One that fails keeps no other from it; one that is busy is left alone."""
     failed = []
     for files in discover(host):
+        if files == spare:
+            continue
         try:
-            state = load_state(files)
-            if files != spare and (every or _wake(state) <= host.now()):
+            state = current(host, files)
+            if every or _wake(state) <= host.now() or _unguarded(host, state):
                 reap(host, files, by=by, patience=LOCK_TIMEOUT if every else 0.5)
         except Busy:
             failed.append(files.name)
         except Exception as error:
-            if files.sidecar.exists():
+            if os.path.lexists(files.sidecar):
                 host.output.warn(f"{files.name}: {error}")
                 failed.append(files.name)
     return failed
@@ -3424,7 +3527,7 @@ def reap_all(host: Host, *, by: str) -> None:
 def extend(host: Host, files: Files, nanoseconds: int) -> None:
     """Push the deadline out and re-arm. It never reaps first, even where the deadline has passed."""
     with opened(host, files) as state:
-        state = save_state(extended(state, nanoseconds, host.now()))
+        state = save_state(extended(state, nanoseconds, host.clock()))
         state = _guarded(host, state)
     host.output.say(f"{state.name}: extended by {format_duration(nanoseconds)}")
     say_deadline(host, state)
@@ -3484,7 +3587,7 @@ def watch(host: Host, files: Files, *, by: str) -> None:
                         if fd is not None:
                             os.close(fd)
                         return
-            wake = _wake(load_state(files))
+            wake = _wake(current(host, files))
             if wake <= host.now():
                 reap(host, files, by=by)
         except Exception as error:  # whatever it is, a watcher that ends guards nothing
@@ -3511,6 +3614,12 @@ def _wake(state: State) -> float:
     return max(state.expires_at, state.retry_at or 0)
 
 
+def _unguarded(host: Host, state: State) -> bool:
+    """Whether a deadline counts, and no timer stands that fires at it."""
+    wake = _wake(state)
+    return wake < float("inf") and not (state.timer and state.timer.deadline == wake and is_armed(host, state))
+
+
 def watch_all(host: Host) -> None:
     """Reap every cluster of this user as it falls due, until interrupted: the timer of a host that has none."""
     while True:
@@ -3525,23 +3634,15 @@ def watch_all(host: Host) -> None:
 def describe(host: Host, state: State) -> dict[str, Any]:
     """What `list -o json` and `status -o json` show of a cluster (shape version 1)."""
     return {
-        "name": state.name,
-        "context": state.context,
-        "state": vm_status(host, state.files),
-        "maxRun": state.lifetime,
-        "onExpiry": state.on_expiry,
-        "startedAt": _encode_time(state.started_at),
-        "expiresAt": _encode_time(state.expires_at),
-        "retryAt": _encode_time(state.retry_at),
+        "name": state.name, "context": state.context, "state": vm_status(host, state.files), "maxRun": state.lifetime,
+        "onExpiry": state.on_expiry, "startedAt": _encode_time(state.started_at),
+        "expiresAt": _encode_time(state.expires_at), "retryAt": _encode_time(state.retry_at),
         "remainingSeconds": None if state.expires_at is None else int(state.expires_at - host.now()),
-        "disarmed": state.disarmed,
-        "reaped": _encode_record(state.reaped) if state.reaped else None,
+        "disarmed": state.disarmed, "reaped": _encode_record(state.reaped) if state.reaped else None,
         "sshPort": state.ssh_port,
         "portForwards": [{"host": forward.host, "guest": forward.guest} for forward in state.port_forwards],
-        "accel": state.ran_with,
-        "disk": str(state.files.disk),
-        "cacheDir": state.cache_dir,
-    }
+        "accel": state.ran_with, "disk": str(state.files.disk), "cacheDir": state.cache_dir,
+    }  # fmt: skip
 
 
 def enforcement(host: Host, state: State) -> dict[str, Any]:
@@ -3549,12 +3650,10 @@ def enforcement(host: Host, state: State) -> dict[str, Any]:
     backend = timer_named(state.timer.backend) if state.timer else None
     armed = is_armed(host, state)
     return {
-        "backend": backend.name if backend else "",
-        "armed": armed,
+        "backend": backend.name if backend else "", "armed": armed,
         "nextFire": format_time(state.timer.deadline) if armed and state.timer else "",
-        "survives": dict(backend.survives) if backend else {},
-        "improve": stronger_timer(host, state),
-    }
+        "survives": dict(backend.survives) if backend else {}, "improve": stronger_timer(host, state),
+    }  # fmt: skip
 
 
 def left_words(shown: Mapping[str, Any]) -> str:
@@ -3583,7 +3682,7 @@ def list_clusters(host: Host, form: str) -> None:
 
 def status(host: Host, files: Files, form: str, *, guard: bool = False) -> None:
     """One cluster; with `guard` (`lifetime status`) who enforces its deadline, else how to get at it."""
-    state = load_state(files)
+    state = current(host, files)
     shown = describe(host, state)
     if guard:
         shown["enforcement"] = enforcement(host, state)
@@ -3610,8 +3709,7 @@ def _lifetime_rows(state: State, shown: Mapping[str, Any]) -> list[list[str]]:
     if state.retry_at is not None:
         rows.append(["retry:", f"the {state.on_expiry} is under way, or failed; again at {local_time(state.retry_at)}"])
     if state.reaped:
-        done = {"stop": "stopped", "pause": "paused", "teardown": "torn down"}[state.reaped.action]
-        rows.append(["expired:", f"{done} {local_time(state.reaped.at)} by {state.reaped.by}: {state.reaped.how}"])
+        rows.append(["expired:", in_past_tense(state.reaped)])
     return rows
 
 
@@ -3783,6 +3881,8 @@ def _files(host: Host, args: argparse.Namespace) -> Files:
 
 
 def _check_selection(args: argparse.Namespace) -> None:
+    if "" in (args.context, args.name):
+        raise UsageError("--context and --name want a name, and this one is empty", hint="an unset variable?")
     named = args.context or args.name or args.config
     if named and (getattr(args, "state", None) or getattr(args, "all", False)):
         raise UsageError("--state and --all say which already; leave out --context, --name and -c")

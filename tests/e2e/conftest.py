@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable
 
+import daemons
 import pytest
+from daemons import wait_for as wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,17 +26,6 @@ def need(present: object, reason: str) -> None:
         if os.environ.get("CI") == "true":
             pytest.fail(f"missing in CI: {reason}")
         pytest.skip(reason)
-
-
-def wait_for(what: str, ready: Callable[[], Any], timeout: float = 180) -> Any:
-    """Poll until `ready` gives something true; the bound is generous, since machines are shared and noisy."""
-    until = time.monotonic() + timeout
-    while True:
-        got = ready()
-        if got:
-            return got
-        assert time.monotonic() < until, f"waited {timeout} s in vain for {what}"
-        time.sleep(0.2)
 
 
 @dataclass
@@ -188,49 +179,22 @@ lifetime:
 
 
 @contextlib.contextmanager
-def daemon(name: str, ready: Callable[[], bool], *argv: object) -> Iterator[None]:
-    """A daemon that runs, and answers, for as long as the block lasts."""
-    process = subprocess.Popen([str(word) for word in argv], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        wait_for(name, ready, 60)
+def needed(part: contextlib.AbstractContextManager[None]) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(part)
+        except daemons.Missing as missing:
+            need(False, str(missing))
         yield
-    finally:
-        process.terminate()
-        process.wait(60)
 
 
 @pytest.fixture(scope="session")
 def user_manager() -> Iterator[None]:
-    """A systemd that runs this user's timers: the session's own, or one started here (FACTS: as root, in a /run)."""
-
-    def answers() -> bool:
-        asked = subprocess.run(["systemctl", "--user", "show", "--property=Version"], capture_output=True)
-        return asked.returncode == 0
-
-    need(shutil.which("systemd-run") and os.environ.get("XDG_RUNTIME_DIR"), "no systemd, or no XDG_RUNTIME_DIR")
-    if answers():
-        yield
-        return
-    systemd = Path("/lib/systemd/systemd")
-    need(
-        systemd.exists() and os.path.isdir("/run/systemd/system"),
-        "no systemd user manager answers, and none can be had",
-    )
-    with daemon("the user manager", answers, systemd, "--user"):
+    with needed(daemons.user_manager()):
         yield
 
 
 @pytest.fixture(scope="session")
 def atd() -> Iterator[None]:
-    """A running atd: the host's, or one started here."""
-
-    def runs() -> bool:
-        return subprocess.run(["pgrep", "-x", "atd"], capture_output=True).returncode == 0
-
-    need(shutil.which("at"), "at is not installed")
-    if runs():
-        yield
-        return
-    need(os.geteuid() == 0 and Path("/usr/sbin/atd").exists(), "atd does not run, and only root can start one")
-    with daemon("atd", runs, "/usr/sbin/atd", "-f"):
+    with needed(daemons.atd()):
         yield

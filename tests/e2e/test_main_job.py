@@ -79,6 +79,20 @@ def test_the_guest_has_the_whole_disk_and_a_login_of_its_own(vm: Cluster) -> Non
     assert vm.run("ssh", "--", "hostname").stdout == f"{vm.name}\n"
 
 
+def test_the_guest_has_virtio_disks_an_rng_and_gives_space_back(vm: Cluster) -> None:
+    assert "virtio_rng" in vm.run("ssh", "--", "cat /sys/class/misc/hw_random/rng_current").stdout
+    assert vm.run("ssh", "--", "findmnt -no SOURCE /").stdout.startswith("/dev/vda")
+
+    def blocks() -> int:
+        return vm.file(".qcow2").stat().st_blocks * 512
+
+    vm.run("ssh", "--", "head -c 200M /dev/urandom > filler && sync")
+    filled = blocks()
+    assert filled > 200 << 20
+    vm.run("ssh", "--", "rm filler && sync && sudo fstrim /")
+    assert blocks() < filled - (150 << 20)
+
+
 def test_every_port_is_bound_to_loopback_and_every_file_is_private(vm: Cluster) -> None:
     listening = subprocess.run(["ss", "-Hltnp"], text=True, capture_output=True).stdout
     [pid] = vm.qemu()
@@ -208,9 +222,23 @@ def test_the_watcher_reaps_it_at_its_deadline_with_no_scheduler_at_all(vm: Clust
     wait_for("the watcher to leave", lambda: subprocess.run(watching, capture_output=True).returncode == 1)
 
 
-def test_stop_by_hand_takes_the_timer_away_and_twice_is_once(vm: Cluster) -> None:
+def test_what_the_guest_has_synced_outlives_a_killed_qemu_and_its_machine_stays_the_same(vm: Cluster) -> None:
     vm.run("start", YCLUSTER_TIMER="systemd")
+    machine = vm.sidecar()["machine"]
+    vm.run("ssh", "--", "echo solid > synced && sync")
+    [pid] = vm.qemu()
+    os.kill(pid, 9)
+    wait_for("its end", lambda: vm.qemu() == [])
+    assert vm.status()["state"] == "stopped"
+    vm.run("start", YCLUSTER_TIMER="systemd")
+    assert vm.run("ssh", "--", "cat synced").stdout == "solid\n"
+    [pid] = vm.qemu()
+    assert machine.startswith("pc-q35-") and vm.sidecar()["machine"] == machine
+    assert f"-machine\0{machine},".encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
     assert len(our_timers(vm)) == 1
+
+
+def test_stop_by_hand_takes_the_timer_away_and_twice_is_once(vm: Cluster) -> None:
     assert "off by guest-shutdown" in vm.run("stop").stderr
     assert vm.qemu() == [] and vm.status()["state"] == "stopped"
     assert our_timers(vm) == [] and "timer" not in vm.sidecar()

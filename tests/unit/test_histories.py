@@ -69,7 +69,7 @@ class World:
         assert state.files not in self.vms, "two VMs on one disk"
         self.vms[state.files] = "running"
         self.effect()
-        return state
+        return replace(state, ran_with="tcg")
 
     def stop_vm(self, host: Host, files: Files, vm: Vm, poweroff: object) -> str:
         self.effect()
@@ -162,11 +162,15 @@ class Histories(RuleBasedStateMachine):
         return wrapped
 
     def states(self) -> dict[str, State]:
-        return {name: ycluster.load_state(files) for name, files in self.files.items() if files.sidecar.exists()}
+        """What the sidecars say, by the clock of now."""
+        return {
+            name: ycluster.current(self.host, files) for name, files in self.files.items() if files.sidecar.exists()
+        }
 
     def command(self, verb: Callable[[], object], crash: int | None = None, halts: str = "") -> str:
         """Run a verb; returns how it ended: done, failed or killed. Only the cluster that it `halts` may halt undue."""
         before, ran = self.states(), dict(self.world.vms)
+        disks = {name for name, files in self.files.items() if files.disk.exists() and name != halts}
         self.world.effects, self.world.crash_at = 0, crash
         try:
             verb()
@@ -181,6 +185,10 @@ class Histories(RuleBasedStateMachine):
                 deadline = before[name].expires_at
                 assert deadline is not None and deadline <= self.host.now(), f"{name} was reaped before its deadline"
                 assert not before[name].disarmed, f"{name} was reaped though it is disarmed"
+        for name in disks:
+            if not self.files[name].disk.exists():
+                assert before[name].on_expiry == "teardown", f"the disk of {name} is lost"
+                assert before[name].boot_id == self.host.boot_id(), f"{name} was torn down by a clock nobody can check"
         return end
 
     def overdue(self, *, patient: bool = True) -> list[str]:
@@ -188,7 +196,7 @@ class Histories(RuleBasedStateMachine):
         late = {
             name: state
             for name, state in self.states().items()
-            if ycluster.decide(state, self.host.now()).do in ycluster.ACTIONS
+            if ycluster.decide(state, self.host.clock()).do in ycluster.ACTIONS
         }
         waits = {name for name, state in late.items() if patient and (state.retry_at or 0) > self.host.now()}
         return [name for name in late if name not in waits and self.world.vms.get(self.files[name]) == "running"]
@@ -197,7 +205,8 @@ class Histories(RuleBasedStateMachine):
 
     @rule(name=names, crash=crashes)
     def provision(self, name: str, crash: int | None) -> None:
-        if self.command(lambda: ycluster.provision(self.host, self.config(name)), crash) == "done":
+        fresh = name if not self.files[name].disk.exists() else ""  # what it makes itself it may take away again
+        if self.command(lambda: ycluster.provision(self.host, self.config(name)), crash, halts=fresh) == "done":
             self.guarded(name)
             assert self.overdue() == [] or self.world.stubborn
 
@@ -314,6 +323,8 @@ class Histories(RuleBasedStateMachine):
     def sweep(self) -> None:
         self.command(lambda: ycluster.sweep(self.host, by="next command"))
         assert self.overdue() == [] or self.world.stubborn
+        for name in self.states():  # a timer that got lost is armed again
+            self.guarded(name)
 
     @rule()
     def reap_all(self) -> None:
@@ -324,9 +335,33 @@ class Histories(RuleBasedStateMachine):
 
     # --- the world
 
-    @rule(seconds=st.sampled_from([0.3, 29.0, 41.0, 3600.0, 100_000.0, -1.5, -3000.0]))
-    def the_clock_jumps(self, seconds: float) -> None:
+    @rule(seconds=st.sampled_from([0.3, 29.0, 41.0, 3600.0, 100_000.0]))
+    def time_passes(self, seconds: float) -> None:
         self.host.time += seconds
+
+    @rule(seconds=st.sampled_from([-100_000.0, -3000.0, -1.5, 1.5, 3000.0, 100_000.0, 1e9]))
+    def the_clock_is_set(self, seconds: float) -> None:
+        """No cluster's time gets longer or shorter by it, unless the host has been rebooted, after which nobody knows."""
+        before = self.time_left()
+        self.host.set_clock(max(seconds, 1e6 - self.host.time))
+        for name, left in self.time_left().items():
+            assert abs(left - before[name]) < ycluster.CLOCK_STEP + 2, f"the time of {name} has changed by {seconds}"
+
+    def time_left(self) -> dict[str, float]:
+        """Seconds to the deadlines that were set in this boot of the host."""
+        return {
+            name: state.expires_at - self.host.now()
+            for name, state in self.states().items()
+            if state.expires_at is not None and state.boot_id == self.host.boot_id()
+        }
+
+    @rule(keeps_timers=st.booleans())
+    def the_host_is_rebooted(self, keeps_timers: bool) -> None:
+        self.host.reboot()
+        self.world.vms.clear()
+        if not keeps_timers:
+            self.unguarded |= {files.name for files, _ in self.world.timers.values()}
+            self.world.timers.clear()
 
     @rule(stubborn=st.booleans(), broken=st.booleans())
     def qemu_has_moods(self, stubborn: bool, broken: bool) -> None:
@@ -389,12 +424,14 @@ Step = Callable[[Histories], object]
         ("pause", [lambda h: h.the_deadline_comes("a", 0, True), lambda h: h.wake("a", None, "resume")]),
         ("stop", [lambda h: h.the_deadline_comes("a", 0, True), lambda h: h.wake("a", None, "start")]),
         ("stop", [lambda h: h.qemu_has_moods(True, False), lambda h: h.the_deadline_comes("a", 5, True)]),
-        ("stop", [lambda h: h.the_clock_jumps(100_000.0), lambda h: h.extend("a", None, "2h")]),
+        ("stop", [lambda h: h.time_passes(100_000.0), lambda h: h.extend("a", None, "2h")]),
         ("stop", [lambda h: h.halt("a", None, "stop"), lambda h: h.qemu_has_moods(False, True), lambda h: h.wake("a", None, "start")]),
-        ("teardown", [lambda h: h.guard("a", None, "disarm"), lambda h: h.the_clock_jumps(1e5), lambda h: h.reap("a", None)]),
+        ("teardown", [lambda h: h.guard("a", None, "disarm"), lambda h: h.time_passes(1e5), lambda h: h.reap("a", None)]),
+        ("teardown", [lambda h: h.the_host_is_rebooted(True), lambda h: h.the_deadline_comes("a", 5, True)]),
+        ("teardown", [lambda h: h.the_clock_is_set(1e5), lambda h: h.reap("a", None), lambda h: h.time_passes(3600.0), lambda h: h.reap("a", None)]),
         ("stop", [step for n in range(1, 12) for step in (lambda h: h.halt("a", None, "stop"), lambda h, n=n: h.wake("a", n, "start"))]),
     ],
-    ids=["resumed after its expiry", "started again", "won't stop", "extended late", "won't start", "disarmed", "killed anywhere"],
+    ids=["resumed after its expiry", "started again", "won't stop", "extended late", "won't start", "disarmed", "rebooted", "clock set", "killed anywhere"],
 )  # fmt: skip
 def test_histories_that_must_be_among_them(action: str, steps: list[Step]) -> None:
     """Chance finds these too, but not in every run."""

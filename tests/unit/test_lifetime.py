@@ -11,7 +11,19 @@ from hypothesis import strategies as st
 from unit_support import NOW
 
 import ycluster
-from ycluster import ACTIONS, ArmedTimer, Reaped, State, anchored, decide, extended, retry_delay, stopped
+from ycluster import (
+    ACTIONS,
+    ArmedTimer,
+    Clock,
+    Reaped,
+    State,
+    adjusted,
+    anchored,
+    decide,
+    extended,
+    retry_delay,
+    stopped,
+)
 
 HOUR = 3600
 DISARMED = ArmedTimer("none", "", 0)
@@ -24,6 +36,11 @@ actions = st.sampled_from(ACTIONS)
 
 def state(**fields: object) -> State:
     return State(**{"name": "demo", "cache_dir": "/c", "lifetime": "8h", **fields})  # type: ignore[arg-type]
+
+
+def at(now: float, *, stepped: float = 0, boot: str = "boot") -> Clock:
+    """The clocks at a moment, the wall clock having been set by so many seconds since NOW."""
+    return Clock(now + stepped, NOW - HOUR + stepped, boot)
 
 
 # --- decide
@@ -45,7 +62,7 @@ def state(**fields: object) -> State:
     ids=["due", "1 ms early", "1 h early", "pause", "teardown", "guarded", "disarmed", "not armed", "no budget"],
 )
 def test_decide(fields: dict[str, object], late: float, do: str) -> None:
-    assert decide(state(**fields), NOW + late).do == do
+    assert decide(state(**fields), at(NOW + late)).do == do
 
 
 @pytest.mark.parametrize(
@@ -60,18 +77,18 @@ def test_decide(fields: dict[str, object], late: float, do: str) -> None:
     ids=["early", "late", "not armed", "no budget", "disarmed"],
 )
 def test_decide_says_why(fields: dict[str, object], why: str) -> None:
-    assert decide(state(**fields), NOW).why == why
+    assert decide(state(**fields), at(NOW)).why == why
 
 
 @given(moments, moments, actions)
 def test_it_is_due_from_the_deadline_on_and_never_before(deadline: float, now: float, action: str) -> None:
-    due = decide(state(expires_at=int(deadline), on_expiry=action), now)
+    due = decide(state(expires_at=int(deadline), on_expiry=action), at(now))
     assert due.do == (action if now >= int(deadline) else "rearm")
 
 
 @given(moments, st.none() | moments.map(int), actions)
 def test_a_disarmed_cluster_is_never_acted_on(now: float, deadline: int | None, action: str) -> None:
-    assert decide(state(expires_at=deadline, timer=DISARMED, on_expiry=action), now).do == "nothing"
+    assert decide(state(expires_at=deadline, timer=DISARMED, on_expiry=action), at(now)).do == "nothing"
 
 
 # --- anchored and stopped
@@ -79,37 +96,37 @@ def test_a_disarmed_cluster_is_never_acted_on(now: float, deadline: int | None, 
 
 @given(moments, budgets)
 def test_the_budget_is_counted_from_the_start_and_rounded_up_to_a_second(now: float, nanoseconds: int) -> None:
-    deadline = anchored(state(lifetime=ycluster.format_duration(nanoseconds)), now, "boot").expires_at
+    deadline = anchored(state(lifetime=ycluster.format_duration(nanoseconds)), at(now)).expires_at
     exact = Fraction(now) + Fraction(nanoseconds, 10**9)
     assert deadline is not None and exact <= deadline < exact + 1
 
 
 @given(moments, budgets)
 def test_a_fresh_start_is_never_due_at_once(now: float, nanoseconds: int) -> None:
-    assert decide(anchored(state(lifetime=ycluster.format_duration(nanoseconds)), now, ""), now).do == "rearm"
+    assert decide(anchored(state(lifetime=ycluster.format_duration(nanoseconds)), at(now)), at(now)).do == "rearm"
 
 
 @pytest.mark.parametrize("lifetime", ["", "0"])
 def test_no_budget_gives_no_deadline(lifetime: str) -> None:
-    fresh = anchored(state(lifetime=lifetime, expires_at=5), NOW, "boot")
+    fresh = anchored(state(lifetime=lifetime, expires_at=5), at(NOW))
     assert (fresh.expires_at, fresh.started_at, fresh.boot_id) == (None, int(NOW), "boot")
-    assert decide(fresh, NOW + 10**9).do == "nothing"
+    assert decide(fresh, at(NOW + 10**9)).do == "nothing"
 
 
 def test_a_start_ends_a_disarming_and_forgets_the_last_expiry() -> None:
     before = state(timer=DISARMED, reaped=Reaped(1, "stop", "at", "SIGTERM"))
-    fresh = anchored(before, NOW, "")
+    fresh = anchored(before, at(NOW))
     assert (fresh.timer, fresh.reaped, fresh.disarmed) == (None, None, False)
 
 
 def test_a_start_keeps_the_old_timer_on_record_until_it_is_cancelled() -> None:
-    assert anchored(state(timer=STANDING), NOW, "").timer == STANDING
+    assert anchored(state(timer=STANDING), at(NOW)).timer == STANDING
 
 
 @given(moments, st.sampled_from([None, DISARMED, STANDING]), moments)
 def test_a_stopped_cluster_is_never_acted_on(deadline: float, timer: ArmedTimer | None, now: float) -> None:
     over = stopped(state(expires_at=int(deadline), timer=timer))
-    assert decide(over, now).do == "nothing"
+    assert decide(over, at(now)).do == "nothing"
     assert stopped(over) == over
 
 
@@ -118,7 +135,7 @@ def test_a_stopped_cluster_is_never_acted_on(deadline: float, timer: ArmedTimer 
 
 @given(moments.map(int), budgets, moments)
 def test_extend_moves_the_deadline_strictly_later_and_beyond_now(deadline: int, more: int, now: float) -> None:
-    later = extended(state(expires_at=deadline), more, now).expires_at
+    later = extended(state(expires_at=deadline), more, at(now)).expires_at
     assert later is not None and later > deadline and later > now
     assert later - max(deadline, int(now)) == -(-more // 10**9)
 
@@ -126,12 +143,13 @@ def test_extend_moves_the_deadline_strictly_later_and_beyond_now(deadline: int, 
 @given(moments.map(int), budgets, moments, st.sampled_from([None, DISARMED, STANDING]))
 def test_extend_changes_the_deadline_alone(deadline: int, more: int, now: float, timer: ArmedTimer | None) -> None:
     before = state(expires_at=deadline, timer=timer)
-    assert replace(extended(before, more, now), expires_at=deadline) == before
+    after = extended(before, more, at(now))
+    assert replace(after, expires_at=deadline, boot_id=before.boot_id, booted_at=before.booted_at) == before
 
 
 def test_extend_needs_a_deadline() -> None:
     with pytest.raises(ycluster.YclusterError, match="no deadline is counting") as caught:
-        extended(state(), HOUR * 10**9, NOW)
+        extended(state(), HOUR * 10**9, at(NOW))
     assert caught.value.exit_code == 1 and "start" in caught.value.hint
 
 
@@ -142,13 +160,85 @@ def test_extend_needs_a_deadline() -> None:
 )
 def test_extend_refuses(nanoseconds: int, message: str) -> None:
     with pytest.raises(ycluster.UsageError, match=message):
-        extended(state(expires_at=int(NOW)), nanoseconds, NOW)
+        extended(state(expires_at=int(NOW)), nanoseconds, at(NOW))
 
 
 def test_no_chain_of_extensions_passes_a_hundred_years() -> None:
-    far = extended(state(expires_at=int(NOW)), ycluster.parse_duration("800000h"), NOW)
+    far = extended(state(expires_at=int(NOW)), ycluster.parse_duration("800000h"), at(NOW))
     with pytest.raises(ycluster.UsageError, match="a hundred years"):
-        extended(far, ycluster.parse_duration("800000h"), NOW)
+        extended(far, ycluster.parse_duration("800000h"), at(NOW))
+
+
+# --- a clock that is set
+
+steps = st.integers(-(10**9), 10**9)
+
+
+@given(budgets, st.floats(0, 1e8), steps)
+def test_the_budget_is_the_time_that_passed_whatever_the_clock_was_set_to(
+    nanoseconds: int, passed: float, step: int
+) -> None:
+    begun = anchored(state(lifetime=ycluster.format_duration(nanoseconds)), at(NOW))
+    clock = at(NOW + passed, stepped=step)
+    due = decide(adjusted(begun, clock), clock).do == "stop"
+    off = abs(step) if abs(step) < ycluster.CLOCK_STEP else 0
+    if passed >= nanoseconds / 10**9 + off + 2:
+        assert due, "it runs longer because of the clock"
+    if passed < nanoseconds / 10**9 - off - 2:
+        assert not due, "it is reaped on the word of a clock that was set"
+
+
+@given(steps, steps)
+def test_a_clock_that_is_set_twice_is_followed_twice(one: int, other: int) -> None:
+    begun = anchored(state(), at(NOW))
+    once = adjusted(begun, at(NOW, stepped=one))
+    assert adjusted(once, at(NOW, stepped=one)) == once
+    after, meant = adjusted(once, at(NOW, stepped=other)), adjusted(begun, at(NOW, stepped=other))
+    assert after.expires_at is not None and meant.expires_at is not None
+    assert abs(after.expires_at - meant.expires_at) < 2 * ycluster.CLOCK_STEP
+
+
+def test_every_moment_of_the_state_moves_along() -> None:
+    begun = replace(anchored(state(), at(NOW)), retry_at=int(NOW) + 60)
+    moved = adjusted(begun, at(NOW, stepped=-5 * HOUR))
+    for before, after in [
+        (begun.expires_at, moved.expires_at), (begun.retry_at, moved.retry_at), (begun.started_at, moved.started_at),
+    ]:  # fmt: skip
+        assert before is not None and after == before - 5 * HOUR
+
+
+def test_a_clock_at_the_beginning_or_the_end_of_time_gives_a_state_that_can_be_saved() -> None:
+    begun = replace(anchored(state(), at(NOW)), retry_at=5)
+    for step in (-NOW, 5e10):
+        text = ycluster.encode_state(replace(adjusted(begun, at(NOW, stepped=step)), cache_dir="/c"))
+        ycluster.decode_state(text, ycluster.Path("/c/demo.json"))
+
+
+@pytest.mark.parametrize("step", [0, 1, -29, 29])
+def test_what_ntp_does_all_day_moves_no_deadline(step: int) -> None:
+    begun = anchored(state(), at(NOW))
+    assert adjusted(begun, at(NOW, stepped=step)) == begun
+
+
+@pytest.mark.parametrize("action, done", [("teardown", "stop"), ("stop", "stop"), ("pause", "pause")])
+def test_nothing_is_torn_down_after_a_reboot_by_a_clock_that_nothing_confirms(action: str, done: str) -> None:
+    begun = anchored(state(on_expiry=action), at(NOW))
+    later = at(NOW + 9 * HOUR, stepped=10**9, boot="another")
+    assert adjusted(begun, later) == begun
+    decision = decide(begun, later)
+    assert decision.do == done and ("its disk stays" in decision.why) == (action == "teardown")
+
+
+def test_a_sidecar_of_the_sibling_tells_nothing_of_the_clock_and_is_taken_at_its_word() -> None:
+    theirs = state(on_expiry="teardown", expires_at=int(NOW))
+    assert adjusted(theirs, at(NOW, stepped=10**6)) == theirs
+    assert decide(theirs, at(NOW)).do == "teardown"
+
+
+def test_an_extension_is_the_word_of_somebody_who_knows_what_time_it_is() -> None:
+    begun = anchored(state(on_expiry="teardown"), at(NOW))
+    after = extended(begun, 10**9, at(NOW, boot="another"))
+    assert decide(after, at(NOW + 10**6, boot="another")).do == "teardown"
 
 
 # --- retry_delay

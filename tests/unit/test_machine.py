@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import http.server
 import json
 import re
 import shutil
 import socket
 import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from unit_support import Clocked
+from unit_support import Clocked, Processes
 
 import ycluster
-from ycluster import ACTIONS, PortForward, State, qemu_argv
+from ycluster import ACTIONS, Host, PortForward, State, qemu_argv
 
 FORWARDS = (PortForward(host=6443, guest=6443), PortForward(host=0, guest=80))
 
@@ -68,7 +71,8 @@ def test_the_accelerator_decides_the_cpu_unless_the_config_does(
 
 def test_the_machine_has_the_size_and_type_of_the_sidecar() -> None:
     argv = qemu_argv(state(memory="2048", cpus="3", machine="pc-q35-7.2"), "tcg")
-    assert (after(argv, "-m"), after(argv, "-smp"), after(argv, "-machine")) == (["2048M"], ["3"], ["pc-q35-7.2"])
+    assert (after(argv, "-m"), after(argv, "-smp")) == (["2048M"], ["3"])
+    assert after(argv, "-machine") == ["pc-q35-7.2,graphics=off"]
 
 
 @given(
@@ -77,10 +81,11 @@ def test_the_machine_has_the_size_and_type_of_the_sidecar() -> None:
     )
 )
 def test_no_directory_name_can_become_an_option(directory: str) -> None:
+    directory = "Zz9" + directory  # which stands nowhere else in the argv
     argv = qemu_argv(state("/srv/" + directory), "tcg")
     assert blockdevs(argv)["boot"]["file"]["filename"] == f"/srv/{directory}/demo.qcow2"  # type: ignore[index]
     assert after(argv, "-pidfile") == [f"/srv/{directory}/demo.pid"]
-    spread = [word for word in argv if directory in word and len(directory) > 12]
+    spread = [word for word in argv if "Zz9" in word]
     assert all(word.startswith(("{", "/srv/")) for word in spread)
 
 
@@ -300,13 +305,19 @@ def test_a_server_that_says_nothing_is_not_ready() -> None:
         assert ycluster.ssh_banner("127.0.0.1", server.getsockname()[1], 0.05) is False
 
 
+HEAD = "its console's last lines:"
+
+
 @pytest.mark.parametrize(
     "written, shown",
     [
-        (b"", "    (the console is empty)"),
-        (b"\x1b[2J\x1b[1;31mKernel\x1b[0m panic\r\n\r\n", "    Kernel panic"),
+        (b"", "its console is empty"),
+        (b"\x1b[2J\x1b[1;31mKernel\x1b[0m panic\r\n\r\n", f"{HEAD}\n    Kernel panic"),
         (b"\x1b]0;title\x07\x00\xff\xfe\x9b ok \r\n", None),
-        (b"".join(b"line %d\n" % n for n in range(5000)), "\n".join(f"    line {n}" for n in range(4988, 5000))),
+        (
+            b"".join(b"line %d\n" % n for n in range(5000)),
+            "\n    ".join([HEAD, *(f"line {n}" for n in range(4988, 5000))]),
+        ),
     ],
     ids=["empty", "colours", "junk", "long"],
 )
@@ -324,8 +335,61 @@ def test_a_console_that_is_not_there_is_said_to_be(tmp_path: Path) -> None:
 def test_a_vm_that_is_gone_ends_the_wait_with_its_last_words(tmp_path: Path) -> None:
     demo = state(tmp_path)
     demo.files.console.write_text("Kernel panic - not syncing\n")
-    with pytest.raises(ycluster.YclusterError, match=r"QEMU ended while waiting for SSH banner(.|\n)*Kernel panic"):
+    with pytest.raises(ycluster.YclusterError, match=r"QEMU ended while waiting for its process(.|\n)*Kernel panic"):
         ycluster.wait_ready(Clocked(tmp_path), demo, timeout=60)
+
+
+@pytest.fixture
+def booting(tmp_path: Path, processes: Processes) -> tuple[State, subprocess.Popen[bytes]]:
+    """A VM (a stand-in process) that has said something, and whose ssh will hang for a minute."""
+    demo = state(tmp_path)
+    demo.files.console.write_text("Kernel panic - not syncing\n")
+    process = processes.start("", "-pidfile", str(demo.files.pidfile))
+    demo.files.pidfile.write_text(str(process.pid))
+    return demo, process
+
+
+def test_the_end_of_qemu_is_noticed_while_a_question_hangs(
+    tmp_path: Path, booting: tuple[State, subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demo, process = booting
+    answered = threading.Event()
+
+    def hang(*args: object) -> bool:
+        process.kill()
+        process.wait()
+        return answered.wait(600)
+
+    monkeypatch.setattr(ycluster, "ssh_banner", hang)
+    host = Clocked(tmp_path)
+    with pytest.raises(ycluster.YclusterError, match=r"QEMU ended while waiting for SSH banner(.|\n)*Kernel panic"):
+        ycluster.wait_ready(host, demo, timeout=60)
+    assert not answered.is_set()
+    assert [line.split()[0] for line in host.log.getvalue().splitlines()] == ["process", "firmware"]
+
+
+def test_a_guest_that_stops_is_noticed_while_a_question_hangs(
+    tmp_path: Path, booting: tuple[State, subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demo, _ = booting
+    answered = threading.Event()
+    monkeypatch.setattr(ycluster, "ssh_banner", lambda *args: answered.wait(600))
+    seen = iter(["running", "running", "internal-error"])
+    monkeypatch.setattr(ycluster, "vm_status", lambda *args: next(seen))
+    host = Host({"HOME": str(tmp_path)}, Clocked(tmp_path).output)
+    with pytest.raises(ycluster.YclusterError, match="it is internal-error while waiting for SSH banner"):
+        ycluster.wait_ready(host, demo, timeout=600)
+
+
+def test_an_error_in_a_question_is_the_users_to_see(
+    tmp_path: Path, booting: tuple[State, subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*args: object) -> bool:
+        raise ycluster.PrerequisiteError("ssh: no such program on PATH")
+
+    monkeypatch.setattr(ycluster, "ssh_banner", missing)
+    with pytest.raises(ycluster.PrerequisiteError, match="ssh: no such program"):
+        ycluster.wait_ready(Clocked(tmp_path), booting[0], timeout=60)
 
 
 # --- images and disks
@@ -369,3 +433,113 @@ def test_an_image_that_cannot_be_had_is_a_prerequisite(tmp_path: Path, host: Clo
         ycluster.fetch_image(host, config(image), tmp_path / "c")
     assert image.replace("file://", "") in str(caught.value) and caught.value.hint
     assert [path.name for path in (tmp_path / "c" / "images").iterdir()] == [".lock"]
+
+
+class Mirror(http.server.BaseHTTPRequestHandler):
+    """Serves `content` whole, cut off after `cut` bytes, or from where a Range asks; `asked` is what came in."""
+
+    content = b"boot" + bytes(3 << 20) + b"end" * 1000
+    cut: int | None = None
+    ranges = True
+    asked: list[str] = []  # noqa: RUF012
+
+    def do_GET(self) -> None:
+        wanted = self.headers.get("Range", "")
+        self.asked.append(wanted)
+        first = int(wanted[len("bytes=") : -1]) if wanted and self.ranges else 0
+        if self.path != "/a.img" or first >= len(self.content):
+            return self.send_error(416 if first else 404)
+        self.send_response(206 if first else 200)
+        self.send_header("Content-Length", str(len(self.content) - first))
+        self.end_headers()
+        self.wfile.write(self.content[first : self.cut])
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr(Mirror, "asked", [])
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mirror) as server:
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+DIGEST = hashlib.sha256(Mirror.content).hexdigest()
+
+
+def test_a_download_that_was_cut_off_goes_on_where_it_ended(
+    tmp_path: Path, host: Clocked, mirror: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = config(mirror + "a.img", imageSha256=DIGEST)
+    monkeypatch.setattr(Mirror, "cut", 2 << 20)
+    with pytest.raises(ycluster.PrerequisiteError, match="cut off after 2097152 of 3148732 bytes"):
+        ycluster.fetch_image(host, wanted, tmp_path)
+    monkeypatch.setattr(Mirror, "cut", None)
+    assert ycluster.fetch_image(host, wanted, tmp_path).read_bytes() == Mirror.content
+    assert Mirror.asked == ["", "bytes=2097152-"]
+
+
+@pytest.mark.parametrize(
+    "beginning, ranges, asks",
+    [
+        (b"nonsense", True, ["bytes=8-", ""]),
+        (b"boot", False, ["bytes=4-"]),
+        (Mirror.content + b"more", True, ["bytes=3148736-", ""]),
+        (Mirror.content, True, ["bytes=3148732-", ""]),
+    ],
+    ids=["other content", "a server that knows no ranges", "more than there is", "everything"],
+)
+def test_whatever_is_there_of_a_download_the_image_is_right_in_the_end(
+    tmp_path: Path, host: Clocked, mirror: str, monkeypatch: pytest.MonkeyPatch, beginning: bytes, ranges: bool, asks: list[str]
+) -> None:  # fmt: skip
+    monkeypatch.setattr(Mirror, "ranges", ranges)
+    (tmp_path / "images").mkdir()
+    part = tmp_path / "images" / f".{hashlib.sha256((mirror + 'a.img').encode()).hexdigest()[:16]}.part"
+    part.write_bytes(beginning)
+    found = ycluster.fetch_image(host, config(mirror + "a.img", imageSha256=DIGEST), tmp_path)
+    assert found.read_bytes() == Mirror.content and found.name == DIGEST and Mirror.asked == asks
+
+
+def test_without_a_digest_no_beginning_is_kept(
+    tmp_path: Path, host: Clocked, mirror: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Mirror, "cut", 5)
+    with pytest.raises(ycluster.PrerequisiteError, match="cut off"):
+        ycluster.fetch_image(host, config(mirror + "a.img"), tmp_path)
+    assert [path.name for path in (tmp_path / "images").iterdir()] == [".lock"]
+
+
+def test_a_release_that_has_vanished_leaves_a_clear_choice(tmp_path: Path, host: Clocked, mirror: str) -> None:
+    with pytest.raises(ycluster.PrerequisiteError, match=r"b\.img: Not Found") as caught:
+        ycluster.fetch_image(host, config(mirror + "b.img", imageSha256=DIGEST), tmp_path)
+    assert "vanish after some months" in caught.value.hint and "build-guest-image.sh" in caught.value.hint
+
+
+def test_of_several_callers_one_downloads(tmp_path: Path, mirror: str) -> None:
+    host = Host({}, Clocked(tmp_path).output)
+    wanted = config(mirror + "a.img", imageSha256=DIGEST)
+    found: list[Path] = []
+    callers = [
+        threading.Thread(target=lambda: found.append(ycluster.fetch_image(host, wanted, tmp_path))) for _ in range(8)
+    ]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(60)
+    assert found == [tmp_path / "images" / DIGEST] * 8 and Mirror.asked == [""]
+
+
+def test_the_owner_of_a_port_is_named(tmp_path: Path, processes: Processes) -> None:
+    host = Host({"PATH": "/usr/bin:/bin"}, Clocked(tmp_path).output)
+    code = "import socket; s = socket.create_server(('127.0.0.1', {port}))"
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    other = processes.start(code.format(port=port))
+    assert ycluster.port_owner(host, port).endswith(f" has it (pid {other.pid})")
+    other.kill()
+    other.wait()
+    vm = processes.start(code.format(port=port), "-name", "guest=side-by-side,x=y")
+    assert ycluster.port_owner(host, port) == f"the cluster side-by-side has it (pid {vm.pid})"

@@ -177,3 +177,15 @@ def test_errors_have_the_documented_exit_codes() -> None:
     ]
     raised = {error.exit_code for error in errors if hasattr(error, "exit_code")}
     assert documented == raised | {0} == {0, 1, 2, 3, 4, 5, 6, 7, 130}
+
+
+def test_every_fault_in_the_docs_names_tests_that_are_there() -> None:
+    rows = [line for line in (PROGRAM.parent / "docs" / "faults.md").read_text().splitlines() if line.startswith("| ")]
+    faults = [row for row in rows if not row.startswith("| Fault |")]
+    assert len(faults) > 40
+    for row in faults:
+        named = re.findall(r"`((?:unit|e2e)/test_\w+\.py)::(\w+)`", row)
+        assert named, row
+        for module, name in named:
+            text = (PROGRAM.parent / "tests" / module).read_text()
+            assert re.search(rf"^(def {name}\(|{name} =)", text, re.MULTILINE), f"{module}::{name}"

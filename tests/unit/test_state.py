@@ -344,6 +344,23 @@ def test_a_lock_ends_with_its_process(cache: Path, processes: Processes) -> None
     assert not ycluster.flock_held(path)
 
 
+def test_a_holder_that_was_put_to_sleep_is_woken_and_no_other_sleeper(cache: Path, host: Clocked) -> None:
+    """SIGSTOP on a verb, by a debugger or a cgroup that was frozen badly, must not keep the reaper waiting for ever."""
+    path = cache / "demo.lock"
+    code = "import fcntl, os, sys; lock = open(sys.argv[1], 'a'); fcntl.flock(lock, 2); os.kill(os.getpid(), 19)"
+    holder = subprocess.Popen([sys.executable, "-I", "-S", "-c", code, path])
+    other = subprocess.Popen([sys.executable, "-I", "-S", "-c", code, cache / "other.lock"])
+    try:
+        for process in (holder, other):
+            os.waitpid(process.pid, os.WUNTRACED)
+        with ycluster.locked(host, path, timeout=600):
+            assert ycluster.process_stat(other.pid)[1] == "T"
+    finally:
+        for process in (holder, other):
+            process.kill()
+            process.wait()
+
+
 def test_looking_at_a_lock_makes_no_file(cache: Path) -> None:
     assert not ycluster.flock_held(cache / "demo.lock")
     assert tree(cache) == {}
@@ -379,11 +396,19 @@ def test_what_is_no_cluster_is_not_discovered(cache: Path, host: Clocked) -> Non
     (index / "dangling").symlink_to("/nonexistent/place")
     (index / "loop").symlink_to("loop")
     (index / "file").write_text("junk")
-    for name in ("Demo.json", ".demo.json", "demo.json.tmp", ".demo.json.1a2b3c4d.tmp", "a_b.json", "-a.json", "x.txt"):
+    for name in (".demo.json", "demo.json.tmp", ".demo.json.1a2b3c4d.tmp", "x.txt"):
         (cache / name).write_text("{}")
     (cache / "images").mkdir()
     made(cache)
     assert ycluster.discover(host) == [Files(cache, "demo")]
+
+
+@pytest.mark.parametrize("name", ["Demo", "a_b", "-a", "a.b", "two words", "100%", "$HOME", "it's", "größe", "n" * 200])
+def test_the_sibling_may_have_named_its_cluster_anything(cache: Path, host: Clocked, name: str) -> None:
+    state = made(cache, name=name, expires_at=5)
+    assert ycluster.discover(host) == [state.files]
+    ycluster.reap_all(host, by="hand")
+    assert ycluster.load_state(state.files).reaped
 
 
 def test_a_user_with_no_cluster_at_all_has_none(host: Clocked) -> None:

@@ -98,10 +98,19 @@ def test_an_old_private_copy_is_replaced_and_a_current_one_kept(host: Clocked, c
     assert files.program.stat().st_ino == inode and b"def main" in files.program.read_bytes()
 
 
-@given(labels, st.text(min_size=1).map(lambda text: text.replace("\0", "")), st.integers(0, 10**11))
+@given(
+    labels | st.text(min_size=1).map(lambda text: text.replace("\0", "").replace("/", "")),
+    st.text(min_size=1).map(lambda text: text.replace("\0", "")),
+    st.integers(0, 10**11),
+)
 def test_a_unit_name_is_valid_and_short_enough(name: str, place: str, deadline: int) -> None:
     unit = unit_name(Files(Path("/c") / place, name), deadline, "ab12")
     assert re.fullmatch(r"[A-Za-z0-9:_.\\-]+", unit) and len(unit + ".service") <= 255
+
+
+def test_names_that_look_alike_in_a_units_name_are_told_apart() -> None:
+    names = ["a b", "a%b", "a$b", "ä" * 300, "ö" * 300]
+    assert len({unit_name(Files(Path("/c"), name), 5, "x") for name in names}) == len(names)
 
 
 def test_unit_names_differ_by_place_deadline_and_nonce() -> None:
@@ -341,25 +350,38 @@ def test_only_one_watcher_watches(host: Clocked, cache: Path) -> None:
 # --- systemd's argv, as the real one would be called
 
 
-def test_systemd_is_given_calendar_time_an_explicit_environment_and_escaped_words(home: Path, tmp_path: Path) -> None:
+def test_systemd_is_given_calendar_time_and_an_explicit_environment(home: Path, tmp_path: Path) -> None:
     seen = []
 
     class Recorder(Clocked):
         def run(self, argv, **options):  # type: ignore[no-untyped-def]
             seen.append(list(argv))
-            return ycluster.Done(tuple(argv), 0, "ActiveState=active\nSubState=waiting\n", "")
+            return ycluster.Done(tuple(argv), 0, "Sat 2025-11-22 09:26:59 UTC\n", "")
 
-    files = Files(tmp_path / "a $HOME b", "demo")
+    files = Files(tmp_path / "a %h b", "demo")
     host = Recorder(home, SECRET="hush")
     unit = ycluster.SystemdTimer().arm(host, files, ycluster.parse_time("2025-11-22T09:26:59Z"))
     argv = seen[0]
     assert f"--unit={unit}" in argv and "--on-calendar=2025-11-22 09:26:59 UTC" in argv and "--collect" in argv
     assert "--timer-property=AccuracySec=1s" in argv and f"--setenv=HOME={home}" in argv and "hush" not in str(argv)
-    assert [word.replace("$$", "$") for word in argv if not word.startswith("-")][-3:] == [
-        "reap", str(files.sidecar), "systemd"
-    ]  # fmt: skip
+    assert [word for word in argv if not word.startswith("-")][-3:] == ["reap", str(files.sidecar), "systemd"]
     ycluster.SystemdTimer().arm(host, files, int(NOW) - 100)
     assert "--on-calendar=2025-11-22 08:26:43 UTC" in seen[2]  # a time in the past would never fire
+
+
+@pytest.mark.parametrize("said", ["", "n/a", "\n"])
+def test_a_systemd_timer_without_a_time_is_not_armed(home: Path, cache: Path, said: str) -> None:
+    """One that has fired still waits for the clock to be set."""
+
+    class Answers(Clocked):
+        def run(self, argv, **options):  # type: ignore[no-untyped-def]
+            return ycluster.Done(tuple(argv), 0, said, "")
+
+    files = Files(cache, "demo")
+    files.program.touch()
+    assert not ycluster.SystemdTimer().armed(Answers(home), files, ArmedTimer("systemd", "x", DEADLINE))
+    with pytest.raises(ycluster.YclusterError, match="has no time for it to fire"):
+        ycluster.SystemdTimer().arm(Answers(home), files, DEADLINE)
 
 
 def test_the_output_of_a_live_terminal_is_wiped(home: Path) -> None:

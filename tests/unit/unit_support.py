@@ -21,14 +21,30 @@ NOW = 1_763_800_000.0  # 2025-11-22T08:26:40Z
 
 
 class Clocked(Host):
-    """The real host but for HOME and the clock: it starts at NOW, moves by `sleep` alone, and `log` keeps stderr."""
+    """The real host but for HOME and the clock: it starts at NOW, moves by `sleep` alone, and `log` keeps stderr.
+
+    Time passes where `time` is changed; `set_clock` is somebody who sets it, and `reboot` begins a new boot.
+    """
 
     def __init__(self, home: Path, **environ: str) -> None:
         self.log = io.StringIO()
         super().__init__(
             {"HOME": str(home), "PATH": os.environ["PATH"], **environ}, Output(io.StringIO(), self.log, verbose=False)
         )
-        self.time = NOW
+        self.time, self.booted, self.boots = NOW, NOW - 3600, 1
+
+    def set_clock(self, by: float) -> None:
+        self.time += by
+        self.booted += by
+
+    def reboot(self) -> None:
+        self.booted, self.boots = self.time, self.boots + 1
+
+    def boot_id(self) -> str:
+        return f"boot-{self.boots}"
+
+    def uptime(self) -> float:
+        return self.time - self.booted
 
     def now(self) -> float:
         return self.time

@@ -1,0 +1,98 @@
+"""What a machine that never answers shows of a VM's life: cheap to boot, and there is nothing in it to lose."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import Callable
+
+import pytest
+from conftest import Cluster, wait_for
+
+
+def booting(cluster: Cluster) -> subprocess.Popen[str]:
+    """A provision that waits for a guest which will never answer."""
+    provision = cluster.program.spawn("provision", "-c", cluster.directory, YCLUSTER_TIMER="watcher")
+    wait_for("QEMU", cluster.qemu)
+    wait_for("the sidecar of a running VM", lambda: cluster.sidecar().get("machine"))
+    return provision
+
+
+def running(cluster: Cluster) -> Cluster:
+    provision = booting(cluster)
+    provision.kill()
+    provision.wait()
+    return cluster
+
+
+@pytest.fixture(scope="module")
+def one(new_cluster: Callable[..., Cluster], blank_image: Path) -> Cluster:
+    return running(new_cluster("one", blank_image))
+
+
+def test_the_end_of_qemu_during_a_boot_is_told_with_the_consoles_last_words(
+    new_cluster: Callable[..., Cluster], blank_image: Path
+) -> None:
+    doomed = new_cluster("doomed", blank_image)
+    provision = booting(doomed)
+    wait_for("the firmware's last words", lambda: b"No bootable device" in doomed.file("-console.log").read_bytes())
+    [pid] = doomed.qemu()
+    os.kill(pid, signal.SIGKILL)
+    _, told = provision.communicate(timeout=60)
+    assert provision.returncode == 1
+    assert "QEMU ended while waiting for" in told and "No bootable device" in told
+    assert str(doomed.file("-console.log")) in told
+    assert doomed.status()["state"] == "stopped"
+    doomed.run("teardown")
+
+
+def test_a_guest_that_is_paused_during_a_boot_ends_the_wait(
+    new_cluster: Callable[..., Cluster], blank_image: Path
+) -> None:
+    halted = new_cluster("halted", blank_image)
+    provision = booting(halted)
+    halted.run("pause")
+    _, told = provision.communicate(timeout=60)
+    assert provision.returncode == 1 and "it is paused while waiting for" in told
+    assert halted.status()["state"] == "paused" and halted.guard()["armed"]
+
+
+def test_two_clusters_run_side_by_side_on_ports_that_qemu_chose(
+    one: Cluster, new_cluster: Callable[..., Cluster], blank_image: Path
+) -> None:
+    other = new_cluster("other", blank_image)
+    config = other.directory / "y-cluster-provision.yaml"
+    config.write_text(config.read_text().replace("portForwards: []", 'portForwards: [{host: "", guest: 80}]'))
+    running(other)
+    shown = other.status()
+    ports = {one.status()["sshPort"], shown["sshPort"], shown["portForwards"][0]["host"]}
+    assert len(ports) == 3 and 0 not in ports
+    assert other.sidecar()["machine"] == one.sidecar()["machine"] != "q35"
+    rows = [line.split()[:3] for line in one.program.run("list").stdout.splitlines()]
+    assert ["one", "one", "running"] in rows and ["other", "other", "running"] in rows
+
+
+def test_a_port_of_another_clusters_is_named_with_its_owner(
+    one: Cluster, new_cluster: Callable[..., Cluster], blank_image: Path
+) -> None:
+    late = new_cluster("late", blank_image)
+    port = one.status()["sshPort"]
+    config = late.directory / "y-cluster-provision.yaml"
+    config.write_text(config.read_text().replace("sshPort: 0", f"sshPort: {port}"))
+    told = late.run("provision", code=5).stderr
+    assert f"port {port}: the cluster one has it (pid {one.qemu()[0]})" in told
+    assert list(late.cache.glob("late*")) == []
+
+
+def test_a_stop_that_is_interrupted_leaves_the_vm_its_deadline_and_its_timer(one: Cluster) -> None:
+    before = one.status()
+    stop = one.program.spawn("stop", "-c", one.directory)
+    assert stop.stderr is not None and "stopping one" in stop.stderr.readline()
+    stop.send_signal(signal.SIGTERM)  # SIGINT is ignored where a shell runs tests in the background
+    _, told = stop.communicate(timeout=60)
+    assert stop.returncode == 130 and "interrupted" in told
+    after = one.status()
+    assert (after["state"], after["expiresAt"]) == ("running", before["expiresAt"])
+    assert one.guard()["armed"]

@@ -1,0 +1,704 @@
+"""Faults from outside, through the command line: what is broken, odd, stale or foreign, and what is promised all the same."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+import test_histories
+from test_timers import Memory
+from unit_support import PROGRAM, Cli, Clocked, Processes, Ran, made, tree
+
+import ycluster
+from ycluster import ArmedTimer, Files, Host, PortForward, Reaped, State
+
+LONG_AGO = ycluster.parse_time("2020-01-01T00:00:00Z")
+FAR_AHEAD = ycluster.parse_time("2100-01-01T00:00:00Z")
+GIVES_WAY = "import os, signal; signal.signal(signal.SIGCONT, lambda *args: os._exit(0))"  # to the first act of a stop
+
+
+def vm(processes: Processes, files: Files, code: str = GIVES_WAY) -> subprocess.Popen[bytes]:
+    """A process with QEMU's identity."""
+    process = processes.start(code, "-pidfile", str(files.pidfile))
+    files.pidfile.write_text(f"{process.pid}\n")
+    return process
+
+
+def enough(host: Host, seconds: float) -> None:
+    """In the place of the first sleep of what would wait for hours."""
+    raise ycluster.Interrupted("enough")
+
+
+def told(ran: Ran, code: int, *says: object) -> None:
+    """It failed as documented, in a few lines, and said these words."""
+    assert (ran.code, ran.out) == (code, ""), ran.err
+    assert "Traceback" not in ran.err and "internal error" not in ran.err and len(ran.err) < 4000
+    assert [str(word) for word in says if str(word) not in ran.err] == [], ran.err
+
+
+@pytest.fixture(autouse=True)
+def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The power doesn't fail here, and hundreds of saves take their time."""
+    monkeypatch.setattr("ycluster.os.fsync", lambda fd: None)
+
+
+@pytest.fixture
+def timer(monkeypatch: pytest.MonkeyPatch) -> Memory:
+    """The only timer there is, in memory."""
+    memory = Memory("memory", [])
+    monkeypatch.setattr(ycluster, "TIMERS", (memory,))
+    return memory
+
+
+@pytest.fixture
+def no_watcher_left(tmp_path: Path) -> Iterator[None]:
+    """Kills, in the end, whatever runs a private copy below tmp_path."""
+    yield
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_bytes().split(b"\0")
+            if any(word.startswith(os.fsencode(tmp_path)) and word.endswith(b".ycluster.py") for word in words):
+                os.kill(int(path.parent.name), signal.SIGKILL)
+
+
+@pytest.fixture
+def schedulers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A PATH with a systemd and an at(1) that take everything and do nothing: `argv`, `env` and `stdin` keep what
+    they were given, NUL-separated."""
+    path = tmp_path / "schedulers"
+    path.mkdir()
+    keep = f'#!/bin/sh\nprintf \'%s\\0\' "$0" "$@" >>{path}/argv\n/usr/bin/env -0 >>{path}/env\n'
+    answers = {
+        "systemd-run": "",
+        "systemctl": "echo SubState=waiting",
+        "loginctl": "echo yes",
+        "at": f"/bin/cat >{path}/stdin; echo job 7 at noon >&2",
+        "atq": "echo 7 noon",
+        "atrm": "",
+    }
+    for name, answer in answers.items():
+        (path / name).write_text(keep + answer + "\n")
+        (path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(path))
+    monkeypatch.setattr(ycluster.AtTimer, "_daemon_runs", lambda self: True)
+    return path
+
+
+# --- a sidecar that can't be read: refused by name with a remedy, and no obstacle to the others
+
+FULL = ycluster.encode_state(
+    State(
+        name="demo", cache_dir="/c", lifetime="8h", expires_at=FAR_AHEAD, started_at=LONG_AGO, retry_at=FAR_AHEAD,
+        port_forwards=(PortForward(host=6443, guest=6443),), k3s={"Version": "v1", "Install": "none"}, image="/i",
+        auto_ports=(22,), timer=ArmedTimer("at", "7", FAR_AHEAD), reaped=Reaped(LONG_AGO, "pause", "at", "QMP stop"),
+        extra={"theirs": [1, {"a": "\u00e9"}]},
+    )
+).rstrip()  # fmt: skip
+
+
+def altered(**fields: Any) -> str:
+    return json.dumps({**json.loads(FULL), **fields})
+
+
+TEXTS = {
+    "empty": "",
+    "blank": " \n",
+    "BOM": "\ufeff" + FULL,
+    "UTF-16": FULL.encode("utf-16"),
+    "Latin-1": FULL.encode().replace(b"v1", b"\xe9"),
+    "NULs": bytes(len(FULL)),
+    "10 MB of junk": b"junk" * 2_500_000,
+    "10 MB of brackets": b"[" * 10_000_000,
+    "1 MB in a field": altered(expiresAt="9" * 1_000_000),
+    "1 MB in its version": altered(version="9" * 1_000_000),
+    "two of them": FULL + FULL,
+    "another's": altered(name="other"),
+    "a list": f"[{FULL}]",
+    "version 2": altered(version=2),
+    "no version": json.dumps({key: value for key, value in json.loads(FULL).items() if key != "version"}),
+    "wrong types": altered(portForwards={"Host": 1}, timer=[], k3s="v1", sshPort=22),
+    "year 9999": altered(expiresAt="9999-12-31T23:59:59Z"),
+    "year 0": altered(expiresAt="0000-01-01T00:00:00Z"),
+    "negative": altered(expiresAt="-2026-11-22T12:00:00Z"),
+    "before 1970": altered(expiresAt="1969-12-31T23:59:59Z"),
+    "no zone": altered(expiresAt="2026-11-22T12:00:00"),
+    "a number": altered(expiresAt=1763800000),
+    "a huge number": altered(expiresAt=10**400),
+    "NaN": altered(expiresAt=float("nan")),
+    "never": altered(expiresAt="never"),
+}
+PLACED: dict[str, Callable[[Path], object]] = {
+    "a directory": lambda path: (path / "inside").mkdir(parents=True),
+    "unreadable": lambda path: path.symlink_to("/proc/self/mem"),  # an I/O error, for root, too
+    "a loop of links": lambda path: path.symlink_to(path),
+    "a dangling link": lambda path: path.symlink_to("/nonexistent/demo.json"),
+}
+BAD = [*TEXTS, *PLACED]
+
+
+def spoil(path: Path, bad: str) -> None:
+    if bad in PLACED:
+        PLACED[bad](path)
+    else:
+        text = TEXTS[bad]
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+
+
+def test_a_sidecar_that_is_cut_off_anywhere_is_refused(cache: Path) -> None:
+    files = Files(cache, "demo")
+    for length in range(len(FULL)):
+        with pytest.raises(ycluster.StateError) as caught:
+            ycluster.decode_state(FULL[:length], files.sidecar)
+        assert str(files.sidecar) in str(caught.value) and str(files.sidecar) in caught.value.hint
+    assert ycluster.decode_state(FULL, files.sidecar).extra == {"theirs": [1, {"a": "\u00e9"}]}
+
+
+@pytest.mark.parametrize("verb", ["status", "stop", "teardown", "lifetime reap", "lifetime extend 1h"])
+@pytest.mark.parametrize("part", [0.01, 0.2, 0.5, 0.8, 0.99])
+def test_a_verb_refuses_a_sidecar_that_is_cut_off(cli: Cli, cache: Path, verb: str, part: float) -> None:
+    sidecar = Files(cache, "demo").sidecar
+    sidecar.write_text(FULL[: int(len(FULL) * part)])
+    before = tree(cache)
+    told(cli(*verb.split()), 4, sidecar, "not JSON", "mend or remove")
+    assert {**tree(cache), "demo.lock": None} == {**before, "demo.lock": None}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_a_sidecar_that_cannot_be_read_is_refused_by_name_with_a_remedy(cli: Cli, cache: Path, bad: str) -> None:
+    sidecar = Files(cache, "demo").sidecar
+    spoil(sidecar, bad)
+    before = tree(cache)
+    for argv in ("status --name demo", "stop --name demo", "teardown", f"lifetime reap --state {sidecar}"):
+        ran = cli(*argv.split())
+        told(ran, 4, sidecar)
+        lines = [line for line in ran.err.splitlines() if "warning: " not in line]
+        assert 2 <= len(lines) <= 3 and lines[1].startswith("  "), "what went wrong, and below it what to do"
+    assert {**tree(cache), "demo.lock": None} == {**before, "demo.lock": None}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_a_bad_sidecar_hides_no_other_and_keeps_nothing_from_reaping_it(
+    cli: Cli, cache: Path, timer: Memory, monkeypatch: pytest.MonkeyPatch, bad: str
+) -> None:
+    monkeypatch.setattr(Host, "sleep", enough)
+    sidecar = Files(cache, "demo").sidecar
+    spoil(sidecar, bad)
+    made(cache, "other")
+    for how, code in (("lifetime reap --all", 1), ("resume --name other", 1), ("lifetime watch --all", 130)):
+        others = [made(cache, name, expires_at=LONG_AGO) for name in ("a", "z")]
+        told(cli(*how.split()), code, sidecar)
+        assert [ycluster.load_state(state.files).expires_at for state in others] == [None, None], how
+    ran = cli("list", "-o", "json")
+    assert [cluster["name"] for cluster in json.loads(ran.out)["clusters"]] == ["a", "other", "z"]
+    told(Ran(ran.code, "", ran.err), 0, sidecar)
+
+
+# --- contexts and places of any spelling
+
+CONTEXTS = [
+    "local", "Local", "a b", "a  b", " a b", "%h", "%%h", "$HOME", "${HOME}", "$$HOME", "it's", "its", 'say "a"', "back\\slash",
+    "back\\\\slash", "caf\u00e9", "cafe\u0301", "\u65e5\u672c", "x" * 300, "x" * 299, "*", "-x", "--name=c0", "a/b", "a:b",
+]  # fmt: skip
+ODD = 'a b%h $HOME ${HOME} $$ it\'s "x" back\\slash \\n `id` \u00e9 \u65e5 *;&|<>#~ -n=1'
+PLACES = [ODD, "$HOME", "${x}", "$$", "%", "'", '"', "\\", ";", "new\nline", "\t", " ", "-", "caf\u00e9", "cafe\u0301"]
+
+
+def spelling(text: str) -> str:
+    return ascii(text)[1:-1] if len(text) < 50 else f"{len(text)} characters"
+
+
+@pytest.fixture
+def crowd(cache: Path, tmp_path: Path, host: Clocked) -> Callable[[], dict[str, object]]:
+    """A stopped cluster c0, c1, ... for each of CONTEXTS, with a deadline, in two places; gives their trees."""
+    odd = tmp_path / ODD.replace("/", "")
+    odd.mkdir()
+    ycluster.remember_cache_dir(host, odd)
+    for number, context in enumerate(CONTEXTS):
+        made((cache, odd)[number % 2], f"c{number}", context=context, expires_at=FAR_AHEAD, started_at=LONG_AGO)
+    return lambda: {**tree(cache), **tree(odd)}
+
+
+def test_a_context_of_any_spelling_names_its_cluster_and_no_other(
+    cli: Cli, crowd: Callable[[], dict[str, object]]
+) -> None:
+    before = crowd()
+    for number, context in enumerate(CONTEXTS):
+        assert json.loads(cli("status", "-o", "json", "--context=" + context).out)["name"] == f"c{number}"
+    assert crowd() == before
+
+
+@pytest.mark.parametrize(
+    "verb, code",
+    [
+        ("status", 0), ("lifetime status", 0), ("lifetime reap", 0), ("lifetime extend 1h", 0), ("lifetime disarm", 0),
+        ("lifetime arm", 0), ("pause", 1), ("resume", 1), ("ssh", 1), ("start", 4), ("stop", 0), ("teardown", 0),
+        ("lifetime watch", 130),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("context", ["${HOME}", "x" * 300], ids=["signs", "long"])
+def test_every_verb_acts_on_the_cluster_of_a_context_and_on_no_other(
+    cli: Cli, crowd: Callable[[], dict[str, object]], timer: Memory, monkeypatch: pytest.MonkeyPatch, verb: str, code: int, context: str
+) -> None:  # fmt: skip
+    monkeypatch.setattr(Host, "which", lambda self, program: "/bin/true")
+    monkeypatch.setattr(Host, "sleep", enough)
+    if verb in ("start", "stop", "resume"):  # these arm what has lost its timer elsewhere; here nothing has
+        cli("lifetime", "reap", "--all")
+    mine, before = f"c{CONTEXTS.index(context)}", crowd()
+    ran = cli(*verb.split(), "--context=" + context)
+    assert ran.code == code and "Traceback" not in ran.err, ran
+    after = crowd()
+    changed = {name for name in {*before, *after} if before.get(name) != after.get(name)}
+    assert {re.split(r"[.-]", name)[0] for name in changed} <= {mine}
+    acts = verb in ("lifetime reap", "lifetime extend 1h", "lifetime disarm", "lifetime arm", "stop", "teardown")
+    assert acts is (f"{mine}.json" in changed)
+    assert re.search(rf"\b{mine}\b", ran.out + ran.err) or acts or "watch" in verb
+
+
+@pytest.mark.parametrize("option", ["--context", "--name"])
+def test_an_empty_name_is_not_taken_for_the_only_cluster(cli: Cli, cache: Path, option: str) -> None:
+    """`ycluster teardown --context "$UNSET"`."""
+    state = made(cache, context="prod")
+    ran = cli("teardown", option, "")
+    assert ran.code in (2, 4) and state.files.sidecar.exists()
+
+
+@pytest.mark.parametrize("place", PLACES, ids=spelling)
+def test_the_words_of_an_at_job_arrive_as_they_are(schedulers: Path, home: Path, tmp_path: Path, place: str) -> None:
+    arrives_by_at(schedulers, home, tmp_path / place)
+
+
+def test_a_place_that_is_no_unicode_arrives_by_at_as_it_is(schedulers: Path, home: Path, tmp_path: Path) -> None:
+    arrives_by_at(schedulers, home, tmp_path / "latin-\udce9")
+
+
+def arrives_by_at(schedulers: Path, home: Path, place: Path) -> None:
+    """The job runs under /bin/sh as atd would run it; in the place of Python stands what writes down its arguments."""
+
+    class Stub(Host):
+        def interpreter(self) -> str:
+            return str(place / "python $3")
+
+    place.mkdir()
+    host, files = Stub({"HOME": str(home), "PATH": str(schedulers)}, Clocked(home).output), Files(place, "demo")
+    stub = Path(host.interpreter())
+    stub.write_text('#!/bin/sh\nprintf "%s\\0" "$@" >"$0.argv"; echo said\n')
+    stub.chmod(0o755)
+    assert ycluster.AtTimer().arm(host, files, FAR_AHEAD) == "7"
+    for log in ("kept", "refused"):
+        Path(f"{stub}.argv").unlink(missing_ok=True)
+        subprocess.run(
+            ["/bin/sh", "-s"], input=(schedulers / "stdin").read_bytes(), cwd="/", env={}, timeout=30, umask=0
+        )
+        argv = Path(f"{stub}.argv").read_bytes().split(b"\0")[:-1]
+        wanted = ycluster.timer_argv(host, files, "at", "reap", "--wait", "120s")[1:]
+        assert [os.fsdecode(word) for word in argv] == wanted, log
+        if log == "kept":
+            assert files.log.read_text() == "said\n" and files.log.stat().st_mode & 0o777 == 0o600
+            files.log.unlink()
+            files.log.mkdir()  # a log that can't be written must not keep the reap from running
+
+
+def as_systemd_runs(word: str) -> str:
+    """systemd.service(5), COMMAND LINES, for words that come over the bus: variables are replaced, `$$` is one `$`."""
+    return re.sub(r"\$(\$|\{\w*\}|\w*)", lambda match: "$" if match[0] == "$$" else "(a variable)", word)
+
+
+def as_systemd_reads_again(word: str) -> str:
+    """At a daemon-reload systemd 252 reads its own file of a transient unit, in which it has put a backslash before
+    each of these, and takes it for one (tried for all of ASCII: no other character suffers)."""
+    return re.sub(r"[$;]", r"\\\g<0>", word)
+
+
+@pytest.mark.parametrize("reloaded", [False, True], ids=["", "after a daemon-reload"])
+@pytest.mark.parametrize("place", PLACES, ids=spelling)
+def test_the_words_of_a_systemd_timer_arrive_as_they_are(
+    schedulers: Path, home: Path, tmp_path: Path, place: str, reloaded: bool
+) -> None:
+    host = Host({"HOME": str(home), "PATH": str(schedulers)}, Clocked(home).output)
+    files = Files(tmp_path / place, "demo")
+    try:
+        ycluster.SystemdTimer().arm(host, files, FAR_AHEAD)
+    except ycluster.YclusterError:
+        assert set(place) & set("$;")  # refused, so that the next best timer is taken
+        return
+    words = [os.fsdecode(word) for word in (schedulers / "argv").read_bytes().split(b"\0")]
+    argv = words[1 : words.index(str(schedulers / "systemctl"))]
+    wanted = ycluster.timer_argv(host, files, "systemd", "reap")
+    command = [as_systemd_reads_again(word) if reloaded else word for word in argv[-len(wanted) :]]
+    assert [as_systemd_runs(word) for word in command] == wanted
+    options = argv[: -len(wanted)]
+    assert options[0] == "--user" and all(option.startswith("--") for option in options)
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        ("a b", "a-b"),
+        ("a.b", "a-b"),
+        ("%", "$"),
+        ("caf\u00e9", "cafe\u0301"),
+        ("A", "a"),
+        ("x", "x "),
+        (ODD, ODD + "'"),
+    ],
+    ids=["space", "dot", "signs", "composed", "case", "trailing", "odd"],
+)
+def test_places_that_look_alike_have_guards_of_their_own_and_never_reap_one_another(
+    cli: Cli, schedulers: Path, home: Path, tmp_path: Path, processes: Processes, one: str, other: str
+) -> None:
+    host, states, units, jobs, vms = (
+        Host({"HOME": str(home), "PATH": str(schedulers)}, Clocked(home).output),
+        [],
+        [],
+        [],
+        [],
+    )
+    for place, deadline in ((one, LONG_AGO), (other, FAR_AHEAD)):
+        (tmp_path / place).mkdir()
+        state = made(tmp_path / place, expires_at=deadline, timer=ArmedTimer("systemd", "old", deadline))
+        ycluster.remember_cache_dir(host, tmp_path / place)
+        ycluster.install_program(host, state.files)
+        units.append(ycluster.unit_name(state.files, 5, "ab12"))
+        ycluster.AtTimer().arm(host, state.files, FAR_AHEAD)
+        jobs.append((schedulers / "stdin").read_bytes())
+        vms.append(vm(processes, state.files))
+        states.append(state)
+    assert len({*units}) == len({*jobs}) == len(ycluster.discover(host)) == 2
+    told(cli("teardown", "--name", "demo"), 4, "2 clusters named demo", *(state.cache_dir for state in states))
+    ran = cli(*ycluster.timer_argv(host, states[0].files, "systemd", "reap")[4:])
+    assert ran.code == 0 and vms[0].wait(10) == 0
+    assert ycluster.load_state(states[0].files).expires_at is None
+    assert cli("lifetime", "reap", "--state", states[1].files.sidecar).code == 0
+    assert vms[1].poll() is None and ycluster.load_state(states[1].files).expires_at == FAR_AHEAD
+    assert states[0].files.program != states[1].files.program and states[1].files.program.exists()
+
+
+def test_a_verb_spares_its_own_cluster_and_reaps_the_one_of_the_same_name_elsewhere(
+    cli: Cli, cache: Path, host: Clocked, tmp_path: Path, timer: Memory
+) -> None:
+    (tmp_path / "y-cluster-provision.yaml").write_text("name: demo\ncacheDir: .\nk3s: {install: none}\n")
+    ycluster.remember_cache_dir(host, tmp_path)
+    elsewhere, own = made(cache, expires_at=LONG_AGO), made(tmp_path, expires_at=LONG_AGO)
+    assert cli("resume", "-c", tmp_path).code == 1  # it is stopped
+    assert ycluster.load_state(own.files).expires_at == LONG_AGO
+    assert ycluster.load_state(elsewhere.files).reaped is not None
+
+
+# --- secrets
+
+
+@pytest.fixture
+def no_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """provision and start do everything but fetch an image, run QEMU and wait for it."""
+    monkeypatch.setattr(Host, "need", lambda self, programs: None)
+    monkeypatch.setattr(ycluster, "fetch_image", lambda *args: Path("/image"))
+    monkeypatch.setattr(
+        ycluster, "make_disk", lambda host, state, image: ycluster.write_file(state.files.disk, b"disk")
+    )
+    monkeypatch.setattr(ycluster, "taken_ports", lambda state: [])
+    monkeypatch.setattr(ycluster, "launch", lambda host, state: state)
+    monkeypatch.setattr(ycluster, "wait_ready", lambda *args, **options: None)
+
+
+@pytest.mark.skipif(not shutil.which("ssh-keygen"), reason="ssh-keygen is not installed")
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077], ids=oct)
+def test_every_verb_leaves_files_and_directories_private(
+    cli: Cli, home: Path, tmp_path: Path, processes: Processes, no_qemu: None, no_watcher_left: None,
+    monkeypatch: pytest.MonkeyPatch, umask: int,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("YCLUSTER_TIMER", "watcher")
+    conf = tmp_path / "conf"
+    conf.mkdir()
+    cache = tmp_path / "new" / "cache"
+    (conf / "y-cluster-provision.yaml").write_text(
+        f"name: demo\ncacheDir: {cache}\nk3s: {{install: none}}\nlifetime: {{maxRun: 8h}}\n"
+    )
+    verbs = [f"provision -c {conf}", "list", "status", "pause", "resume", "stop", "start", "teardown --keep-disk"]
+    verbs[3:3] = ["lifetime " + verb for verb in ("status", "extend 1h", "disarm", "arm", "reap", "reap --all")]
+    seen: set[str] = set()
+    for verb in verbs:
+        os.umask(umask)
+        ran = cli(*verb.split())
+        assert ran.code == 0, ran
+        if verb == verbs[0]:
+            vm(processes, Files(cache, "demo"), "")
+            Files(cache, "demo").pidfile.chmod(0o600)  # that one the test has made
+            monkeypatch.setattr(
+                ycluster, "stop_vm", lambda host, files, vm, ssh: os.kill(vm.pid, signal.SIGKILL) or "x"
+            )
+            monkeypatch.setattr(ycluster, "find_vm", waits_for_the_dead(ycluster.find_vm, processes))
+        for path in [cache.parent, cache, *cache.rglob("*"), *home.rglob("*")]:
+            if not path.is_symlink():
+                mode = path.stat().st_mode & 0o777
+                public = path.name.endswith(".pub")  # ssh-keygen makes it 0644 less the umask
+                assert mode == (0o700 if path.is_dir() else 0o600) or public, f"{path} is {mode:o} after {verb}"
+            seen.add(path.name)
+    kept = {"demo.json", "demo.lock", "demo.ycluster.py", "demo.reap.log", "demo.watch.lock", "demo-ssh", "demo-seed"}
+    assert kept <= seen
+
+
+def waits_for_the_dead(find_vm: Callable[..., Any], processes: Processes) -> Callable[..., Any]:
+    """QEMU is nobody's child; a stand-in that was killed is a zombie until its parent, the test, asks for it."""
+
+    def waits(files: Files) -> Any:
+        for process in processes.started:
+            process.poll()
+        return find_vm(files)
+
+    return waits
+
+
+@pytest.mark.parametrize("backend", ["systemd", "at", "watcher"])
+def test_no_secret_gets_into_a_timer_a_log_or_a_sidecar(
+    cli: Cli, cache: Path, home: Path, schedulers: Path, no_watcher_left: None, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:  # fmt: skip
+    monkeypatch.setenv("YCLUSTER_TIMER", backend)
+    for name in ("AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "SSH_AUTH_SOCK", "http_proxy", "LS_COLORS", "PYTHONPATH"):
+        monkeypatch.setenv(name, "hush-hush")
+    state = made(cache, expires_at=FAR_AHEAD)
+    for key in (state.files.ssh_key, state.files.host_key):
+        key.write_text("PRIVATE hush-hush KEY")
+    argv, seen = ["--verbose", "lifetime"], ""
+    for verb in ("arm", "status", "reap", "extend 1h", "reap --all", "disarm"):
+        ran = cli(*argv, *verb.split())
+        assert ran.code == 0, ran
+        seen += ran.out + ran.err
+        for environ in Path("/proc").glob("[0-9]*/environ"):  # of the watcher, and of whatever else runs the copy
+            with contextlib.suppress(OSError):
+                if os.fsencode(state.files.program) in (environ.parent / "cmdline").read_bytes():
+                    seen += os.fsdecode(environ.read_bytes()) + " a watcher"
+    written = [
+        path for path in [*schedulers.glob("*"), *cache.glob("*")] if not path.name.endswith(("-ssh", "-hostkey"))
+    ]
+    assert state.files.program in written and state.files.sidecar in written
+    seen += "".join(os.fsdecode(path.read_bytes()) for path in written)
+    used = {"systemd": "--on-calendar", "at": "exec ", "watcher": " a watcher"}
+    assert used[backend] in seen and "hush-hush" not in seen
+
+
+# --- hosts with nothing: real processes, as timers start them
+
+BARE: dict[str, dict[str, str]] = {
+    "env -i": {},
+    "a systemd service": {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"},
+    "no usable HOME and an empty PATH": {"HOME": "/nonexistent", "PATH": "", "LC_ALL": "C"},
+}
+
+
+@pytest.mark.parametrize("bare", BARE)
+def test_looking_and_reaping_need_no_environment_and_no_working_directory(
+    tmp_path: Path, processes: Processes, no_watcher_left: None, bare: str
+) -> None:
+    gone = tmp_path / "gone"
+    state = made(tmp_path, expires_at=LONG_AGO)
+    (tmp_path / "y-cluster-provision.yaml").write_text(f"name: demo\ncacheDir: {tmp_path}\nk3s: {{install: none}}\n")
+    process = vm(processes, state.files)
+    python = [sys.executable, "-I", "-S", str(PROGRAM)]
+    gone.mkdir()
+    script = 'cd "$1" && /bin/rmdir "$1" && shift && "$@" status -o json -c "$conf" && exec "$@" lifetime reap --state "$state"'
+    environ = {**BARE[bare], "YCLUSTER_TIMER": "watcher", "conf": str(tmp_path), "state": str(state.files.sidecar)}
+    done = subprocess.run(
+        ["/bin/sh", "-c", script, "sh", str(gone), *python], env=environ, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert json.loads(done.stdout)["state"] == "running" and not gone.exists()
+    assert process.wait(10) == 0
+    reaped = ycluster.load_state(state.files).reaped
+    assert reaped and reaped.action == "stop" and reaped.how != "was not running"
+
+
+# --- the private copy
+
+
+def test_a_timer_does_its_work_whatever_becomes_of_the_program_that_armed_it(tmp_path: Path, schedulers: Path) -> None:
+    program = tmp_path / "bin" / "ycluster.py"
+    program.parent.mkdir()
+    shutil.copy(PROGRAM, program)
+    cache = tmp_path / ".cache" / "y-cluster-qemu"
+    cache.mkdir(parents=True)
+    state = made(cache, expires_at=FAR_AHEAD)
+    environ = {"HOME": str(tmp_path), "PATH": str(schedulers), "YCLUSTER_TIMER": "systemd"}
+    subprocess.run([sys.executable, str(program), "lifetime", "arm"], env=environ, check=True, capture_output=True)
+    words = (schedulers / "argv").read_bytes().decode().split("\0")
+    command = words[words.index("-I") - 1 : words.index("--by") + 2]
+    fates: dict[str, Callable[[], object]] = {
+        "moved": lambda: program.rename(tmp_path / "elsewhere.py"),
+        "replaced": lambda: program.write_text("raise SystemExit('another version')"),
+        "deleted": lambda: shutil.rmtree(program.parent),
+    }
+    for fate, befall in fates.items():
+        befall()
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, cwd="/")
+        assert done.returncode == 0 and "demo: due in" in done.stderr, f"{fate}: {done.stderr}"
+    assert ycluster.load_state(state.files).expires_at == FAR_AHEAD
+
+
+def test_a_private_copy_that_is_gone_is_told_of_in_the_log(cli: Cli, cache: Path, schedulers: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.setenv("YCLUSTER_TIMER", "at")
+    state = made(cache, expires_at=FAR_AHEAD)
+    assert cli("lifetime", "arm").code == 0
+    state.files.program.unlink()
+    job = (schedulers / "stdin").read_bytes()
+    done = subprocess.run(["/bin/sh"], input=job, cwd="/", env={}, capture_output=True, timeout=30)
+    assert done.returncode != 0 and str(state.files.program) in state.files.log.read_text()
+
+
+@pytest.mark.parametrize("backend", ["systemd", "at"])
+def test_status_does_not_count_on_a_timer_whose_program_is_gone(
+    cli: Cli, cache: Path, schedulers: Path, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    monkeypatch.setenv("YCLUSTER_TIMER", backend)
+    state = made(cache, expires_at=FAR_AHEAD)
+    assert cli("lifetime", "arm").code == 0
+    assert json.loads(cli("lifetime", "status", "-o", "json").out)["enforcement"]["armed"] is True
+    state.files.program.unlink()
+    assert json.loads(cli("lifetime", "status", "-o", "json").out)["enforcement"]["armed"] is False
+
+
+@pytest.mark.parametrize(
+    "verb", ["lifetime arm", "lifetime extend 1h", "lifetime reap", "lifetime reap --all", "resume"]
+)
+def test_the_next_command_brings_a_private_copy_back(
+    cli: Cli, cache: Path, processes: Processes, schedulers: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    monkeypatch.setenv("YCLUSTER_TIMER", "at")
+    state = made(cache, expires_at=FAR_AHEAD)
+    assert cli("lifetime", "arm").code == 0
+    state.files.program.unlink()
+    vm(processes, state.files)
+    assert cli(*verb.split()).code == 0
+    assert state.files.program.exists()
+
+
+# --- what a VM has left behind
+
+
+@pytest.mark.parametrize(
+    "verb, code",
+    [("status", 0), ("stop", 0), ("pause", 1), ("resume", 1), ("lifetime reap", 0), ("ssh", 1), ("teardown", 0)],
+)
+def test_what_a_reboot_leaves_behind_is_no_vm_and_whoever_has_its_pid_is_left_alone(
+    cli: Cli, cache: Path, processes: Processes, timer: Memory, monkeypatch: pytest.MonkeyPatch, verb: str, code: int
+) -> None:
+    """A pidfile with a recycled pid, a socket that nobody answers, a lock that nobody holds."""
+    innocent = processes.start(GIVES_WAY, "-name", "demo", str(Files(cache, "demo").pidfile))
+    state = made(cache, expires_at=LONG_AGO, started_at=LONG_AGO)
+    state.files.pidfile.write_text(f"{innocent.pid}\n")
+    state.files.vm_lock.touch()
+    monkeypatch.chdir(cache)  # a socket's path may have 107 bytes
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(state.files.qmp.name)
+    ran = cli(*verb.split())
+    assert ran.code == code and re.search("not running|stopped|torn down", ran.out + ran.err), ran
+    time.sleep(0.02)
+    assert innocent.poll() is None
+    assert (
+        state.files.qmp.exists() is state.files.pidfile.exists() is (verb not in ("stop", "lifetime reap", "teardown"))
+    )
+
+
+# --- budgets
+
+
+@pytest.mark.parametrize(
+    "halts, due, fresh",
+    [("reap", 0, True), ("pause", 5, True), ("pause", -60, False)],
+    ids=["paused by its expiry", "paused by hand and its deadline gone by", "paused by hand and in time"],
+)
+def test_resume_gives_a_fresh_budget_where_the_old_one_is_used_up_and_only_there(
+    halts: str, due: int, fresh: bool
+) -> None:
+    history = test_histories.Histories()
+    history.begin(actions=("pause", "stop"), runs=("1h", ""))
+    try:
+        first = history.states()["a"].expires_at
+        assert first is not None
+        if halts == "pause":
+            history.halt("a", None, "pause")
+        history.host.time = float(first + due)
+        if halts == "reap":
+            history.reaping("a", None)
+            assert history.world.vms[history.files["a"]] == "paused" and history.states()["a"].expires_at is None
+        history.host.time += 5
+        history.wake("a", None, "resume")
+        after = history.states()["a"]
+        assert history.world.vms[history.files["a"]] == "running"
+        assert after.expires_at == (int(history.host.now()) + 3600 if fresh else first)
+        assert after.timer and after.timer.deadline == after.expires_at
+        history.guarded("a")
+    finally:
+        history.teardown()
+
+
+# --- teardown takes what is the cluster's own
+
+
+@pytest.mark.parametrize("by", ["hand", "expiry", "hand, and its disk is kept"])
+def test_teardown_leaves_what_is_not_the_clusters_own(
+    cli: Cli, cache: Path, tmp_path: Path, timer: Memory, by: str
+) -> None:
+    state = made(
+        cache, expires_at=LONG_AGO, on_expiry="teardown", ran_with="tcg", data_disk=str(cache / "demo-data.qcow2")
+    )
+    files = state.files
+    keep = "kept" in by
+    theirs = [
+        "images/0123abcd", "images/.lock", "demo-data.qcow2", "demo.x.json", "demo.x.qcow2", "demo.x.pid", "demo-2-ssh",
+        "demo-2.qcow2", "demo-2-seed/user-data", "demo-2.ycluster.py", "demo-2.reap.log", "demo2.json", "xdemo.json",
+        "demo/file", "demo-files/file", "demo.d/file", "demo-ssh.bak", ".demo-2.json.0a1b2c3d.tmp", ".demo", "demo", "x/demo.json",
+    ]  # fmt: skip
+    outside = tmp_path / "outside"
+    for place in [
+        *(cache / name for name in theirs),
+        outside / "data.qcow2",
+        outside / "disk",
+        outside / "dir" / "file",
+    ]:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if not place.exists():
+            place.write_text("mine")
+    made(cache, "demo-2", expires_at=FAR_AHEAD)
+    before = {**tree(cache), **tree(outside)}
+    del before["demo.json"]
+    files.disk.symlink_to(outside / "disk")
+    files.seed.symlink_to(outside / "dir")
+    files.console.symlink_to(outside / "dir" / "file")
+    files.ssh_key.write_text("key")
+    (cache / ".demo.json.0a1b2c3d.tmp").write_text("left by a crash")
+    for path in files.disposable():
+        path.touch()
+    ran = cli(
+        *(["lifetime", "reap"] if by == "expiry" else ["teardown"]), "--name", "demo", *["--keep-disk"][: int(keep)]
+    )
+    assert ran.code == 0, ran
+    after = {**tree(cache), **tree(outside)}
+    for name in ("demo.qcow2", "demo-ssh"):
+        assert (after.pop(name, None) is not None) is keep
+    after.pop("demo.lock", None)
+    assert {name: after.get(name) for name in before} == before and set(after) == set(before)
+
+
+@pytest.mark.skipif(not shutil.which("ssh-keygen"), reason="ssh-keygen is not installed")
+@pytest.mark.parametrize("name", ["demo-seed", "demo-ssh", "demo-console.log"])
+def test_provision_never_takes_away_a_directory_that_is_not_its_own(
+    cli: Cli, tmp_path: Path, no_qemu: None, timer: Memory, name: str
+) -> None:
+    """With `cacheDir: .` a cluster's files lie among a project's own."""
+    (tmp_path / "y-cluster-provision.yaml").write_text("name: demo\ncacheDir: .\nk3s: {install: none}\n")
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "months of work").write_text("mine")
+    cli("provision", "-c", tmp_path)
+    cli("teardown", "-c", tmp_path)
+    assert (tmp_path / name / "months of work").exists()
