@@ -1,0 +1,217 @@
+"""The Debian guest as the HOST: systemd is PID 1 there, logins and reboots are real, and anybody may set the clock.
+
+There is no QEMU in it. A stand-in process takes the VM's place: it has a pidfile in its argv, answers QMP, and ends at the
+power button. dist/ycluster is all that is installed. The tests go in order over one boot and one reboot.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+from conftest import Cluster, wait_for
+
+STAND_IN = """\
+import json, os, socket, sys
+base = sys.argv[2][:-4]
+with open(base + ".pid", "w") as file:
+    file.write(str(os.getpid()))
+if os.path.exists(base + ".qmp"):
+    os.unlink(base + ".qmp")
+server = socket.socket(socket.AF_UNIX)
+server.bind(base + ".qmp")
+server.listen()
+while True:
+    stream = server.accept()[0].makefile("rw")
+    print('{"QMP": {}}', file=stream, flush=True)
+    for line in stream:
+        asked = json.loads(line)
+        print(json.dumps({"return": {"status": "running"}, "id": asked["id"]}), file=stream, flush=True)
+        if asked["execute"] == "system_powerdown":
+            os._exit(0)
+"""
+CACHE = "/home/dev/.cache/y-cluster-qemu"
+
+
+@dataclass
+class RealHost:
+    """A host that one logs in to: as root, and as `dev`, an ordinary user with a session of its own."""
+
+    vm: Cluster
+    port: int
+
+    def root(self, command: str, code: int | None = 0) -> str:
+        done = self.vm.run("ssh", "--", f"sudo sh -c '{command}'", code=code)
+        return done.stdout.strip()
+
+    def login(self, command: str, code: int | None = 0, stdin: str = "") -> str:
+        """A login of dev's from its beginning to its end."""
+        argv = ["ssh", "-F", "/dev/null", "-i", str(self.vm.file("-ssh")), "-p", str(self.port), "-o", "BatchMode=yes"]
+        argv += ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]
+        done = subprocess.run(
+            [*argv, "dev@127.0.0.1", command], input=stdin, text=True, capture_output=True, timeout=300
+        )
+        print(f"dev$ {command}\n{done.stdout}{done.stderr}")
+        assert code is None or done.returncode == code, done.stderr
+        return done.stdout.strip()
+
+    def fresh(self, seconds: int, on_expiry: str = "stop") -> None:
+        """A cluster of dev's whose VM (a stand-in, run by a system service) has been started just now."""
+        self.root("systemctl stop stand-in; systemctl reset-failed stand-in; true")
+        self.login(
+            "ycluster lifetime disarm; rm -rf .cache/y-cluster-qemu; mkdir -p -m 700 .cache/y-cluster-qemu", None
+        )
+        ends = self.root(f'date -u -d "+{seconds} sec" +%Y-%m-%dT%H:%M:%SZ')
+        boot = self.root("cat /proc/sys/kernel/random/boot_id")
+        began = self.root('date -u -d "@$(($(date +%s) - $(cut -d. -f1 /proc/uptime)))" +%Y-%m-%dT%H:%M:%SZ')
+        sidecar = {"version": 1, "name": "demo", "context": "demo", "lifetime": "1h", "onExpiry": on_expiry}
+        sidecar |= {"expiresAt": ends, "bootId": boot, "bootedAt": began, "ranWith": "tcg"}
+        self.login(
+            "umask 077; cat >.cache/y-cluster-qemu/demo.json; echo kept >.cache/y-cluster-qemu/demo.qcow2",
+            stdin=json.dumps(sidecar),
+        )
+        run = f"systemd-run --quiet --collect --uid=dev --unit=stand-in python3 /home/dev/stand-in.py -pidfile {CACHE}/demo.pid"
+        self.root(run)
+        wait_for("the stand-in", lambda: self.status()["state"] == "running")
+
+    def status(self) -> dict[str, Any]:
+        shown: dict[str, Any] = json.loads(self.login("ycluster lifetime status -o json"))
+        return shown
+
+    def arm(self) -> str:
+        """The timer that a login arms."""
+        self.login("ycluster lifetime arm")
+        guard = self.status()["enforcement"]
+        assert guard["armed"], guard
+        return str(guard["backend"])
+
+    def log_out_for_good(self) -> None:
+        """Until the user's systemd has ended, which is some seconds after the last logout."""
+        wait_for("the end of user@", lambda: self.root("systemctl is-active user@$(id -u dev)", None) == "inactive")
+
+    def wait_for_the_reap(self, by: str) -> None:
+        """Watched as root: a login of dev's would bring its systemd back."""
+        wait_for(f"the reap by {by}", lambda: f'"by": "{by}"' in self.root(f"cat {CACHE}/demo.json"), 240)
+        assert self.root("systemctl is-active stand-in", None) == "inactive"
+
+
+@pytest.fixture(scope="module")
+def host(new_cluster: Callable[..., Cluster], guest_image: Path) -> RealHost:
+    vm = new_cluster("real-host", guest_image)
+    vm.run("provision", YCLUSTER_TIMER="watcher")
+    made = RealHost(vm, vm.status()["sshPort"])
+    made.root(
+        "useradd -m -s /bin/bash dev && mkdir -m 700 /home/dev/.ssh && cp /home/ystack/.ssh/authorized_keys /home/dev/.ssh"
+    )
+    made.root("chown -R dev: /home/dev/.ssh")
+    with vm.program.path.open("rb") as program:
+        argv = [
+            str(vm.program.path),
+            "ssh",
+            "-c",
+            str(vm.directory),
+            "--",
+            "sudo tee /usr/local/bin/ycluster >/dev/null",
+        ]
+        subprocess.run(argv, stdin=program, env=vm.program.environ(), check=True)
+    made.root("chmod 755 /usr/local/bin/ycluster")
+    made.login("cat >stand-in.py", stdin=STAND_IN)
+    return made
+
+
+def test_the_one_file_serves_an_appliance_host(host: RealHost) -> None:
+    host.login("mkdir c && cat >c/y-cluster-provision.yaml", stdin="provider: docker\nlifetime: {maxRun: 8h}\n")
+    assert (
+        host.login("ycluster lifetime gcp-flags -c c")
+        == "--max-run-duration=28800s --instance-termination-action=DELETE"
+    )
+    assert ": ok: docker cluster y-cluster, lifetime 8h" in host.login("ycluster config check -c c")
+
+
+def test_without_lingering_at_reaps_after_the_logout_and_its_job_keeps_no_secret(host: RealHost) -> None:
+    host.fresh(70)
+    host.login("export SECRET=hunter2 KUBECONFIG=/nowhere; ycluster lifetime arm")
+    assert host.status()["enforcement"]["backend"] == "at"
+    assert "enable-linger" in host.status()["enforcement"]["improve"]
+    assert host.root("grep -l hunter2 /var/spool/cron/atjobs/*; true") == ""
+    host.log_out_for_good()
+    host.wait_for_the_reap("at")
+
+
+def test_without_lingering_and_atd_the_watcher_reaps_after_the_logout(host: RealHost) -> None:
+    host.fresh(60)
+    host.root("systemctl stop atd")
+    assert host.arm() == "watcher"
+    host.root("mv /usr/local/bin/ycluster /root/")  # it runs its own copy
+    try:
+        host.wait_for_the_reap("watcher")
+    finally:
+        host.root("mv /root/ycluster /usr/local/bin/; systemctl start atd")
+
+
+def test_a_stopped_atd_is_noticed_and_the_next_command_arms_again(host: RealHost) -> None:
+    host.fresh(3600)
+    assert host.arm() == "at"
+    host.root("systemctl stop atd")
+    assert not host.status()["enforcement"]["armed"]
+    assert "NOTHING" in host.login("ycluster lifetime status")
+    host.login("ycluster lifetime reap --all")
+    guard = host.status()["enforcement"]
+    assert (guard["backend"], guard["armed"]) == ("watcher", True)
+    host.root("systemctl start atd")
+
+
+def test_with_lingering_systemd_reaps_after_the_logout(host: RealHost) -> None:
+    host.root("loginctl enable-linger dev")
+    host.fresh(45)
+    assert host.arm() == "systemd"
+    host.wait_for_the_reap("systemd")
+
+
+def test_a_stopped_user_manager_is_noticed_and_the_next_command_arms_again(host: RealHost) -> None:
+    host.fresh(3600)
+    assert host.arm() == "systemd"
+    host.root("systemctl stop user@$(id -u dev)")
+    assert not host.status()["enforcement"]["armed"]
+    host.login("ycluster lifetime reap --all")
+    assert host.status()["enforcement"]["armed"]
+    host.root("systemctl start user@$(id -u dev)")
+
+
+@pytest.mark.parametrize("timer", ["systemd", "watcher"])
+def test_a_clock_that_is_set_moves_the_deadline_along(host: RealHost, timer: str) -> None:
+    host.fresh(3600)
+    host.login(f"YCLUSTER_TIMER={timer} ycluster lifetime arm")
+    for step in ("+3 hours", "-6 hours", "+3 hours"):
+        host.root(f'date -s "{step}" >/dev/null')
+        shown = host.status()
+        assert shown["state"] == "running" and shown["enforcement"]["backend"] == timer
+        assert 3300 < shown["remainingSeconds"] <= 3600
+    if timer == "systemd":  # it fired when the clock was set, and was armed anew for the deadline that had moved along
+        wait_for("the right time", lambda: host.status()["enforcement"]["nextFire"] == host.status()["expiresAt"])
+
+
+def test_after_a_reboot_nothing_is_torn_down_and_whoever_has_the_pid_now_is_left_alone(host: RealHost) -> None:
+    host.fresh(60, on_expiry="teardown")
+    assert host.arm() == "systemd"
+    before = host.root("cat /proc/sys/kernel/random/boot_id")
+    host.root("systemctl reboot", None)
+
+    def after() -> bool:
+        done = host.vm.run("ssh", "--", "cat /proc/sys/kernel/random/boot_id", code=None)
+        return done.returncode == 0 and done.stdout.strip() not in ("", before)
+
+    wait_for("the next boot", after, 300)
+    host.root(
+        f"systemd-run --quiet --uid=dev --unit=innocent sleep infinity; systemctl show -P MainPID innocent >{CACHE}/demo.pid"
+    )
+    assert host.status()["state"] == "stopped"
+    wait_for("the deadline", lambda: (host.status()["remainingSeconds"] or 0) <= 0)
+    host.login("ycluster lifetime reap")
+    assert host.root("systemctl is-active innocent") == "active"
+    assert host.root(f"cat {CACHE}/demo.qcow2") == "kept"
+    assert host.status()["expiresAt"] == ""
