@@ -469,7 +469,9 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(path)  # a full disk has no name of its own
         with contextlib.suppress(OSError):
             os.unlink(beside)
         raise
@@ -1685,7 +1687,8 @@ class Files:
         return [
             self.pidfile, self.qmp, self.vm_lock, self.watch_lock, self.console, self.seed, self.host_key,
             self.host_pub, self.known_hosts, self.log, self._at("-seed.img"), self._at("-cloud-init.yaml"),
-            self._at("-meta-data.yaml"), *self.cache_dir.glob(f".{self.name}.*.tmp"),
+            self._at("-meta-data.yaml"),
+            *(path for stem in (self.name, self.known_hosts.name) for path in self.cache_dir.glob(f".{stem}.*.tmp")),
         ]  # fmt: skip
 
 

@@ -46,9 +46,18 @@ if wants e2e; then
     title 'build'
     PYTHON=$python ./build_zipapp.sh
     title 'e2e tests'
+    here=()
     if ((EUID == 0)) && [[ ! -d /run/systemd/system ]]; then
         # No systemd here (a container): give the tests a /run, a lingering root and an at spool of their own.
-        exec unshare --mount --propagation private tests/e2e/in-namespace.sh "${pytest[@]}" tests/e2e "$@"
+        here=(unshare --mount --propagation private tests/e2e/in-namespace.sh)
     fi
-    exec "${pytest[@]}" tests/e2e "$@"
+    (($#)) && exec "${here[@]}" "${pytest[@]}" tests/e2e "$@"
+    # The guest that plays the host mostly waits for its deadlines: it runs beside the others.
+    beside=tests/e2e/test_real_host.py log=$(mktemp)
+    "${here[@]}" "${pytest[@]}" "$beside" &>"$log" &
+    status=0
+    "${here[@]}" "${pytest[@]}" tests/e2e --ignore "$beside" || status=$?
+    wait $! || status=$?
+    title "$beside, which ran beside them" && cat "$log" && rm -f "$log"
+    exit "$status"
 fi

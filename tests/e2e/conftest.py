@@ -107,6 +107,21 @@ class Cluster:
         return found
 
 
+def booting(cluster: Cluster) -> subprocess.Popen[str]:
+    """A provision that waits for a guest which will never answer."""
+    provision = cluster.program.spawn("provision", "-c", cluster.directory, YCLUSTER_TIMER="watcher")
+    wait_for("QEMU", cluster.qemu)
+    wait_for("the sidecar of a running VM", lambda: cluster.sidecar().get("machine"))
+    return provision
+
+
+def running(cluster: Cluster) -> Cluster:
+    provision = booting(cluster)
+    provision.kill()
+    provision.wait()
+    return cluster
+
+
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("workshop")
@@ -138,6 +153,23 @@ def blank_image(workshop: Path) -> Path:
     """A disk with nothing on it: a machine that runs, and never answers."""
     image = workshop / "blank.img"
     with image.open("wb") as file:
+        file.truncate(64 << 20)
+    return image
+
+
+@pytest.fixture(scope="session")
+def obedient_image(workshop: Path) -> Path:
+    """A boot sector that does nothing but power off when the power button is pressed, as a guest would by ACPI."""
+    code = bytes.fromhex(
+        "fa"  # cli
+        "ba0206 b80001 ef"  # PM1 enable (port 0x602 of q35): tell of the power button
+        "ba0006 ed f6c401 74fa"  # PM1 status (0x600): until its bit 8 is set
+        "ba0406 b80020 ef"  # PM1 control (0x604): sleep type 0, sleep enable
+        "ebfe"
+    )
+    image = workshop / "obedient.img"
+    with image.open("wb") as file:
+        file.write(code.ljust(510, b"\0") + b"\x55\xaa")
         file.truncate(64 << 20)
     return image
 

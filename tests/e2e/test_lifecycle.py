@@ -4,27 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 from pathlib import Path
 from typing import Callable
 
 import pytest
-from conftest import Cluster, wait_for
-
-
-def booting(cluster: Cluster) -> subprocess.Popen[str]:
-    """A provision that waits for a guest which will never answer."""
-    provision = cluster.program.spawn("provision", "-c", cluster.directory, YCLUSTER_TIMER="watcher")
-    wait_for("QEMU", cluster.qemu)
-    wait_for("the sidecar of a running VM", lambda: cluster.sidecar().get("machine"))
-    return provision
-
-
-def running(cluster: Cluster) -> Cluster:
-    provision = booting(cluster)
-    provision.kill()
-    provision.wait()
-    return cluster
+from conftest import Cluster, booting, running, wait_for
 
 
 @pytest.fixture(scope="module")
