@@ -20,7 +20,7 @@ The map: each section uses only what stands above it.
    8 state sidecar      `State` <-> <cacheDir>/<name>.json; `Files`, what a cluster owns on disk; `discover`
    9 lifetime decisions `decide`, `anchored`, `extended`, `retry_delay`: pure
   10 timers             systemd --user, at(1) and the watcher behind one `Timer`; `arm_timer`
-  11 gcloud flags       `gcp_flags`: pure
+  11 gcloud flags       `gcp_flags`, `gcp_warnings`, and `gcp_lifetime` of an instance: pure
   12 QMP                `Qmp`, the client of QEMU's monitor
   13 VM process         `find_vm`: is it running, under which pid, is it really ours; `stop_vm`, the ladder
   14 QEMU machine       `qemu_argv`: pure; `launch`: KVM by evidence, else TCG
@@ -83,6 +83,7 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # GCE's bounds for max-run-duration (cloud.google.com/compute/docs/instances/limit-vm-runtime).
 GCP_MIN_SECONDS = 30
 GCP_MAX_SECONDS = 120 * 86400
+GCP_PIPE = "gcloud compute instances describe NAME --format=json | ycluster lifetime gcp-status"
 
 READY_TIMEOUT = 600.0  # seconds; a cold first boot without KVM takes one to five minutes
 LOCK_TIMEOUT = 300.0  # seconds; longer than the whole stop ladder, so that a waiting verb gets its turn
@@ -2320,7 +2321,7 @@ def cancel_timer(host: Host, files: Files, old: ArmedTimer | None, keep: ArmedTi
 # === 11 gcloud flags =================================================================================
 
 
-def gcp_flags(max_run: str) -> list[str]:
+def gcp_flags(max_run: str, where: str = "lifetime.maxRun") -> list[str]:
     """Flags of `gcloud compute instances create` by which GCE itself deletes the instance; none without a budget.
 
     GCE counts from each entry into RUNNING and takes 30 s to 120 days; gcloud checks neither bound. A fraction
@@ -2332,10 +2333,42 @@ def gcp_flags(max_run: str) -> list[str]:
     seconds = -(-nanoseconds // 10**9)
     if not GCP_MIN_SECONDS <= seconds <= GCP_MAX_SECONDS:
         raise ConfigError(
-            f"lifetime.maxRun {max_run} is {seconds} s; Compute Engine takes 30 s to 120 days (2880h)",
-            hint="choose a budget within them",
+            f"{where} {max_run} is {seconds} s; Compute Engine takes 30 s to 120 days (2880h)",
+            hint="choose a budget within them; gcloud itself would let it through",
         )
     return [f"--max-run-duration={seconds}s", "--instance-termination-action=DELETE"]
+
+
+def gcp_warnings(config: Config, on_expiry: object) -> dict[str, str]:
+    """What may still hurt, by the word that `--quiet` takes once it is settled; `on_expiry` is what the file says."""
+    said = {"restart": "a restart after a host error begins a new budget, unless you add --no-restart-on-failure"}
+    if on_expiry not in (None, "teardown"):
+        said["onExpiry"] = f"lifetime.onExpiry: {on_expiry} is ignored in the cloud, the instance is deleted"
+    if getattr(config, "data_disk", None):
+        said["dataDisk"] = "a data disk is deleted with the instance, unless its --disk has auto-delete=no"
+    return said
+
+
+def gcp_lifetime(text: str | bytes, now: float) -> dict[str, Any]:
+    """What `gcp-status` shows of the instance in the JSON that gcloud printed. Raises ValueError and its like."""
+    found = json.loads(text)
+    [made] = found if isinstance(found, list) else [found]
+    if made.get("kind", "compute#instance") != "compute#instance":
+        raise ValueError(f"it is a {made['kind']}")
+    plan, started, expires = made["scheduling"], made.get("lastStartTimestamp"), None
+    limit, until = plan.get("maxRunDuration"), plan.get("terminationTime")
+    nanoseconds = int(limit["seconds"]) * 10**9 + int(limit.get("nanos", 0)) if limit else 0
+    if made["status"] == "RUNNING":
+        # Compute Engine's own reckoning goes first: it counts from the last entry into RUNNING, a resume too.
+        known = made.get("resourceStatus", {}).get("scheduling", {}).get("terminationTimestamp") or until
+        expires = parse_time(known) if known else parse_time(started) - -nanoseconds // 10**9 if limit else None
+    return {
+        "name": made["name"], "zone": made.get("zone", "").rpartition("/")[2], "state": made["status"].lower(),
+        "maxRun": format_duration(nanoseconds) if limit else "", "terminationTime": until or "",
+        "onExpiry": plan.get("instanceTerminationAction", "STOP").lower(),
+        "startedAt": _encode_time(parse_time(started)) if started else "", "expiresAt": _encode_time(expires),
+        "remainingSeconds": None if expires is None else int(expires - now),
+    }  # fmt: skip
 
 
 # === 12 QMP ==========================================================================================
@@ -3664,7 +3697,7 @@ def left_words(shown: Mapping[str, Any]) -> str:
     left = shown["remainingSeconds"]
     if left is None:
         return "-"
-    if shown["disarmed"]:
+    if shown.get("disarmed"):
         return "disarmed"
     return in_words(left) if left > 0 else f"OVERDUE {in_words(left)}"
 
@@ -3740,13 +3773,53 @@ def ssh(host: Host, files: Files, command: Sequence[str]) -> int:
     return host.interactive(ssh_argv(state, *words))
 
 
-def print_gcp_flags(host: Host, directory: Path, form: str) -> None:
+def print_gcp_flags(host: Host, directory: Path, form: str, quiet: Sequence[str]) -> None:
     """The flags on one line (shell), one a line (lines) or as JSON; nothing at all where there is no budget."""
-    flags = gcp_flags(load_config(directory).lifetime.max_run)
+    config = load_config(directory)
+    flags = gcp_flags(config.lifetime.max_run, f"{config.file}: lifetime.maxRun")
+    if flags:
+        written: Any = plain(parse_yaml(config.file.read_text("utf-8"), str(config.file)))
+        for what, text in gcp_warnings(config, written["lifetime"].get("onExpiry")).items():
+            if not {what, "all"} & set(quiet):
+                host.output.warn(f"{text} (--quiet={what} once it is settled)")
+    host.output.data(to_json(flags) if form == "json" else (" " if form == "shell" else "\n").join(flags))
+
+
+def describe_gcp(host: Host, instance: str, *place: str) -> str:
+    """What gcloud, with the user's own environment, prints of an instance; StateError where there is none (any more)."""
+    if not host.which("gcloud"):
+        raise PrerequisiteError("missing: gcloud", hint=f"cloud.google.com/sdk/docs/install; or elsewhere: {GCP_PIPE}")
+    argv = ["gcloud", "compute", "instances", "describe", instance, "--format=json", *place]
+    try:
+        return host.run(argv, timeout=120, env=host.environ).stdout
+    except ProgramFailed as error:
+        if "was not found" not in error.stderr:
+            raise
+        raise StateError(f"no instance {instance}: {error}", hint="if there was one, it has been deleted") from None
+
+
+def gcp_status(host: Host, text: str | bytes, form: str) -> None:
+    """What `lifetime status` shows, of an instance of Compute Engine: its budget, its deadline, what is left."""
+    try:
+        shown = gcp_lifetime(text, host.now())
+    except (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError) as error:
+        why = f"{type(error).__name__}: {error}" if text.strip() else "it is empty"
+        raise YclusterError(f"this is not the JSON of one instance: {why}", hint=GCP_PIPE) from None
     if form == "json":
-        host.output.data(to_json(flags))
+        return host.output.data(to_json({"version": 1, **shown}))
+    rows = [["instance:", f"{shown['name']} (zone {shown['zone']})"], ["state:", shown["state"]]]
+    if shown["maxRun"] or shown["terminationTime"]:
+        limit = f"{shown['maxRun']} from each start" if shown["maxRun"] else f"until {shown['terminationTime']}"
+        ends = f"{local_time(parse_time(shown['expiresAt']))} ({left_words(shown)})" if shown["expiresAt"] else ""
+        rows += [["lifetime:", f"{limit}, then {shown['onExpiry']}"]]
+        rows += [["deadline:", ends or f"nothing counts while it is {shown['state']}"]]
     else:
-        host.output.data((" " if form == "shell" else "\n").join(flags))
+        change = f"gcloud compute instances set-scheduling {shown['name']} --zone={shown['zone']}"
+        rows += [
+            ["lifetime:", "no budget: NOTHING ends it. Stop it, and while it is TERMINATED run this, then start it:"]
+        ]
+        rows += [["  better:", change + " $(ycluster lifetime gcp-flags -c DIR)"]]
+    host.output.data(table(rows))
 
 
 def config_check(host: Host, directory: Path) -> None:
@@ -3841,7 +3914,7 @@ def _parser() -> argparse.ArgumentParser:
     schema.add_argument("which", nargs="?", choices=KINDS)
     schema.add_argument("--write", metavar="DIR", type=Path, help="write them all to DIR")
 
-    _lifetime_verbs(_group(top, "lifetime", "the budget of a cluster and the timer that enforces it"), one, conf)
+    _lifetime_verbs(_group(top, "lifetime", "the budget of a cluster and the timer that enforces it"), common, one, conf)
     config = _group(top, "config", "look at a config")
     _verb(config, "check", conf, "exit 0, or 3 with every problem", lambda h, a: config_check(h, a.config))
     _verb(config, "show", conf, "the effective config as JSON", lambda h, a: h.output.data(to_json(show_config(load_config(a.config)))))
@@ -3849,7 +3922,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _lifetime_verbs(life: Any, one: argparse.ArgumentParser, conf: argparse.ArgumentParser) -> None:
+def _lifetime_verbs(life: Any, *parents: argparse.ArgumentParser) -> None:
+    common, one, conf = parents
     # fmt: off
     _forms(_verb(life, "status", one, "budget, deadline, and who enforces it", lambda h, a: status(h, _files(h, a), a.form, guard=True)), "text", "json")
     reaper = _verb(life, "reap", one, "carry out the expiry if it is due, else re-arm", _reap)
@@ -3864,8 +3938,14 @@ def _lifetime_verbs(life: Any, one: argparse.ArgumentParser, conf: argparse.Argu
     extender.add_argument("duration", metavar="DURATION", help="a Go duration, such as 2h or 1h30m")
     _verb(life, "arm", one, "(re)install the timer", lambda h, a: arm(h, _files(h, a)))
     _verb(life, "disarm", one, "take the timer away; the cluster then runs until you stop it", lambda h, a: disarm(h, _files(h, a)))
-    flags = _verb(life, "gcp-flags", conf, "gcloud flags by which GCP deletes the instance", lambda h, a: print_gcp_flags(h, a.config, a.form))
+    flags = _verb(life, "gcp-flags", conf, "gcloud flags by which GCP deletes the instance", lambda h, a: print_gcp_flags(h, a.config, a.form, a.quiet))
     _forms(flags, "shell", "lines", "json")
+    flags.add_argument("--quiet", nargs="?", action="append", const="all", default=[], choices=("all", "onExpiry", "dataDisk", "restart"), help="leave out the warnings, or one of them")
+    cloud = _verb(life, "gcp-status", common, "budget and deadline of a Compute Engine instance", _gcp_status)
+    _forms(cloud, "text", "json")
+    cloud.add_argument("instance", nargs="?", default="-", metavar="INSTANCE", help="what gcloud is asked for; -, the default, reads its JSON from stdin")
+    for place in ("--zone", "--project"):
+        cloud.add_argument(place, help=f"{place} of gcloud")
     # fmt: on
 
 
@@ -3911,6 +3991,17 @@ def _watch(host: Host, args: argparse.Namespace) -> None:
     if args.all:
         return watch_all(host)
     watch(host, _files(host, args), by=args.by)
+
+
+def _gcp_status(host: Host, args: argparse.Namespace) -> None:
+    place = [f"--{name}={value}" for name, value in (("zone", args.zone), ("project", args.project)) if value]
+    if args.instance != "-":
+        if args.instance[:1] in ("", "-"):
+            raise UsageError(f"{args.instance!r} names no instance", hint="an unset variable?")
+        return gcp_status(host, describe_gcp(host, args.instance, *place), args.form)
+    if place or sys.stdin is None or sys.stdin.isatty():
+        raise UsageError("gcp-status wants an INSTANCE, or its JSON (and no more) on stdin", hint=GCP_PIPE)
+    gcp_status(host, sys.stdin.buffer.read(), args.form)
 
 
 def _ssh(host: Host, args: argparse.Namespace) -> int:
