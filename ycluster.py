@@ -3855,7 +3855,7 @@ _EPILOG = {
     "provision": "example: ycluster provision -c examples/dev",
     "extend": "example: ycluster lifetime extend 2h --name demo",
     "ssh": "example: ycluster ssh --name demo -- uname -a",
-    "gcp-flags": "example: gcloud compute instances create vm $(ycluster lifetime gcp-flags -c DIR)",
+    "gcp-flags": "example: flags=$(ycluster lifetime gcp-flags -c DIR) && gcloud compute instances create vm $flags",
 }
 
 
