@@ -2361,7 +2361,8 @@ def gcp_lifetime(text: str | bytes, now: float) -> dict[str, Any]:
     if made["status"] == "RUNNING":
         # Compute Engine's own reckoning goes first: it counts from the last entry into RUNNING, a resume too.
         known = made.get("resourceStatus", {}).get("scheduling", {}).get("terminationTimestamp") or until
-        expires = parse_time(known) if known else parse_time(started) - -nanoseconds // 10**9 if limit else None
+        if known or limit:
+            expires = parse_time(known) if known else parse_time(started) + -(-nanoseconds // 10**9)
     return {
         "name": made["name"], "zone": made.get("zone", "").rpartition("/")[2], "state": made["status"].lower(),
         "maxRun": format_duration(nanoseconds) if limit else "", "terminationTime": until or "",
@@ -3815,9 +3816,7 @@ def gcp_status(host: Host, text: str | bytes, form: str) -> None:
         rows += [["deadline:", ends or f"nothing counts while it is {shown['state']}"]]
     else:
         change = f"gcloud compute instances set-scheduling {shown['name']} --zone={shown['zone']}"
-        rows += [
-            ["lifetime:", "no budget: NOTHING ends it. Stop it, and while it is TERMINATED run this, then start it:"]
-        ]
+        rows += [["lifetime:", "no budget: NOTHING ends it. This gives it one, but only while it is TERMINATED:"]]
         rows += [["  better:", change + " $(ycluster lifetime gcp-flags -c DIR)"]]
     host.output.data(table(rows))
 
@@ -3996,8 +3995,6 @@ def _watch(host: Host, args: argparse.Namespace) -> None:
 def _gcp_status(host: Host, args: argparse.Namespace) -> None:
     place = [f"--{name}={value}" for name, value in (("zone", args.zone), ("project", args.project)) if value]
     if args.instance != "-":
-        if args.instance[:1] in ("", "-"):
-            raise UsageError(f"{args.instance!r} names no instance", hint="an unset variable?")
         return gcp_status(host, describe_gcp(host, args.instance, *place), args.form)
     if place or sys.stdin is None or sys.stdin.isatty():
         raise UsageError("gcp-status wants an INSTANCE, or its JSON (and no more) on stdin", hint=GCP_PIPE)
