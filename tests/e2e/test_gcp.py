@@ -119,6 +119,14 @@ def test_an_instance_that_has_gone_is_no_such_cluster(sh: Shell) -> None:
     assert done.stdout == "" and "vm" in done.stderr and "deleted" in done.stderr and len(done.stderr.splitlines()) <= 3
 
 
+def test_the_readme_s_commands_are_true(api: ComputeApi, sh: Shell) -> None:
+    block = (ROOT / "README.md").read_text().partition("## Cloud\n")[2].partition("```sh\n")[2].partition("```")[0]
+    assert block.count("gcloud") == 1 and block.count("gcp-status") == 1
+    done = sh("set -e\n" + block.replace("ZONE", "europe-north1-a").replace("DIR", "limited"))
+    assert instance(api)["scheduling"]["maxRunDuration"] == LIMIT["maxRunDuration"]
+    assert "12h0m0s from each start, then delete" in done.stdout
+
+
 # --- the wrapper
 
 
@@ -165,7 +173,9 @@ def test_a_wrapper_whose_gcloud_fails_fails(api: ComputeApi, sh: Shell) -> None:
 
 
 @pytest.mark.parametrize("home", [{}, {"HOME": "/nonexistent"}])
-def test_gcp_flags_want_nothing_of_the_host(program: Program, tmp_path: Path, home: dict[str, str]) -> None:
+def test_gcp_flags_want_nothing_of_the_host_but_a_place_to_unpack(
+    program: Program, tmp_path: Path, home: dict[str, str]
+) -> None:
     tools = tmp_path / "bin"
     tools.mkdir()
     (tools / "python3").symlink_to(os.path.realpath(sys.executable))  # and nothing else: no QEMU, no ssh, no shell

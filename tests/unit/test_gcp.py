@@ -377,7 +377,9 @@ def wrap(tmp_path: Path) -> Any:
         (tmp_path / name).mkdir()
         (tmp_path / name / "y-cluster-provision.yaml").write_text(f'lifetime: {{maxRun: "{budget}"}}\n')
 
-    def run(command: str) -> Ran:
+    def run(command: str, gcloud: str = "") -> Ran:
+        if gcloud:
+            (tmp_path / "bin" / "gcloud").write_text(f"#!/bin/sh\n{gcloud}\n")
         words = [PROGRAM.parent / "examples" / "gcp" / "create-appliance.sh", *shlex.split(command)]
         done = subprocess.run(words, cwd=tmp_path, env={"PATH": path}, capture_output=True, text=True)
         assert not (tmp_path / "argv").exists(), "gcloud was called"
@@ -399,6 +401,17 @@ def test_a_dry_run_prints_one_command_and_calls_nothing(wrap: Any) -> None:
         "--no-restart-on-failure",
         "--metadata=k=v w",
     ]  # fmt: skip
+
+
+def test_an_instance_whose_end_can_t_be_looked_up_was_created_all_the_same(wrap: Any) -> None:
+    ran = wrap("-c 12h --zone z-a vm", gcloud='[ "$3" = create ] || { echo "no permission" >&2; exit 1; }')
+    assert (ran.code, ran.out) == (0, "")
+    assert "no permission" in ran.err and "vm was created" in ran.err and "deleted 43200s after its start" in ran.err
+
+
+def test_an_instance_that_is_not_created_has_no_end(wrap: Any) -> None:
+    ran = wrap("-c 12h --zone z-a vm", gcloud="echo quota >&2; exit 3")
+    assert (ran.code, ran.out, ran.err) == (3, "", "quota\n")
 
 
 def test_a_dry_run_without_a_budget_has_no_flags_and_says_so_loudly(wrap: Any) -> None:
