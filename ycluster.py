@@ -44,6 +44,7 @@ import fcntl
 import hashlib
 import json
 import os
+import pwd
 import re
 import secrets
 import select
@@ -69,7 +70,6 @@ VERSION = "0.1.0"
 CONFIG_NAMES = ("y-cluster-provision.yaml", "y-cluster-provision.json")
 PROVIDERS = ("qemu", "docker", "multipass")
 ACTIONS = ("stop", "pause", "teardown")
-
 K3S_VERSION = "v1.35.6+k3s1"
 
 # A dated release has a fixed digest; the undated /release/ URL has none. They vanish after some months.
@@ -291,8 +291,6 @@ class Host:
         return os.getuid()
 
     def user(self) -> str:
-        import pwd
-
         try:
             return pwd.getpwuid(self.uid()).pw_name
         except KeyError:
@@ -300,8 +298,6 @@ class Host:
 
     def home(self) -> Path:
         """$HOME, else the account's home: a timer or a container may have no HOME at all."""
-        import pwd
-
         named = self.environ.get("HOME", "")
         if named.startswith("/"):
             return Path(named)
@@ -360,11 +356,9 @@ class Host:
         self, argv: Sequence[str], *, timeout: float, check: bool = True, stdin: str | None = None,
         cwd: Path | None = None, env: Mapping[str, str] | None = None, pass_fds: Sequence[int] = (),
     ) -> Done:  # fmt: skip
-        """Run a program to its end: no shell, an explicit environment, a bound in seconds.
-
-        Raises PrerequisiteError when it isn't there, TimedOut past the bound (the program is killed),
-        and, unless `check` is off, ProgramFailed when it exits with anything but 0.
-        """
+        """Run a program to its end: no shell, an explicit environment, a bound in seconds. Raises PrerequisiteError when it
+        isn't there, TimedOut past the bound (the program is killed), and, unless `check` is off, ProgramFailed when it
+        exits with anything but 0."""
         self.output.debug(shlex.join(argv))
         program = self.which(argv[0])
         if program is None:
@@ -593,10 +587,8 @@ _TERM = re.compile(r"([0-9]*)(\.[0-9]*)?([^.0-9]*)", re.DOTALL)
 
 
 def parse_duration(text: str) -> int:
-    """Nanoseconds of a Go duration such as `8h`, `1h30m`, `1.5s` (golang.org/pkg/time#ParseDuration).
-
-    Raises ValueError with Go's own words. Go computes a fraction in float64; so does this.
-    """
+    """Nanoseconds of a Go duration such as `8h`, `1h30m`, `1.5s` (golang.org/pkg/time#ParseDuration). Raises ValueError
+    with Go's own words. Go computes a fraction in float64; so does this."""
     invalid = ValueError(f'invalid duration "{text}"')
     sign, rest = (text[0], text[1:]) if text[:1] in ("-", "+") else ("+", text)
     if rest == "0":
@@ -763,11 +755,9 @@ _REFUSED = (  # what can't start a plain scalar, and why
 
 @dataclass(frozen=True)
 class Node:
-    """One parsed value and where it stands: 1-based line and column, in characters.
-
-    `source` is what a plain scalar was resolved from ("8192" for 8192, "" for a missing value), and None for
-    everything else. A value in a mapping has the position of its key too; elsewhere that is 0, 0.
-    """
+    """One parsed value and where it stands: 1-based line and column, in characters. `source` is what a plain scalar was
+    resolved from ("8192" for 8192, "" for a missing value), and None for everything else. A value in a mapping has the
+    position of its key too; elsewhere that is 0, 0."""
 
     value: YamlValue
     line: int
@@ -856,9 +846,7 @@ class _YamlReader:
             end, node = self.flow_node(pos, indent, depth, False)
             end, column = self.next_token(end)
             if column is None:
-                hint = (
-                    "quote the whole value; a comment needs a space before its '#', a nested mapping a line of its own"
-                )
+                hint = "quote the whole value; a comment needs a space before its '#', a nested mapping a line of its own"
                 raise self.error(end, "text behind the end of a value", hint)
         if self.indent(end) > indent:
             hint = "line it up with the entry before it, or quote the text it belongs to"
@@ -1130,10 +1118,8 @@ def _fold_lines(lines: list[str]) -> str:
 
 
 def parse_yaml(text: str, file: str) -> Node:
-    """Read one document; `file` only names it in errors. An empty document is Node(None).
-
-    Raises ConfigError: "file:line:column: what is wrong", and what to write instead as its hint.
-    """
+    """Read one document; `file` only names it in errors. An empty document is Node(None). Raises ConfigError:
+    "file:line:column: what is wrong", and what to write instead as its hint."""
     text = text[text.startswith("\ufeff") :].replace("\r\n", "\n").replace("\r", "\n")
     src = _YamlReader(text, file, (0, *(pos + 1 for pos, char in enumerate(text[:_MAX_TEXT]) if char == "\n")))
     if len(text) > _MAX_TEXT:
@@ -1530,7 +1516,6 @@ class MultipassConfig(Config):
     image: str = key(_STRING, "Multipass image alias.", "24.04")
 # fmt: on
 
-
 CONFIGS = {"common": Config, "qemu": QemuConfig, "docker": DockerConfig, "multipass": MultipassConfig}
 KINDS = {which: section(cls) for which, cls in CONFIGS.items()}
 
@@ -1689,7 +1674,8 @@ class Files:
             self.pidfile, self.qmp, self.vm_lock, self.watch_lock, self.console, self.seed, self.host_key,
             self.host_pub, self.known_hosts, self.log, self._at("-seed.img"), self._at("-cloud-init.yaml"),
             self._at("-meta-data.yaml"),
-            *(path for stem in (self.name, self.known_hosts.name) for path in self.cache_dir.glob(f".{stem}.*.tmp")),
+            *(debris for path in (self.sidecar, self.program, self.known_hosts)
+              for debris in self.cache_dir.glob(f".{path.name}.????????.tmp")),
         ]  # fmt: skip
 
 
@@ -1699,22 +1685,16 @@ def stored(name: str, decode: Any = None, encode: Any = None, default: Any = dat
     return _declared(default, {"name": name, "decode": decode or _str, "encode": encode or (lambda value: value)})
 
 
-def _str(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError("is no string")
-    return value
+def _only(kind: type, sort: str) -> Any:
+    def decode(value: Any) -> Any:
+        if not isinstance(value, kind):
+            raise ValueError(f"is no {sort}")
+        return value
+
+    return decode
 
 
-def _dict_of(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError("is no object")
-    return value
-
-
-def _list_of(value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise ValueError("is no list")
-    return value
+_str, _dict_of, _list_of = _only(str, "string"), _only(dict, "object"), _only(list, "list")
 
 
 def _decode_port(value: Any) -> int:
@@ -1980,9 +1960,7 @@ def adjusted(state: State, clock: Clock) -> State:
 
 def decide(state: State, clock: Clock) -> Decision:
     """The whole of reap's judgement on an adjusted state. A timer may be stale, early or late: only the sidecar counts.
-
-    Nothing is torn down on the word of a clock that can't be checked: after a reboot teardown is only a stop.
-    """
+    Nothing is torn down on the word of a clock that can't be checked: after a reboot teardown is only a stop."""
     if state.disarmed:
         return Decision("nothing", "disarmed by hand; `ycluster lifetime arm` arms it again")
     if state.expires_at is None:
@@ -1991,9 +1969,7 @@ def decide(state: State, clock: Clock) -> Decision:
         return Decision("rearm", f"due in {in_words(state.expires_at - clock.now)}")
     why = f"due since {in_words(clock.now - state.expires_at)}"
     if state.on_expiry == "teardown" and state.boot_id not in ("", clock.boot_id):
-        return Decision(
-            "stop", f"{why} by a clock that may be wrong, the host was rebooted: no teardown, its disk stays"
-        )
+        return Decision("stop", f"{why} by a clock that may be wrong, the host was rebooted: no teardown, its disk stays")
     return Decision(state.on_expiry, why)
 
 
@@ -2060,11 +2036,8 @@ class Timer(Protocol):
     survives: Mapping[str, str]
 
     def unusable(self, host: Host) -> Unusable | None: ...
-
     def arm(self, host: Host, files: Files, deadline: int) -> str: ...
-
     def armed(self, host: Host, files: Files, timer: ArmedTimer) -> bool: ...
-
     def cancel(self, host: Host, files: Files, timer: ArmedTimer) -> None: ...
 
 
@@ -2187,9 +2160,7 @@ class AtTimer:
         job = f"umask 077\ntrue >>{log} && exec {command} >>{log} 2>&1\nexec {command} >/dev/null 2>&1\n"
         moment = datetime.fromtimestamp(deadline, timezone.utc).strftime("%Y%m%d%H%M")
         argv = ["at", "-q", self.QUEUE, "-t", moment]
-        answer = host.run(
-            argv, timeout=30, stdin=job, cwd=Path("/"), env=host.child_env({"TZ": "UTC0", "SHELL": "/bin/sh"})
-        )
+        answer = host.run(argv, timeout=30, stdin=job, cwd=Path("/"), env=host.child_env({"TZ": "UTC0", "SHELL": "/bin/sh"}))
         found = re.search(r"^job ([0-9]+) at ", answer.stderr, re.MULTILINE)
         if found is None:
             raise YclusterError(f"at did not say which job it made: {answer.stderr.strip()}")
@@ -2207,11 +2178,9 @@ class WatcherTimer:
 
     name = "watcher"
     survives: Mapping[str, str] = {
-        "logout": "as the VM does: they end or go on together",
-        "suspend": "yes: it looks at the clock every few seconds",
-        "reboot": "not needed: the VM ends with the host",
-        "clock": "yes: it goes by the time since boot",
-    }
+        "logout": "as the VM does: they end or go on together", "suspend": "yes: it looks at the clock every few seconds",
+        "reboot": "not needed: the VM ends with the host", "clock": "yes: it goes by the time since boot",
+    }  # fmt: skip
 
     def unusable(self, host: Host) -> Unusable | None:
         return None
@@ -2268,12 +2237,10 @@ def is_armed(host: Host, state: State) -> bool:
 
 
 def arm_timer(host: Host, state: State, when: int | None = None, *, fired: bool = False) -> State:
-    """Have the reap fire at `when` (the deadline, if not given), and save which timer does it.
-
-    A timer that is there already stays, unless it is the one that has `fired` and runs us. The new timer stands and
-    is written down before the old one goes, so there is no moment without one. A timer that turns out not to work is
-    passed over for the next best. Only under the cluster's lock.
-    """
+    """Have the reap fire at `when` (the deadline, if not given), and save which timer does it. A timer that is there
+    already stays, unless it is the one that has `fired` and runs us. The new timer stands and is written down before the
+    old one goes, so there is no moment without one. A timer that turns out not to work is passed over for the next best.
+    Only under the cluster's lock."""
     deadline = state.expires_at if when is None else when
     if deadline is None:
         return disarm_timer(host, state, None)
@@ -2322,11 +2289,9 @@ def cancel_timer(host: Host, files: Files, old: ArmedTimer | None, keep: ArmedTi
 
 
 def gcp_flags(max_run: str, where: str = "lifetime.maxRun") -> list[str]:
-    """Flags of `gcloud compute instances create` by which GCE itself deletes the instance; none without a budget.
-
-    GCE counts from each entry into RUNNING and takes 30 s to 120 days; gcloud checks neither bound. A fraction
-    of a second is rounded up. Raises ConfigError outside the bounds.
-    """
+    """Flags of `gcloud compute instances create` by which GCE itself deletes the instance; none without a budget. GCE
+    counts from each entry into RUNNING and takes 30 s to 120 days; gcloud checks neither bound. A fraction of a second is
+    rounded up. Raises ConfigError outside the bounds."""
     nanoseconds = budget(max_run)
     if nanoseconds is None:
         return []
@@ -2398,7 +2363,9 @@ class Qmp:
             sock.settimeout(timeout)
             sock.connect(f"/proc/self/fd/{directory}/{path.name}")
             qmp = cls(sock, monotonic)
-            qmp._greet(timeout)
+            if "QMP" not in qmp._message(monotonic() + timeout):
+                raise QmpError("no QMP greeting")
+            qmp.execute("qmp_capabilities", timeout=timeout)
             return qmp
         except (OSError, YclusterError) as error:
             sock.close()
@@ -2406,12 +2373,6 @@ class Qmp:
         finally:
             if directory is not None:
                 os.close(directory)
-
-    def _greet(self, timeout: float) -> None:
-        until = self.monotonic() + timeout
-        if "QMP" not in self._message(until):
-            raise QmpError("no QMP greeting")
-        self.execute("qmp_capabilities", timeout=timeout)
 
     def __enter__(self) -> Qmp:
         return self
@@ -2435,7 +2396,8 @@ class Qmp:
             message = self._message(until)
             if message.get("id") == self.serial:
                 if "error" in message:
-                    raise QmpError(f"{command}: {_described(message['error'])}")
+                    why = message["error"]
+                    raise QmpError(f"{command}: {why.get('desc', why) if isinstance(why, dict) else why}")
                 return message.get("return")
 
     def _message(self, until: float) -> dict[str, Any]:
@@ -2464,10 +2426,6 @@ class Qmp:
         return message
 
 
-def _described(error: Any) -> str:
-    return str(error.get("desc", error) if isinstance(error, dict) else error)
-
-
 # === 13 VM process ===================================================================================
 
 
@@ -2485,12 +2443,10 @@ class Vm:
 
 @contextlib.contextmanager
 def find_vm(files: Files) -> Iterator[Vm | None]:
-    """The cluster's QEMU, or None when it doesn't run.
-
-    Any number may be in a pidfile: a process is ours only when its argv holds our `-pidfile` (so both siblings
-    know each other's VMs). QEMU inherited a lock from us, too, and "not found" is not "not running": while the lock
-    is held and no QEMU can be seen (another container's?), this raises, rather than let a disk be pulled from it.
-    """
+    """The cluster's QEMU, or None when it doesn't run. Any number may be in a pidfile: a process is ours only when its argv
+    holds our `-pidfile` (so both siblings know each other's VMs). QEMU inherited a lock from us, too, and "not found" is
+    not "not running": while the lock is held and no QEMU can be seen (another container's?), this raises, rather than let a
+    disk be pulled from it."""
     vm = _look_for_vm(files)
     for _ in range(100):  # it may just be coming, or going
         if vm is not None or not flock_held(files.vm_lock):
@@ -2548,6 +2504,12 @@ def _exited(pidfd: int, timeout: float) -> bool:
     return bool(poll.poll(max(0, int(timeout * 1000))))
 
 
+def ask_qemu(host: Host, files: Files, command: str, *, timeout: float = 5.0) -> Any:
+    """What QEMU's monitor returns for one command; raises QmpError."""
+    with Qmp.connect(files.qmp, host.monotonic, timeout=timeout) as qmp:
+        return qmp.execute(command)
+
+
 def running(files: Files) -> bool:
     with find_vm(files) as vm:
         return vm is not None
@@ -2557,34 +2519,29 @@ def vm_status(host: Host, files: Files) -> str:
     """`running`, `paused`, `stopped`, another run state of QEMU's, `busy` while another ycluster talks to it,
     `unresponsive`, or `unseen` where it runs out of our sight."""
     try:
-        return _vm_status(host, files)
+        with find_vm(files) as vm:
+            if vm is None:
+                return "stopped"
+            if process_stat(vm.pid)[1] == "T":
+                return "paused"
+            if not files.qmp.exists():
+                return "running"  # started by the sibling, which has no monitor
+            try:
+                return str(ask_qemu(host, files, "query-status", timeout=2.0)["status"])
+            except QmpError:
+                if _exited(vm.pidfd, 0):
+                    return "stopped"
+                return "busy" if flock_held(files.lock) else "unresponsive"
     except HiddenVm:
         return "unseen"
-
-
-def _vm_status(host: Host, files: Files) -> str:
-    with find_vm(files) as vm:
-        if vm is None:
-            return "stopped"
-        if process_stat(vm.pid)[1] == "T":
-            return "paused"
-        if not files.qmp.exists():
-            return "running"  # started by the sibling, which has no monitor
-        try:
-            with Qmp.connect(files.qmp, host.monotonic, timeout=2.0) as qmp:
-                return str(qmp.execute("query-status")["status"])
-        except QmpError:
-            if _exited(vm.pidfd, 0):
-                return "stopped"
-            return "busy" if flock_held(files.lock) else "unresponsive"
 
 
 def pause_vm(host: Host, files: Files, vm: Vm) -> str:
     """Freeze the guest's CPUs, its memory kept; returns how it was done."""
     if vm_status(host, files) == "paused":
         return "was paused"
-    with contextlib.suppress(QmpError), Qmp.connect(files.qmp, host.monotonic, timeout=5.0) as qmp:
-        qmp.execute("stop")
+    with contextlib.suppress(QmpError):
+        ask_qemu(host, files, "stop")
         return "QMP stop"
     send_signal(vm.pidfd, signal.SIGSTOP)  # no monitor, or none that answers: the sibling's way
     return "SIGSTOP"
@@ -2594,23 +2551,20 @@ def resume_vm(host: Host, files: Files, vm: Vm) -> None:
     """Undo both kinds of pause: ours, and the sibling's SIGSTOP."""
     send_signal(vm.pidfd, signal.SIGCONT)
     if files.qmp.exists():
-        with Qmp.connect(files.qmp, host.monotonic, timeout=5.0) as qmp:
-            qmp.execute("cont")
+        ask_qemu(host, files, "cont")
 
 
 def stop_vm(host: Host, files: Files, vm: Vm, ssh_poweroff: Callable[[], object]) -> str:
-    """Power the guest off, gently first, and return the rung that did it. Bounded: under three minutes.
-
-    Killing QEMU drops what the guest wrote last, so each rung gets its time before the next.
-    Raises YclusterError when QEMU outlives even SIGKILL.
-    """
+    """Power the guest off, gently first, and return the rung that did it. Bounded: under three minutes. Killing QEMU drops
+    what the guest wrote last, so each rung gets its time before the next. Raises YclusterError when QEMU outlives even
+    SIGKILL."""
     steps = Steps(host.output, host.monotonic)
     with contextlib.suppress(OSError):
         send_signal(vm.pidfd, signal.SIGCONT)  # a frozen QEMU would ignore every rung
     rungs: tuple[tuple[str, Callable[[], object], float], ...] = (
         ("guest-shutdown", lambda: _powerdown(host, files, vm, steps), 0.0),
         ("ssh poweroff", ssh_poweroff, 20.0),
-        ("QMP quit", lambda: _qmp_quit(host, files), 10.0),
+        ("QMP quit", lambda: ask_qemu(host, files, "quit"), 10.0),
         ("SIGTERM", lambda: send_signal(vm.pidfd, signal.SIGTERM), 10.0),
         ("SIGKILL", lambda: send_signal(vm.pidfd, signal.SIGKILL), 10.0),
     )
@@ -2646,11 +2600,6 @@ def _powerdown(host: Host, files: Files, vm: Vm, steps: Steps) -> None:
             steps.waiting("guest-shutdown: waiting for the guest to power off")
 
 
-def _qmp_quit(host: Host, files: Files) -> None:
-    with Qmp.connect(files.qmp, host.monotonic, timeout=5.0) as qmp:
-        qmp.execute("quit")
-
-
 # === 14 QEMU machine =================================================================================
 
 
@@ -2665,11 +2614,9 @@ def forwards(state: State) -> list[PortForward]:
 
 
 def qemu_argv(state: State, accel: str) -> list[str]:
-    """QEMU's command line. Run it with the cacheDir as its working directory.
-
-    The sockets and logs are named without their directory: `-daemonize` leaves it only after they are open, and
-    a socket path is 107 bytes at most. Disks are JSON, in which a comma in a path has no meaning.
-    """
+    """QEMU's command line. Run it with the cacheDir as its working directory. The sockets and logs are named without their
+    directory: `-daemonize` leaves it only after they are open, and a socket path is 107 bytes at most. Disks are JSON, in
+    which a comma in a path has no meaning."""
     files = state.files
     hostfwd = [f"hostfwd=tcp:{state.bind_address}:{f.host}-:{f.guest}" for f in forwards(state)]
     boot = {
@@ -2723,11 +2670,9 @@ def _kvm_identity(host: Host) -> str:
 
 
 def launch(host: Host, state: State) -> State:
-    """Start QEMU and return the state with what it chose: accelerator, machine, ports. Under the cluster's lock.
-
-    Only running tells whether KVM works: a device that opens, and even a QEMU that starts, prove nothing.
-    Raises YclusterError, with nothing left running, when no accelerator gets the guest to run.
-    """
+    """Start QEMU and return the state with what it chose: accelerator, machine, ports. Under the cluster's lock. Only
+    running tells whether KVM works: a device that opens, and even a QEMU that starts, prove nothing. Raises YclusterError,
+    with nothing left running, when no accelerator gets the guest to run."""
     if not state.machine:
         listing = host.run([QEMU, "-machine", "help"], timeout=20).stdout
         state = replace(state, machine=versioned_machine(listing))
@@ -2844,11 +2789,9 @@ def port_owner(host: Host, port: int) -> str:
 
 
 def user_data(state: State, login_key: str, host_private: str, host_public: str) -> str:
-    """cloud-init's user-data. JSON is YAML, so nothing needs quoting of its own.
-
-    The host key is ours, so that the very first connection can be checked. The datasource list keeps a disk that
-    boots elsewhere from asking every cloud for its metadata.
-    """
+    """cloud-init's user-data. JSON is YAML, so nothing needs quoting of its own. The host key is ours, so that the very
+    first connection can be checked. The datasource list keeps a disk that boots elsewhere from asking every cloud for its
+    metadata."""
     pin = {"path": "/etc/cloud/cloud.cfg.d/99-ycluster.cfg", "content": "datasource_list: [NoCloud, None]\n"}
     login = {
         "name": state.ssh_user, "shell": "/bin/bash", "sudo": "ALL=(ALL) NOPASSWD:ALL", "lock_passwd": True,
@@ -2940,10 +2883,8 @@ class _Question(threading.Thread):
 
 
 def wait_ready(host: Host, state: State, *, timeout: float) -> None:
-    """Wait until the guest can be worked with: named and timed stages on stderr.
-
-    Raises YclusterError with the console's tail within a second of QEMU's end or stop, TimedOut after `timeout` seconds.
-    """
+    """Wait until the guest can be worked with: named and timed stages on stderr. Raises YclusterError with the console's
+    tail within a second of QEMU's end or stop, TimedOut after `timeout` seconds."""
     steps = Steps(host.output, host.monotonic)
     until = host.monotonic() + timeout
     stages: tuple[tuple[str, Callable[[], bool]], ...] = (
@@ -3026,11 +2967,9 @@ def console_tail(files: Files, lines: int = 12) -> str:
 def check_implemented(config: QemuConfig) -> None:
     """Raise where the config asks for what this version doesn't do; better than to leave out what was promised."""
     missing = {
-        f"k3s.install: {config.k3s.install}": config.k3s.install != "none",
-        "dataDisk": config.data_disk is not None,
-        "lifetime.maxTotal": budget(config.lifetime.max_total) is not None,
-        "network.mode: tap": config.network.mode == "tap",
-    }
+        f"k3s.install: {config.k3s.install}": config.k3s.install != "none", "dataDisk": config.data_disk is not None,
+        "lifetime.maxTotal": budget(config.lifetime.max_total) is not None, "network.mode: tap": config.network.mode == "tap",
+    }  # fmt: skip
     asked = ", ".join(what for what, is_asked in missing.items() if is_asked)
     if asked:
         hint = "`k3s: {install: none}` gives a plain VM" if "k3s" in asked else "leave it out"
@@ -3054,12 +2993,10 @@ def check_context(states: Sequence[State], config: QemuConfig, files: Files) -> 
 
 
 def fetch_image(host: Host, config: QemuConfig, cache_dir: Path) -> Path:
-    """The cloud image as a file of our own, named by its SHA-256; downloads or copies it where it isn't there.
-
-    Disks are overlays on it, so it must not change under them: a user's file is copied, never used in place. A download
-    of known digest that was cut off is taken up where it ended.
-    Raises PrerequisiteError when it can't be had, ConfigError when its digest differs.
-    """
+    """The cloud image as a file of our own, named by its SHA-256; downloads or copies it where it isn't there. Disks are
+    overlays on it, so it must not change under them: a user's file is copied, never used in place. A download of known
+    digest that was cut off is taken up where it ended. Raises PrerequisiteError when it can't be had, ConfigError when its
+    digest differs."""
     images = cache_dir / "images"
     make_private_dir(images)
     with locked(host, images / ".lock", timeout=3600):
@@ -3186,9 +3123,7 @@ def find_cluster(host: Host, *, context: str = "", name: str = "") -> Files:
     every = discover(host)
     if not every:
         which = f"named {name}" if name else f"with the context {context}" if context else "yet"
-        raise StateError(
-            f"there is no cluster {which}: there are none at all", hint="`ycluster provision -c DIR` makes one"
-        )
+        raise StateError(f"there is no cluster {which}: there are none at all", hint="`ycluster provision -c DIR` makes one")
     if name:
         return _the_one([files for files in every if files.name == name], f"named {name}", every)
     if not context and len(every) == 1:
@@ -3370,11 +3305,7 @@ def say_deadline(host: Host, state: State) -> None:
     if budget(state.lifetime) is None:
         host.output.say(f"  {state.name} has no lifetime budget: it runs until you stop it")
     elif state.expires_at is not None:
-        by = (
-            "disarmed by hand"
-            if state.disarmed
-            else f"{state.on_expiry} by {state.timer.backend if state.timer else '?'}"
-        )
+        by = "disarmed by hand" if state.disarmed else f"{state.on_expiry} by {state.timer.backend if state.timer else '?'}"
         left = state.expires_at - host.now()
         when = f"in {in_words(left)}" if left > 0 else f"{in_words(left)} ago"
         host.output.say(f"  deadline {local_time(state.expires_at)}, {when}: {by}")
@@ -3457,7 +3388,7 @@ def resume(host: Host, files: Files) -> None:
 
 def teardown(host: Host, files: Files, *, keep_disk: bool = False) -> None:
     """Stop the VM and remove the cluster's own files, and nothing else; says which. Twice is once."""
-    if not os.path.lexists(files.sidecar) and not running(files):
+    if not (os.path.lexists(files.sidecar) or files.lock.exists() or running(files)):
         return host.output.say(f"{files.name}: nothing to tear down in {files.cache_dir}")
     with cluster_lock(host, files):
         known = os.path.lexists(files.sidecar)
@@ -3484,11 +3415,9 @@ def _erase(host: Host, state: State, *, keep_disk: bool = False) -> list[str]:
 
 
 def reap(host: Host, files: Files, *, by: str, wait: float = 0.0, patience: float = LOCK_TIMEOUT) -> None:
-    """Carry out the expiry if it is due; re-arm if it is not; say so if nothing is armed.
-
-    Safe by hand, from cron, from a stale timer and twice at once. A deadline at most `wait` seconds away is
-    waited for. Raises YclusterError when the action failed; it is then tried again.
-    """
+    """Carry out the expiry if it is due; re-arm if it is not; say so if nothing is armed. Safe by hand, from cron, from a
+    stale timer and twice at once. A deadline at most `wait` seconds away is waited for. Raises YclusterError when the
+    action failed; it is then tried again."""
     if wait:
         ahead = (current(host, files).expires_at or 0) - host.now()
         host.sleep(ahead if ahead <= wait else 0)
@@ -3606,11 +3535,9 @@ def disarm(host: Host, files: Files) -> None:
 
 
 def watch(host: Host, files: Files, *, by: str) -> None:
-    """Wait in the foreground for a cluster's deadline and reap it; ends when no deadline is left.
-
-    As the detached watcher (`by` watcher) it holds the watch lock, and ends when the sidecar no longer names it.
-    It lets go of that lock under the cluster's lock, so that no arming can count on a watcher that is leaving.
-    """
+    """Wait in the foreground for a cluster's deadline and reap it; ends when no deadline is left. As the detached watcher
+    (`by` watcher) it holds the watch lock, and ends when the sidecar no longer names it. It lets go of that lock under the
+    cluster's lock, so that no arming can count on a watcher that is leaving."""
     load_state(files)
     fd = take_flock(host, files.watch_lock, timeout=2) if by == "watcher" else None
     if by == "watcher" and fd is None:
@@ -3760,10 +3687,8 @@ def _guard_rows(state: State, guard: Mapping[str, Any]) -> list[list[str]]:
 
 
 def ssh(host: Host, files: Files, command: Sequence[str]) -> int:
-    """Log in to the guest, or run a command there; returns its exit status.
-
-    One word is a shell command, as with ssh; of several words each arrives as it is.
-    """
+    """Log in to the guest, or run a command there; returns its exit status. One word is a shell command, as with ssh; of
+    several words each arrives as it is."""
     state = load_state(files)
     now = vm_status(host, files)
     if now in ("stopped", "paused"):
@@ -3827,9 +3752,7 @@ def config_check(host: Host, directory: Path) -> None:
     for warning in left_alone(config):
         host.output.warn(warning)
     expand_variables(config.registries, host.environ)
-    limit = (
-        f"{config.lifetime.max_run}, then {config.lifetime.on_expiry}" if budget(config.lifetime.max_run) else "none"
-    )
+    limit = f"{config.lifetime.max_run}, then {config.lifetime.on_expiry}" if budget(config.lifetime.max_run) else "none"
     host.output.data(f"{config.file}: ok: {config.provider} cluster {config.name}, lifetime {limit}")
     try:
         check_implemented(require_qemu(config))
@@ -3857,14 +3780,11 @@ _EPILOG = {
     "gcp-flags": "example: flags=$(ycluster lifetime gcp-flags -c DIR) && gcloud compute instances create vm $flags",
 }
 
-
 _Handler = Callable[[Host, argparse.Namespace], Union[int, None]]
 
 
 def _verb(under: Any, name: str, parent: argparse.ArgumentParser, text: str, run: _Handler) -> Any:
-    made = under.add_parser(
-        name, help=text, description=text, parents=[parent], epilog=_EPILOG.get(name), allow_abbrev=False
-    )
+    made = under.add_parser(name, help=text, description=text, parents=[parent], epilog=_EPILOG.get(name), allow_abbrev=False)
     made.set_defaults(run=run)
     return made
 
@@ -3890,9 +3810,7 @@ def _parser() -> argparse.ArgumentParser:
     conf = argparse.ArgumentParser(add_help=False, parents=[common])
     conf.add_argument("-c", "--config", metavar="DIR", type=Path, required=True, help="the config's directory")
 
-    parser = argparse.ArgumentParser(
-        prog="ycluster", description="Dev clusters that expire on their own.", allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser(prog="ycluster", description="Dev clusters that expire on their own.", allow_abbrev=False)
     parser.add_argument("--verbose", action="store_true", help=told)
     parser.add_argument("--version", action="version", version=f"ycluster {VERSION}")
     top = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
@@ -4074,9 +3992,7 @@ def _told(error: Exception) -> YclusterError:
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return YclusterError(f"{where}{error.strerror or error}")
-    return YclusterError(
-        f"internal error: {type(error).__name__}: {error}", hint="--verbose shows where; please report it"
-    )
+    return YclusterError(f"internal error: {type(error).__name__}: {error}", hint="--verbose shows where; please report it")
 
 
 if __name__ == "__main__":

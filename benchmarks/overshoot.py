@@ -38,9 +38,7 @@ signal.signal(signal.SIGCONT, record)
 while True:
     signal.pause()
 """
-SLEEPER = (
-    "import sys, time; time.sleep(float(sys.argv[2]) - time.time()); open(sys.argv[1], 'w').write(str(time.time()))"
-)
+SLEEPER = "import sys, time; time.sleep(float(sys.argv[2]) - time.time()); open(sys.argv[1], 'w').write(str(time.time()))"
 
 
 class Subject(NamedTuple):

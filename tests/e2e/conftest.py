@@ -158,23 +158,6 @@ def blank_image(workshop: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def obedient_image(workshop: Path) -> Path:
-    """A boot sector that does nothing but power off when the power button is pressed, as a guest would by ACPI."""
-    code = bytes.fromhex(
-        "fa"  # cli
-        "ba0206 b80001 ef"  # PM1 enable (port 0x602 of q35): tell of the power button
-        "ba0006 ed f6c401 74fa"  # PM1 status (0x600): until its bit 8 is set
-        "ba0406 b80020 ef"  # PM1 control (0x604): sleep type 0, sleep enable
-        "ebfe"
-    )
-    image = workshop / "obedient.img"
-    with image.open("wb") as file:
-        file.write(code.ljust(510, b"\0") + b"\x55\xaa")
-        file.truncate(64 << 20)
-    return image
-
-
-@pytest.fixture(scope="session")
 def new_cluster(program: Program, workshop: Path) -> Iterator[Callable[..., Cluster]]:
     """Makes the config of a cluster; whatever runs at the end of the session is killed, and nothing asked."""
     made: list[Cluster] = []

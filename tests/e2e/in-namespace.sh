@@ -12,5 +12,5 @@ if [[ -d $spool ]]; then
     mount -t tmpfs -o "mode=1770,uid=$(stat -c %u $spool),gid=$(stat -c %g $spool)" tmpfs "$spool"
     install -m 600 -o daemon -g daemon /dev/null "$spool/.SEQ"
 fi
-export XDG_RUNTIME_DIR=/run/user/0
+export XDG_RUNTIME_DIR=/run/user/0 YCLUSTER_OWN_MOUNTS=1
 exec "$@"

@@ -32,9 +32,7 @@ def test_the_end_of_qemu_during_a_boot_is_told_with_the_consoles_last_words(
     doomed.run("teardown")
 
 
-def test_a_guest_that_is_paused_during_a_boot_ends_the_wait(
-    new_cluster: Callable[..., Cluster], blank_image: Path
-) -> None:
+def test_a_guest_that_is_paused_during_a_boot_ends_the_wait(new_cluster: Callable[..., Cluster], blank_image: Path) -> None:
     halted = new_cluster("halted", blank_image)
     provision = booting(halted)
     halted.run("pause")

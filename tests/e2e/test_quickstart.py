@@ -25,18 +25,14 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def test_the_quickstart_ends_with_the_vm_gone_and_the_disk_there(
-    clone: Path, guest_image: Path, tmp_path: Path
-) -> None:
+def test_the_quickstart_ends_with_the_vm_gone_and_the_disk_there(clone: Path, guest_image: Path, tmp_path: Path) -> None:
     environ = {
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "HOME": str(tmp_path),
         "YCLUSTER_GUEST_CACHE": str(guest_image.parent),
         "YCLUSTER_BUILD_CACHE": os.environ.get("YCLUSTER_BUILD_CACHE", str(tmp_path / "build")),
     }
-    done = subprocess.run(
-        ["scripts/quickstart.sh"], cwd=clone, env=environ, text=True, capture_output=True, timeout=1200
-    )
+    done = subprocess.run(["scripts/quickstart.sh"], cwd=clone, env=environ, text=True, capture_output=True, timeout=1200)
     print(done.stdout, done.stderr)
     assert done.returncode == 0
     assert "hello from quickstart" in done.stdout

@@ -52,9 +52,7 @@ class RealHost:
         """A login of dev's from its beginning to its end."""
         argv = ["ssh", "-F", "/dev/null", "-i", str(self.vm.file("-ssh")), "-p", str(self.port), "-o", "BatchMode=yes"]
         argv += ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]
-        done = subprocess.run(
-            [*argv, "dev@127.0.0.1", command], input=stdin, text=True, capture_output=True, timeout=300
-        )
+        done = subprocess.run([*argv, "dev@127.0.0.1", command], input=stdin, text=True, capture_output=True, timeout=300)
         print(f"dev$ {command}\n{done.stdout}{done.stderr}")
         assert code is None or done.returncode == code, done.stderr
         return done.stdout.strip()
@@ -62,9 +60,7 @@ class RealHost:
     def fresh(self, seconds: int, on_expiry: str = "stop") -> None:
         """A cluster of dev's whose VM (a stand-in, run by a system service) has been started just now."""
         self.root("systemctl stop stand-in; systemctl reset-failed stand-in; true")
-        self.login(
-            "ycluster lifetime disarm; rm -rf .cache/y-cluster-qemu; mkdir -p -m 700 .cache/y-cluster-qemu", None
-        )
+        self.login("ycluster lifetime disarm; rm -rf .cache/y-cluster-qemu; mkdir -p -m 700 .cache/y-cluster-qemu", None)
         ends = self.root(f'date -u -d "+{seconds} sec" +%Y-%m-%dT%H:%M:%SZ')
         boot = self.root("cat /proc/sys/kernel/random/boot_id")
         began = self.root('date -u -d "@$(($(date +%s) - $(cut -d. -f1 /proc/uptime)))" +%Y-%m-%dT%H:%M:%SZ')
@@ -125,10 +121,7 @@ def host(new_cluster: Callable[..., Cluster], guest_image: Path) -> RealHost:
 
 def test_the_one_file_serves_an_appliance_host(host: RealHost) -> None:
     host.login("mkdir c && cat >c/y-cluster-provision.yaml", stdin="provider: docker\nlifetime: {maxRun: 8h}\n")
-    assert (
-        host.login("ycluster lifetime gcp-flags -c c")
-        == "--max-run-duration=28800s --instance-termination-action=DELETE"
-    )
+    assert host.login("ycluster lifetime gcp-flags -c c") == "--max-run-duration=28800s --instance-termination-action=DELETE"
     assert ": ok: docker cluster y-cluster, lifetime 8h" in host.login("ycluster config check -c c")
 
 

@@ -427,9 +427,7 @@ def test_provision_never_takes_over_what_is_there(
 # --- hosts to expect
 
 
-def test_without_home_the_accounts_home_is_used(
-    cli: Cli, home: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_home_the_accounts_home_is_used(cli: Cli, home: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made(cache)
     monkeypatch.delenv("HOME")
     entry = pwd.struct_passwd(("me", "x", os.getuid(), 0, "", str(home), "/bin/sh"))
@@ -475,9 +473,7 @@ def test_a_reader_that_has_gone_is_no_traceback(home: Path, argv: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, str(PROGRAM), *argv.split()]
-    ended = subprocess.run(
-        command, env={"HOME": str(home)}, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60
-    )
+    ended = subprocess.run(command, env={"HOME": str(home)}, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60)
     os.close(writer)
     assert ended.stderr == ""
 

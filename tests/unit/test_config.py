@@ -287,9 +287,7 @@ def test_a_json_config_is_looked_for_too(tmp_path: Path) -> None:
     ],
     ids=["two files", "none", "no directory", "not UTF-8", "half a JSON file"],
 )
-def test_a_config_that_cannot_be_had_is_an_error(
-    tmp_path: Path, files: dict[str, bytes], where: str, says: str
-) -> None:
+def test_a_config_that_cannot_be_had_is_an_error(tmp_path: Path, files: dict[str, bytes], where: str, says: str) -> None:
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     with pytest.raises(ConfigError) as caught:
@@ -300,9 +298,7 @@ def test_a_config_that_cannot_be_had_is_an_error(
 # --- for all inputs
 
 KEYS = sorted({part for key in keys(KINDS["qemu"].schema) for part in key.split(".")})
-scalars = (
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=30) | st.sampled_from(["8h", "0", ""])
-)
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=30) | st.sampled_from(["8h", "0", ""])
 values = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS) | st.text(), inner, max_size=4)
 )  # fmt: skip
@@ -432,9 +428,7 @@ def test_a_file_of_the_sibling_means_the_same_here() -> None:
 
 def test_what_is_only_the_siblings_is_warned_about_and_not_refused() -> None:
     assert [text.split(":")[0] for text in ycluster.left_alone(read(SIBLING))] == ["gateway", "storage"]
-    assert [text.split(":")[0] for text in ycluster.left_alone(read(PLAIN + "registries: {mirrors: {}}\n"))] == [
-        "registries"
-    ]
+    assert [text.split(":")[0] for text in ycluster.left_alone(read(PLAIN + "registries: {mirrors: {}}\n"))] == ["registries"]
 
 
 def test_variables_are_filled_in_where_they_are_used_and_shown_as_they_stand() -> None:
@@ -449,9 +443,7 @@ def test_variables_are_filled_in_where_they_are_used_and_shown_as_they_stand() -
 
 
 def test_a_variable_that_is_not_set_is_named() -> None:
-    with pytest.raises(
-        ConfigError, match=r"registries\.configs\.eu\.gcr\.io\.auth\.password: the variable TOKEN is not"
-    ):
+    with pytest.raises(ConfigError, match=r"registries\.configs\.eu\.gcr\.io\.auth\.password: the variable TOKEN is not"):
         ycluster.expand_variables(read(SIBLING).registries, {"MIRROR": "m"})
 
 

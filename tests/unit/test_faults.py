@@ -230,9 +230,7 @@ def crowd(cache: Path, tmp_path: Path, host: Clocked) -> Callable[[], dict[str, 
     return lambda: {**tree(cache), **tree(odd)}
 
 
-def test_a_context_of_any_spelling_names_its_cluster_and_no_other(
-    cli: Cli, crowd: Callable[[], dict[str, object]]
-) -> None:
+def test_a_context_of_any_spelling_names_its_cluster_and_no_other(cli: Cli, crowd: Callable[[], dict[str, object]]) -> None:
     before = crowd()
     for number, context in enumerate(CONTEXTS):
         assert json.loads(cli("status", "-o", "json", "--context=" + context).out)["name"] == f"c{number}"
@@ -298,9 +296,7 @@ def arrives_by_at(schedulers: Path, home: Path, place: Path) -> None:
     assert ycluster.AtTimer().arm(host, files, FAR_AHEAD) == "7"
     for log in ("kept", "refused"):
         Path(f"{stub}.argv").unlink(missing_ok=True)
-        subprocess.run(
-            ["/bin/sh", "-s"], input=(schedulers / "stdin").read_bytes(), cwd="/", env={}, timeout=30, umask=0
-        )
+        subprocess.run(["/bin/sh", "-s"], input=(schedulers / "stdin").read_bytes(), cwd="/", env={}, timeout=30, umask=0)
         argv = Path(f"{stub}.argv").read_bytes().split(b"\0")[:-1]
         wanted = ycluster.timer_argv(host, files, "at", "reap", "--wait", "120s")[1:]
         assert [os.fsdecode(word) for word in argv] == wanted, log
@@ -404,9 +400,7 @@ def no_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
     """provision and start do everything but fetch an image, run QEMU and wait for it."""
     monkeypatch.setattr(Host, "need", lambda self, programs: None)
     monkeypatch.setattr(ycluster, "fetch_image", lambda *args: Path("/image"))
-    monkeypatch.setattr(
-        ycluster, "make_disk", lambda host, state, image: ycluster.write_file(state.files.disk, b"disk")
-    )
+    monkeypatch.setattr(ycluster, "make_disk", lambda host, state, image: ycluster.write_file(state.files.disk, b"disk"))
     monkeypatch.setattr(ycluster, "taken_ports", lambda state: [])
     monkeypatch.setattr(ycluster, "launch", lambda host, state: state)
     monkeypatch.setattr(ycluster, "wait_ready", lambda *args, **options: None)
@@ -435,9 +429,7 @@ def test_every_verb_leaves_files_and_directories_private(
         if verb == verbs[0]:
             vm(processes, Files(cache, "demo"), "")
             Files(cache, "demo").pidfile.chmod(0o600)  # that one the test has made
-            monkeypatch.setattr(
-                ycluster, "stop_vm", lambda host, files, vm, ssh: os.kill(vm.pid, signal.SIGKILL) or "x"
-            )
+            monkeypatch.setattr(ycluster, "stop_vm", lambda host, files, vm, ssh: os.kill(vm.pid, signal.SIGKILL) or "x")
             monkeypatch.setattr(ycluster, "find_vm", waits_for_the_dead(ycluster.find_vm, processes))
         for path in [cache.parent, cache, *cache.rglob("*"), *home.rglob("*")]:
             if not path.is_symlink():
@@ -479,9 +471,7 @@ def test_no_secret_gets_into_a_timer_a_log_or_a_sidecar(
             with contextlib.suppress(OSError):
                 if os.fsencode(state.files.program) in (environ.parent / "cmdline").read_bytes():
                     seen += os.fsdecode(environ.read_bytes()) + " a watcher"
-    written = [
-        path for path in [*schedulers.glob("*"), *cache.glob("*")] if not path.name.endswith(("-ssh", "-hostkey"))
-    ]
+    written = [path for path in [*schedulers.glob("*"), *cache.glob("*")] if not path.name.endswith(("-ssh", "-hostkey"))]
     assert state.files.program in written and state.files.sidecar in written
     seen += "".join(os.fsdecode(path.read_bytes()) for path in written)
     used = {"systemd": "--on-calendar", "at": "exec ", "watcher": " a watcher"}
@@ -509,9 +499,7 @@ def test_looking_and_reaping_need_no_environment_and_no_working_directory(
     gone.mkdir()
     script = 'cd "$1" && /bin/rmdir "$1" && shift && "$@" status -o json -c "$conf" && exec "$@" lifetime reap --state "$state"'
     environ = {**BARE[bare], "YCLUSTER_TIMER": "watcher", "conf": str(tmp_path), "state": str(state.files.sidecar)}
-    done = subprocess.run(
-        ["/bin/sh", "-c", script, "sh", str(gone), *python], env=environ, capture_output=True, text=True
-    )
+    done = subprocess.run(["/bin/sh", "-c", script, "sh", str(gone), *python], env=environ, capture_output=True, text=True)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert json.loads(done.stdout)["state"] == "running" and not gone.exists()
     assert process.wait(10) == 0
@@ -567,9 +555,7 @@ def test_status_does_not_count_on_a_timer_whose_program_is_gone(
     assert json.loads(cli("lifetime", "status", "-o", "json").out)["enforcement"]["armed"] is False
 
 
-@pytest.mark.parametrize(
-    "verb", ["lifetime arm", "lifetime extend 1h", "lifetime reap", "lifetime reap --all", "resume"]
-)
+@pytest.mark.parametrize("verb", ["lifetime arm", "lifetime extend 1h", "lifetime reap", "lifetime reap --all", "resume"])
 def test_the_next_command_brings_a_private_copy_back(
     cli: Cli, cache: Path, processes: Processes, schedulers: Path, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
@@ -604,9 +590,7 @@ def test_what_a_reboot_leaves_behind_is_no_vm_and_whoever_has_its_pid_is_left_al
     assert ran.code == code and re.search("not running|stopped|torn down", ran.out + ran.err), ran
     time.sleep(0.02)
     assert innocent.poll() is None
-    assert (
-        state.files.qmp.exists() is state.files.pidfile.exists() is (verb not in ("stop", "lifetime reap", "teardown"))
-    )
+    assert state.files.qmp.exists() is state.files.pidfile.exists() is (verb not in ("stop", "lifetime reap", "teardown"))
 
 
 # --- budgets
@@ -617,9 +601,7 @@ def test_what_a_reboot_leaves_behind_is_no_vm_and_whoever_has_its_pid_is_left_al
     [("reap", 0, True), ("pause", 5, True), ("pause", -60, False)],
     ids=["paused by its expiry", "paused by hand and its deadline gone by", "paused by hand and in time"],
 )
-def test_resume_gives_a_fresh_budget_where_the_old_one_is_used_up_and_only_there(
-    halts: str, due: int, fresh: bool
-) -> None:
+def test_resume_gives_a_fresh_budget_where_the_old_one_is_used_up_and_only_there(halts: str, due: int, fresh: bool) -> None:
     history = test_histories.Histories()
     history.begin(actions=("pause", "stop"), runs=("1h", ""))
     try:
@@ -646,18 +628,15 @@ def test_resume_gives_a_fresh_budget_where_the_old_one_is_used_up_and_only_there
 
 
 @pytest.mark.parametrize("by", ["hand", "expiry", "hand, and its disk is kept"])
-def test_teardown_leaves_what_is_not_the_clusters_own(
-    cli: Cli, cache: Path, tmp_path: Path, timer: Memory, by: str
-) -> None:
-    state = made(
-        cache, expires_at=LONG_AGO, on_expiry="teardown", ran_with="tcg", data_disk=str(cache / "demo-data.qcow2")
-    )
+def test_teardown_leaves_what_is_not_the_clusters_own(cli: Cli, cache: Path, tmp_path: Path, timer: Memory, by: str) -> None:
+    state = made(cache, expires_at=LONG_AGO, on_expiry="teardown", ran_with="tcg", data_disk=str(cache / "demo-data.qcow2"))
     files = state.files
     keep = "kept" in by
     theirs = [
         "images/0123abcd", "images/.lock", "demo-data.qcow2", "demo.x.json", "demo.x.qcow2", "demo.x.pid", "demo-2-ssh",
         "demo-2.qcow2", "demo-2-seed/user-data", "demo-2.ycluster.py", "demo-2.reap.log", "demo2.json", "xdemo.json",
-        "demo/file", "demo-files/file", "demo.d/file", "demo-ssh.bak", ".demo-2.json.0a1b2c3d.tmp", ".demo", "demo", "x/demo.json",
+        "demo/file", "demo-files/file", "demo.d/file", "demo-ssh.bak",
+        ".demo-2.json.0a1b2c3d.tmp", ".demo.x.json.0a1b2c3d.tmp", ".demo", "demo", "x/demo.json",
     ]  # fmt: skip
     outside = tmp_path / "outside"
     for place in [
@@ -676,12 +655,11 @@ def test_teardown_leaves_what_is_not_the_clusters_own(
     files.seed.symlink_to(outside / "dir")
     files.console.symlink_to(outside / "dir" / "file")
     files.ssh_key.write_text("key")
-    (cache / ".demo.json.0a1b2c3d.tmp").write_text("left by a crash")
+    for name in ("demo.json", "demo.ycluster.py", "demo-known_hosts"):
+        (cache / f".{name}.0a1b2c3d.tmp").write_text("left by a crash")
     for path in files.disposable():
         path.touch()
-    ran = cli(
-        *(["lifetime", "reap"] if by == "expiry" else ["teardown"]), "--name", "demo", *["--keep-disk"][: int(keep)]
-    )
+    ran = cli(*(["lifetime", "reap"] if by == "expiry" else ["teardown"]), "--name", "demo", *["--keep-disk"][: int(keep)])
     assert ran.code == 0, ran
     after = {**tree(cache), **tree(outside)}
     for name in ("demo.qcow2", "demo-ssh"):

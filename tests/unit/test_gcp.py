@@ -250,9 +250,7 @@ def test_the_summary_is_that_of_lifetime_status(
         ({"scheduling": {}, "status": "TERMINATED"}, "set-scheduling vm --zone=europe-north1-a $(ycluster lifetime"),
     ],
 )
-def test_the_summary_says_what_ends_it(
-    cli: Cli, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], line: str
-) -> None:
+def test_the_summary_says_what_ends_it(cli: Cli, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], line: str) -> None:
     ran = ask(cli, monkeypatch, json.dumps(described(**fields)).encode())
     assert ran.code == 0 and line in ran.out
     assert ("deadline:" in ran.out) != ("NOTHING" in ran.out)

@@ -163,9 +163,7 @@ class Histories(RuleBasedStateMachine):
 
     def states(self) -> dict[str, State]:
         """What the sidecars say, by the clock of now."""
-        return {
-            name: ycluster.current(self.host, files) for name, files in self.files.items() if files.sidecar.exists()
-        }
+        return {name: ycluster.current(self.host, files) for name, files in self.files.items() if files.sidecar.exists()}
 
     def command(self, verb: Callable[[], object], crash: int | None = None, halts: str = "") -> str:
         """Run a verb; returns how it ended: done, failed or killed. Only the cluster that it `halts` may halt undue."""
@@ -213,9 +211,7 @@ class Histories(RuleBasedStateMachine):
     @rule(name=names, crash=crashes, verb=st.sampled_from(["start", "resume"]))
     def wake(self, name: str, crash: int | None, verb: str) -> None:
         stopped = self.files[name] not in self.world.vms and self.files[name].disk.exists()
-        end = self.command(
-            lambda: getattr(ycluster, verb)(self.host, ycluster.find_cluster(self.host, name=name)), crash
-        )
+        end = self.command(lambda: getattr(ycluster, verb)(self.host, ycluster.find_cluster(self.host, name=name)), crash)
         if end == "done":
             assert set(self.overdue()) <= {name} or self.world.stubborn, "the others are swept first"
         if end == "done" and verb == "start" and stopped:
@@ -247,9 +243,7 @@ class Histories(RuleBasedStateMachine):
     def extend(self, name: str, crash: int | None, more: str) -> None:
         before, ran = self.states().get(name), dict(self.world.vms)
         end = self.command(
-            lambda: ycluster.extend(
-                self.host, ycluster.find_cluster(self.host, name=name), ycluster.parse_duration(more)
-            ),
+            lambda: ycluster.extend(self.host, ycluster.find_cluster(self.host, name=name), ycluster.parse_duration(more)),
             crash,
         )
         if before is not None and before.expires_at is not None:
@@ -267,9 +261,7 @@ class Histories(RuleBasedStateMachine):
         self.world.stubborn = False
         for _ in range(2):  # whatever is left of the first time
             assert self.command(lambda: ycluster.teardown(self.host, files), halts=name) == "done"
-        left = (
-            {path.name for path in self.cache.glob(f"{name}[.-]*")} - {f"{name}.lock"} if self.cache.exists() else set()
-        )
+        left = {path.name for path in self.cache.glob(f"{name}[.-]*")} - {f"{name}.lock"} if self.cache.exists() else set()
         assert self.files[name] not in self.world.vms
         assert left <= ({f"{name}.qcow2"} if keep_disk else set()), "an empty lock file is all that a crash may leave"
         self.files[name].disk.unlink() if left else None
@@ -293,9 +285,7 @@ class Histories(RuleBasedStateMachine):
         self.reaping(name, None)
         once = self.states()
         self.reaping(name, None)
-        timeless = [
-            {key: replace(state, timer=None) for key, state in states.items()} for states in (once, self.states())
-        ]
+        timeless = [{key: replace(state, timer=None) for key, state in states.items()} for states in (once, self.states())]
         assert self.world.stubborn or timeless[0] == timeless[1]
 
     def reaping(self, name: str, crash: int | None) -> None:
@@ -307,9 +297,7 @@ class Histories(RuleBasedStateMachine):
         else:
             state = self.states()[name]
             assert end == "failed" and self.world.stubborn and state.timer
-            assert self.host.now() < state.timer.deadline + 1 <= self.host.now() + 902, (
-                "a failed reap is tried again soon"
-            )
+            assert self.host.now() < state.timer.deadline + 1 <= self.host.now() + 902, "a failed reap is tried again soon"
             self.guarded(name)
 
     @rule(name=names, late=st.sampled_from([-1, 0, 5]), reaps=st.booleans())
@@ -385,9 +373,7 @@ class Histories(RuleBasedStateMachine):
         state = self.states().get(name)
         if state and state.expires_at is not None and not state.disarmed:
             assert ycluster.is_armed(self.host, state), f"{name} has a deadline and no timer"
-            assert state.timer and state.timer.deadline >= state.expires_at, (
-                f"the timer of {name} is of an older deadline"
-            )
+            assert state.timer and state.timer.deadline >= state.expires_at, f"the timer of {name} is of an older deadline"
 
     @invariant()
     def every_sidecar_can_be_read(self) -> None:

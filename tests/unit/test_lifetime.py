@@ -175,9 +175,7 @@ steps = st.integers(-(10**9), 10**9)
 
 
 @given(budgets, st.floats(0, 1e8), steps)
-def test_the_budget_is_the_time_that_passed_whatever_the_clock_was_set_to(
-    nanoseconds: int, passed: float, step: int
-) -> None:
+def test_the_budget_is_the_time_that_passed_whatever_the_clock_was_set_to(nanoseconds: int, passed: float, step: int) -> None:
     begun = anchored(state(lifetime=ycluster.format_duration(nanoseconds)), at(NOW))
     clock = at(NOW + passed, stepped=step)
     due = decide(adjusted(begun, clock), clock).do == "stop"

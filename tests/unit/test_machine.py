@@ -62,9 +62,7 @@ def test_qemu_is_asked_to_choose_again_whatever_it_chose_last_time() -> None:
         ("tcg", "qemu64", ("tcg,thread=multi", "qemu64")),
     ],
 )
-def test_the_accelerator_decides_the_cpu_unless_the_config_does(
-    accel: str, model: str, wanted: tuple[str, str]
-) -> None:
+def test_the_accelerator_decides_the_cpu_unless_the_config_does(accel: str, model: str, wanted: tuple[str, str]) -> None:
     argv = qemu_argv(state(cpu_model=model), accel)
     assert (after(argv, "-accel"), after(argv, "-cpu")) == ([wanted[0]], [wanted[1]])
 
@@ -209,9 +207,7 @@ def test_a_kvm_that_failed_is_not_tried_again_in_this_boot(
 
 @given(st.text(st.characters(categories=["L", "N", "P", "S", "Zs"]), max_size=40))
 def test_user_data_is_a_cloud_config_that_needs_no_quoting(key: str) -> None:
-    header, _, body = ycluster.user_data(state(ssh_user="dev"), key + "\n", "PRIVATE\nKEY\n", "PUBLIC\n").partition(
-        "\n"
-    )
+    header, _, body = ycluster.user_data(state(ssh_user="dev"), key + "\n", "PRIVATE\nKEY\n", "PUBLIC\n").partition("\n")
     data = json.loads(body)
     (user,) = data["users"]
     assert header == "#cloud-config"
@@ -279,9 +275,7 @@ def test_ssh_reads_the_paths_as_they_are(tmp_path: Path, name: str) -> None:
 # --- readiness
 
 
-@pytest.mark.parametrize(
-    "greeting, ready", [(b"SSH-2.0-OpenSSH_9.2\r\n", True), (b"HTTP/1.1 400\r\n", False), (b"", False)]
-)
+@pytest.mark.parametrize("greeting, ready", [(b"SSH-2.0-OpenSSH_9.2\r\n", True), (b"HTTP/1.1 400\r\n", False), (b"", False)])
 def test_only_an_ssh_banner_is_a_sign_of_life(greeting: bytes, ready: bool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -522,9 +516,7 @@ def test_of_several_callers_one_downloads(tmp_path: Path, mirror: str) -> None:
     host = Host({}, Clocked(tmp_path).output)
     wanted = config(mirror + "a.img", imageSha256=DIGEST)
     found: list[Path] = []
-    callers = [
-        threading.Thread(target=lambda: found.append(ycluster.fetch_image(host, wanted, tmp_path))) for _ in range(8)
-    ]
+    callers = [threading.Thread(target=lambda: found.append(ycluster.fetch_image(host, wanted, tmp_path))) for _ in range(8)]
     for caller in callers:
         caller.start()
     for caller in callers:

@@ -35,9 +35,7 @@ def pair() -> Iterator[Pair]:
 
 def test_a_reply_is_matched_by_its_id_and_events_before_it_are_passed_over(pair: Pair) -> None:
     qmp, qemu = pair
-    qemu.sendall(
-        line(EVENT, {"return": "stale", "id": 99}, {"event": "STOP"}, {"return": {"status": "running"}, "id": 1})
-    )
+    qemu.sendall(line(EVENT, {"return": "stale", "id": 99}, {"event": "STOP"}, {"return": {"status": "running"}, "id": 1}))
     assert qmp.execute("query-status") == {"status": "running"}
     assert json.loads(qemu.recv(1000)) == {"execute": "query-status", "id": 1}
 

@@ -172,9 +172,7 @@ def test_no_program_is_run_by_a_shell() -> None:
 def test_errors_have_the_documented_exit_codes() -> None:
     text = " ".join((ycluster.__doc__ or "").split())
     documented = {int(code) for code in re.findall(r"[:,] (\d+) [a-z]", text[text.index("Exit codes:") :])}
-    errors = [
-        value for value in vars(ycluster).values() if isinstance(value, type) and issubclass(value, BaseException)
-    ]
+    errors = [value for value in vars(ycluster).values() if isinstance(value, type) and issubclass(value, BaseException)]
     raised = {error.exit_code for error in errors if hasattr(error, "exit_code")}
     assert documented == raised | {0} == {0, 1, 2, 3, 4, 5, 6, 7, 130}
 

@@ -42,8 +42,7 @@ def fits(schema: Any, value: Any) -> bool:
     known = schema.get("properties", {})
     rest = schema["additionalProperties"]
     return all(name in value for name in schema.get("required", [])) and all(
-        fits(known[name], item) if name in known else rest is not False and fits(rest, item)
-        for name, item in value.items()
+        fits(known[name], item) if name in known else rest is not False and fits(rest, item) for name, item in value.items()
     )
 
 

@@ -369,9 +369,7 @@ def test_looking_at_a_lock_makes_no_file(cache: Path) -> None:
 # --- discovery
 
 
-def test_clusters_are_found_in_the_default_cachedir_and_in_indexed_ones(
-    cache: Path, tmp_path: Path, host: Clocked
-) -> None:
+def test_clusters_are_found_in_the_default_cachedir_and_in_indexed_ones(cache: Path, tmp_path: Path, host: Clocked) -> None:
     other = tmp_path / "an other"
     other.mkdir()
     for place in (cache, other):

@@ -236,9 +236,7 @@ def test_an_old_timer_that_cannot_be_cancelled_is_no_obstacle(
     assert arm_timer(host, replace(state, expires_at=DEADLINE + 1)).timer == ArmedTimer("a", "a-1", DEADLINE + 1)
 
 
-def test_no_deadline_takes_the_timer_away(
-    host: Clocked, cache: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]
-) -> None:
+def test_no_deadline_takes_the_timer_away(host: Clocked, cache: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]) -> None:
     timer = Memory("a", log)
     use(monkeypatch, timer)
     state = arm_timer(host, made(cache, expires_at=DEADLINE))

@@ -75,9 +75,7 @@ def test_the_vm_of_another_cluster_is_not_ours(files: Files, processes: Processe
     assert found(files) is None
 
 
-def test_the_vm_is_known_by_another_spelling_of_its_directory(
-    files: Files, processes: Processes, tmp_path: Path
-) -> None:
+def test_the_vm_is_known_by_another_spelling_of_its_directory(files: Files, processes: Processes, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(files.cache_dir)
     process = qemu(processes, files, pidfile=str(tmp_path / "link" / "demo.pid"))
     assert found(files) == process.pid
@@ -93,9 +91,7 @@ def test_a_garbage_pidfile_names_no_process(files: Files, content: bytes) -> Non
 
 
 @pytest.mark.parametrize("left", [None, b"4194303\n", b"junk"], ids=["lost", "stale", "garbage"])
-def test_a_vm_whose_pidfile_is_lost_is_found_by_its_lock(
-    files: Files, processes: Processes, left: bytes | None
-) -> None:
+def test_a_vm_whose_pidfile_is_lost_is_found_by_its_lock(files: Files, processes: Processes, left: bytes | None) -> None:
     fd = ycluster.try_flock(files.vm_lock)
     assert fd is not None
     process = processes.start("", "-pidfile", str(files.pidfile), pass_fds=[fd])
@@ -201,9 +197,7 @@ def test_a_vm_that_has_ended_meanwhile_needs_no_rung(files: Files, processes: Pr
         assert stop_vm(host, files, vm, lambda: None) == "guest-shutdown"
 
 
-def test_no_signal_ever_reaches_a_process_that_is_not_the_vm(
-    files: Files, processes: Processes, impatient: Clocked
-) -> None:
+def test_no_signal_ever_reaches_a_process_that_is_not_the_vm(files: Files, processes: Processes, impatient: Clocked) -> None:
     """The pidfile comes to name an innocent process between the look and the stop."""
     process, innocent = qemu(processes, files), processes.start("")
     with find_vm(files) as vm:
@@ -241,9 +235,7 @@ def test_a_python_without_pidfds_of_its_own_signals_by_them_all_the_same(
         ycluster.pidfd_open(process.pid)
 
 
-def test_a_vm_out_of_sight_is_not_taken_for_stopped(
-    host: Clocked, files: Files, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_vm_out_of_sight_is_not_taken_for_stopped(host: Clocked, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another container's QEMU holds the lock: nothing may be concluded, and nothing removed."""
     monkeypatch.setattr(ycluster.select, "select", lambda *args: None)  # it looks again for five seconds
     state = made(files.cache_dir, expires_at=int(host.now()) - 5, on_expiry="teardown", ran_with="kvm")
@@ -274,9 +266,7 @@ def test_stop_goes_on_until_no_process_of_the_cluster_is_left(
     lock = os.open(files.vm_lock, os.O_RDWR | os.O_CREAT)
     os.close(lock)
     monkeypatch.setattr(ycluster, "flock_held", lambda path: path == files.vm_lock and daemon.poll() is None)
-    monkeypatch.setattr(
-        ycluster, "ssh_run", lambda *args, **kw: (launcher if launcher.poll() is None else daemon).kill()
-    )
+    monkeypatch.setattr(ycluster, "ssh_run", lambda *args, **kw: (launcher if launcher.poll() is None else daemon).kill())
     ycluster.stop(impatient, state.files)
     assert launcher.wait() and daemon.wait() and not files.pidfile.exists()
 
@@ -290,9 +280,7 @@ def test_an_expiry_tears_nothing_down_that_never_ran(host: Clocked, files: Files
     assert not kept or ycluster.load_state(files).expires_at is None
 
 
-def test_a_better_timer_is_taken_when_one_arms_again(
-    host: Clocked, files: Files, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_better_timer_is_taken_when_one_arms_again(host: Clocked, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     class Memory:
         def __init__(self, name: str) -> None:
             self.name, self.survives, self.cancelled = name, {}, []  # type: ignore[var-annotated]
@@ -376,9 +364,7 @@ def test_kvm_is_given_up_for_this_boot_on_evidence_only(
     assert (ycluster.accelerators(host, state) == ["tcg"]) is remembered
 
 
-def test_a_verb_cannot_be_put_to_sleep_with_a_lock_in_its_hand(
-    files: Files, tmp_path: Path, processes: Processes
-) -> None:
+def test_a_verb_cannot_be_put_to_sleep_with_a_lock_in_its_hand(files: Files, tmp_path: Path, processes: Processes) -> None:
     ends = ycluster.parse_time("2999-01-01T00:00:00Z")
     made(files.cache_dir, expires_at=ends, timer=ycluster.ArmedTimer("watcher", "watch", ends))
     argv = [ycluster.__file__, "lifetime", "watch", "--state", str(files.sidecar), "--by", "watcher"]

@@ -93,9 +93,7 @@ class Processes:
     def start(self, code: str, *argv: str, pass_fds: Sequence[int] = ()) -> subprocess.Popen[bytes]:
         """A Python process that runs `code`, then says so, then sleeps."""
         code += "\nimport sys, time; sys.stdout.write('up\\n'); sys.stdout.flush(); time.sleep(600)"
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", code, *argv], stdout=subprocess.PIPE, pass_fds=pass_fds
-        )
+        process = subprocess.Popen([sys.executable, "-I", "-S", "-c", code, *argv], stdout=subprocess.PIPE, pass_fds=pass_fds)
         self.started.append(process)
         assert process.stdout is not None and process.stdout.readline() == b"up\n"
         return process

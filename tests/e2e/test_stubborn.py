@@ -1,0 +1,161 @@
+"""QEMUs, monitors and guests that won't end: each does, in bounds, and the rung of the ladder that did it is told."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Callable
+
+import pytest
+from conftest import Cluster, wait_for
+from sabotage import boot, forget, obedient_image, unwatch
+
+
+@pytest.fixture(scope="module")
+def image(workshop: Path) -> Path:
+    return obedient_image(workshop / "stubborn.img")
+
+
+@pytest.fixture(scope="module")
+def vm(new_cluster: Callable[..., Cluster], image: Path) -> Iterator[Cluster]:
+    cluster = boot(new_cluster("awkward", image))
+    yield cluster
+    forget(cluster)
+
+
+@pytest.fixture
+def running(vm: Cluster) -> Cluster:
+    if not vm.file(".json").exists():
+        return boot(vm)
+    return vm if vm.qemu() else boot(vm, "start")
+
+
+@pytest.fixture
+def bystander() -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(["sleep", "600"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+@contextlib.contextmanager
+def taken_monitor(vm: Cluster) -> Iterator[None]:
+    """Somebody who connected to the monitor, and says nothing."""
+    with socket.socket(socket.AF_UNIX) as client:
+        directory = os.open(vm.cache, os.O_RDONLY)
+        client.connect(f"/proc/self/fd/{directory}/{vm.name}.qmp")  # a socket's path is short
+        os.close(directory)
+        assert b"QMP" in client.recv(4096)
+        yield
+
+
+@contextlib.contextmanager
+def kept_frozen(pid: int) -> Iterator[None]:
+    """Somebody who stops a process whenever it goes on."""
+    over = threading.Event()
+
+    def freeze() -> None:
+        while not over.wait(0.01):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+
+    thread = threading.Thread(target=freeze)
+    os.kill(pid, signal.SIGSTOP)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("verb", ["stop", "reap", "teardown"])
+@pytest.mark.parametrize("how", ["SIGSTOP", "pause"])
+def test_a_frozen_vm_is_woken_and_its_guest_shuts_down(running: Cluster, how: str, verb: str) -> None:
+    vm = running
+    [pid] = vm.qemu()
+    if how == "SIGSTOP":
+        os.kill(pid, signal.SIGSTOP)
+    else:
+        vm.run("pause")
+    assert vm.status()["state"] == "paused"
+    if verb == "reap":
+        unwatch(vm)
+        vm.set_deadline(-1)
+    began = time.monotonic()
+    told = vm.run(*(["lifetime", "reap"] if verb == "reap" else [verb])).stderr
+    assert time.monotonic() - began < 30
+    assert "off by guest-shutdown" in told and vm.qemu() == []
+    if verb == "reap":
+        assert vm.status()["reaped"]["how"] == "guest-shutdown"
+        assert "stop: guest-shutdown" in told
+
+
+def test_a_monitor_that_is_taken_and_a_qemu_that_is_kept_frozen_end_by_the_last_rungs(
+    running: Cluster, new_cluster: Callable[..., Cluster], image: Path
+) -> None:
+    """Both at a time, since each takes the better part of a minute."""
+    frozen = boot(new_cluster("kept-frozen", image, on_expiry="stop"))
+    [pid] = frozen.qemu()
+    for vm in (running, frozen):
+        unwatch(vm)
+        vm.set_deadline(-1)
+    began = time.monotonic()
+    with taken_monitor(running), kept_frozen(pid):
+        assert running.status()["state"] == "unresponsive"
+        reaps = [vm.program.spawn("lifetime", "reap", "-c", vm.directory) for vm in (running, frozen)]
+        # while it is being reaped, those who look are told so, and are not kept waiting
+        wait_for("the reap to begin", lambda: running.sidecar().get("retryAt"))
+        assert running.status()["state"] == "busy"
+        assert running.guard()["armed"]  # a second try, should this one be killed
+        told = [reap.communicate(timeout=170)[1] for reap in reaps]
+    assert time.monotonic() - began < 170
+    print("\n".join(told))
+    assert [reap.returncode for reap in reaps] == [0, 0]
+    for vm, words, rung in zip((running, frozen), told, ("SIGTERM", "SIGKILL")):
+        assert vm.qemu() == []
+        assert "guest-shutdown did not end it" in words and "QMP quit did not end it" in words
+        assert f"off by {rung}" in words and f"stop: {rung}" in words
+        assert vm.status()["reaped"]["how"] == rung
+    forget(frozen)
+
+
+@pytest.mark.parametrize("verb", ["stop", "reap", "teardown"])
+def test_whoever_has_the_pid_in_the_pidfile_is_left_alone_and_the_vm_is_ended(
+    running: Cluster, bystander: subprocess.Popen[bytes], verb: str
+) -> None:
+    vm = running
+    vm.file(".pid").write_text(f"{bystander.pid}\n")
+    assert vm.status()["state"] == "running"
+    if verb == "reap":
+        unwatch(vm)
+        vm.set_deadline(-1)
+    vm.run(*(["lifetime", "reap"] if verb == "reap" else [verb]))
+    assert vm.qemu() == [] and bystander.poll() is None
+
+
+def test_a_pidfile_of_a_vm_that_is_off_leads_to_nobody(running: Cluster, bystander: subprocess.Popen[bytes]) -> None:
+    vm = running
+    unwatch(vm)
+    vm.set_deadline(-1)
+    [pid] = vm.qemu()
+    os.kill(pid, signal.SIGKILL)
+    wait_for("the end of QEMU", lambda: not vm.qemu())
+    vm.file(".pid").write_text(f"{bystander.pid}\n")
+    assert vm.status()["state"] == "stopped"
+    assert "is not running" in vm.run("pause", code=1).stderr
+    vm.run("lifetime", "reap")
+    assert vm.status()["reaped"]["how"] == "was not running"
+    vm.file(".pid").write_text(f"{bystander.pid}\n")
+    vm.run("stop")
+    vm.file(".pid").write_text(f"{bystander.pid}\n")
+    vm.run("teardown")
+    assert bystander.poll() is None
+    assert Path(f"/proc/{bystander.pid}/stat").read_text().split()[2] == "S"  # nor was it put to sleep
