@@ -27,7 +27,7 @@ The map: each section uses only what stands above it.
   15 guest              the cloud-init seed, keys, ssh, `wait_ready`
   16 k3s                `check_implemented`: what a config may not yet ask for
   17 kubeconfig         `check_context`: one cluster a context
-  18 disk images        fetch or copy the cloud image; the overlay on it
+  18 disk images        the cloud image and the overlay on it; libguestfs and the data disk; bundles
   19 commands           one function a verb; `reap` and `sweep`, which carry an expiry out
   20 CLI                argv -> command -> exit code
 
@@ -54,14 +54,13 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import IO, Any, Callable, NoReturn, Protocol, Union
+from typing import IO, Any, Callable, NamedTuple, NoReturn, Union
 
 # === 1 constants =====================================================================================
 
@@ -77,6 +76,7 @@ DEFAULT_IMAGE = "https://cloud-images.ubuntu.com/releases/noble/release-20260705
 DEFAULT_IMAGE_SHA256 = "ffe6203da54deeb6db5d2a98a83f9ec8e55f149d3f7ba622e1abe5fa966ee3d6"
 
 QEMU = "qemu-system-x86_64"
+DATA_LABEL, DATA_DIR = "y-cluster-data", "/data/yolean"  # the data disk's volume, and where the guest mounts it
 BIND_ADDRESS = "127.0.0.1"  # a forward on every interface would publish ssh to the network
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -95,8 +95,6 @@ SLEEPER = 5.0  # seconds of waiting for a lock before a holder that was put to s
 
 
 # === 2 errors ========================================================================================
-
-
 class YclusterError(Exception):
     """Something a user can be told: what went wrong, where, and in `hint` what to do next."""
 
@@ -155,8 +153,6 @@ class Interrupted(BaseException):
 
 
 # === 3 output ========================================================================================
-
-
 class Output:
     """Where words go. stdout is for data alone; everything a person reads on the way goes to stderr."""
 
@@ -207,8 +203,7 @@ class Steps:
 
     def waiting(self, what: str) -> None:
         """Call as often as you like while waiting for `what`."""
-        now = self.monotonic()
-        if now - self.beat >= (0.2 if self.output.live else self.HEARTBEAT):
+        if (now := self.monotonic()) - self.beat >= (0.2 if self.output.live else self.HEARTBEAT):
             self.beat = now
             show = self.output.draw if self.output.live else self.output.say
             show(f"  {what} ... {now - self.began:.0f} s")
@@ -232,10 +227,7 @@ def to_json(value: object) -> str:
 
 
 # === 4 host effects ==================================================================================
-
-
-@dataclass(frozen=True)
-class Done:
+class Done(NamedTuple):
     """What a finished program left: exit status (negative: the signal that ended it) and its output."""
 
     argv: tuple[str, ...]
@@ -244,8 +236,7 @@ class Done:
     stderr: str
 
 
-@dataclass(frozen=True)
-class Clock:
+class Clock(NamedTuple):
     """One look at the time: `now`, and when this boot began by the wall clock, which moves when that is set."""
 
     now: float
@@ -260,7 +251,6 @@ class Host:
         self.environ, self.output = dict(environ), output
 
     # --- clock: wall time is what is stored, monotonic time is what is waited on
-
     def now(self) -> float:
         """Seconds since the epoch, UTC."""
         return time.time()
@@ -286,7 +276,6 @@ class Host:
         return ""
 
     # --- who and where
-
     def uid(self) -> int:
         return os.getuid()
 
@@ -322,7 +311,6 @@ class Host:
         return named or (guess if os.path.isdir(guess) else "")
 
     # --- other programs
-
     def child_env(self, extra: Mapping[str, str] = {}) -> dict[str, str]:
         """The whole environment of a child. Named variables only: at(1) would write secrets to disk."""
         env = {"PATH": self.environ.get("PATH") or DEFAULT_PATH, "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8"}
@@ -340,38 +328,41 @@ class Host:
 
     def need(self, programs: Mapping[str, str]) -> None:
         """Raise unless every program (name -> Debian package) is on PATH."""
-        missing = [name for name in programs if not self.which(name)]
-        if missing:
+        if missing := [name for name in programs if not self.which(name)]:
             packages = " ".join(sorted({programs[name] for name in missing}))
             raise PrerequisiteError(f"missing: {', '.join(missing)}", hint=f"sudo apt-get install {packages}")
-
-    def need_pidfd(self) -> None:
-        """Raise where a VM could be started and never be stopped safely."""
-        try:
-            os.close(pidfd_open(os.getpid()))
-        except OSError as error:
-            raise PrerequisiteError(f"pidfd_open: {error.strerror}", hint="Linux 5.3 or later is needed") from None
 
     def run(
         self, argv: Sequence[str], *, timeout: float, check: bool = True, stdin: str | None = None,
         cwd: Path | None = None, env: Mapping[str, str] | None = None, pass_fds: Sequence[int] = (),
+        waiting: Callable[[], object] = lambda: None,
     ) -> Done:  # fmt: skip
-        """Run a program to its end: no shell, an explicit environment, a bound in seconds. Raises PrerequisiteError when it
-        isn't there, TimedOut past the bound (the program is killed), and, unless `check` is off, ProgramFailed when it
-        exits with anything but 0."""
+        """Run a program to its end: no shell, an explicit environment, a bound in seconds, `waiting` called meanwhile.
+        Raises PrerequisiteError when it isn't there, TimedOut past the bound (the program is killed), and, unless `check`
+        is off, ProgramFailed when it exits with anything but 0."""
         self.output.debug(shlex.join(argv))
-        program = self.which(argv[0])
-        if program is None:
+        if (program := self.which(argv[0])) is None:
             raise PrerequisiteError(f"{argv[0]}: no such program on PATH")
-        try:
-            ended = subprocess.run(
-                [program, *argv[1:]], input=stdin, stdin=subprocess.DEVNULL if stdin is None else None,
-                capture_output=True, encoding="utf-8", errors="surrogateescape",  # a path may be no Unicode
-                timeout=timeout, cwd=cwd or "/", env=dict(self.child_env() if env is None else env), pass_fds=pass_fds,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            raise TimedOut(f"{argv[0]} gave no answer within {timeout:.0f} s: {shlex.join(argv)}") from None
-        done = Done(tuple(argv), ended.returncode, ended.stdout, ended.stderr)
+        until = self.monotonic() + timeout
+        with subprocess.Popen(
+            [program, *argv[1:]], stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", errors="surrogateescape",  # as paths are
+            cwd=cwd or "/", env=dict(self.child_env() if env is None else env), pass_fds=pass_fds,
+        ) as process:  # fmt: skip
+            output = None
+            try:
+                while output is None and self.monotonic() < until:
+                    waiting()
+                    try:
+                        output = process.communicate(stdin, timeout=min(0.5, until - self.monotonic()))
+                    except subprocess.TimeoutExpired:
+                        stdin = None  # it has been handed over
+            finally:
+                if output is None:
+                    process.kill()
+        if output is None:
+            raise TimedOut(f"{argv[0]} gave no answer within {timeout:.0f} s: {shlex.join(argv)}")
+        done = Done(tuple(argv), process.returncode, *output)
         if check and done.returncode != 0:
             raise ProgramFailed(argv, done.returncode, done.stderr or done.stdout)
         return done
@@ -477,10 +468,6 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
         os.close(directory)
 
 
-def make_private_dir(path: Path) -> None:
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-
 def remove(path: Path) -> bool:
     """Remove a file or a directory of ours; False when there was none."""
     try:
@@ -530,8 +517,7 @@ def flock_held(path: Path) -> bool:
     """Whether somebody holds an exclusive lock on `path`. Looks by a shared lock of its own."""
     if not path.exists():
         return False
-    fd = try_flock(path, shared=True)
-    if fd is None:
+    if (fd := try_flock(path, shared=True)) is None:
         return path.exists()
     os.close(fd)
     return False
@@ -550,8 +536,8 @@ def wake_holder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(host: Host, path: Path, *, timeout: float) -> Iterator[None]:
-    """Hold the lock file `path`; raises Busy after `timeout` seconds. Never a lock on the data file itself."""
+def locked(host: Host, path: Path, *, timeout: float, guards: Path | None = None) -> Iterator[None]:
+    """Hold the lock file `path`, which goes with the file that it guards; raises Busy after `timeout` seconds."""
     steps = Steps(host.output, host.monotonic)
     looked = [host.monotonic()]
 
@@ -561,27 +547,21 @@ def locked(host: Host, path: Path, *, timeout: float) -> Iterator[None]:
             looked.append(host.monotonic())
             wake_holder(path)
 
-    fd = take_flock(host, path, timeout=timeout, waiting=waiting)
-    if fd is None:
+    if (fd := take_flock(host, path, timeout=timeout, waiting=waiting)) is None:
         raise Busy(f"{path.stem}: another ycluster works on it", hint=f"`fuser {path}` names it")
-    try:
-        yield
-    finally:
-        os.close(fd)
+    with os.fdopen(fd):
+        try:
+            yield
+        finally:
+            if guards and not guards.exists():
+                remove(path)
 
 
 # === 5 durations =====================================================================================
 
-_UNITS = {
-    "ns": 1,
-    "us": 10**3,
-    "\u00b5s": 10**3,  # micro sign
-    "\u03bcs": 10**3,  # Greek mu
-    "ms": 10**6,
-    "s": 10**9,
-    "m": 60 * 10**9,
-    "h": 3600 * 10**9,
-}
+_UNITS = {  # \u00b5 is the micro sign, \u03bc the Greek mu
+    "ns": 1, "us": 10**3, "\u00b5s": 10**3, "\u03bcs": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9,
+}  # fmt: skip
 _MAX_INT64 = (1 << 63) - 1
 _TERM = re.compile(r"([0-9]*)(\.[0-9]*)?([^.0-9]*)", re.DOTALL)
 
@@ -599,16 +579,19 @@ def parse_duration(text: str) -> int:
     while pos < len(rest):
         match = _TERM.match(rest, pos)
         assert match is not None  # every part of the pattern may be empty
-        whole, fraction, unit = match.group(1), match.group(2) or "", match.group(3)
-        if not whole and len(fraction) < 2:
-            raise invalid
-        if len(whole.lstrip("0")) > 19 or int(whole.lstrip("0") or "0") > 1 << 63:
+        whole, fraction, unit = match.group(1).lstrip("0"), match.group(2) or "", match.group(3)
+        if (not match.group(1) and len(fraction) < 2) or len(whole) > 19 or int(whole or "0") > 1 << 63:
             raise invalid
         if not unit:
             raise ValueError(f'missing unit in duration "{text}"')
         if unit not in _UNITS:
             raise ValueError(f'unknown unit "{unit}" in duration "{text}"')
-        total += int(whole.lstrip("0") or "0") * _UNITS[unit] + _fraction(fraction[1:], _UNITS[unit])
+        value, scale = 0, 1.0
+        for digit in fraction[1:]:  # Go drops the digits that would overflow an int64
+            if value > _MAX_INT64 // 10 or value * 10 + int(digit) > 1 << 63:
+                break
+            value, scale = value * 10 + int(digit), scale * 10
+        total += int(whole or "0") * _UNITS[unit] + int(float(value) * (float(_UNITS[unit]) / scale))
         if total > 1 << 63:
             raise invalid
         pos = match.end()
@@ -617,16 +600,6 @@ def parse_duration(text: str) -> int:
     if total > _MAX_INT64:
         raise invalid
     return total
-
-
-def _fraction(digits: str, unit: int) -> int:
-    """Nanoseconds of `.digits` of a unit. Go drops the digits that would overflow an int64."""
-    value, scale = 0, 1.0
-    for digit in digits:
-        if value > _MAX_INT64 // 10 or value * 10 + int(digit) > 1 << 63:
-            break
-        value, scale = value * 10 + int(digit), scale * 10
-    return int(float(value) * (float(unit) / scale))
 
 
 def format_duration(nanoseconds: int) -> str:
@@ -644,9 +617,7 @@ def format_duration(nanoseconds: int) -> str:
 
 
 def _decimal(value: int, unit: int) -> str:
-    whole, rest = divmod(value, unit)
-    digits = str(rest).rjust(len(str(unit)) - 1, "0").rstrip("0") if rest else ""
-    return f"{whole}.{digits}" if digits else str(whole)
+    return f"{value // unit}.{value % unit:0{len(str(unit)) - 1}}".rstrip("0").rstrip(".")
 
 
 def in_words(seconds: float) -> str:
@@ -665,8 +636,7 @@ _RFC3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|z|[
 
 def parse_time(text: str) -> int:
     """Seconds since the epoch of an RFC 3339 time, a fraction rounded up. Raises ValueError."""
-    match = _RFC3339.fullmatch(text)
-    if match is None:
+    if (match := _RFC3339.fullmatch(text)) is None:
         raise ValueError(f"{text!r} is no RFC 3339 time")
     date, clock, fraction, zone = match.groups()
     offset = "+00:00" if zone in "Zz" else zone
@@ -688,13 +658,11 @@ def local_time(seconds: float) -> str:
 
 
 # === 6 YAML subset ===================================================================================
-#
 # The part of YAML 1.2.2 that configs are written in, and with it JSON. A document gets the value that a reader of the
 # core schema gives it, or is refused with file:line:column and a remedy. Numbers are those of https://yaml.org/spec/1.2.2/.
 #
-# A function takes the position where something starts and returns the one behind it. Block functions return that of the
-# next token, which is the first on its line, or the end of the text; `indent` is the column of the collection that they
-# stand in (-1 in the document itself). A character is looked at a fixed number of times at most.
+# A function takes the position where something starts and returns the one behind it, block functions that of the next token
+# (the first on its line, or the end); `indent` is the column of the collection around (-1: the document).
 
 Scalar = Union[None, bool, int, float, str]
 YamlValue = Union[Scalar, "list[Node]", "dict[str, Node]"]
@@ -814,13 +782,8 @@ class _YamlReader:
 
     def refuse_tab(self, start: int, end: int) -> None:
         """A tab is no indentation, section 6.1: how wide would it be?"""
-        tab = self.text.find("\t", start, end)
-        if tab >= 0:
+        if (tab := self.text.find("\t", start, end)) >= 0:
             raise self.error(tab, "a tab in the indentation", "indent with spaces")
-
-    def check_depth(self, pos: int, depth: int) -> None:
-        if depth > _MAX_DEPTH:
-            raise self.error(pos, f"more than {_MAX_DEPTH} levels of nesting", "nest less deeply")
 
     def block_node(self, start: int, indent: int, depth: int, parent: str) -> tuple[int, Node]:
         """What follows the indicator `parent` ("-", ":", or "" in the document) that ends at start; section 8."""
@@ -829,7 +792,8 @@ class _YamlReader:
         lined_up = dash and parent == ":" and column == indent  # seq-space [201]
         if column is not None and column <= indent and not lined_up:
             return pos, self.node(start, None, "")
-        self.check_depth(pos, depth)
+        if depth > _MAX_DEPTH:
+            raise self.error(pos, f"more than {_MAX_DEPTH} levels of nesting", "nest less deeply")
         end, key = pos, None
         may_nest = column is not None or parent == "-"  # only here may a block collection start
         if may_nest and not dash and self.text[pos] not in "[{|>":
@@ -837,7 +801,11 @@ class _YamlReader:
         if column is None and may_nest and (dash or key is not None):
             self.refuse_tab(start, pos)
         if dash and may_nest:
-            end, node = self.block_sequence(pos, depth)
+            end, column, items = pos, self.indent(pos), []
+            while self.indent(end) == column and _DASH.match(self.text, end):
+                end, item = self.block_node(end + 1, column, depth + 1, "-")
+                items.append(item)
+            node = self.node(pos, items)
         elif key is not None:
             end, node = self.block_mapping(pos, end, key, depth)
         elif self.text[pos] in "|>":
@@ -852,15 +820,6 @@ class _YamlReader:
             hint = "line it up with the entry before it, or quote the text it belongs to"
             raise self.error(end, "the indentation fits nothing above", hint)
         return end, node
-
-    def block_sequence(self, first: int, depth: int) -> tuple[int, Node]:
-        """The sequence whose first dash is at first."""
-        pos, indent = first, self.indent(first)
-        items: list[Node] = []
-        while self.indent(pos) == indent and _DASH.match(self.text, pos):
-            pos, item = self.block_node(pos + 1, indent, depth + 1, "-")
-            items.append(item)
-        return pos, self.node(first, items)
 
     def block_mapping(self, first: int, end: int, key: str, depth: int) -> tuple[int, Node]:
         """The mapping whose first key, read already, stands from first to end."""
@@ -909,7 +868,8 @@ class _YamlReader:
 
     def flow_node(self, pos: int, indent: int, depth: int, flow: bool) -> tuple[int, Node]:
         """The flow collection or scalar at pos; `flow` tells whether it stands inside of [] or {}."""
-        self.check_depth(pos, depth)
+        if depth > _MAX_DEPTH:
+            raise self.error(pos, f"more than {_MAX_DEPTH} levels of nesting", "nest less deeply")
         if self.text[pos] in "[{":
             collection = self.flow_sequence if self.text[pos] == "[" else self.flow_mapping
             return collection(pos, indent, depth)
@@ -953,8 +913,7 @@ class _YamlReader:
 
     def flow_skip(self, first: int, pos: int, indent: int) -> int:
         """The next token inside of the bracket at first."""
-        token = self.skip(pos)
-        if token == len(self.text):
+        if (token := self.skip(pos)) == len(self.text):
             raise self.error(first, "nothing closes this bracket", "add the closing bracket")
         # A closing bracket may line up with its key: section 7.4 forbids that, but libyaml and others take it.
         if "\n" in self.text[pos:token]:
@@ -997,8 +956,7 @@ class _YamlReader:
 
     def fold(self, first: int, pos: int, indent: int) -> tuple[int, str]:
         """The line end at pos and the blank lines behind it, in the scalar that starts at first: section 6.5."""
-        token = self.find(_NOT_BLANK, pos)
-        if token < len(self.text):
+        if (token := self.find(_NOT_BLANK, pos)) < len(self.text):
             self.require_indent(first, token, indent, indent)
         *blank_lines, _ = self.text[pos + 1 : token].split("\n")
         if any("\t" in line and not line.startswith(" " * (indent + 1)) for line in blank_lines):  # not l-empty [70]
@@ -1031,8 +989,7 @@ class _YamlReader:
 
     def escape(self, pos: int) -> tuple[int, str]:
         """The character that the escape at pos stands for: section 5.7, and the surrogate pairs of JSON."""
-        match = _ESCAPE.match(self.text, pos)
-        if not match:
+        if not (match := _ESCAPE.match(self.text, pos)):
             raise self.error(pos, "unknown escape", "write \\\\ for a backslash, or use single quotes")
         if match.group(1):
             return match.end(), _ESCAPED[match.group(1)]
@@ -1046,8 +1003,7 @@ class _YamlReader:
 
     def block_scalar(self, first: int, indent: int) -> tuple[int, Node]:
         """The literal or folded scalar whose header is at first: section 8.1."""
-        header = _BLOCK_HEADER.match(self.text, first)
-        if not header:
+        if not (header := _BLOCK_HEADER.match(self.text, first)):
             raise self.error(
                 first, "not the header of a block scalar", "start the text on the next line, indented; or quote it"
             )
@@ -1124,8 +1080,7 @@ def parse_yaml(text: str, file: str) -> Node:
     src = _YamlReader(text, file, (0, *(pos + 1 for pos, char in enumerate(text[:_MAX_TEXT]) if char == "\n")))
     if len(text) > _MAX_TEXT:
         raise src.error(0, f"more than {_MAX_TEXT} characters", "this is no config; name the right file")
-    bad = _FORBIDDEN.search(text)
-    if bad:
+    if bad := _FORBIDDEN.search(text):
         hint = f'remove it, or write "\\u{ord(bad.group()):04x}" in double quotes'
         raise src.error(bad.start(), f"the character U+{ord(bad.group()):04X} may not stand here", hint)
     start, first, markers = 0, src.skip(0), list(_MARKER.finditer(text))
@@ -1141,38 +1096,51 @@ def parse_yaml(text: str, file: str) -> Node:
     return replace(src, text=text[:end]).block_node(start, -1, 0, "")[1]
 
 
-def plain(node: Node) -> object:
-    """The value as nested dicts, lists and scalars, without positions."""
-    if isinstance(node.value, dict):
-        return {key: plain(child) for key, child in node.value.items()}
-    return [plain(child) for child in node.value] if isinstance(node.value, list) else node.value
-
-
 # === 7 config and schema =============================================================================
+@dataclass(frozen=True)
+class Reading:
+    """A config on its way in: where its relative paths start, and all that is wrong with it: line, column, what."""
 
-Place = tuple[int, int]  # line and column
+    base: Path
+    found: list[tuple[int, int, str]]
 
+    def value(self, kind: Kind, node: Node, path: str) -> Any:
+        """The value of a node; what is wrong with it is noted, with the path that leads there."""
+        try:
+            return kind.parse(node, self, path)
+        except ValueError as error:
+            self.found.append((node.line, node.column, f"{path}: {error}"))
 
-class Problems(ValueError):
-    """Everything that is wrong with a value, each with its place."""
-
-    def __init__(self, found: Sequence[tuple[Place, str]]) -> None:
-        super().__init__("; ".join(text for _, text in found))
-        self.found = found
+    def entries(self, node: Node, kinds: Mapping[str, Kind], path: str) -> dict[str, Any]:
+        """The values of a mapping. A key with nothing behind it keeps its default."""
+        values: dict[str, Any] = {}
+        for name, child in _dict(node).items():
+            if name not in kinds:
+                what = f"{path}.{name}: no such key{_nearest(name, list(kinds))}"
+                self.found.append((child.key_line, child.key_column, what))
+            elif child.value is not None:
+                values[name] = self.value(kinds[name], child, f"{path}.{name}")
+        return values
 
 
 @dataclass(frozen=True)
 class Kind:
     """How a value is written: `parse` reads a node (ValueError says what is wrong), `show` is its inverse."""
 
-    parse: Callable[[Node, Path], Any]
+    parse: Callable[[Node, Reading, str], Any]
     schema: Mapping[str, Any]
     show: Callable[[Any], Any] = lambda value: value
 
 
+def scalar(
+    check: Callable[[str, Path], Any], schema: Mapping[str, Any], show: Callable[[Any], Any] = lambda value: value
+) -> Kind:
+    """The kind of a single value; `check` makes it of its text."""
+    return Kind(lambda node, reading, path: check(_text(node), reading.base), schema, show)
+
+
 def key(kind: Kind, doc: str, default: Any = dataclasses.MISSING) -> Any:
-    """Declare one key of the config as a dataclass field, spelt in camelCase in the file. Nothing else knows of
-    it: reading, defaults, validation, `config show` and the schemas all come from here."""
+    """Declare one key of the config (camelCase in the file): reading, defaults, checks, schemas and `show` come from here."""
     return _declared(default, {"kind": kind, "doc": doc})
 
 
@@ -1182,14 +1150,10 @@ def _declared(default: Any, metadata: Mapping[str, Any]) -> Any:
     return field(default=default, metadata=metadata)
 
 
-def _camel(attr: str) -> str:
-    first, *rest = attr.split("_")
-    return first + "".join(word.capitalize() for word in rest)
-
-
 def section(cls: Any) -> Kind:
     """The kind of a mapping whose keys a dataclass declares; keys that it doesn't have are refused."""
-    keys = {_camel(item.name): item for item in dataclasses.fields(cls) if "kind" in item.metadata}
+    declared = [item for item in dataclasses.fields(cls) if "kind" in item.metadata]
+    keys = {re.sub("_(.)", lambda letter: letter[1].upper(), item.name): item for item in declared}
     kinds: dict[str, Kind] = {name: item.metadata["kind"] for name, item in keys.items()}
     required = [name for name, item in keys.items() if item.default is item.default_factory is dataclasses.MISSING]
     blank = cls(**{keys[name].name: None for name in required})
@@ -1201,10 +1165,11 @@ def section(cls: Any) -> Kind:
     if required:
         schema["required"] = required
 
-    def parse(node: Node, base: Path) -> Any:
-        values, found = _entries(node, base, kinds)
-        found += [((node.line, node.column), f"{name}: is missing") for name in required if name not in _dict(node)]
-        return cls(**{keys[name].name: value for name, value in _checked(values, found).items()})
+    def parse(node: Node, reading: Reading, path: str) -> Any:
+        before, values = len(reading.found), reading.entries(node, kinds, path)
+        missing = [name for name in required if name not in _dict(node)]
+        reading.found.extend((node.line, node.column, f"{path}.{name}: is missing") for name in missing)
+        return cls(**{keys[name].name: value for name, value in values.items()}) if len(reading.found) == before else None
 
     return Kind(parse, schema, lambda value: {name: kinds[name].show(getattr(value, keys[name].name)) for name in keys})
 
@@ -1213,65 +1178,30 @@ def shape(kinds: Mapping[str, Kind]) -> Kind:
     """The kind of a mapping that is handed on as it is, once each of its keys has been checked."""
     properties = {name: kind.schema for name, kind in kinds.items()}
     schema = {"type": "object", "additionalProperties": False, "properties": properties}
-    return Kind(lambda node, base: _checked(*_entries(node, base, kinds)), schema, dict)
+    return Kind(lambda node, reading, path: reading.entries(node, kinds, path), schema, dict)
 
 
 def map_of(kind: Kind) -> Kind:
     """The kind of a mapping with keys of the user's own."""
-
-    def parse(node: Node, base: Path) -> Any:
-        return _checked(*_entries(node, base, dict.fromkeys(_dict(node), kind)))
-
-    return Kind(parse, {"type": "object", "additionalProperties": kind.schema}, dict)
+    schema = {"type": "object", "additionalProperties": kind.schema}
+    return Kind(lambda node, reading, path: reading.entries(node, dict.fromkeys(_dict(node), kind), path), schema, dict)
 
 
 def list_of(kind: Kind) -> Kind:
     """The kind of a list, read as a tuple."""
 
-    def parse(node: Node, base: Path) -> Any:
+    def parse(node: Node, reading: Reading, path: str) -> Any:
         if not isinstance(node.value, list):
             raise ValueError(f"wants a list, not {_sort(node)}")
-        found: list[tuple[Place, str]] = []
-        values = [_read(kind, item, base, f"[{index}]", found) for index, item in enumerate(node.value)]
-        return tuple(_checked(values, found))
+        return tuple(reading.value(kind, item, f"{path}[{index}]") for index, item in enumerate(node.value))
 
-    schema = {"type": "array", "items": kind.schema}
-    return Kind(parse, schema, lambda values: [kind.show(value) for value in values])
+    return Kind(parse, {"type": "array", "items": kind.schema}, lambda values: [kind.show(value) for value in values])
 
 
 def _dict(node: Node) -> dict[str, Node]:
     if not isinstance(node.value, dict):
         raise ValueError(f"wants a mapping of keys to values, not {_sort(node)}")
     return node.value
-
-
-def _entries(node: Node, base: Path, kinds: Mapping[str, Kind]) -> tuple[dict[str, Any], list[tuple[Place, str]]]:
-    """The values of a mapping and what is wrong in it. A key with nothing behind it keeps its default."""
-    values: dict[str, Any] = {}
-    found: list[tuple[Place, str]] = []
-    for name, child in _dict(node).items():
-        if name not in kinds:
-            found.append(((child.key_line, child.key_column), f"{name}: no such key{_nearest(name, list(kinds))}"))
-        elif child.value is not None:
-            values[name] = _read(kinds[name], child, base, name, found)
-    return values, found
-
-
-def _read(kind: Kind, node: Node, base: Path, path: str, found: list[tuple[Place, str]]) -> Any:
-    """The value of a node; what is wrong with it is added to `found`, with the path that leads there."""
-    try:
-        return kind.parse(node, base)
-    except Problems as problems:
-        found += [(place, path + ("" if text[0] == "[" else ".") + text) for place, text in problems.found]
-    except ValueError as error:
-        found.append(((node.line, node.column), f"{path}: {error}"))
-    return None
-
-
-def _checked(values: Any, found: list[tuple[Place, str]]) -> Any:
-    if found:
-        raise Problems(found)
-    return values
 
 
 def _sort(node: Node) -> str:
@@ -1287,8 +1217,6 @@ def _nearest(word: str, choices: Sequence[str]) -> str:
 
 
 # --- kinds of single values
-
-
 def _string(node: Node) -> str:
     """A string. A plain number is taken as it is written: the sibling wants `memory: "8192"` quoted."""
     if isinstance(node.value, str):
@@ -1298,14 +1226,14 @@ def _string(node: Node) -> str:
     raise ValueError(f"wants a string, not {_sort(node)}")
 
 
-def _text(node: Node, base: Path) -> str:
+def _text(node: Node) -> str:
     text = _string(node)
     if "${" in text:
         raise ValueError("${...} is substituted in registries, and nowhere else")
     return text
 
 
-def _variables(node: Node, base: Path) -> str:
+def _variables(node: Node, reading: Reading, path: str) -> str:
     """A string whose ${VAR} are filled in when it is used, so that no secret is kept."""
     text = _string(node)
     if re.search(r"\$\{(?![A-Za-z_][A-Za-z0-9_]*\})", text):
@@ -1313,27 +1241,25 @@ def _variables(node: Node, base: Path) -> str:
     return text
 
 
-def _bool(node: Node, base: Path) -> bool:
+def _bool(node: Node, reading: Reading, path: str) -> bool:
     if not isinstance(node.value, bool):
         raise ValueError(f"wants true or false, not {_sort(node)}")
     return node.value
 
 
 def _pattern(pattern: str, wanted: str) -> Kind:
-    def parse(node: Node, base: Path) -> str:
-        text = _text(node, base)
+    def check(text: str, base: Path) -> str:
         if not re.fullmatch(pattern, text, re.ASCII):
             raise ValueError(f"{text!r} is not {wanted}")
         return text
 
-    return Kind(parse, {"type": "string", "pattern": f"^(?:{pattern})$"})
+    return scalar(check, {"type": "string", "pattern": f"^(?:{pattern})$"})
 
 
 def _number(low: int, high: int, unit: str, *, empty_is: int | None = None) -> Kind:
     """A whole number, quoted or not, shown as the string that the sibling wants."""
 
-    def parse(node: Node, base: Path) -> int:
-        text = _text(node, base)
+    def check(text: str, base: Path) -> int:
         if not text and empty_is is not None:
             return empty_is
         if not re.fullmatch(r"[0-9]{1,9}", text, re.ASCII) or not low <= int(text) <= high:
@@ -1342,26 +1268,21 @@ def _number(low: int, high: int, unit: str, *, empty_is: int | None = None) -> K
 
     pattern = r"^[0-9]*$" if empty_is is not None else r"^[0-9]+$"
     schema = {"anyOf": [{"type": "string", "pattern": pattern}, {"type": "integer", "minimum": low, "maximum": high}]}
-    return Kind(parse, schema, str)
+    return scalar(check, schema, str)
 
 
-def _choice(*choices: str) -> Kind:
-    def parse(node: Node, base: Path) -> str:
-        text = _text(node, base)
+def _choice(*choices: str, only: str = "") -> Kind:
+    """One of some words; the schema may know of one alone, where another schema has the others."""
+
+    def check(text: str, base: Path) -> str:
         if text not in choices:
             raise ValueError(f"{text!r} is none of {', '.join(choices)}{_nearest(text, choices)}")
         return text
 
-    return Kind(parse, {"type": "string", "enum": list(choices)})
+    return scalar(check, {"type": "string", "enum": [only] if only else list(choices)})
 
 
-def _provider(name: str) -> Kind:
-    """The provider's own name: another one is read by its own schema."""
-    return Kind(_choice(*PROVIDERS).parse, {"type": "string", "enum": [name]})
-
-
-def _duration(node: Node, base: Path) -> str:
-    text = _text(node, base)
+def _duration(text: str, base: Path) -> str:
     if budget(text) is not None and parse_duration(text) <= 0:
         raise ValueError(f'"{text}" must be positive; "0" switches it off')
     return text
@@ -1372,40 +1293,37 @@ def budget(text: str) -> int | None:
     return None if text in ("", "0") else parse_duration(text)
 
 
-def _path(node: Node, base: Path) -> Path | None:
+def _path(text: str, base: Path) -> Path | None:
     """A path; a relative one starts at the config file's directory, `~` at home."""
-    text = _text(node, base)
     if "\0" in text or "\n" in text:
         raise ValueError("a path has no line break and no NUL")
     return Path(os.path.abspath(base / os.path.expanduser(text))) if text else None
 
 
-def _image(node: Node, base: Path) -> str:
+def _image(text: str, base: Path) -> str:
     """A URL, made of a path where it is one."""
     import urllib.parse
 
-    text = _text(node, base)
     if text.startswith(("https://", "http://")) and not re.search(r"[\x00-\x20]", text):
         return text
     if re.match(r"(?!file:///)[A-Za-z][A-Za-z0-9+.-]*://", text):
         raise ValueError(f"{text!r} is not an https, http or file:/// URL")
     if text.startswith("file:///"):
         text = urllib.parse.unquote(text[len("file://") :])
-    path = _path(replace(node, value=text), base)
-    if path is None:
+    if (path := _path(text, base)) is None:
         raise ValueError("wants a URL or a path of a cloud image")
     return path.as_uri()
 
 
 # fmt: off
-_STRING = Kind(_text, {"type": "string"})
+_STRING = scalar(lambda text, base: text, {"type": "string"})
 _ENV = Kind(_variables, {"type": "string"})
 _BOOL = Kind(_bool, {"type": "boolean"})
 _NAME = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 _LABEL = _pattern(_NAME, "a DNS label: a-z, 0-9 and inner dashes, 63 at most")
 _SIZE = _pattern(r"[1-9][0-9]{0,9}[KMGTkmgt]?", "a size such as 20G")
-_DURATION = Kind(_duration, {"type": "string", "pattern": r"^(|0|\+?((\d+(\.\d*)?|\.\d+)(ns|us|\u00b5s|\u03bcs|ms|s|m|h))+)$"})
-_PATH = Kind(_path, {"type": "string"}, lambda path: str(path) if path else "")
+_DURATION = scalar(_duration, {"type": "string", "pattern": r"^(|0|\+?((\d+(\.\d*)?|\.\d+)(ns|us|\u00b5s|\u03bcs|ms|s|m|h))+)$"})
+_PATH = scalar(_path, {"type": "string"}, lambda path: str(path) if path else "")
 _PORT = _number(1, 65535, "a TCP port")
 _HOST_PORT = _number(0, 65535, "a TCP port; empty or 0: QEMU chooses", empty_is=0)
 _IPV4 = _pattern(r"(|(?:(?:25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])(?:\.(?!$)|$)){4})", "an IPv4 address")
@@ -1421,14 +1339,12 @@ _REGISTRIES = shape({
     })),
 })
 
-
 @dataclass(frozen=True)
 class PortForward:
     """A TCP port of the host that leads to one of the guest."""
 
     guest: int = key(_PORT, "Guest port.")
     host: int = key(_HOST_PORT, "Host port. Empty or 0: QEMU chooses a free one.", 0)
-
 
 @dataclass(frozen=True)
 class K3s:
@@ -1437,7 +1353,6 @@ class K3s:
     version: str = key(_K3S_VERSION, "The k3s release.", K3S_VERSION)
     install: str = key(_choice("airgap", "script", "none"), "airgap: the host hands k3s to the guest; script: the guest fetches it; none: a plain VM.", "airgap")
     source: str = key(_STRING, "A base URL or a folder with the release's files, for mirrors.", "")
-
 
 @dataclass(frozen=True)
 class Lifetime:
@@ -1449,7 +1364,6 @@ class Lifetime:
     on_warn: str = key(_ENV, "A command to run at that moment.", "")
     max_total: str = key(_DURATION, "What no extension may pass, counted from the start.", "")
 
-
 @dataclass(frozen=True)
 class Network:
     """How the VM is attached. Only user mode is implemented here; tap is the sibling's."""
@@ -1460,7 +1374,6 @@ class Network:
     guest_address: str = key(_STRING, "Tap mode only.", "")
     gateway: str = key(_STRING, "Tap mode only.", "")
     dns: tuple[str, ...] = key(list_of(_STRING), "Tap mode only.", ())
-
 
 @dataclass(frozen=True)
 class Config:
@@ -1479,38 +1392,34 @@ class Config:
     lifetime: Lifetime = key(section(Lifetime), "How long the cluster may run, and what happens then.", Lifetime())
     file: Path = Path()
 
-
 @dataclass(frozen=True)
 class QemuConfig(Config):
     """The keys of `provider: qemu`."""
 
-    provider: str = key(_provider("qemu"), "What runs the cluster.", "qemu")
+    provider: str = key(_choice(*PROVIDERS, only="qemu"), "What runs the cluster.", "qemu")
     disk_size: str = key(_SIZE, "Size of the boot disk.", "20G")
     ssh_port: int = key(_HOST_PORT, "Host port for ssh. Empty or 0: QEMU chooses a free one.", 2222)
     cache_dir: Path | None = key(_PATH, "Where disks, keys and state are kept. Empty: ~/.cache/y-cluster-qemu.", None)
     data_disk: Path | None = key(_PATH, "An external qcow2 that every teardown keeps, mounted at /data/yolean.", None)
     data_disk_size: str = key(_SIZE, "Size of a new data disk.", "10G")
     network: Network = key(section(Network), "How the VM is attached to the host's network.", Network())
-    image: str = key(Kind(_image, {"type": "string"}), "URL or path of a cloud image (cloud-init, sshd, BIOS boot).", DEFAULT_IMAGE)
+    image: str = key(scalar(_image, {"type": "string"}), "URL or path of a cloud image (cloud-init, sshd, BIOS boot).", DEFAULT_IMAGE)
     image_sha256: str = key(_pattern(r"([0-9a-f]{64})?", "a SHA-256 in lower-case hex"), "The image's digest; it is refused when it differs.", "")
     accel: str = key(_choice("auto", "kvm", "tcg"), "auto: KVM where a VM really runs with it, else TCG.", "auto")
     cpu_model: str = key(_pattern(r"[-_.,=+A-Za-z0-9]*", "a QEMU CPU model"), "QEMU's -cpu. Empty: host with KVM, max with TCG.", "")
     ssh_user: str = key(_pattern(r"[a-z_][-a-z0-9_]{0,31}", "a user name"), "The login that cloud-init makes.", "ystack")
 
-
 @dataclass(frozen=True)
 class DockerConfig(Config):
-    provider: str = key(_provider("docker"), "What runs the cluster.", "docker")
-
+    provider: str = key(_choice(*PROVIDERS, only="docker"), "What runs the cluster.", "docker")
 
 @dataclass(frozen=True)
 class _MultipassK3s(K3s):
     install: str = key(_choice("airgap", "script", "none"), "How k3s comes into the guest.", "script")
 
-
 @dataclass(frozen=True)
 class MultipassConfig(Config):
-    provider: str = key(_provider("multipass"), "What runs the cluster.", "multipass")
+    provider: str = key(_choice(*PROVIDERS, only="multipass"), "What runs the cluster.", "multipass")
     k3s: K3s = key(section(_MultipassK3s), "The Kubernetes inside.", _MultipassK3s())
     port_forwards: tuple[PortForward, ...] = key(list_of(section(PortForward)), "Multipass's guests have addresses of their own.", ())
     image: str = key(_STRING, "Multipass image alias.", "24.04")
@@ -1520,30 +1429,22 @@ CONFIGS = {"common": Config, "qemu": QemuConfig, "docker": DockerConfig, "multip
 KINDS = {which: section(cls) for which, cls in CONFIGS.items()}
 
 
-def config_file(directory: Path) -> Path:
-    """The config in a directory (or the file itself, where that is what was named)."""
-    if directory.is_file():
-        return directory
-    found = [directory / name for name in CONFIG_NAMES if (directory / name).is_file()]
-    if len(found) > 1:
-        raise ConfigError(f"{directory}: both {found[0].name} and {found[1].name}", hint="keep one of them")
-    if not found:
-        what = "no such directory" if not directory.is_dir() else f"no {CONFIG_NAMES[0]} in it"
-        raise ConfigError(f"{directory}: {what}", hint="-c wants the directory that holds the config")
-    return found[0]
-
-
 def load_config(directory: Path) -> Config:
     """Read and check the config of a directory. ConfigError lists ALL problems, each with file:line:column."""
+    path = Path(os.path.abspath(directory))
     try:
-        path = config_file(Path(os.path.abspath(directory)))
-    except OSError as error:  # a path that is too long, a directory that is closed to us
-        raise ConfigError(f"{directory}: {error.strerror}") from None
-    try:
+        if not path.is_file():  # which is what may have been named
+            found = [path / name for name in CONFIG_NAMES if (path / name).is_file()]
+            if len(found) > 1:
+                raise ConfigError(f"{path}: both {found[0].name} and {found[1].name}", hint="keep one of them")
+            if not found:
+                what = "no such directory" if not path.is_dir() else f"no {CONFIG_NAMES[0]} in it"
+                raise ConfigError(f"{path}: {what}", hint="-c wants the directory that holds the config")
+            path = found[0]
         text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from None
-    except OSError as error:
+    except OSError as error:  # a path that is too long, too
         raise ConfigError(f"{path}: {error.strerror}") from None
     return read_config(text, path)
 
@@ -1555,44 +1456,32 @@ def read_config(text: str, path: Path) -> Config:
         root = replace(root, value={})
     named = root.value.get("provider") if isinstance(root.value, dict) else None
     provider = str(named.value) if named and named.value in PROVIDERS else "qemu"
-    found: list[tuple[Place, str]] = []
-    config: Config = _read(KINDS[provider], root, path.parent, "", found)
-    if not found:
-        config = _completed(replace(config, file=path))
-        found = _cross_check(config, root)
+    reading = Reading(path.parent, [])
+    config: Config = reading.value(KINDS[provider], root, "")
+    if not (found := reading.found):
+        config = replace(config, file=path)
+        if not config.port_forwards and config.k3s.install != "none":
+            config = replace(config, port_forwards=type(config).port_forwards)
+        if isinstance(config, QemuConfig) and config.image == DEFAULT_IMAGE and not config.image_sha256:
+            config = replace(config, image_sha256=DEFAULT_IMAGE_SHA256)
+    if not found and isinstance(config, QemuConfig):  # rules between keys, where each alone is right
+        at, hosts = _dict(root).get("portForwards", root), [forward.host for forward in config.port_forwards if forward.host]
+        wrong = [f"host port {port} is forwarded twice" for port in sorted(set(hosts)) if hosts.count(port) > 1]
+        if config.ssh_port in hosts:
+            wrong.append(f"host port {config.ssh_port} is sshPort's already")
+        if any(forward.guest == 22 for forward in config.port_forwards):
+            wrong.append("guest port 22 is sshPort's business")
+        if config.k3s.install != "none" and all(forward.guest != 6443 for forward in config.port_forwards):
+            wrong.append("guest port 6443 is missing; kubectl would not reach k3s")
+        found = [(at.line, at.column, f"portForwards: {text}") for text in wrong]
     if found:
         lines = [
             f"{path}:{line}:{column}: {'the config' + text if text[0] == ':' else text.lstrip('.')}"
-            for (line, column), text in sorted(found)
+            for line, column, text in sorted(found)
         ]
         head = f"{len(lines)} problems in {path.name}\n" if len(lines) > 1 else ""
         raise ConfigError(head + "\n".join(lines), hint=f"`ycluster schema {provider}` describes every key")
     return config
-
-
-def _completed(config: Any) -> Any:
-    """Defaults that depend on other keys."""
-    if not config.port_forwards and config.k3s.install != "none":
-        config = replace(config, port_forwards=type(config).port_forwards)
-    if isinstance(config, QemuConfig) and config.image == DEFAULT_IMAGE and not config.image_sha256:
-        config = replace(config, image_sha256=DEFAULT_IMAGE_SHA256)
-    return config
-
-
-def _cross_check(config: Config, root: Node) -> list[tuple[Place, str]]:
-    """Rules between keys. They speak only where each key alone is right."""
-    if not isinstance(config, QemuConfig):
-        return []
-    forwards = _dict(root).get("portForwards", root)
-    hosts = [forward.host for forward in config.port_forwards if forward.host]
-    wrong = [f"host port {port} is forwarded twice" for port in sorted(set(hosts)) if hosts.count(port) > 1]
-    if config.ssh_port in hosts:
-        wrong.append(f"host port {config.ssh_port} is sshPort's already")
-    if any(forward.guest == 22 for forward in config.port_forwards):
-        wrong.append("guest port 22 is sshPort's business")
-    if config.k3s.install != "none" and all(forward.guest != 6443 for forward in config.port_forwards):
-        wrong.append("guest port 6443 is missing; kubectl would not reach k3s")
-    return [((forwards.line, forwards.column), f"portForwards: {text}") for text in wrong]
 
 
 def left_alone(config: Config) -> list[str]:
@@ -1614,12 +1503,10 @@ def expand_variables(value: Any, environ: Mapping[str, str], path: str = "regist
     if not isinstance(value, str):
         return value
 
-    def fill(match: re.Match[str]) -> str:
-        if match.group(1) not in environ:
-            raise ConfigError(f"{path}: the variable {match.group(1)} is not set", hint="export it, or leave it out")
-        return environ[match.group(1)]
-
-    return re.sub(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}", fill, value)
+    try:
+        return re.sub(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}", lambda match: environ[match[1]], value)
+    except KeyError as unset:
+        raise ConfigError(f"{path}: the variable {unset.args[0]} is not set", hint="export it, or leave it out") from None
 
 
 def show_config(config: Config) -> dict[str, Any]:
@@ -1637,8 +1524,6 @@ def schema_for(which: str) -> dict[str, Any]:
 
 
 # === 8 state sidecar =================================================================================
-
-
 @dataclass(frozen=True)
 class Files:
     """What a cluster owns on disk: everything under its cacheDir that begins with its name."""
@@ -1666,13 +1551,15 @@ class Files:
     program = property(lambda self: self._at(".ycluster.py"))  # what its timers run
     watch_lock = property(lambda self: self._at(".watch.lock"))  # held by the watcher
     log = property(lambda self: self._at(".reap.log"))       # what its timers said
+    kvm_memo = property(lambda self: self.cache_dir / ".kvm-unusable")  # every cluster's
+    incoming = property(lambda self: self._at(".import"))    # a folder, while a disk is imported
     # fmt: on
 
     def disposable(self) -> list[Path]:
         """What goes with the cluster, besides its disk and key, its sidecar and the program of its timers."""
         return [
             self.pidfile, self.qmp, self.vm_lock, self.watch_lock, self.console, self.seed, self.host_key,
-            self.host_pub, self.known_hosts, self.log, self._at("-seed.img"), self._at("-cloud-init.yaml"),
+            self.host_pub, self.known_hosts, self.log, self.incoming, self._at("-seed.img"), self._at("-cloud-init.yaml"),
             self._at("-meta-data.yaml"),
             *(debris for path in (self.sidecar, self.program, self.known_hosts)
               for debris in self.cache_dir.glob(f".{path.name}.????????.tmp")),
@@ -1708,10 +1595,6 @@ def _decode_forwards(value: Any) -> tuple[PortForward, ...]:
     return tuple(PortForward(host=_decode_port(host), guest=_decode_port(guest)) for host, guest in pairs)
 
 
-def _encode_forwards(forwards: Sequence[PortForward]) -> Any:
-    return [{"Host": str(forward.host), "Guest": str(forward.guest)} for forward in forwards]
-
-
 def _decode_time(value: Any) -> int | None:
     # Go writes its zero time for "none".
     return None if _str(value) in ("", "0001-01-01T00:00:00Z") else parse_time(value)
@@ -1725,11 +1608,6 @@ def _decode_action(value: Any) -> str:
     if value not in ("", *ACTIONS):
         raise ValueError(f"is none of {', '.join(ACTIONS)}")
     return value or "stop"  # unset is stop, as in the sibling
-
-
-def _decode_budget(value: Any) -> str:
-    budget(_str(value))
-    return str(value)
 
 
 def _decode_timer(value: Any) -> ArmedTimer:
@@ -1777,15 +1655,19 @@ class State:
     memory: str = stored("memory", default="8192")  # MB
     cpus: str = stored("cpus", default="4")
     ssh_port: int = stored("sshPort", _decode_port, str, default=2222)
-    port_forwards: tuple[PortForward, ...] = stored("portForwards", _decode_forwards, _encode_forwards, default=())
+    port_forwards: tuple[PortForward, ...] = stored(
+        "portForwards", _decode_forwards, lambda every: [{"Host": str(f.host), "Guest": str(f.guest)} for f in every], default=(),
+    )
     bind_address: str = stored("bindAddress", default=BIND_ADDRESS)
     k3s: Mapping[str, Any] = stored("k3s", _dict_of, default={})
-    lifetime: str = stored("lifetime", _decode_budget, default="")  # a Go duration; "" or "0": no budget
+    lifetime: str = stored("lifetime", lambda text: (budget(_str(text)), text)[1], default="")  # a Go duration; "" or "0": no budget
     on_expiry: str = stored("onExpiry", _decode_action, default="stop")
     expires_at: int | None = stored("expiresAt", _decode_time, _encode_time, default=None)  # seconds since the epoch
     started_at: int | None = stored("startedAt", _decode_time, _encode_time, default=None)  # None: never started
     retry_at: int | None = stored("retryAt", _decode_time, _encode_time, default=None)  # an expiry is under way
     image: str = stored("image", default="")
+    imported: str = stored("imported", default="")  # the disk that `import` took the boot disk from
+    prepared: str = stored("prepared", default="")  # `live` or `done`: how far `prepare-export` has come since the last boot
     data_disk: str = stored("dataDisk", default="")
     ssh_user: str = stored("sshUser", default="ystack")
     accel: str = stored("accel", default="auto")  # what was asked for
@@ -1889,14 +1771,12 @@ def state_from_config(config: QemuConfig, cache_dir: Path) -> State:
         memory=str(config.memory), cpus=str(config.cpus), ssh_port=config.ssh_port,
         port_forwards=config.port_forwards, bind_address=config.network.bind_address or BIND_ADDRESS,
         k3s={"Version": config.k3s.version, "Install": config.k3s.install}, lifetime=config.lifetime.max_run,
-        on_expiry=config.lifetime.on_expiry, image=config.image, ssh_user=config.ssh_user, accel=config.accel,
-        cpu_model=config.cpu_model, auto_ports=tuple(forward.guest for forward in ports if forward.host == 0),
+        on_expiry=config.lifetime.on_expiry, image=config.image, data_disk=str(config.data_disk or ""), ssh_user=config.ssh_user,
+        accel=config.accel, cpu_model=config.cpu_model, auto_ports=tuple(forward.guest for forward in ports if forward.host == 0),
     )  # fmt: skip
 
 
 # --- every cluster of this user: the default cacheDir, and an index of links to the others
-
-
 def default_cache_dir(host: Host) -> Path:
     return host.home() / ".cache" / "y-cluster-qemu"
 
@@ -1905,7 +1785,7 @@ def remember_cache_dir(host: Host, cache_dir: Path) -> None:
     """Link to a cacheDir from the user's index. One link a directory, named by a hash: no lock, never half there."""
     try:
         index = host.state_home() / "cachedirs"
-        make_private_dir(index)
+        index.mkdir(mode=0o700, parents=True, exist_ok=True)
         (index / hashlib.sha256(os.fsencode(cache_dir)).hexdigest()[:16]).symlink_to(cache_dir)
     except FileExistsError:
         pass
@@ -1924,16 +1804,12 @@ def discover(host: Host) -> list[Files]:
     for place in places:
         with contextlib.suppress(OSError, RuntimeError):  # a dangling link, or a loop of them
             real = place.resolve()
-            stems = [path.stem for path in real.glob("*.json")]
-            found |= {Files(real, stem) for stem in stems if not stem.startswith(".")}
+            found |= {Files(real, path.stem) for path in real.glob("*.json") if not path.stem.startswith(".")}
     return sorted(found, key=lambda files: (files.name, str(files.cache_dir)))
 
 
 # === 9 lifetime decisions ============================================================================
-
-
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """What `reap` has to do: `nothing`, `rearm`, or one of ACTIONS, and why."""
 
     do: str
@@ -1983,7 +1859,7 @@ def anchored(state: State, clock: Clock) -> State:
     timer = None if state.disarmed else state.timer  # what stood guard before is still to be taken away
     return replace(
         state, started_at=int(clock.now), expires_at=expires, retry_at=None, boot_id=clock.boot_id,
-        booted_at=round(clock.booted), timer=timer, reaped=None, ran_with="",
+        booted_at=round(clock.booted), timer=timer, reaped=None, ran_with="", prepared="",
     )  # fmt: skip
 
 
@@ -2019,26 +1895,11 @@ def retry_delay(late: float) -> float:
 
 
 # === 10 timers =======================================================================================
-
-
-@dataclass(frozen=True)
-class Unusable:
+class Unusable(NamedTuple):
     """Why a timer would not outlive what the VM outlives, and the command that would change that, if one would."""
 
     why: str
     remedy: str = ""
-
-
-class Timer(Protocol):
-    """A way to have `ycluster lifetime reap` run at a time. `id` is the backend's own name for one arming."""
-
-    name: str
-    survives: Mapping[str, str]
-
-    def unusable(self, host: Host) -> Unusable | None: ...
-    def arm(self, host: Host, files: Files, deadline: int) -> str: ...
-    def armed(self, host: Host, files: Files, timer: ArmedTimer) -> bool: ...
-    def cancel(self, host: Host, files: Files, timer: ArmedTimer) -> None: ...
 
 
 def timer_argv(host: Host, files: Files, backend: str, *verb: str) -> list[str]:
@@ -2057,8 +1918,7 @@ def install_program(host: Host, files: Files) -> None:
 
 
 def unit_name(files: Files, deadline: int, nonce: str) -> str:
-    """A transient unit's name. The place is in it as a hash, for clusters of one name in two cacheDirs; the
-    deadline and a nonce, because a re-arm under the name of the unit that runs it is refused."""
+    """A transient unit's name: with a hash of the place, a deadline and a nonce, as no name may be used while it runs."""
     place = hashlib.sha256(os.fsencode(files.sidecar)).hexdigest()[:8]
     name = re.sub(r"[^A-Za-z0-9:_.-]", "-", files.name)[:100]  # the sibling's names may hold anything
     return f"ycluster-reap-{name}-{place}-{deadline}-{nonce}"
@@ -2076,15 +1936,12 @@ class SystemdTimer:
     def unusable(self, host: Host) -> Unusable | None:
         if not host.which("systemd-run") or not host.which("systemctl"):
             return Unusable("systemd-run is not installed")
-        if not self._answers(host):
+        if host.attempt(["systemctl", "--user", "show", "--property=Version"], timeout=10) is None:
             return Unusable("no systemd user manager answers")
         if not self._lingers(host):
             why = f"{host.user()} does not linger: its systemd ends at the last logout, a VM does not"
             return Unusable(why, "loginctl enable-linger")
         return None
-
-    def _answers(self, host: Host) -> bool:
-        return host.attempt(["systemctl", "--user", "show", "--property=Version"], timeout=10) is not None
 
     def _lingers(self, host: Host) -> bool:
         if Path("/var/lib/systemd/linger", host.user()).exists():
@@ -2161,8 +2018,7 @@ class AtTimer:
         moment = datetime.fromtimestamp(deadline, timezone.utc).strftime("%Y%m%d%H%M")
         argv = ["at", "-q", self.QUEUE, "-t", moment]
         answer = host.run(argv, timeout=30, stdin=job, cwd=Path("/"), env=host.child_env({"TZ": "UTC0", "SHELL": "/bin/sh"}))
-        found = re.search(r"^job ([0-9]+) at ", answer.stderr, re.MULTILINE)
-        if found is None:
+        if (found := re.search(r"^job ([0-9]+) at ", answer.stderr, re.MULTILINE)) is None:
             raise YclusterError(f"at did not say which job it made: {answer.stderr.strip()}")
         return found.group(1)
 
@@ -2202,14 +2058,15 @@ class WatcherTimer:
         """It reads the sidecar at every look, and leaves when it is no longer named there."""
 
 
+# A way to have `ycluster lifetime reap` run at a time; what `arm` returns is the backend's own name for that arming.
+Timer = Union[SystemdTimer, AtTimer, WatcherTimer]
 TIMERS: tuple[Timer, ...] = (SystemdTimer(), AtTimer(), WatcherTimer())  # best first
 
 
 def timers_for(host: Host) -> tuple[Timer, ...]:
     """All of them, or the one that YCLUSTER_TIMER names."""
     wanted = host.environ.get("YCLUSTER_TIMER", "")
-    chosen = tuple(timer for timer in TIMERS if wanted in ("", timer.name))
-    if not chosen:
+    if not (chosen := tuple(timer for timer in TIMERS if wanted in ("", timer.name))):
         names = ", ".join(timer.name for timer in TIMERS)
         raise UsageError(f"YCLUSTER_TIMER={wanted}: it is none of {names}")
     return chosen
@@ -2219,17 +2076,6 @@ def timer_named(name: str) -> Timer | None:
     return next((timer for timer in TIMERS if timer.name == name), None)
 
 
-def stronger_timer(host: Host, state: State) -> str:
-    """The one command that would give the cluster a better timer than it has; empty where none would."""
-    for backend in TIMERS:
-        if state.timer is None or state.timer.backend in (backend.name, "none"):
-            break
-        unusable = backend.unusable(host)
-        if unusable and unusable.remedy:
-            return unusable.remedy
-    return ""
-
-
 def is_armed(host: Host, state: State) -> bool:
     """Whether the timer that the sidecar names really is there."""
     backend = timer_named(state.timer.backend) if state.timer else None
@@ -2237,10 +2083,9 @@ def is_armed(host: Host, state: State) -> bool:
 
 
 def arm_timer(host: Host, state: State, when: int | None = None, *, fired: bool = False) -> State:
-    """Have the reap fire at `when` (the deadline, if not given), and save which timer does it. A timer that is there
-    already stays, unless it is the one that has `fired` and runs us. The new timer stands and is written down before the
-    old one goes, so there is no moment without one. A timer that turns out not to work is passed over for the next best.
-    Only under the cluster's lock."""
+    """Have the reap fire at `when` (the deadline, if not given), and save which timer does it; under the cluster's lock. A
+    timer that is there already stays, unless it is the one that has `fired` and runs us. The new one stands and is written
+    down before the old one goes. One that turns out not to work is passed over for the next best."""
     deadline = state.expires_at if when is None else when
     if deadline is None:
         return disarm_timer(host, state, None)
@@ -2252,8 +2097,7 @@ def arm_timer(host: Host, state: State, when: int | None = None, *, fired: bool 
     refused: list[str] = []
     for backend in chosen:
         try:
-            unusable = backend.unusable(host)
-            if unusable is None:
+            if (unusable := backend.unusable(host)) is None:
                 timer = ArmedTimer(backend.name, backend.arm(host, state.files, deadline), deadline)
                 state = save_state(replace(state, timer=timer))
                 cancel_timer(host, state.files, old, keep=timer)
@@ -2286,14 +2130,10 @@ def cancel_timer(host: Host, files: Files, old: ArmedTimer | None, keep: ArmedTi
 
 
 # === 11 gcloud flags =================================================================================
-
-
 def gcp_flags(max_run: str, where: str = "lifetime.maxRun") -> list[str]:
-    """Flags of `gcloud compute instances create` by which GCE itself deletes the instance; none without a budget. GCE
-    counts from each entry into RUNNING and takes 30 s to 120 days; gcloud checks neither bound. A fraction of a second is
-    rounded up. Raises ConfigError outside the bounds."""
-    nanoseconds = budget(max_run)
-    if nanoseconds is None:
+    """Flags of `gcloud compute instances create` by which GCE itself deletes the instance; none without a budget. A fraction
+    of a second is rounded up. Raises ConfigError outside GCE's bounds, 30 s to 120 days, which gcloud does not check."""
+    if (nanoseconds := budget(max_run)) is None:
         return []
     seconds = -(-nanoseconds // 10**9)
     if not GCP_MIN_SECONDS <= seconds <= GCP_MAX_SECONDS:
@@ -2338,15 +2178,12 @@ def gcp_lifetime(text: str | bytes, now: float) -> dict[str, Any]:
 
 
 # === 12 QMP ==========================================================================================
-
-
 class QmpError(YclusterError):
     """QEMU's monitor refused a command, said nothing in time, or hung up."""
 
 
 class Qmp:
-    """A client of QEMU's monitor (QEMU docs/interop/qmp-spec). One client at a time: a second one waits for
-    the greeting. Every read has a deadline; events that come between replies are passed over."""
+    """A client of QEMU's monitor (docs/interop/qmp-spec), which serves one at a time. Every read has a deadline."""
 
     def __init__(self, sock: socket.socket, monotonic: Callable[[], float]) -> None:
         self.sock, self.monotonic = sock, monotonic
@@ -2383,9 +2220,7 @@ class Qmp:
     def execute(self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout: float = 5.0) -> Any:
         """Run a command and return its `return`; QmpError when it is refused or `timeout` seconds pass."""
         self.serial += 1
-        request: dict[str, Any] = {"execute": command, "id": self.serial}
-        if arguments is not None:
-            request["arguments"] = arguments
+        request = {"execute": command, "id": self.serial, **({"arguments": arguments} if arguments else {})}
         until = self.monotonic() + timeout
         try:
             self.sock.settimeout(timeout)
@@ -2403,11 +2238,8 @@ class Qmp:
     def _message(self, until: float) -> dict[str, Any]:
         """The next message; end of file (or a reset, which QEMU's exit may look like) is an error."""
         while b"\n" not in self.buffer:
-            left = until - self.monotonic()
-            if left <= 0:
-                raise QmpError("no answer in time")
             try:
-                self.sock.settimeout(left)
+                self.sock.settimeout(max(0.001, until - self.monotonic()))
                 chunk = self.sock.recv(65536)
             except socket.timeout:
                 raise QmpError("no answer in time") from None
@@ -2427,14 +2259,11 @@ class Qmp:
 
 
 # === 13 VM process ===================================================================================
-
-
 class HiddenVm(YclusterError):
     """QEMU holds its lock, and no process of ours can be found: it runs in another container, say."""
 
 
-@dataclass(frozen=True)
-class Vm:
+class Vm(NamedTuple):
     """A running QEMU that is known to be ours. `pidfd` can't come to mean another process; close it."""
 
     pid: int
@@ -2444,9 +2273,8 @@ class Vm:
 @contextlib.contextmanager
 def find_vm(files: Files) -> Iterator[Vm | None]:
     """The cluster's QEMU, or None when it doesn't run. Any number may be in a pidfile: a process is ours only when its argv
-    holds our `-pidfile` (so both siblings know each other's VMs). QEMU inherited a lock from us, too, and "not found" is
-    not "not running": while the lock is held and no QEMU can be seen (another container's?), this raises, rather than let a
-    disk be pulled from it."""
+    holds our `-pidfile` (so both siblings know each other's VMs). "Not found" is not "not running": while QEMU's lock is
+    held and no QEMU can be seen (another container's?), this raises, rather than let a disk be pulled from it."""
     vm = _look_for_vm(files)
     for _ in range(100):  # it may just be coming, or going
         if vm is not None or not flock_held(files.vm_lock):
@@ -2466,7 +2294,10 @@ def find_vm(files: Files) -> Iterator[Vm | None]:
 
 
 def _look_for_vm(files: Files) -> Vm | None:
-    for pid in _candidates(files):
+    named: list[int] = []
+    with contextlib.suppress(OSError, ValueError):
+        named.append(int(files.pidfile.read_text(encoding="ascii")))
+    for pid in named + (pids() if flock_held(files.vm_lock) else []):
         if _runs_with_pidfile(pid, files.pidfile):
             try:
                 pidfd = pidfd_open(pid)
@@ -2477,13 +2308,6 @@ def _look_for_vm(files: Files) -> Vm | None:
                 return Vm(pid, pidfd)
             os.close(pidfd)
     return None
-
-
-def _candidates(files: Files) -> Iterator[int]:
-    with contextlib.suppress(OSError, ValueError):
-        yield int(files.pidfile.read_text(encoding="ascii"))
-    if flock_held(files.vm_lock):
-        yield from pids()
 
 
 def _runs_with_pidfile(pid: int, pidfile: Path) -> bool:
@@ -2555,9 +2379,8 @@ def resume_vm(host: Host, files: Files, vm: Vm) -> None:
 
 
 def stop_vm(host: Host, files: Files, vm: Vm, ssh_poweroff: Callable[[], object]) -> str:
-    """Power the guest off, gently first, and return the rung that did it. Bounded: under three minutes. Killing QEMU drops
-    what the guest wrote last, so each rung gets its time before the next. Raises YclusterError when QEMU outlives even
-    SIGKILL."""
+    """Power the guest off, gently first (killing QEMU drops what the guest wrote last), and return the rung that did it.
+    Bounded: under three minutes. Raises YclusterError when QEMU outlives even SIGKILL."""
     steps = Steps(host.output, host.monotonic)
     with contextlib.suppress(OSError):
         send_signal(vm.pidfd, signal.SIGCONT)  # a frozen QEMU would ignore every rung
@@ -2601,8 +2424,6 @@ def _powerdown(host: Host, files: Files, vm: Vm, steps: Steps) -> None:
 
 
 # === 14 QEMU machine =================================================================================
-
-
 class GuestStopped(YclusterError):
     """QEMU runs, and its guest does not."""
 
@@ -2614,15 +2435,10 @@ def forwards(state: State) -> list[PortForward]:
 
 
 def qemu_argv(state: State, accel: str) -> list[str]:
-    """QEMU's command line. Run it with the cacheDir as its working directory. The sockets and logs are named without their
-    directory: `-daemonize` leaves it only after they are open, and a socket path is 107 bytes at most. Disks are JSON, in
-    which a comma in a path has no meaning."""
+    """QEMU's command line, to be run in the cacheDir: sockets and logs are named without it (`-daemonize` leaves it only
+    after they are open), as a socket path is 107 bytes at most. Disks are JSON, in which a comma has no meaning."""
     files = state.files
     hostfwd = [f"hostfwd=tcp:{state.bind_address}:{f.host}-:{f.guest}" for f in forwards(state)]
-    boot = {
-        "driver": "qcow2", "node-name": "boot", "discard": "unmap",
-        "file": {"driver": "file", "filename": str(files.disk), "discard": "unmap"},
-    }  # fmt: skip
     seed = {"driver": "vvfat", "node-name": "seed", "dir": str(files.seed), "label": "CIDATA", "read-only": True}
     argv = [
         QEMU, "-name", f"guest={state.name}", "-no-user-config", "-nodefaults", "-display", "none", "-vga", "none",
@@ -2630,7 +2446,7 @@ def qemu_argv(state: State, accel: str) -> list[str]:
         "-accel", "kvm" if accel == "kvm" else "tcg,thread=multi",
         "-cpu", state.cpu_model or ("host" if accel == "kvm" else "max"),
         "-smp", state.cpus, "-m", f"{state.memory}M",
-        "-blockdev", json.dumps(boot), "-device", "virtio-blk-pci,drive=boot,bootindex=0",
+        "-blockdev", _qcow2("boot", files.disk), "-device", "virtio-blk-pci,drive=boot,bootindex=0",
         "-netdev", ",".join(["user", "id=net", *hostfwd]), "-device", "virtio-net-pci,netdev=net,romfile=",
         "-device", "virtio-rng-pci",
         "-chardev", f"file,id=console,path={files.console.name}", "-serial", "chardev:console",
@@ -2639,13 +2455,14 @@ def qemu_argv(state: State, accel: str) -> list[str]:
     ]  # fmt: skip
     if files.seed.is_dir():  # the sibling's disks have had theirs at the first boot
         argv += ["-blockdev", json.dumps(seed), "-device", "virtio-blk-pci,drive=seed"]
+    if state.data_disk:
+        argv += ["-blockdev", _qcow2("data", Path(state.data_disk)), "-device", "virtio-blk-pci,drive=data"]
     return argv
 
 
-def versioned_machine(listing: str) -> str:
-    """The versioned name behind `q35` in `-machine help`: it keeps the guest's hardware over QEMU's upgrades."""
-    found = re.search(r"^q35 .*\(alias of ([-.\w]+)\)", listing, re.MULTILINE)
-    return found.group(1) if found else "q35"
+def _qcow2(node: str, path: Path) -> str:
+    file = {"driver": "file", "filename": str(path), "discard": "unmap"}
+    return json.dumps({"driver": "qcow2", "node-name": node, "discard": "unmap", "file": file})
 
 
 def accelerators(host: Host, state: State) -> list[str]:
@@ -2655,13 +2472,9 @@ def accelerators(host: Host, state: State) -> list[str]:
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return ["tcg"]
     with contextlib.suppress(OSError):
-        if _kvm_memo(state.files).read_text(encoding="utf-8") == _kvm_identity(host):
+        if state.files.kvm_memo.read_text(encoding="utf-8") == _kvm_identity(host):
             return ["tcg"]
     return ["kvm", "tcg"]
-
-
-def _kvm_memo(files: Files) -> Path:
-    return files.cache_dir / ".kvm-unusable"
 
 
 def _kvm_identity(host: Host) -> str:
@@ -2670,12 +2483,13 @@ def _kvm_identity(host: Host) -> str:
 
 
 def launch(host: Host, state: State) -> State:
-    """Start QEMU and return the state with what it chose: accelerator, machine, ports. Under the cluster's lock. Only
-    running tells whether KVM works: a device that opens, and even a QEMU that starts, prove nothing. Raises YclusterError,
-    with nothing left running, when no accelerator gets the guest to run."""
+    """Start QEMU and return the state with what it chose: accelerator, machine, ports. Only running tells whether KVM works:
+    a QEMU that starts proves nothing. Raises YclusterError, with nothing left running, when no guest comes to run."""
     if not state.machine:
+        # The versioned name behind `q35` keeps the guest's hardware over QEMU's upgrades.
         listing = host.run([QEMU, "-machine", "help"], timeout=20).stdout
-        state = replace(state, machine=versioned_machine(listing))
+        found = re.search(r"^q35 .*\(alias of ([-.\w]+)\)", listing, re.MULTILINE)
+        state = replace(state, machine=found.group(1) if found else "q35")
     best, *fallback = accelerators(host, state)
     try:
         return _run_with(host, state, best)
@@ -2687,7 +2501,7 @@ def launch(host: Host, state: State) -> State:
         # Evidence, now that TCG works: not a taken port, a full disk or a host too busy to answer in time.
         if isinstance(error, (ProgramFailed, GuestStopped)):
             with contextlib.suppress(OSError):
-                write_file(_kvm_memo(state.files), _kvm_identity(host).encode())
+                write_file(state.files.kvm_memo, _kvm_identity(host).encode())
         return state
 
 
@@ -2699,15 +2513,17 @@ def _run_with(host: Host, state: State, accel: str) -> State:
             _watch_first_steps(host, state.files)
         return with_ports(host, replace(state, ran_with=accel))
     except BaseException:
-        _discard_vm(state.files)
+        with find_vm(state.files) as vm:
+            if vm is not None:  # its guest never ran: there is nothing in it to lose
+                send_signal(vm.pidfd, signal.SIGKILL)
+                _exited(vm.pidfd, 10)
         raise
 
 
 def _spawn_qemu(host: Host, state: State, accel: str) -> None:
     """Run QEMU until it has made itself a daemon. It inherits the VM lock and holds it to its last breath."""
     files = state.files
-    fd = take_flock(host, files.vm_lock, timeout=5)
-    if fd is None:
+    if (fd := take_flock(host, files.vm_lock, timeout=5)) is None:
         raise YclusterError(f"{state.name}: its QEMU already runs", hint="`ycluster status` says more")
     try:
         remove(files.qmp)
@@ -2725,18 +2541,9 @@ def _watch_first_steps(host: Host, files: Files) -> None:
     with Qmp.connect(files.qmp, host.monotonic, timeout=5.0) as qmp:
         until = host.monotonic() + 2
         while host.monotonic() < until and not re.search(rb"Booting from[^\n]*\n\s*\S", files.console.read_bytes()):
-            status = qmp.execute("query-status")["status"]
-            if status != "running":
+            if (status := qmp.execute("query-status")["status"]) != "running":
                 raise GuestStopped(f"the guest stopped at once ({status})")
             host.sleep(0.05)
-
-
-def _discard_vm(files: Files) -> None:
-    """Kill a VM whose guest never ran: there is nothing in it to lose."""
-    with find_vm(files) as vm:
-        if vm is not None:
-            send_signal(vm.pidfd, signal.SIGKILL)
-            _exited(vm.pidfd, 10)
 
 
 def with_ports(host: Host, state: State) -> State:
@@ -2774,24 +2581,56 @@ def taken_ports(state: State) -> list[int]:
 def port_owner(host: Host, port: int) -> str:
     """Who listens on a port, in words; of another user's program only root may know."""
     answer = host.attempt(["ss", "-Hltnp", f"sport = :{port}"], timeout=10)
-    found = re.search(r'users:\(\("([^"]*)",pid=([0-9]+)', answer.stdout if answer else "")
-    if found is None:
+    if (found := re.search(r'users:\(\("([^"]*)",pid=([0-9]+)', answer.stdout if answer else "")) is None:
         low = port < 1024 and host.uid() != 0
         return "it is below 1024 and you are not root" if low else "a program of another user has it"
     with contextlib.suppress(OSError):
-        guest = re.search(rb"\0guest=([^\0,]*)", Path(f"/proc/{found[2]}/cmdline").read_bytes())
-        if guest:
+        if guest := re.search(rb"\0guest=([^\0,]*)", Path(f"/proc/{found[2]}/cmdline").read_bytes()):
             return f"the cluster {os.fsdecode(guest[1])} has it (pid {found[2]})"
     return f"{found[1]} has it (pid {found[2]})"
 
 
 # === 15 guest ========================================================================================
 
+# In the guest, at each boot. The entry lets it boot without the volume, too.
+MOUNT_DATA = f"""\
+mkdir -p {DATA_DIR}
+entry="LABEL={DATA_LABEL} {DATA_DIR} ext4 defaults,nofail,x-systemd.device-timeout=30 0 2"
+grep -qxF "$entry" /etc/fstab || echo "$entry" >>/etc/fstab
+mountpoint -q {DATA_DIR} || mount {DATA_DIR}
+"""
+
+
+# `prepare-export`: what the guest does while it runs, and what is done to its disk afterwards, any number of times.
+PREPARE_LIVE = f"""\
+if command -v apt-get >/dev/null; then apt-get clean; fi
+for unit in systemd-timesyncd chrony chronyd ntpsec ntp none; do systemctl enable $unit.service 2>/dev/null && break; done
+[ $unit != none ] || echo no-time-sync
+if mountpoint -q {DATA_DIR}; then umount {DATA_DIR} || true; fi
+fstrim -a 2>/dev/null || true
+sync
+"""
+PREPARE_OFFLINE = f"""\
+set -eu
+rm -rf /var/lib/cloud /var/log/cloud-init*.log /etc/cloud/cloud.cfg.d/99-ycluster.cfg
+rm -f /etc/udev/rules.d/70-persistent-net.rules /etc/netplan/50-cloud-init.yaml /etc/network/interfaces.d/50-cloud-init* \\
+  /etc/systemd/network/*cloud-init* /var/lib/dhcp/*.leases
+if [ -d /etc/netplan ]; then
+  echo 'network: {{version: 2, ethernets: {{any: {{match: {{name: "e*"}}, dhcp4: true}}}}}}' >/etc/netplan/90-any-dhcp.yaml
+  chmod 0600 /etc/netplan/90-any-dhcp.yaml
+elif [ -d /etc/systemd/network ]; then
+  printf '[Match]\\nName=en* eth*\\n\\n[Network]\\nDHCP=yes\\n' >/etc/systemd/network/90-any-dhcp.network
+fi
+sed -i '/^LABEL={DATA_LABEL} /d' /etc/fstab
+rm -rf /root/.bash_history /home/*/.bash_history /root/.cache /home/*/.cache /root/.lesshst /root/.viminfo /tmp/*
+rm -rf /var/cache/apt/*.bin /var/lib/apt/lists/* /var/log/journal/* /var/lib/systemd/random-seed
+find /var/log -type f -exec truncate -s 0 {{}} +
+"""
+
 
 def user_data(state: State, login_key: str, host_private: str, host_public: str) -> str:
-    """cloud-init's user-data. JSON is YAML, so nothing needs quoting of its own. The host key is ours, so that the very
-    first connection can be checked. The datasource list keeps a disk that boots elsewhere from asking every cloud for its
-    metadata."""
+    """cloud-init's user-data; JSON is YAML. The host key is ours, so that the very first connection can be checked. The
+    datasource list keeps a disk that boots elsewhere from asking every cloud for its metadata."""
     pin = {"path": "/etc/cloud/cloud.cfg.d/99-ycluster.cfg", "content": "datasource_list: [NoCloud, None]\n"}
     login = {
         "name": state.ssh_user, "shell": "/bin/bash", "sudo": "ALL=(ALL) NOPASSWD:ALL", "lock_passwd": True,
@@ -2800,7 +2639,7 @@ def user_data(state: State, login_key: str, host_private: str, host_public: str)
     cloud_config = {
         "hostname": state.name, "users": [login], "ssh_deletekeys": True,
         "ssh_keys": {"ed25519_private": host_private, "ed25519_public": host_public.strip()}, "package_update": False,
-        "write_files": [pin],
+        "write_files": [pin], "bootcmd": [MOUNT_DATA] if state.data_disk else [],
     }  # fmt: skip
     return "#cloud-config\n" + to_json(cloud_config) + "\n"
 
@@ -2820,7 +2659,7 @@ def make_seed(state: State) -> None:
     """The NoCloud seed: a directory that QEMU shows to the guest as a vfat volume labelled CIDATA."""
     files = state.files
     remove(files.seed)
-    make_private_dir(files.seed)
+    files.seed.mkdir(mode=0o700, parents=True, exist_ok=True)
     data = user_data(
         state, files.ssh_pub.read_text(encoding="ascii"), files.host_key.read_text(encoding="ascii"),
         files.host_pub.read_text(encoding="ascii"),
@@ -2836,84 +2675,64 @@ def ssh_argv(state: State, *command: str) -> list[str]:
     files = state.files
     # Without our host key (a VM of the sibling's) the first one seen is kept and held to.
     strict = "yes" if files.host_pub.exists() else "accept-new"
+    key, known = (str(path).replace("%", "%%") for path in (files.ssh_key, files.known_hosts))  # ssh expands %
     return [
         "ssh", "-F", "/dev/null", "-p", str(state.ssh_port),
-        "-o", f'IdentityFile="{_ssh_path(files.ssh_key)}"', "-o", "IdentitiesOnly=yes",
+        "-o", f'IdentityFile="{key}"', "-o", "IdentitiesOnly=yes",
         "-o", "BatchMode=yes", "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=20",
-        "-o", f'UserKnownHostsFile="{_ssh_path(files.known_hosts)}"', "-o", "GlobalKnownHostsFile=/dev/null",
+        "-o", f'UserKnownHostsFile="{known}"', "-o", "GlobalKnownHostsFile=/dev/null",
         "-o", f"StrictHostKeyChecking={strict}", "-o", f"HostKeyAlias={state.name}",
         "-o", "ServerAliveInterval=15", f"{state.ssh_user}@{state.dial_address}", *command,
     ]  # fmt: skip
 
 
-def _ssh_path(path: Path) -> str:
-    return str(path).replace("%", "%%")  # ssh expands % in file names
-
-
-def ssh_run(host: Host, state: State, command: str, *, timeout: float) -> Done:
+def ssh_run(host: Host, state: State, command: str, *, timeout: float, waiting: Callable[[], object] = lambda: None) -> Done:
     """Run a shell command in the guest; the status is the command's, or 255 when ssh itself failed."""
-    return host.run(ssh_argv(state, command), timeout=timeout, check=False)
+    return host.run(ssh_argv(state, command), timeout=timeout, check=False, waiting=waiting)
 
 
-def ssh_banner(address: str, port: int, timeout: float) -> bool:
+def ssh_banner(address: str, port: int, timeout: float, waiting: Callable[[], object] = lambda: None) -> bool:
     """Whether an ssh server speaks. A TCP connect alone proves nothing: QEMU accepts with no guest listening."""
-    try:
-        with socket.create_connection((address, port), timeout=timeout) as sock:
-            sock.settimeout(timeout)
-            return sock.recv(4) == b"SSH-"
-    except OSError:
-        return False
-
-
-class _Question(threading.Thread):
-    """A question that is answered in the background, while the VM is watched: an ssh may hang for long."""
-
-    def __init__(self, ask: Callable[[], bool]) -> None:
-        super().__init__(daemon=True)
-        self.ask = ask
-        self.answer: bool | None = None
-        self.error: Exception | None = None
-        self.start()
-
-    def run(self) -> None:
-        try:
-            self.answer = self.ask()
-        except Exception as error:
-            self.error = error
+    with contextlib.suppress(OSError), socket.create_connection((address, port), timeout=timeout) as sock:
+        for _ in range(4):
+            if select.select([sock], [], [], timeout / 4)[0]:
+                return sock.recv(4) == b"SSH-"
+            waiting()
+    return False
 
 
 def wait_ready(host: Host, state: State, *, timeout: float) -> None:
     """Wait until the guest can be worked with: named and timed stages on stderr. Raises YclusterError with the console's
     tail within a second of QEMU's end or stop, TimedOut after `timeout` seconds."""
     steps = Steps(host.output, host.monotonic)
-    until = host.monotonic() + timeout
-    stages: tuple[tuple[str, Callable[[], bool]], ...] = (
-        ("firmware", lambda: state.files.console.stat().st_size > 0),
-        ("SSH banner", lambda: ssh_banner(state.dial_address, state.ssh_port, 2.0)),
-        ("login", lambda: _in_guest(host, state, "true") is not None),
-        ("cloud-init done", lambda: _cloud_init_done(host, state)),
-    )
+    until, looked, stage = host.monotonic() + timeout, [host.monotonic()], "its process"
     with find_vm(state.files) as vm:
-        _check_boot(host, state, vm, "its process")
+        _check_boot(host, state, vm, stage)
         assert vm is not None
         steps.done("process")
+
+        def waiting() -> None:
+            """Called twice a second at least, whatever is being asked meanwhile: an ssh may hang for long."""
+            if _exited(vm.pidfd, 0) or host.monotonic() > looked[-1] + 1:
+                _check_boot(host, state, vm, stage)
+                looked.append(host.monotonic())
+            if host.monotonic() > until:
+                raise TimedOut(
+                    f"{state.name}: no {stage} within {timeout:.0f} s; {console_tail(state.files)}",
+                    hint=f"it still runs, and its deadline holds: `ycluster stop --name {state.name}` ends it now",
+                )
+            steps.waiting(f"waiting for {stage}")
+
+        stages: tuple[tuple[str, Callable[[], bool]], ...] = (
+            ("firmware", lambda: state.files.console.stat().st_size > 0),
+            ("SSH banner", lambda: ssh_banner(state.dial_address, state.ssh_port, 2.0, waiting)),
+            ("login", lambda: _in_guest(host, state, "true", waiting) is not None),
+            ("cloud-init done", lambda: _cloud_init_done(host, state, waiting)),
+        )
         for stage, reached in stages:
-            question, look = _Question(reached), host.monotonic() + 1
-            while not question.answer:
-                question.join(0.1)
-                if question.error:
-                    raise question.error
-                if _exited(vm.pidfd, 0) or host.monotonic() > look:
-                    _check_boot(host, state, vm, stage)
-                    look = host.monotonic() + 1
-                if host.monotonic() > until:
-                    raise TimedOut(
-                        f"{state.name}: no {stage} within {timeout:.0f} s; {console_tail(state.files)}",
-                        hint=f"it still runs, and its deadline holds: `ycluster stop --name {state.name}` ends it now",
-                    )
-                if question.answer is False and not _exited(vm.pidfd, 0.1):
-                    question = _Question(reached)
-                steps.waiting(f"waiting for {stage}")
+            while not reached():
+                waiting()
+                _exited(vm.pidfd, 0.1)
             steps.done(stage)
 
 
@@ -2926,21 +2745,19 @@ def _check_boot(host: Host, state: State, vm: Vm | None, stage: str) -> None:
         raise YclusterError(why, hint=f"the whole console: {state.files.console}")
 
 
-def _in_guest(host: Host, state: State, command: str) -> str | None:
+def _in_guest(host: Host, state: State, command: str, waiting: Callable[[], object]) -> str | None:
     """What a command prints in the guest; None while it fails there, or gives no answer."""
-    try:
-        done = ssh_run(host, state, command, timeout=30)
-    except TimedOut:
-        return None
-    return done.stdout if done.returncode == 0 else None
+    with contextlib.suppress(TimedOut):
+        done = ssh_run(host, state, command, timeout=30, waiting=waiting)
+        return done.stdout if done.returncode == 0 else None
+    return None
 
 
-def _cloud_init_done(host: Host, state: State) -> bool:
+def _cloud_init_done(host: Host, state: State, waiting: Callable[[], object]) -> bool:
     """Whether cloud-init is through with this boot (or isn't there). Its own `status` takes seconds without KVM."""
     result = "/run/cloud-init/result.json"
     wait = f"for i in $(seq 20); do [ -e {result} ] && exec cat {result}; sleep 0.5; done; exit 1"
-    said = _in_guest(host, state, f"command -v cloud-init >/dev/null || exit 0; {wait}")
-    if said is None:
+    if (said := _in_guest(host, state, f"command -v cloud-init >/dev/null || exit 0; {wait}", waiting)) is None:
         return False
     with contextlib.suppress(ValueError, LookupError, TypeError):
         for error in json.loads(said)["v1"]["errors"]:  # the guest is up all the same
@@ -2962,43 +2779,32 @@ def console_tail(files: Files, lines: int = 12) -> str:
 
 
 # === 16 k3s ==========================================================================================
-
-
 def check_implemented(config: QemuConfig) -> None:
     """Raise where the config asks for what this version doesn't do; better than to leave out what was promised."""
-    missing = {
-        f"k3s.install: {config.k3s.install}": config.k3s.install != "none", "dataDisk": config.data_disk is not None,
-        "lifetime.maxTotal": budget(config.lifetime.max_total) is not None, "network.mode: tap": config.network.mode == "tap",
-    }  # fmt: skip
-    asked = ", ".join(what for what, is_asked in missing.items() if is_asked)
-    if asked:
+    total, network = budget(config.lifetime.max_total) is not None, config.network.mode
+    every = {f"k3s.install: {config.k3s.install}": config.k3s.install != "none", "lifetime.maxTotal": total}
+    every["network.mode: tap"] = network == "tap"
+    if asked := ", ".join(what for what, is_asked in every.items() if is_asked):
         hint = "`k3s: {install: none}` gives a plain VM" if "k3s" in asked else "leave it out"
         raise NotImplementedYet(f"not yet implemented: {asked}", hint=hint)
 
 
 # === 17 kubeconfig ===================================================================================
-
-
 def check_context(states: Sequence[State], config: QemuConfig, files: Files) -> None:
     """Raise when another cluster of this user goes by the context: `--context` must name one."""
     for state in states:
         if state.context == config.context and state.files != files:
-            raise ConfigError(
-                f"{config.file}: context {config.context!r} is that of the cluster {state.name} in {state.cache_dir}",
-                hint="give this one a context of its own",
-            )
+            other = f"context {config.context!r} is that of the cluster {state.name} in {state.cache_dir}"
+            raise ConfigError(f"{config.file}: {other}", hint="give this one a context of its own")
 
 
 # === 18 disk images ==================================================================================
-
-
 def fetch_image(host: Host, config: QemuConfig, cache_dir: Path) -> Path:
-    """The cloud image as a file of our own, named by its SHA-256; downloads or copies it where it isn't there. Disks are
-    overlays on it, so it must not change under them: a user's file is copied, never used in place. A download of known
-    digest that was cut off is taken up where it ended. Raises PrerequisiteError when it can't be had, ConfigError when its
-    digest differs."""
+    """The cloud image as a file of our own, named by its SHA-256: disks are overlays on it, so a user's file is copied, never
+    used in place. A download of known digest that was cut off is taken up where it ended. Raises PrerequisiteError when it
+    can't be had, ConfigError when its digest differs."""
     images = cache_dir / "images"
-    make_private_dir(images)
+    images.mkdir(mode=0o700, parents=True, exist_ok=True)
     with locked(host, images / ".lock", timeout=3600):
         if config.image_sha256 and (images / config.image_sha256).is_file():
             return images / config.image_sha256
@@ -3037,10 +2843,10 @@ def _fetch(host: Host, url: str, part: Path) -> str:
         with urllib.request.urlopen(request, timeout=60) as source:
             have = have if getattr(source, "status", 0) == 206 else 0
             length = int(source.headers.get("Content-Length") or 0)
-            digest = _copy_hashing(host, source, part, have, have + length if length else 0)
+            _copy(host, source, part, have, have + length if length else 0)
         if length and have + length != part.stat().st_size:
             raise OSError(f"cut off after {part.stat().st_size} of {have + length} bytes")
-        return digest
+        return host.run(["sha256sum", "--", str(part)], timeout=3600).stdout.lstrip("\\")[:64]
     except (OSError, ValueError, http.client.HTTPException) as error:
         if getattr(error, "code", 0) == 416:  # there is nothing behind what we have, so it is something else
             remove(part)
@@ -3054,56 +2860,199 @@ def _fetch(host: Host, url: str, part: Path) -> str:
         ) from None
 
 
-def _copy_hashing(host: Host, source: IO[bytes], part: Path, have: int, total: int) -> str:
-    """Copy a stream behind the first `have` bytes of a file; returns the SHA-256 of all. Blocks of zeros stay holes."""
+def _copy(host: Host, source: IO[bytes], part: Path, have: int, total: int) -> None:
+    """Copy a stream behind the first `have` bytes of a file. Blocks of zeros stay holes."""
     steps = Steps(host.output, host.monotonic)
-    digest, size = hashlib.sha256(), 0
     with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+b") as file:
-        while size < have:
-            block = file.read(min(1 << 20, have - size))
-            digest.update(block)
-            size += len(block)
-        file.truncate(size)
-        while True:
-            block = source.read(1 << 20)
-            if not block:
-                break
-            digest.update(block)
-            size += len(block)
+        file.truncate(have)
+        file.seek(have)
+        while block := source.read(1 << 20):
             if block.count(0) == len(block):
-                file.seek(size)
+                file.seek(len(block), os.SEEK_CUR)
             else:
                 file.write(block)
-            steps.waiting(f"fetching the image: {size >> 20} of {total >> 20 or '?'} MiB")
-        file.truncate(size)
+            steps.waiting(f"fetching the image: {file.tell() >> 20} of {total >> 20 or '?'} MiB")
+        file.truncate()
         file.flush()
         os.fsync(file.fileno())
-    steps.done(f"image of {size >> 20} MiB")
-    return digest.hexdigest()
+        steps.done(f"image of {file.tell() >> 20} MiB")
 
 
 def parse_size(text: str) -> int:
     """Bytes of a size as qemu-img writes it: 20G, 512M, 1073741824."""
-    factor = {"K": 10, "M": 20, "G": 30, "T": 40}.get(text[-1:].upper(), 0)
-    return int(text.rstrip("KMGTkmgt")) << factor
+    return int(text.rstrip("KMGTkmgt")) << {"K": 10, "M": 20, "G": 30, "T": 40}.get(text[-1:].upper(), 0)
+
+
+def image_info(host: Host, image: Path, named: str = "") -> dict[str, Any]:
+    """What qemu-img says of a disk; ConfigError where it is not whole."""
+    argv = ["qemu-img", "info", "--force-share", "--output=json", str(image)]
+    info: dict[str, Any] = json.loads(host.run(argv, timeout=60).stdout)
+    if "backing-filename" in info or "data-file" in info.get("format-specific", {}).get("data", {}):
+        hint = "`qemu-img convert -O qcow2` makes a whole one of it"
+        raise ConfigError(f"{named or image}: the image is not whole, it builds on another file", hint=hint)
+    return info
 
 
 def make_disk(host: Host, state: State, image: Path) -> None:
-    """The boot disk: a qcow2 overlay on the image, grown to diskSize."""
-    info = json.loads(host.run(["qemu-img", "info", "--output=json", str(image)], timeout=60).stdout)
-    if "backing-filename" in info or "data-file" in info.get("format-specific", {}).get("data", {}):
-        raise ConfigError(
-            f"{state.image}: the image is not whole, it builds on another file",
-            hint="`qemu-img convert -O qcow2` makes a whole one of it",
-        )
-    if parse_size(state.disk_size) < info["virtual-size"]:
+    """The boot disk: a qcow2 overlay on the image, grown to diskSize. What was imported is there already, and only grown."""
+    info = image_info(host, image, state.image)
+    if (wanted := parse_size(state.disk_size)) < info["virtual-size"] and not state.imported:
         raise ConfigError(
             f"diskSize {state.disk_size} is smaller than the image, which takes {info['virtual-size']} bytes",
             hint="a disk can be larger than its image, never smaller",
         )
-    base = image.relative_to(state.cache_dir)  # so that a cacheDir can be moved
-    argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base), "-F", info["format"]]
-    host.run([*argv, str(state.files.disk), state.disk_size], timeout=120, cwd=Path(state.cache_dir))
+    if not state.imported:
+        base = image.relative_to(state.cache_dir)  # so that a cacheDir can be moved
+        argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base), "-F", info["format"]]
+        host.run([*argv, str(state.files.disk), state.disk_size], timeout=120, cwd=Path(state.cache_dir))
+    elif wanted > info["virtual-size"]:
+        host.run(["qemu-img", "resize", "-q", "-f", "qcow2", str(image), state.disk_size], timeout=120)
+
+
+# --- libguestfs: what it needs of the host, and the data disk
+
+KERNEL_REMEDY = r"""paste this; it lets today's kernels be read, and every later one:
+printf '#!/bin/sh\nexec chmod 0644 "/boot/vmlinuz-$1"\n' | sudo tee /etc/kernel/postinst.d/zz-readable-kernel >/dev/null
+sudo chmod 0755 /etc/kernel/postinst.d/zz-readable-kernel
+sudo chmod 0644 /boot/vmlinuz-*"""
+
+
+def check_host_kernel(host: Host, boot: Path = Path("/boot"), modules: Path = Path("/lib/modules")) -> None:
+    """Raise where libguestfs could not read the kernel that it boots: the newest that has modules (source: supermin(1)).
+    Only looks; other troubles are libguestfs's to tell. scripts/_check-host-kernel.sh is the same for shell scripts."""
+    kernels = [str(path) for path in boot.glob("vmlinuz-*") if (modules / path.name[len("vmlinuz-") :]).is_dir()]
+    *_, newest = ["", *host.run(["sort", "-V"], timeout=20, stdin="\n".join(kernels)).stdout.splitlines()]
+    if os.path.exists(newest) and not os.access(newest, os.R_OK):
+        why = 'libguestfs boots it: "supermin exited with error status 1"'
+        raise PrerequisiteError(f"{newest} can't be read, and {why}", hint=KERNEL_REMEDY)
+
+
+def guestfs(host: Host, what: str, *argv: str) -> None:
+    """Run a program of libguestfs; once more without KVM where it fails, for a KVM that opens need not work."""
+    given = {name: value for name, value in host.environ.items() if name.startswith(("LIBGUESTFS_", "SUPERMIN_"))}
+    env, steps = host.child_env({"LIBGUESTFS_BACKEND": "direct", **given}), Steps(host.output, host.monotonic)
+    try:
+        host.run(argv, timeout=1800, env=env, waiting=lambda: steps.waiting(what))
+    except ProgramFailed:
+        settings = env.setdefault("LIBGUESTFS_BACKEND_SETTINGS", "force_tcg")
+        if "LIBGUESTFS_BACKEND_SETTINGS" in given or not os.access("/dev/kvm", os.R_OK | os.W_OK):
+            raise
+        host.output.say(f"  {argv[0]} failed with KVM; once more without it ({settings}, slower)")
+        host.run(argv, timeout=1800, env=env, waiting=lambda: steps.waiting(what))
+    steps.done(what)
+
+
+def check_data_disk(host: Host, path: str) -> None:
+    """Raise, before anything is made, where a data disk can't be used, or not be made."""
+    if not os.path.exists(path):
+        host.need({"virt-format": "libguestfs-tools"})
+        check_host_kernel(host)
+    elif image_info(host, Path(path))["format"] != "qcow2":
+        raise ConfigError(f"dataDisk {path} is no qcow2", hint="`qemu-img convert -O qcow2` makes one of it")
+
+
+def make_data_disk(host: Host, path: Path, size: str) -> None:
+    """An empty ext4 volume at `path`, whole or not at all. What is there already stays as it is."""
+    if path.exists():
+        return
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        host.run(["qemu-img", "create", "-q", "-f", "qcow2", str(part), size], timeout=120)
+        argv = ["virt-format", "--format=qcow2", "-a", str(part), "--partition=none", "--filesystem=ext4"]
+        guestfs(host, f"data disk {path} of {size}", *argv, f"--label={DATA_LABEL}")
+        with contextlib.suppress(FileExistsError):  # another's came first, and may be in use by now
+            os.link(part, path)
+    finally:
+        remove(part)
+
+
+# --- bundles: a disk that leaves this host, and comes in
+
+WINDOW = 1 << 28  # bytes that are laid out raw at a time on the way into a tar: what an export takes besides its result
+CONVERT: Mapping[str, tuple[str, ...]] = {
+    "qcow2": ("-O", "qcow2"), "raw": ("-O", "raw"), "vmdk": ("-O", "vmdk", "-o", "subformat=streamOptimized"), "gcp-tar": (),
+}  # fmt: skip
+BUNDLE_README = """\
+{name}: a boot disk exported by ycluster {version}. `sha256sum -c SHA256SUMS` checks what is here.
+
+With ycluster:      ycluster import {disk} -c DIR && ycluster provision -c DIR
+On Compute Engine:  (format gcp-tar) gcloud storage cp {disk} gs://BUCKET/
+                    gcloud compute images create {name} --source-uri=gs://BUCKET/{disk}
+By ssh:             ssh -i {name}-ssh -o UserKnownHostsFile=known_hosts -o HostKeyAlias={name} {user}@ADDRESS
+
+Whoever has {name}-ssh gets in. known_hosts holds until the disk's cloud-init makes a new host key. No deadline is on the
+disk: a budget begins where it starts, by ycluster or by the flags of `ycluster lifetime gcp-flags`.
+"""
+
+
+def write_disk(host: Host, disk: Path, form: str, target: Path, source: str = "qcow2") -> None:
+    """The whole disk (its format: `source`), flattened, as a new file: a format of qemu-img's, or what Compute Engine imports."""
+    if form == "gcp-tar":
+        return _write_gcp_tar(host, disk, target)
+    steps = Steps(host.output, host.monotonic)
+
+    def mib() -> int:
+        return target.stat().st_blocks >> 11 if target.exists() else 0
+
+    argv = ["qemu-img", "convert", "-f", source, *CONVERT[form], str(disk), str(target)]
+    host.run(argv, timeout=6 * 3600, waiting=lambda: steps.waiting(f"writing {target.name}: {mib()} MiB"))
+    steps.done(f"{target.name} of {mib()} MiB")
+
+
+def _write_gcp_tar(host: Host, disk: Path, target: Path) -> None:
+    """A gzipped tar of disk.raw, sparse and whole GiB large (cloud.google.com/compute/docs/import/import-existing-image).
+    Its data passes through a file of a WINDOW at most."""
+    import gzip
+
+    found = json.loads(host.run(["qemu-img", "map", "-f", "qcow2", "--output=json", str(disk)], timeout=600).stdout)
+    end = max(extent["start"] + extent["length"] for extent in found)
+    spans = []
+    for extent in (extent for extent in found if extent["data"]):
+        ends = extent["start"] + extent["length"]
+        cuts = [extent["start"], *range((extent["start"] // WINDOW + 1) * WINDOW, ends, WINDOW), ends]
+        spans += [(start, end - start) for start, end in zip(cuts, cuts[1:])]
+    total, done, steps = sum(length for _, length in spans), 0, Steps(host.output, host.monotonic)
+    window, at = target.with_name(".window"), -1
+    with open(target, "xb") as file, gzip.GzipFile("", "wb", 6, file, mtime=0) as packed:
+        packed.write(sparse_header("disk.raw", -(-end >> 30) << 30, spans))
+        for start, length in spans:
+            if start // WINDOW != at:
+                at = start // WINDOW
+                qcow2 = {"driver": "qcow2", "file": {"driver": "file", "filename": str(disk)}}
+                part = {"driver": "raw", "offset": at * WINDOW, "size": min(WINDOW, end - at * WINDOW), "file": qcow2}
+                host.run(["qemu-img", "convert", "-O", "raw", "json:" + json.dumps(part), str(window)], timeout=3600)
+            with open(window, "rb") as source:
+                source.seek(start % WINDOW)
+                for offset in range(0, length, 1 << 20):
+                    packed.write(source.read(min(1 << 20, length - offset)))
+                    steps.waiting(f"writing {target.name}: {(done + offset) * 100 // total} %")
+            done += length
+        packed.write(bytes(-packed.tell() % 512 + 1024))
+    remove(window)
+    steps.done(f"{target.name} of {target.stat().st_size >> 20} MiB")
+
+
+def sparse_header(name: str, size: int, spans: Sequence[tuple[int, int]]) -> bytes:
+    """What stands before the data of a sparse member of `size` bytes in a tar of the oldgnu format: `spans` are the
+    offsets and lengths of its data (source: gnu.org/software/tar/manual/html_node/Standard.html, struct oldgnu_header)."""
+    import tarfile
+
+    def number(value: int) -> bytes:
+        return b"%011o\0" % value if value < 8**11 else b"\x80" + value.to_bytes(11, "big")
+
+    info = tarfile.TarInfo(name)
+    info.type, info.mode, info.size = tarfile.GNUTYPE_SPARSE, 0o644, sum(length for _, length in spans)
+    entries = [number(start) + number(length) for start, length in [*spans, (size, 0)]]
+    head = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    head[386:482] = b"".join(entries[:4]).ljust(96, b"\0")
+    head[482:495] = bytes([len(entries) > 4]) + number(size)
+    head[148:156] = b" " * 8
+    head[148:156] = b"%06o\0 " % sum(head)
+    more = [entries[i : i + 21] for i in range(4, len(entries), 21)]
+    return bytes(head) + b"".join(
+        b"".join(group).ljust(504, b"\0") + bytes([group is not more[-1]]).ljust(8, b"\0") for group in more
+    )
 
 
 # === 19 commands =====================================================================================
@@ -3112,16 +3061,13 @@ PROGRAMS = {QEMU: "qemu-system-x86", "qemu-img": "qemu-utils", "ssh": "openssh-c
 
 
 # --- which cluster
-
-
 def files_of(host: Host, config: QemuConfig) -> Files:
     return Files((config.cache_dir or default_cache_dir(host)).resolve(), config.name)
 
 
 def find_cluster(host: Host, *, context: str = "", name: str = "") -> Files:
     """The one cluster that is meant: the named one; else the only one; else that of the context `local`."""
-    every = discover(host)
-    if not every:
+    if not (every := discover(host)):
         which = f"named {name}" if name else f"with the context {context}" if context else "yet"
         raise StateError(f"there is no cluster {which}: there are none at all", hint="`ycluster provision -c DIR` makes one")
     if name:
@@ -3165,15 +3111,9 @@ def require_qemu(config: Config) -> QemuConfig:
     return config
 
 
-@contextlib.contextmanager
-def cluster_lock(host: Host, files: Files, *, patience: float = LOCK_TIMEOUT) -> Iterator[None]:
+def cluster_lock(host: Host, files: Files, *, patience: float = LOCK_TIMEOUT) -> contextlib.AbstractContextManager[None]:
     """Hold a cluster's lock. Its file goes when the cluster has gone, or didn't come to be."""
-    with locked(host, files.lock, timeout=patience):
-        try:
-            yield
-        finally:
-            if not files.sidecar.exists():
-                remove(files.lock)
+    return locked(host, files.lock, timeout=patience, guards=files.sidecar)
 
 
 @contextlib.contextmanager
@@ -3191,8 +3131,6 @@ def opened(host: Host, files: Files, *, patience: float = LOCK_TIMEOUT) -> Itera
 
 
 # --- life and death of a VM
-
-
 def provision(host: Host, directory: Path) -> None:
     """Make a cluster and boot it. The deadline is saved and its timer armed before the guest gets to run."""
     config = require_qemu(load_config(directory))
@@ -3206,21 +3144,29 @@ def provision(host: Host, directory: Path) -> None:
     check_context([other for _, other in readable(host)], config, files)
     _refuse_existing(files)
     _check_ports(host, state)
+    if state.data_disk:
+        check_data_disk(host, state.data_disk)
     if files.cache_dir.exists() and not files.cache_dir.is_dir():
         raise ConfigError(f"{config.file}: cacheDir {files.cache_dir} is not a directory")
-    make_private_dir(files.cache_dir)
-    image = fetch_image(host, config, files.cache_dir)  # outside the lock: it takes long, and touches no cluster
+    files.cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Outside the lock: both take long, and touch no cluster.
+    image = files.disk if _imported(files) else fetch_image(host, config, files.cache_dir)
+    if state.data_disk:
+        make_data_disk(host, Path(state.data_disk), config.data_disk_size)
     with cluster_lock(host, files):
         _refuse_existing(files)
         remember_cache_dir(host, files.cache_dir)
-        state = _create(host, state, image)
+        state = _create(host, replace(state, imported=_imported(files)), image)
     _finish_boot(host, state)
 
 
 def _check_host(host: Host) -> None:
     """Raise, before anything is made, where a VM could not be started, or not be stopped again."""
     host.need(PROGRAMS)
-    host.need_pidfd()
+    try:
+        os.close(pidfd_open(os.getpid()))
+    except OSError as error:
+        raise PrerequisiteError(f"pidfd_open: {error.strerror}", hint="Linux 5.3 or later is needed") from None
     timers_for(host)
 
 
@@ -3232,11 +3178,17 @@ def _refuse_existing(files: Files) -> None:
         way_out = f"`ycluster start --name {files.name}` starts it, `ycluster teardown --name {files.name}` removes it"
         raise YclusterError(f"{files.name} already exists in {files.cache_dir}", hint=way_out)
     every = [files.disk, files.ssh_key, files.ssh_pub, *files.disposable()]
+    every.remove(files.incoming)  # an import's that was killed
     foreign = [path for path in every if path.is_dir() or (path == files.disk and path.exists())]
     if foreign and not files.sidecar.exists():
         what = "a directory" if foreign[0].is_dir() else "a disk"
-        hint = "move it away, or choose another name"
+        hint = "move it away, or choose another name; `ycluster import` makes a cluster's disk of a copy"
         raise YclusterError(f"{foreign[0]}: {what} is there that no cluster claims", hint=hint)
+
+
+def _imported(files: Files) -> str:
+    """Where the disk that waits for its first boot was imported from; empty where none was."""
+    return load_state(files).imported if files.sidecar.exists() else ""
 
 
 def _half_made(state: State) -> bool:
@@ -3245,8 +3197,7 @@ def _half_made(state: State) -> bool:
 
 
 def _check_ports(host: Host, state: State) -> None:
-    taken = taken_ports(state)
-    if taken:
+    if taken := taken_ports(state):
         raise PrerequisiteError(
             "; ".join(f"can't listen on port {port}: {port_owner(host, port)}" for port in taken),
             hint='set sshPort or portForwards in the config to other ports ("0": QEMU chooses)',
@@ -3254,8 +3205,7 @@ def _check_ports(host: Host, state: State) -> None:
 
 
 def _create(host: Host, state: State, image: Path) -> State:
-    """Everything from nothing to a running QEMU, or nothing at all. The sidecar comes first: from then on the
-    cluster is known, whatever kills us."""
+    """From nothing to a running QEMU, or nothing at all. With the sidecar, the first, it is known, whatever kills us."""
     try:
         save_state(state)
         make_keys(host, state)
@@ -3264,7 +3214,9 @@ def _create(host: Host, state: State, image: Path) -> State:
         return _boot(host, state)
     except BaseException:
         if not running(state.files):
-            _erase(host, state)
+            _erase(host, state, keep_disk=bool(state.imported))
+            if state.imported:  # for the next provision
+                save_state(state)
         raise
 
 
@@ -3316,21 +3268,26 @@ def start(host: Host, files: Files) -> None:
     _check_host(host)
     sweep(host, by="next command", spare=files)
     with opened(host, files) as state:
-        status = vm_status(host, files)
-        if status == "paused":
+        if (status := vm_status(host, files)) == "paused":
             raise YclusterError(f"{state.name} is paused", hint=f"`ycluster resume --name {state.name}` wakes it")
         if status != "stopped":
             host.output.say(f"{state.name} already runs")
             state = _guarded(host, save_state(with_ports(host, state)))
             return say_deadline(host, state)
-        if _half_made(state) or not files.disk.exists():
-            raise StateError(
-                f"{state.name} has no disk to boot: its provision was cut off, or the disk was taken away",
-                hint="`ycluster provision -c DIR` makes it anew; `ycluster teardown` clears the rest",
-            )
+        _require_disk(state)
+        if state.data_disk and not os.path.exists(state.data_disk):
+            raise StateError(f"{state.name}: its data disk {state.data_disk} is gone", hint="bring it back to that place")
         _check_ports(host, state)
         state = _boot(host, state)
     _finish_boot(host, state)
+
+
+def _require_disk(state: State) -> None:
+    if _half_made(state) or not state.files.disk.exists():
+        raise StateError(
+            f"{state.name} has no disk to boot: its provision was cut off, or the disk was taken away",
+            hint="`ycluster provision -c DIR` makes it anew; `ycluster teardown` clears the rest",
+        )
 
 
 def stop(host: Host, files: Files) -> None:
@@ -3379,8 +3336,7 @@ def resume(host: Host, files: Files) -> None:
         state = _guarded(host, state)
         if halted:
             resume_vm(host, files, vm)
-            now = vm_status(host, files)
-            if now != "running":
+            if (now := vm_status(host, files)) != "running":
                 raise YclusterError(f"{state.name} does not go on: its state is {now}", hint=f"see {files.console}")
     host.output.say(f"{state.name} runs")
     say_deadline(host, state)
@@ -3397,13 +3353,13 @@ def teardown(host: Host, files: Files, *, keep_disk: bool = False) -> None:
         # A VM whose sidecar is gone is stopped; what was on its disk only a cluster's teardown may take.
         removed = _erase(host, state, keep_disk=keep_disk or not known)
     host.output.say(f"{files.name} is torn down; removed: {' '.join(removed)}")
-    if files.disk.exists():
-        host.output.say(f"  kept: {files.disk} {files.ssh_key}")
+    kept = [path for path in (files.disk, files.ssh_key, state.data_disk) if path and os.path.exists(path)]
+    if kept:
+        host.output.say(f"  kept: {' '.join(map(str, kept))}")
 
 
 def _erase(host: Host, state: State, *, keep_disk: bool = False) -> list[str]:
-    """Remove the cluster's files; returns the names of those that were there. Its timer and what that needs go
-    last, so that a teardown that is cut off is taken up again."""
+    """Remove the cluster's files; returns their names. What its timer needs goes last, for a teardown that is cut off."""
     files = state.files
     disk = [] if keep_disk else [files.disk, files.ssh_key, files.ssh_pub]
     removed = [path.name for path in [*disk, *files.disposable()] if remove(path)]
@@ -3411,13 +3367,118 @@ def _erase(host: Host, state: State, *, keep_disk: bool = False) -> list[str]:
     return removed + [path.name for path in (files.program, files.sidecar) if remove(path)]
 
 
+# --- a disk that leaves, and one that comes
+def prepare_export(host: Host, files: Files) -> None:
+    """Make the boot disk fit to boot elsewhere: what it knows of this host and this network goes, its machine-id and its
+    login stay. It is stopped for that, and its deadline is cleared. Any number of times; what was cut off is taken up."""
+    with opened(host, files) as state:
+        _require_disk(state)
+        now = vm_status(host, files)
+        if now != "running" and not (now == "stopped" and state.prepared):
+            verb = "resume" if now == "paused" else "start"
+            hint = f"`ycluster {verb} --name {state.name}`; some of the work is the guest's own"
+            raise YclusterError(f"{state.name} is {now}, so its disk can't be prepared", hint=hint)
+        host.need({"virt-customize": "libguestfs-tools"})
+        check_host_kernel(host)
+        if now == "running":
+            done = ssh_run(host, state, f"sudo sh -c {shlex.quote(PREPARE_LIVE)}", timeout=300)
+            if done.returncode:
+                why = done.stderr.strip() or f"exit {done.returncode}"
+                raise YclusterError(f"{state.name}: the guest could not prepare itself: {why}", hint="it runs on as before")
+            if "no-time-sync" in done.stdout:
+                host.output.warn(f"{state.name}: no time service is installed in the guest; its clock will drift")
+            how = _halt(host, state)
+            clean = how in ("guest-shutdown", "ssh poweroff")
+            state = disarm_timer(host, replace(stopped(state), prepared="live" if clean else ""), None)
+            if not clean:
+                hint = f"`ycluster start --name {state.name}` lets it mend its disk; then prepare it again"
+                raise YclusterError(f"{state.name} did not shut down by itself ({how})", hint=hint)
+        try:
+            argv = ["virt-customize", "--quiet", "--no-network", "--format", "qcow2", "-a", str(files.disk)]
+            guestfs(host, "offline phase", *argv, "--run-command", PREPARE_OFFLINE)
+        except YclusterError as error:
+            hint = "`ycluster prepare-export` again takes it up; `ycluster start` boots it as it is"
+            raise YclusterError(f"{state.name} is stopped, and its disk half prepared: {error}", hint=hint) from error
+        save_state(replace(state, prepared="done"))
+    host.output.say(f"{state.name} is prepared: `ycluster export BUNDLE_DIR --name {state.name}` writes its disk")
+
+
+def export(host: Host, files: Files, bundle: Path, form: str) -> None:
+    """Write the boot disk, flattened, with its keys, checksums and a README into a new folder, whole or not at all."""
+    with opened(host, files) as state:
+        if running(files):
+            raise YclusterError(
+                f"{state.name} runs", hint=f"`ycluster prepare-export --name {state.name}` stops and prepares it"
+            )
+        _require_disk(state)
+        if os.path.lexists(bundle) and (not bundle.is_dir() or any(bundle.iterdir())):
+            raise UsageError(f"{bundle} is not an empty folder", hint="nothing is ever overwritten; name a new one")
+        if state.prepared != "done":
+            host.output.warn(f"{state.name} is not prepared; its disk knows this network. `ycluster prepare-export` mends it")
+        if state.data_disk:
+            host.output.warn(f"the data disk {state.data_disk} is not part of the bundle")
+        part = bundle.with_name(f".{bundle.name}.part")
+        try:
+            part.mkdir(mode=0o700)
+        except FileExistsError:
+            hint = f"if not, what was left can go: rm -r {shlex.quote(str(part))}"
+            raise YclusterError(f"another export to {bundle} is at work, or was killed", hint=hint) from None
+        try:
+            disk = part / (state.name + (".tar.gz" if form == "gcp-tar" else f".{form}"))
+            write_disk(host, files.disk, form, disk)
+            for path in filter(Path.exists, (files.ssh_key, files.ssh_pub, files.known_hosts)):
+                shutil.copy(path, part / path.name.replace(f"{state.name}-known", "known"))
+            readme = BUNDLE_README.format(name=state.name, version=VERSION, disk=disk.name, user=state.ssh_user)
+            write_file(part / "README", readme.encode())
+            steps, names = Steps(host.output, host.monotonic), sorted(path.name for path in part.iterdir())
+            sums = host.run(["sha256sum", *names], timeout=3600, cwd=part, waiting=lambda: steps.waiting("checksums"))
+            write_file(part / "SHA256SUMS", sums.stdout.encode())
+            part.rename(bundle)
+        except BaseException:
+            remove(part)
+            raise
+    host.output.data(str(bundle))
+
+
+def import_disk(host: Host, disk: Path, directory: Path) -> None:
+    """Make a cluster's boot disk of `disk`: any whole one that qemu-img reads, or a tar with a disk.raw. It is held to the
+    SHA256SUMS beside it. `provision` then boots it. Raises YclusterError where the cluster exists, or `disk` is none."""
+    config = require_qemu(load_config(directory))
+    host.need({"qemu-img": "qemu-utils"})
+    files, disk = files_of(host, config), disk.resolve()
+    if not disk.is_file():
+        raise UsageError(f"{disk}: no such file", hint="the disk itself is wanted, not the folder of a bundle")
+    _refuse_existing(files)
+    sums = disk.with_name("SHA256SUMS")
+    if sums.exists() and disk.name in sums.read_text(encoding="utf-8", errors="replace"):
+        argv = ["sha256sum", "-c", "--quiet", "--ignore-missing", sums.name]
+        if host.run(argv, timeout=3600, cwd=disk.parent, check=False).returncode:
+            raise ConfigError(f"{disk}: its SHA-256 is not that of {sums}", hint="it was damaged or changed on its way here")
+    files.cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with cluster_lock(host, files):
+        _refuse_existing(files)
+        try:
+            remove(files.incoming)
+            files.incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with open(disk, "rb") as file:
+                packed = file.read(2) == b"\x1f\x8b"
+            source, made = files.incoming / "disk.raw" if packed else disk, files.incoming / files.disk.name
+            if packed:
+                host.run(["tar", "-xzf", str(disk), "-C", str(files.incoming), source.name], timeout=6 * 3600)
+            write_disk(host, source, "qcow2", made, image_info(host, source)["format"])
+            # The mark first: killed between the two, the next provision asks for a disk instead of making one.
+            save_state(replace(state_from_config(config, files.cache_dir), imported=str(disk)))
+            made.replace(files.disk)
+        finally:
+            remove(files.incoming)
+    remember_cache_dir(host, files.cache_dir)
+    host.output.say(f"{files.name}: {disk} is imported; `ycluster provision -c {shlex.quote(str(directory))}` boots it")
+
+
 # --- lifetime
-
-
 def reap(host: Host, files: Files, *, by: str, wait: float = 0.0, patience: float = LOCK_TIMEOUT) -> None:
-    """Carry out the expiry if it is due; re-arm if it is not; say so if nothing is armed. Safe by hand, from cron, from a
-    stale timer and twice at once. A deadline at most `wait` seconds away is waited for. Raises YclusterError when the
-    action failed; it is then tried again."""
+    """Carry out the expiry if it is due; re-arm if it is not; say so if nothing is armed. A deadline at most `wait` seconds
+    away is waited for. Raises YclusterError when the action failed; it is then tried again."""
     if wait:
         ahead = (current(host, files).expires_at or 0) - host.now()
         host.sleep(ahead if ahead <= wait else 0)
@@ -3442,7 +3503,11 @@ def _expire(host: Host, state: State, action: str, by: str) -> None:
         host.output.warn(f"{state.name}: no second try can be armed: {error}")
     done = "failed"
     try:
-        how = _freeze(host, state.files) if action == "pause" else _halt(host, state)
+        if action == "pause":
+            with find_vm(state.files) as vm:
+                how = pause_vm(host, state.files, vm) if vm else ""
+        else:
+            how = _halt(host, state)
         record = Reaped(at=int(host.now()), action=action, by=by, how=how or "was not running")
         host.output.say(f"{format_time(host.now())} {state.name}: {action}: {record.how}")
         done = "is done, but can't be written down"
@@ -3456,21 +3521,18 @@ def _expire(host: Host, state: State, action: str, by: str) -> None:
         raise YclusterError(f"{state.name}: {action} {done}, again at {local_time(again)}: {error}") from error
 
 
-def _freeze(host: Host, files: Files) -> str:
-    with find_vm(files) as vm:
-        return pause_vm(host, files, vm) if vm is not None else ""
-
-
 def sweep(host: Host, *, by: str, spare: Files | None = None, every: bool = False) -> list[str]:
-    """Reap every cluster that is overdue or has no timer for its deadline (`every`: look into the others, too); returns
-    the names of those that could not be. One that fails keeps no other from it; one that is busy is left alone."""
+    """Reap whatever is overdue or has no timer for its deadline (`every`: the others, too); returns the names of those that
+    could not be. One that fails keeps no other from it; one that is busy is left alone."""
     failed = []
     for files in discover(host):
         if files == spare:
             continue
         try:
             state = current(host, files)
-            if every or _wake(state) <= host.now() or _unguarded(host, state):
+            wake = wake_time(state)
+            lost = wake < float("inf") and not (state.timer and state.timer.deadline == wake and is_armed(host, state))
+            if every or lost or wake <= host.now():
                 reap(host, files, by=by, patience=LOCK_TIMEOUT if every else 0.5)
         except Busy:
             failed.append(files.name)
@@ -3483,8 +3545,7 @@ def sweep(host: Host, *, by: str, spare: Files | None = None, every: bool = Fals
 
 def reap_all(host: Host, *, by: str) -> None:
     """`reap` for every cluster of this user; raises at the end where one could not be."""
-    failed = sweep(host, by=by, every=True)
-    if failed:
+    if failed := sweep(host, by=by, every=True):
         raise YclusterError(f"not reaped: {', '.join(failed)}")
     if not discover(host):
         host.output.say("no clusters")
@@ -3551,8 +3612,7 @@ def watch(host: Host, files: Files, *, by: str) -> None:
                         if fd is not None:
                             os.close(fd)
                         return
-            wake = _wake(current(host, files))
-            if wake <= host.now():
+            if (wake := wake_time(current(host, files))) <= host.now():
                 reap(host, files, by=by)
         except Exception as error:  # whatever it is, a watcher that ends guards nothing
             host.output.warn(f"{files.name}: {error}")
@@ -3571,30 +3631,14 @@ def _watched(files: Files, by: str) -> bool:
     return state.expires_at is not None and not state.disarmed
 
 
-def _wake(state: State) -> float:
+def wake_time(state: State) -> float:
     """When to look into it: at the deadline, or when an action that failed is due again."""
     if state.expires_at is None or state.disarmed:
         return float("inf")
     return max(state.expires_at, state.retry_at or 0)
 
 
-def _unguarded(host: Host, state: State) -> bool:
-    """Whether a deadline counts, and no timer stands that fires at it."""
-    wake = _wake(state)
-    return wake < float("inf") and not (state.timer and state.timer.deadline == wake and is_armed(host, state))
-
-
-def watch_all(host: Host) -> None:
-    """Reap every cluster of this user as it falls due, until interrupted: the timer of a host that has none."""
-    while True:
-        sweep(host, by="watch --all")
-        ahead = [_wake(state) - host.now() for _, state in readable(host)]
-        host.sleep(min([WATCH_INTERVAL, *(left for left in ahead if left > 0)]))
-
-
 # --- looking
-
-
 def describe(host: Host, state: State) -> dict[str, Any]:
     """What `list -o json` and `status -o json` show of a cluster (shape version 1)."""
     return {
@@ -3609,21 +3653,9 @@ def describe(host: Host, state: State) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def enforcement(host: Host, state: State) -> dict[str, Any]:
-    """Who stands guard over the deadline, and what that survives."""
-    backend = timer_named(state.timer.backend) if state.timer else None
-    armed = is_armed(host, state)
-    return {
-        "backend": backend.name if backend else "", "armed": armed,
-        "nextFire": format_time(state.timer.deadline) if armed and state.timer else "",
-        "survives": dict(backend.survives) if backend else {}, "improve": stronger_timer(host, state),
-    }  # fmt: skip
-
-
 def left_words(shown: Mapping[str, Any]) -> str:
     """What `list` has under LEFT."""
-    left = shown["remainingSeconds"]
-    if left is None:
+    if (left := shown["remainingSeconds"]) is None:
         return "-"
     if shown.get("disarmed"):
         return "disarmed"
@@ -3649,79 +3681,60 @@ def status(host: Host, files: Files, form: str, *, guard: bool = False) -> None:
     state = current(host, files)
     shown = describe(host, state)
     if guard:
-        shown["enforcement"] = enforcement(host, state)
+        backend, armed = timer_named(state.timer.backend) if state.timer else None, is_armed(host, state)
+        better = TIMERS[: TIMERS.index(backend)] if backend else () if state.disarmed else TIMERS
+        remedies = [unusable.remedy for unusable in (timer.unusable(host) for timer in better) if unusable and unusable.remedy]
+        stands: dict[str, Any] = {
+            "backend": backend.name if backend else "", "armed": armed,
+            "nextFire": format_time(state.timer.deadline) if armed and state.timer else "",
+            "survives": dict(backend.survives) if backend else {}, "improve": remedies[0] if remedies and state.timer else "",
+        }  # fmt: skip
+        shown["enforcement"] = stands
     if form == "json":
         return host.output.data(to_json({"version": 1, **shown}))
     with_what = f" ({shown['accel']})" if shown["accel"] and shown["state"] != "stopped" else ""
     rows = [["cluster:", f"{state.name} (context {state.context})"], ["state:", shown["state"] + with_what]]
-    rows += _lifetime_rows(state, shown)
-    if not guard:
-        rows += [["ssh:", shlex.join(ssh_argv(state))], ["disk:", shown["disk"]]]
-    elif state.expires_at is not None:
-        rows += _guard_rows(state, shown["enforcement"])
-    host.output.data(table(rows))
-
-
-def _lifetime_rows(state: State, shown: Mapping[str, Any]) -> list[list[str]]:
-    rows = []
-    if budget(state.lifetime) is None:
-        rows.append(["lifetime:", "no budget (lifetime.maxRun is not set)"])
-    else:
-        rows.append(["lifetime:", f"{state.lifetime} from each start, then {state.on_expiry}"])
+    limit = f"{state.lifetime} from each start, then {state.on_expiry}"
+    rows += [["lifetime:", limit if budget(state.lifetime) is not None else "no budget (lifetime.maxRun is not set)"]]
     if state.expires_at is not None:
         rows.append(["deadline:", f"{local_time(state.expires_at)} ({left_words(shown)})"])
     if state.retry_at is not None:
         rows.append(["retry:", f"the {state.on_expiry} is under way, or failed; again at {local_time(state.retry_at)}"])
     if state.reaped:
         rows.append(["expired:", in_past_tense(state.reaped)])
-    return rows
-
-
-def _guard_rows(state: State, guard: Mapping[str, Any]) -> list[list[str]]:
-    armed = guard["backend"] if guard["armed"] else "NOTHING: `ycluster lifetime arm` mends it"
-    rows = [["guard:", "disarmed by hand" if state.disarmed else armed]]
-    rows += [[f"  {what}:", how] for what, how in guard["survives"].items()]
-    if guard["improve"]:
-        rows.append(["  better:", f"`{guard['improve']}`, then `ycluster lifetime arm`"])
-    return rows
+    if not guard:
+        rows += [["ssh:", shlex.join(ssh_argv(state))], ["disk:", shown["disk"]]]
+    elif state.expires_at is not None:
+        stand = stands["backend"] if stands["armed"] else "NOTHING: `ycluster lifetime arm` mends it"
+        rows += [["guard:", "disarmed by hand" if state.disarmed else stand]]
+        rows += [[f"  {what}:", how] for what, how in stands["survives"].items()]
+        if stands["improve"]:
+            rows.append(["  better:", f"`{stands['improve']}`, then `ycluster lifetime arm`"])
+    host.output.data(table(rows))
 
 
 def ssh(host: Host, files: Files, command: Sequence[str]) -> int:
-    """Log in to the guest, or run a command there; returns its exit status. One word is a shell command, as with ssh; of
-    several words each arrives as it is."""
+    """Log in, or run a command; returns its exit status. One word is a shell command; of several each arrives as it is."""
     state = load_state(files)
-    now = vm_status(host, files)
-    if now in ("stopped", "paused"):
+    if (now := vm_status(host, files)) in ("stopped", "paused"):
         verb = "start" if now == "stopped" else "resume"
         raise YclusterError(f"{state.name} is {now}", hint=f"`ycluster {verb} --name {state.name}`")
     host.need({"ssh": "openssh-client"})
-    words = command if len(command) < 2 else [shlex.join(command)]
+    words = command[command[:1] == ["--"] :]
+    words = words if len(words) < 2 else [shlex.join(words)]
     return host.interactive(ssh_argv(state, *words))
 
 
 def print_gcp_flags(host: Host, directory: Path, form: str, quiet: Sequence[str]) -> None:
     """The flags on one line (shell), one a line (lines) or as JSON; nothing at all where there is no budget."""
     config = load_config(directory)
-    flags = gcp_flags(config.lifetime.max_run, f"{config.file}: lifetime.maxRun")
-    if flags:
-        written: Any = plain(parse_yaml(config.file.read_text("utf-8"), str(config.file)))
-        for what, text in gcp_warnings(config, written["lifetime"].get("onExpiry")).items():
+    if flags := gcp_flags(config.lifetime.max_run, f"{config.file}: lifetime.maxRun"):
+        written: Any = parse_yaml(config.file.read_text("utf-8"), str(config.file)).value
+        said = written["lifetime"].value.get("onExpiry")
+        for what, text in gcp_warnings(config, said and said.value).items():
             if not {what, "all"} & set(quiet):
                 host.output.warn(f"{text} (--quiet={what} once it is settled)")
     host.output.data(to_json(flags) if form == "json" else (" " if form == "shell" else "\n").join(flags))
-
-
-def describe_gcp(host: Host, instance: str, *place: str) -> str:
-    """What gcloud, with the user's own environment, prints of an instance; StateError where there is none (any more)."""
-    if not host.which("gcloud"):
-        raise PrerequisiteError("missing: gcloud", hint=f"cloud.google.com/sdk/docs/install; or elsewhere: {GCP_PIPE}")
-    argv = ["gcloud", "compute", "instances", "describe", instance, "--format=json", *place]
-    try:
-        return host.run(argv, timeout=120, env=host.environ).stdout
-    except ProgramFailed as error:
-        if "was not found" not in error.stderr:
-            raise
-        raise StateError(f"no instance {instance}: {error}", hint="if there was one, it has been deleted") from None
 
 
 def gcp_status(host: Host, text: str | bytes, form: str) -> None:
@@ -3737,8 +3750,10 @@ def gcp_status(host: Host, text: str | bytes, form: str) -> None:
     if shown["maxRun"] or shown["terminationTime"]:
         limit = f"{shown['maxRun']} from each start" if shown["maxRun"] else f"until {shown['terminationTime']}"
         ends = f"{local_time(parse_time(shown['expiresAt']))} ({left_words(shown)})" if shown["expiresAt"] else ""
-        rows += [["lifetime:", f"{limit}, then {shown['onExpiry']}"]]
-        rows += [["deadline:", ends or f"nothing counts while it is {shown['state']}"]]
+        rows += [
+            ["lifetime:", f"{limit}, then {shown['onExpiry']}"],
+            ["deadline:", ends or f"nothing counts while it is {shown['state']}"],
+        ]
     else:
         change = f"gcloud compute instances set-scheduling {shown['name']} --zone={shown['zone']}"
         rows += [["lifetime:", "no budget: NOTHING ends it. This gives it one, but only while it is TERMINATED:"]]
@@ -3760,37 +3775,22 @@ def config_check(host: Host, directory: Path) -> None:
         host.output.warn(f"provision will refuse it: {error}")
 
 
-def write_schemas(host: Host, directory: Path) -> None:
-    """Write every schema into a directory, as `schemas/` has them."""
-    if not directory.is_dir():
-        directory.mkdir(parents=True)
-        directory.chmod(0o755)
-    for which in KINDS:
-        path = directory / f"{which}.schema.json"
-        write_file(path, (to_json(schema_for(which)) + "\n").encode("ascii"), mode=0o644)
-        host.output.say(f"  {path}")
-
-
 # === 20 CLI ==========================================================================================
 
+EVERY = Files(Path(), "")  # what --all names
 _EPILOG = {
     "provision": "example: ycluster provision -c examples/dev",
     "extend": "example: ycluster lifetime extend 2h --name demo",
+    "export": "example: ycluster export ./bundle --format gcp-tar --name demo",
     "ssh": "example: ycluster ssh --name demo -- uname -a",
     "gcp-flags": "example: flags=$(ycluster lifetime gcp-flags -c DIR) && gcloud compute instances create vm $flags",
 }
 
-_Handler = Callable[[Host, argparse.Namespace], Union[int, None]]
 
-
-def _verb(under: Any, name: str, parent: argparse.ArgumentParser, text: str, run: _Handler) -> Any:
+def _verb(under: Any, name: str, parent: argparse.ArgumentParser, text: str, run: Any) -> Any:
     made = under.add_parser(name, help=text, description=text, parents=[parent], epilog=_EPILOG.get(name), allow_abbrev=False)
     made.set_defaults(run=run)
     return made
-
-
-def _group(under: Any, name: str, text: str) -> Any:
-    return under.add_parser(name, help=text, description=text).add_subparsers(metavar="VERB", required=True)
 
 
 def _forms(made: Any, *names: str) -> None:
@@ -3825,14 +3825,21 @@ def _parser() -> argparse.ArgumentParser:
     down.add_argument("--keep-disk", action="store_true", help="keep the boot disk and its ssh key")
     _forms(_verb(top, "list", common, "every cluster of yours", lambda h, a: list_clusters(h, a.form)), "table", "json")
     _forms(_verb(top, "status", one, "one cluster", lambda h, a: status(h, _files(h, a), a.form)), "text", "json")
-    login = _verb(top, "ssh", one, "log in, or run a command in the guest", _ssh)
+    login = _verb(top, "ssh", one, "log in, or run a command in the guest", lambda h, a: ssh(h, _files(h, a), a.command))
     login.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what to run, in the guest's shell")
+    _verb(top, "prepare-export", one, "make a cluster's disk fit to boot elsewhere; stops it", lambda h, a: prepare_export(h, _files(h, a)))
+    leave = _verb(top, "export", one, "write a stopped cluster's disk, keys and checksums to a folder", lambda h, a: export(h, _files(h, a), a.bundle.resolve(), a.format))
+    leave.add_argument("bundle", metavar="BUNDLE_DIR", type=Path, help="a new folder")
+    leave.add_argument("--format", choices=CONVERT, default="qcow2", help="default: qcow2; gcp-tar is what Compute Engine imports")
+    come = _verb(top, "import", conf, "take a disk in for `provision` to boot", lambda h, a: import_disk(h, a.disk, a.config))
+    come.add_argument("disk", metavar="DISK", type=Path, help="qcow2, raw, vmdk or an exported .tar.gz")
     schema = _verb(top, "schema", common, "JSON Schema of the config", _schema)
     schema.add_argument("which", nargs="?", choices=KINDS)
     schema.add_argument("--write", metavar="DIR", type=Path, help="write them all to DIR")
 
-    _lifetime_verbs(_group(top, "lifetime", "the budget of a cluster and the timer that enforces it"), common, one, conf)
-    config = _group(top, "config", "look at a config")
+    life = top.add_parser("lifetime", help="the budget of a cluster and the timer that enforces it")
+    _lifetime_verbs(life.add_subparsers(metavar="VERB", required=True), common, one, conf)
+    config = top.add_parser("config", help="look at a config").add_subparsers(metavar="VERB", required=True)
     _verb(config, "check", conf, "exit 0, or 3 with every problem", lambda h, a: config_check(h, a.config))
     _verb(config, "show", conf, "the effective config as JSON", lambda h, a: h.output.data(to_json(show_config(load_config(a.config)))))
     # fmt: on
@@ -3850,9 +3857,9 @@ def _lifetime_verbs(life: Any, *parents: argparse.ArgumentParser) -> None:
         every.add_argument("--all", action="store_true", help="every cluster of yours")
         every.add_argument("--state", metavar="FILE", type=Path, help="the cluster of this sidecar")
         made.add_argument("--by", default="hand", help=argparse.SUPPRESS)
-    reaper.add_argument("--wait", default="0", help=argparse.SUPPRESS)
-    extender = _verb(life, "extend", one, "push the deadline out", _extend)
-    extender.add_argument("duration", metavar="DURATION", help="a Go duration, such as 2h or 1h30m")
+    reaper.add_argument("--wait", type=positive_duration, default=0, help=argparse.SUPPRESS)
+    extender = _verb(life, "extend", one, "push the deadline out", lambda h, a: extend(h, _files(h, a), a.duration))
+    extender.add_argument("duration", metavar="DURATION", type=positive_duration, help="a Go duration, such as 2h or 1h30m")
     _verb(life, "arm", one, "(re)install the timer", lambda h, a: arm(h, _files(h, a)))
     _verb(life, "disarm", one, "take the timer away; the cluster then runs until you stop it", lambda h, a: disarm(h, _files(h, a)))
     flags = _verb(life, "gcp-flags", conf, "gcloud flags by which GCP deletes the instance", lambda h, a: print_gcp_flags(h, a.config, a.form, a.quiet))
@@ -3868,8 +3875,11 @@ def _lifetime_verbs(life: Any, *parents: argparse.ArgumentParser) -> None:
 
 def _files(host: Host, args: argparse.Namespace) -> Files:
     """The cluster that the command line names."""
-    _check_selection(args)
-    sidecar = getattr(args, "state", None)
+    sidecar, every = getattr(args, "state", None), getattr(args, "all", False)
+    if "" in (args.context, args.name):
+        raise UsageError("--context and --name want a name, and this one is empty", hint="an unset variable?")
+    if (args.context or args.name or args.config) and (sidecar or every):
+        raise UsageError("--state and --all say which already; leave out --context, --name and -c")
     if sidecar:
         path = Path(os.path.abspath(sidecar))
         if path.suffix != ".json":
@@ -3877,72 +3887,57 @@ def _files(host: Host, args: argparse.Namespace) -> Files:
         return Files(path.parent.resolve(), path.stem)
     if args.config:
         return files_of(host, require_qemu(load_config(args.config)))
-    return find_cluster(host, context=args.context or "", name=args.name or "")
-
-
-def _check_selection(args: argparse.Namespace) -> None:
-    if "" in (args.context, args.name):
-        raise UsageError("--context and --name want a name, and this one is empty", hint="an unset variable?")
-    named = args.context or args.name or args.config
-    if named and (getattr(args, "state", None) or getattr(args, "all", False)):
-        raise UsageError("--state and --all say which already; leave out --context, --name and -c")
+    return EVERY if every else find_cluster(host, context=args.context or "", name=args.name or "")
 
 
 def _reap(host: Host, args: argparse.Namespace) -> None:
-    _check_selection(args)
-    if args.all:
+    if (files := _files(host, args)) == EVERY:
         return reap_all(host, by=args.by)
-    wait = 0 if args.wait == "0" else positive_duration(args.wait) / 10**9
     # A person may be told to come back; a timer fires once, so it waits for as long as the cluster is worked on.
     patience = LOCK_TIMEOUT if args.by == "hand" else float("inf")
-    reap(host, _files(host, args), by=args.by, wait=wait, patience=patience)
-
-
-def _extend(host: Host, args: argparse.Namespace) -> None:
-    nanoseconds = positive_duration(args.duration)  # before anything is looked up
-    extend(host, _files(host, args), nanoseconds)
+    reap(host, files, by=args.by, wait=args.wait / 10**9, patience=patience)
 
 
 def _watch(host: Host, args: argparse.Namespace) -> None:
-    _check_selection(args)
-    if args.all:
-        return watch_all(host)
-    watch(host, _files(host, args), by=args.by)
+    files = _files(host, args)
+    while files == EVERY:  # the timer of a host that has none
+        sweep(host, by="watch --all")
+        ahead = [wake_time(state) - host.now() for _, state in readable(host)]
+        host.sleep(min([WATCH_INTERVAL, *(left for left in ahead if left > 0)]))
+    watch(host, files, by=args.by)
 
 
 def _gcp_status(host: Host, args: argparse.Namespace) -> None:
     place = [f"--{name}={value}" for name, value in (("zone", args.zone), ("project", args.project)) if value]
     if args.instance != "-":
-        return gcp_status(host, describe_gcp(host, args.instance, *place), args.form)
+        if not host.which("gcloud"):
+            hint = f"cloud.google.com/sdk/docs/install; or elsewhere: {GCP_PIPE}"
+            raise PrerequisiteError("missing: gcloud", hint=hint)
+        argv = ["gcloud", "compute", "instances", "describe", args.instance, "--format=json", *place]
+        try:
+            return gcp_status(host, host.run(argv, timeout=120, env=host.environ).stdout, args.form)
+        except ProgramFailed as error:
+            if "was not found" not in error.stderr:
+                raise
+            gone = "if there was one, it has been deleted"
+            raise StateError(f"no instance {args.instance}: {error}", hint=gone) from None
     if place or sys.stdin is None or sys.stdin.isatty():
         raise UsageError("gcp-status wants an INSTANCE, or its JSON (and no more) on stdin", hint=GCP_PIPE)
     gcp_status(host, sys.stdin.buffer.read(), args.form)
 
 
-def _ssh(host: Host, args: argparse.Namespace) -> int:
-    command = args.command[1:] if args.command[:1] == ["--"] else args.command
-    return ssh(host, _files(host, args), command)
-
-
 def _schema(host: Host, args: argparse.Namespace) -> None:
     if bool(args.write) == bool(args.which):
         raise UsageError("schema wants one of common, qemu, docker, multipass, or --write DIR")
-    if args.write:
-        return write_schemas(host, args.write)
-    host.output.data(to_json(schema_for(args.which)))
-
-
-def _interrupt(signum: int, frame: object) -> NoReturn:
-    raise Interrupted(f"interrupted by {signal.Signals(signum).name}")
-
-
-def _streams() -> tuple[IO[str], IO[str]]:
-    """stdout and stderr that take any text; a closed one swallows it."""
-    streams = [stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr)]  # noqa: SIM115
-    for stream in streams:
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-    return streams[0], streams[1]
+    if args.which:
+        return host.output.data(to_json(schema_for(args.which)))
+    if not args.write.is_dir():
+        args.write.mkdir(parents=True)
+        args.write.chmod(0o755)
+    for which in KINDS:
+        path = args.write / f"{which}.schema.json"
+        write_file(path, (to_json(schema_for(which)) + "\n").encode("ascii"), mode=0o644)
+        host.output.say(f"  {path}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -3958,15 +3953,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    output = Output(*_streams())
-    args = _parser().parse_args(argv)
-    output.verbose = args.verbose
+    def interrupt(signum: int, frame: object) -> NoReturn:
+        raise Interrupted(f"interrupted by {signal.Signals(signum).name}")
+
+    # Streams that take any text; a closed one swallows it.
+    streams = [stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr)]  # noqa: SIM115
+    for stream in streams:
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    output = Output(*streams)
     os.umask(0o077)  # what other programs write for us (keys, sockets, disks) is nobody else's business either
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup
-            signal.signal(signum, _interrupt)
+            signal.signal(signum, interrupt)
     signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # asleep with a cluster's lock, it would keep the reaper out
     try:
+        args = _parser().parse_args(argv)
+        output.verbose = args.verbose
         return args.run(Host(os.environ, output), args) or 0
     except Interrupted as error:
         output.draw("")
@@ -3975,24 +3978,20 @@ def _run(argv: Sequence[str] | None) -> int:
     except BrokenPipeError:
         return 1  # whoever read stdout has gone; nothing is left to tell
     except Exception as error:
-        failure = _told(error)
-        if args.verbose:
+        failure = YclusterError(
+            f"internal error: {type(error).__name__}: {error}", hint="--verbose shows where; please report it"
+        )
+        if isinstance(error, YclusterError):
+            failure = error
+        elif isinstance(error, OSError):
+            failure = YclusterError(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
+        if output.verbose:
             import traceback
 
             traceback.print_exception(type(error), error, error.__traceback__)
     output.draw("")
     output.error(failure)
     return failure.exit_code
-
-
-def _told(error: Exception) -> YclusterError:
-    """What a user is told of an error; one that nobody has thought of is a bug, and says so."""
-    if isinstance(error, YclusterError):
-        return error
-    if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        return YclusterError(f"{where}{error.strerror or error}")
-    return YclusterError(f"internal error: {type(error).__name__}: {error}", hint="--verbose shows where; please report it")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ CONFIGS = {
     "long": "k3s: {install: none}\nlifetime: {maxRun: 3000h}\n",
     "docker": "provider: docker\n",
     "multipass": "provider: multipass\n",
-    "disk": "name: demo\nk3s: {install: none}\ndataDisk: d.qcow2\n",
 }
 VERBS = ["start", "stop", "pause", "resume", "status", "ssh"]
 VERBS += ["lifetime " + verb for verb in ("status", "reap", "extend 1h", "arm", "disarm", "watch")]
@@ -102,7 +101,6 @@ def shell(command: str, home: Path, **environ: str) -> Ran:
         ("stop -c docker", 6, "not yet implemented for docker"),
         ("teardown -c multipass", 6, "not yet implemented for multipass"),
         ("provision -c k3s", 6, "k3s.install"),
-        ("provision -c disk", 6, "dataDisk"),
     ],
 )  # fmt: skip
 def test_bad_input_has_its_exit_code_and_leaves_no_trace(cli: Cli, at: Path, argv: str, code: int, says: str) -> None:

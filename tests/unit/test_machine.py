@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.server
 import json
+import os
 import re
 import shutil
 import socket
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from unit_support import Clocked, Processes
+from unit_support import Clocked, Processes, plain
 
 import ycluster
 from ycluster import ACTIONS, Host, PortForward, State, qemu_argv
@@ -110,43 +111,6 @@ def test_the_argv_depends_on_state_alone() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    "listing, machine",
-    [
-        ("pc-q35-7.2  Standard PC\nq35                  Standard PC (Q35 + ICH9, 2009) (alias of pc-q35-7.2)\n", "pc-q35-7.2"),
-        ("q35                  Standard PC\nmicrovm  (alias of other)\n", "q35"),
-        ("", "q35"),
-    ],
-)  # fmt: skip
-def test_the_machine_type_is_pinned_to_a_version(listing: str, machine: str) -> None:
-    assert ycluster.versioned_machine(listing) == machine
-
-
-def test_the_ports_that_qemu_chose_are_read() -> None:
-    text = (
-        "Hub -1 (net):\r\n"
-        "  Protocol[State]    FD  Source Address  Port   Dest. Address  Port RecvQ SendQ\r\n"
-        "  TCP[HOST_FORWARD]  12       127.0.0.1 40315       10.0.2.15    22     0     0\r\n"
-        "  TCP[HOST_FORWARD]  13       127.0.0.1  6443       10.0.2.15  6443     0     0\r\n"
-        "  TCP[ESTABLISHED]   14       127.0.0.1 40315       10.0.2.15    22     0     0\r\n"
-        "  UDP[236 sec]       15       10.0.2.15 68          10.0.2.2     67     0     0\r\n"
-    )
-    assert ycluster.parse_usernet(text) == {22: 40315, 6443: 6443}
-    assert ycluster.parse_usernet("") == {}
-
-
-def test_ports_that_are_bound_are_taken_and_chosen_ones_never() -> None:
-    with socket.socket() as one, socket.socket() as other:
-        for sock in (one, other):
-            sock.bind(("127.0.0.1", 0))
-            sock.listen()
-        ports = [sock.getsockname()[1] for sock in (one, other)]
-        wanted = state(ssh_port=ports[0], port_forwards=(PortForward(host=ports[1], guest=80),), auto_ports=())
-        assert ycluster.taken_ports(wanted) == ports
-        assert ycluster.taken_ports(state(ssh_port=ports[0], port_forwards=(), auto_ports=(22,))) == []
-    assert ycluster.taken_ports(wanted) == []
-
-
 # --- accelerators
 
 
@@ -202,6 +166,29 @@ def test_a_kvm_that_failed_is_not_tried_again_in_this_boot(
     assert ycluster.accelerators(host, state(tmp_path)) == wanted
 
 
+@pytest.mark.parametrize(
+    "listing, machine",
+    [
+        ("pc-q35-7.2  Standard PC\nq35                  Standard PC (Q35 + ICH9, 2009) (alias of pc-q35-7.2)\n", "pc-q35-7.2"),
+        ("q35                  Standard PC\nmicrovm  (alias of other)\n", "q35"),
+        ("", "q35"),
+    ],
+)  # fmt: skip
+def test_the_machine_type_is_pinned_to_a_version(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listing: str, machine: str
+) -> None:
+    class Lists(Booted):
+        def run(self, argv, **options):  # type: ignore[no-untyped-def]
+            assert argv == ["qemu-system-x86_64", "-machine", "help"]
+            return ycluster.Done(tuple(argv), 0, listing, "")
+
+    monkeypatch.setattr(ycluster, "_spawn_qemu", lambda host, state, accel: None)
+    assert ycluster.launch(Lists(home), state(tmp_path, accel="tcg", auto_ports=())).machine == machine
+    assert (
+        ycluster.launch(Lists(home), state(tmp_path, accel="tcg", auto_ports=(), machine="pc-q35-6.2")).machine == "pc-q35-6.2"
+    )
+
+
 # --- the guest
 
 
@@ -213,7 +200,7 @@ def test_user_data_is_a_cloud_config_that_needs_no_quoting(key: str) -> None:
     assert header == "#cloud-config"
     assert (user["name"], user["ssh_authorized_keys"], user["lock_passwd"]) == ("dev", [key.strip()], True)
     assert data["ssh_keys"] == {"ed25519_private": "PRIVATE\nKEY\n", "ed25519_public": "PUBLIC"}
-    assert ycluster.plain(ycluster.parse_yaml(body, "user-data")) == data
+    assert plain(ycluster.parse_yaml(body, "user-data")) == data
 
 
 @pytest.mark.skipif(not shutil.which("ssh-keygen"), reason="ssh-keygen is not installed")
@@ -334,56 +321,52 @@ def test_a_vm_that_is_gone_ends_the_wait_with_its_last_words(tmp_path: Path) -> 
 
 
 @pytest.fixture
-def booting(tmp_path: Path, processes: Processes) -> tuple[State, subprocess.Popen[bytes]]:
-    """A VM (a stand-in process) that has said something, and whose ssh will hang for a minute."""
-    demo = state(tmp_path)
-    demo.files.console.write_text("Kernel panic - not syncing\n")
-    process = processes.start("", "-pidfile", str(demo.files.pidfile))
-    demo.files.pidfile.write_text(str(process.pid))
-    return demo, process
+def booting(tmp_path: Path, processes: Processes) -> Iterator[tuple[State, subprocess.Popen[bytes]]]:
+    """A VM (a stand-in process) that has said something, whose ssh port takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        demo = state(tmp_path, ssh_port=server.getsockname()[1])
+        demo.files.console.write_text("Kernel panic - not syncing\n")
+        process = processes.start("", "-pidfile", str(demo.files.pidfile))
+        demo.files.pidfile.write_text(str(process.pid))
+        yield demo, process
 
 
-def test_the_end_of_qemu_is_noticed_while_a_question_hangs(
-    tmp_path: Path, booting: tuple[State, subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("stage", ["SSH banner", "login"])
+@pytest.mark.parametrize("end", ["QEMU ended", "it is internal-error"])
+def test_the_end_of_qemu_or_its_guest_is_noticed_while_a_question_hangs(
+    tmp_path: Path, booting: tuple[State, subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch, stage: str, end: str
 ) -> None:
     demo, process = booting
-    answered = threading.Event()
+    (tmp_path / "ssh").write_text("#!/bin/sh\nexec sleep 600\n")
+    (tmp_path / "ssh").chmod(0o755)
+    if stage == "login":
+        monkeypatch.setattr(ycluster, "ssh_banner", lambda *args: True)
+    told, asked = ["running", "running", "internal-error"], []
 
-    def hang(*args: object) -> bool:
-        process.kill()
-        process.wait()
-        return answered.wait(600)
+    def status(*args: object) -> str:
+        asked.append(args)
+        if end == "QEMU ended" and len(asked) == 2:
+            process.kill()
+            process.wait()
+        return told.pop(0) if end != "QEMU ended" else "running"
 
-    monkeypatch.setattr(ycluster, "ssh_banner", hang)
-    host = Clocked(tmp_path)
-    with pytest.raises(ycluster.YclusterError, match=r"QEMU ended while waiting for SSH banner(.|\n)*Kernel panic"):
-        ycluster.wait_ready(host, demo, timeout=60)
-    assert not answered.is_set()
-    assert [line.split()[0] for line in host.log.getvalue().splitlines()] == ["process", "firmware"]
-
-
-def test_a_guest_that_stops_is_noticed_while_a_question_hangs(
-    tmp_path: Path, booting: tuple[State, subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    demo, _ = booting
-    answered = threading.Event()
-    monkeypatch.setattr(ycluster, "ssh_banner", lambda *args: answered.wait(600))
-    seen = iter(["running", "running", "internal-error"])
-    monkeypatch.setattr(ycluster, "vm_status", lambda *args: next(seen))
-    host = Host({"HOME": str(tmp_path)}, Clocked(tmp_path).output)
-    with pytest.raises(ycluster.YclusterError, match="it is internal-error while waiting for SSH banner"):
+    monkeypatch.setattr(ycluster, "vm_status", status)
+    clock = Clocked(tmp_path)
+    host = Host({"HOME": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}"}, clock.output)
+    with pytest.raises(ycluster.YclusterError, match=rf"{end} while waiting for {stage}(.|\n)*Kernel panic"):
         ycluster.wait_ready(host, demo, timeout=600)
+    before = ["process", "firmware", *(["SSH"] if stage == "login" else [])]
+    assert [line.split()[0] for line in clock.log.getvalue().splitlines() if " ... " not in line] == before
 
 
 def test_an_error_in_a_question_is_the_users_to_see(
     tmp_path: Path, booting: tuple[State, subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def missing(*args: object) -> bool:
-        raise ycluster.PrerequisiteError("ssh: no such program on PATH")
-
-    monkeypatch.setattr(ycluster, "ssh_banner", missing)
+    monkeypatch.setattr(ycluster, "ssh_banner", lambda *args: True)
+    host = Clocked(tmp_path, PATH=str(tmp_path))
+    monkeypatch.setattr(host, "which", lambda program: None)
     with pytest.raises(ycluster.PrerequisiteError, match="ssh: no such program"):
-        ycluster.wait_ready(Clocked(tmp_path), booting[0], timeout=60)
+        ycluster.wait_ready(host, booting[0], timeout=60)
 
 
 # --- images and disks

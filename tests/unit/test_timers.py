@@ -327,8 +327,8 @@ def test_a_watcher_that_leaves_gives_up_its_lock_before_an_arming_can_look(
     state, real, seen = made(cache), ycluster.locked, []
 
     @contextlib.contextmanager
-    def observed(host: Host, path: Path, *, timeout: float) -> Iterator[None]:
-        with real(host, path, timeout=timeout):
+    def observed(host: Host, path: Path, **options: Any) -> Iterator[None]:
+        with real(host, path, **options):
             yield
         seen.append(ycluster.flock_held(state.files.watch_lock))
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from unit_support import plain
 
 import ycluster
 
@@ -18,7 +19,7 @@ INVALID = sorted((CASES / "invalid").glob("*.yaml"))
 
 
 def read(text: str) -> Any:
-    return ycluster.plain(ycluster.parse_yaml(text, "f"))
+    return plain(ycluster.parse_yaml(text, "f"))
 
 
 def exact(value: Any) -> str:
@@ -47,7 +48,7 @@ def test_there_are_case_files() -> None:
 def test_valid_text_has_the_value_of_the_json_beside_it(path: Path) -> None:
     node = ycluster.parse_yaml(path.read_bytes().decode(), path.name)
     expected = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    assert exact(ycluster.plain(node)) == exact(expected)
+    assert exact(plain(node)) == exact(expected)
 
 
 @pytest.mark.parametrize("path", INVALID, ids=lambda path: path.stem)
@@ -219,7 +220,7 @@ def test_block_style_reads_back(data: Any, style: int) -> None:
 def value_or_refusal(text: str) -> None:
     """Reading text gives a value, or the error that names a place within it and a remedy; nothing else."""
     try:
-        ycluster.plain(ycluster.parse_yaml(text, "f"))
+        plain(ycluster.parse_yaml(text, "f"))
     except ycluster.ConfigError as error:
         assert error.hint
         line, column = str(error).split(":")[1:3]

@@ -114,3 +114,10 @@ def tree(root: Path) -> dict[str, object]:
             content = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
         found[str(path.relative_to(root))] = (oct(path.lstat().st_mode), content)
     return found
+
+
+def plain(node: ycluster.Node) -> object:
+    """The value as nested dicts, lists and scalars, without positions."""
+    if isinstance(node.value, dict):
+        return {key: plain(child) for key, child in node.value.items()}
+    return [plain(child) for child in node.value] if isinstance(node.value, list) else node.value

@@ -1,0 +1,183 @@
+"""An appliance's life on one Debian guest, with the real libguestfs: a data disk, prepare-export, export, import.
+
+The tests of this module go in order over the same clusters: a boot takes a minute without KVM.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Callable
+
+import pytest
+from conftest import ROOT, Cluster, need
+
+FORMATS = ("qcow2", "raw", "vmdk", "gcp-tar")
+DATA_NOTE = "/data/yolean/note"
+
+
+@pytest.fixture(scope="module")
+def data_disk(workshop: Path) -> Path:
+    return workshop / "data, of the appliance" / "volume.qcow2"
+
+
+@pytest.fixture(scope="module")
+def vm(new_cluster: Callable[..., Cluster], guest_image: Path, data_disk: Path) -> Cluster:
+    need(shutil.which("virt-customize"), "libguestfs-tools is not installed")
+    need(list(Path("/boot").glob("vmlinuz-*")), "no kernel for libguestfs in /boot")
+    made = new_cluster("appliance", guest_image)
+    with open(made.directory / "y-cluster-provision.yaml", "a") as config:
+        config.write(f'dataDisk: "{data_disk}"\ndataDiskSize: 1G\n')
+    return made
+
+
+@pytest.fixture(scope="module")
+def bundles(workshop: Path) -> Path:
+    return workshop / "bundles"
+
+
+def guest(cluster: Cluster, command: str) -> str:
+    return cluster.run("ssh", "--", command).stdout.strip()
+
+
+def test_provision_makes_a_labelled_ext4_data_disk_and_mounts_it(vm: Cluster, data_disk: Path) -> None:
+    vm.run("provision")
+    assert guest(vm, "findmnt -no FSTYPE,LABEL /data/yolean") == "ext4   y-cluster-data"
+    assert data_disk.stat().st_mode & 0o077 == 0 and os.listdir(data_disk.parent) == [data_disk.name]
+    guest(vm, f"echo kept | sudo tee {DATA_NOTE}; sudo touch /root/.bash_history; sudo sync")
+
+
+def test_prepare_export_shuts_down_clears_the_deadline_and_cleans_the_disk(vm: Cluster, data_disk: Path) -> None:
+    before = guest(vm, "cat /etc/machine-id"), guest(vm, "cat ~/.ssh/authorized_keys")
+    vm.run("prepare-export")
+    assert vm.qemu() == [] and vm.status()["state"] == "stopped"
+    assert not {"expiresAt", "timer"} & set(vm.sidecar())
+
+    def looked(path: str) -> str:
+        argv = ["virt-cat", "-a", vm.file(".qcow2"), path]
+        env = {**os.environ, "LIBGUESTFS_BACKEND": "direct", "LIBGUESTFS_BACKEND_SETTINGS": "force_tcg"}
+        return subprocess.run(argv, text=True, capture_output=True, check=True, env=env).stdout.strip()
+
+    assert (looked("/etc/machine-id"), looked("/home/ystack/.ssh/authorized_keys")) == before
+    assert "y-cluster-data" not in looked("/etc/fstab") and "cloudimg-rootfs" in looked("/etc/fstab")
+    assert "DHCP=yes" in looked("/etc/systemd/network/90-any-dhcp.network")
+    env = {**os.environ, "LIBGUESTFS_BACKEND": "direct", "LIBGUESTFS_BACKEND_SETTINGS": "force_tcg"}
+    argv = ["virt-ls", "-R", "-a", vm.file(".qcow2"), "/"]
+    every = set(subprocess.run(argv, text=True, capture_output=True, check=True, env=env).stdout.split("\n"))
+    every = {"/" + name for name in every}
+    assert "/etc/machine-id" in every
+    gone = {"/root/.bash_history", "/var/lib/cloud", "/etc/cloud/cloud.cfg.d/99-ycluster.cfg", "/data/yolean/note"}
+    gone |= {name for name in every if "cloud-init" in name and name.startswith("/etc/systemd/network")}
+    assert not gone & every
+
+
+def test_prepare_export_twice_is_once(vm: Cluster) -> None:
+    vm.run("prepare-export")
+    assert vm.sidecar()["prepared"] == "done"
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_format_is_read_back_the_same(vm: Cluster, bundles: Path, tmp_path: Path, form: str) -> None:
+    bundles.mkdir(exist_ok=True)
+    vm.run("export", bundles / form, "--format", form)
+    subprocess.run(["sha256sum", "-c", "--strict", "SHA256SUMS"], check=True, cwd=bundles / form)
+    if form == "gcp-tar":
+        packed = bundles / form / "appliance.tar.gz"
+        listed = subprocess.run(["tar", "-tvzf", packed], text=True, capture_output=True, check=True).stdout
+        assert len(listed.splitlines()) == 1 and f" {8 << 30} " in listed and listed.split()[-1] == "disk.raw"
+        subprocess.run(["tar", "-xzf", packed, "-C", tmp_path], check=True)
+        disk, kind = tmp_path / "disk.raw", "raw"
+    else:
+        disk, kind = bundles / form / f"appliance.{form}", form
+        if form != "raw":
+            subprocess.run(["qemu-img", "check", "-f", form, disk], check=True)
+    subprocess.run(["qemu-img", "compare", "-f", kind, "-F", "qcow2", disk, vm.file(".qcow2")], check=True)
+    assert disk.stat().st_blocks * 512 < 2 << 30, "sparse stays sparse"
+    if form != "gcp-tar":
+        disk.unlink()  # the bundle that is imported is the one that went the longest way
+
+
+def test_an_imported_disk_boots_to_ssh_with_a_new_identity(
+    vm: Cluster, bundles: Path, new_cluster: Callable[..., Cluster], guest_image: Path
+) -> None:
+    copy = new_cluster("bought", guest_image)
+    copy.run("import", bundles / "gcp-tar" / "appliance.tar.gz")
+    copy.run("provision")
+    assert guest(copy, "hostname") == "bought"
+    assert guest(copy, "test -e /data/yolean/note || echo none") == "none"
+    key = copy.file("-hostkey.pub").read_text().split()[1]
+    assert key in guest(copy, "sudo cat /etc/ssh/ssh_host_ed25519_key.pub") and key not in vm.file("-hostkey.pub").read_text()
+    # The keypair of the bundle is handed over: whoever received it gets in.
+    argv = ["ssh", "-F", "/dev/null", "-i", bundles / "gcp-tar" / "appliance-ssh", "-p", copy.status()["sshPort"]]
+    options = [
+        "-o",
+        "StrictHostKeyChecking=no",
+        "-o",
+        "UserKnownHostsFile=/dev/null",
+        "-o",
+        "BatchMode=yes",
+        "-o",
+        "IdentitiesOnly=yes",
+    ]
+    ran = subprocess.run([*map(str, argv), *options, "ystack@127.0.0.1", "id -un"], text=True, capture_output=True)
+    assert ran.stdout == "ystack\n", ran.stderr
+    assert copy.status()["remainingSeconds"] > 0
+    copy.run("teardown")
+
+
+def test_the_data_is_there_again_after_a_start(vm: Cluster) -> None:
+    vm.run("start")
+    assert guest(vm, f"cat {DATA_NOTE}") == "kept"
+    assert "prepared" not in vm.sidecar()
+    assert "runs" in vm.run("export", vm.directory / "bundle", code=1).stderr
+    guest(vm, f"echo and more | sudo tee -a {DATA_NOTE}")
+    vm.run("stop")
+
+
+def test_the_data_is_there_again_after_teardown_and_provision(vm: Cluster, data_disk: Path) -> None:
+    assert f"kept: {data_disk}" in vm.run("teardown").stderr
+    assert os.listdir(vm.cache) and not vm.file(".qcow2").exists()
+    vm.run("provision")
+    assert guest(vm, f"cat {DATA_NOTE}") == "kept\nand more"
+    vm.run("teardown")
+    assert data_disk.exists()
+
+
+@pytest.fixture
+def open_dir() -> Iterator[Path]:
+    """A folder that nobody, too, can look into."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
+
+
+def test_the_block_that_the_guard_prints_mends_the_kernels_of_today_and_of_tomorrow(open_dir: Path) -> None:
+    """In a /boot and an /etc/kernel of its own, in the shell that it will be pasted into."""
+    need(os.environ.get("YCLUSTER_OWN_MOUNTS") and shutil.which("run-parts"), "needs mounts of its own and run-parts")
+    for folder in ("bin", "boot", "etc/kernel/postinst.d", "m/6.1.0-1"):
+        (open_dir / folder).mkdir(parents=True)
+    shutil.copy(ROOT / "scripts" / "_check-host-kernel.sh", open_dir)
+    (open_dir / "bin" / "sudo").write_text('#!/bin/sh\nexec "$@"\n')
+    (open_dir / "bin" / "sudo").chmod(0o755)
+    today, tomorrow = open_dir / "boot" / "vmlinuz-6.1.0-1", open_dir / "boot" / "vmlinuz-6.1.0-2"
+    today.touch()
+    today.chmod(0o600)
+    script = f". {open_dir}/_check-host-kernel.sh; check_host_kernel /boot {open_dir}/m"
+    inside = f"""\
+set -eu
+mount --bind {open_dir}/boot /boot
+mount --bind {open_dir}/etc/kernel /etc/kernel
+export PATH={open_dir}/bin:$PATH
+remedy=$(setpriv --reuid=65534 --regid=65534 --clear-groups bash -c {script!r} 2>&1 || true)
+printf '%s\\n' "$remedy"
+bash -eu <<<"$(tail -n +3 <<<"$remedy")"
+install -m 600 /dev/null /boot/vmlinuz-6.1.0-2
+run-parts --exit-on-error --arg=6.1.0-2 --arg=/boot/vmlinuz-6.1.0-2 /etc/kernel/postinst.d
+"""
+    ran = subprocess.run(["unshare", "--mount", "bash", "-c", inside], text=True, capture_output=True)
+    assert ran.returncode == 0 and "can't be read" in ran.stdout, ran.stdout + ran.stderr
+    assert [path.stat().st_mode & 0o777 for path in (today, tomorrow)] == [0o644, 0o644]

@@ -1,0 +1,458 @@
+"""Sections 15, 18 and 19: the kernel guard, the data disk, bundles. qemu-img, tar and sort are the real ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from unit_support import PROGRAM, Cli, Clocked, made, tree
+
+import ycluster
+from ycluster import ConfigError, Files, PrerequisiteError, State, YclusterError
+
+SCRIPT = PROGRAM.parent / "scripts" / "_check-host-kernel.sh"
+CONFIG = "name: demo\nk3s: {install: none}\nportForwards: []\nsshPort: 0\n"
+
+
+def fake_program(folder: Path, name: str, script: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
+def qcow2(path: Path, size: str = "64M", *writes: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, size], check=True)
+    if writes:
+        commands = [word for write in writes for word in ("-c", write)]
+        subprocess.run(["qemu-io", *commands, path], check=True, stdout=subprocess.DEVNULL)
+    return path
+
+
+# --- the kernel guard
+
+
+@pytest.fixture
+def no_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """root may read anything: a file without any permission is one that can't be read."""
+    readable = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: readable(path, mode) and os.stat(path).st_mode & 0o777 != 0)
+
+
+@pytest.fixture
+def open_dir() -> Iterator[Path]:
+    """A folder that nobody, too, can look into; and so can the script that lies in it."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        shutil.copy(SCRIPT, name)
+        yield Path(name)
+
+
+def kernels(root: Path, modes: dict[str, int | None], modules: list[str]) -> tuple[Path, Path]:
+    """A boot folder of kernels with modes (None: a dangling link), and a modules folder."""
+    boot, lib = root / "boot", root / "modules"
+    boot.mkdir()
+    lib.mkdir()
+    for release, mode in modes.items():
+        path = boot / f"vmlinuz-{release}"
+        if mode is None:
+            path.symlink_to(root / "nowhere")
+        else:
+            path.touch()
+            path.chmod(mode)
+    for release in modules:
+        (lib / release).mkdir()
+    return boot, lib
+
+
+CASES = {
+    "readable": ({"6.1.0-1": 0o644}, ["6.1.0-1"], ""),
+    "not readable": ({"6.1.0-1": 0}, ["6.1.0-1"], "6.1.0-1"),
+    "the newest counts, by version and not by letters": (
+        {"6.1.0-9": 0o644, "6.1.0-10": 0},
+        ["6.1.0-9", "6.1.0-10"],
+        "6.1.0-10",
+    ),
+    "an older one does not": ({"6.1.0-9": 0, "6.1.0-10": 0o644}, ["6.1.0-9", "6.1.0-10"], ""),
+    "one without modules does not": ({"6.1.0-9": 0o644, "6.1.0-10": 0}, ["6.1.0-9"], ""),
+    "nor does it hide another": ({"6.1.0-9": 0, "6.1.0-10": 0o644}, ["6.1.0-9"], "6.1.0-9"),
+    "a dangling link is libguestfs's to tell": ({"6.1.0-9": None}, ["6.1.0-9"], ""),
+    "no kernel is, too": ({}, ["6.1.0-9"], ""),
+    "ubuntu": ({"6.8.0-9-generic": 0, "6.8.0-41-generic": 0}, ["6.8.0-9-generic", "6.8.0-41-generic"], "6.8.0-41-generic"),
+}
+
+
+@pytest.mark.parametrize("modes, modules, wanted", CASES.values(), ids=CASES)
+def test_the_guard_names_the_kernel_that_libguestfs_would_boot_and_the_script_agrees(
+    open_dir: Path, host: Clocked, no_root: None, modes: dict[str, int | None], modules: list[str], wanted: str
+) -> None:
+    boot, lib = kernels(open_dir, modes, modules)
+    told = ""
+    try:
+        ycluster.check_host_kernel(host, boot, lib)
+    except PrerequisiteError as error:
+        told = "\n".join([f"ycluster: {error}", *(f"  {line}" for line in error.hint.splitlines())]) + "\n"
+    assert (f"{boot}/vmlinuz-{wanted} can't be read" in told) is bool(wanted)
+    # What [[ -r ]] says of a file without permissions depends on who asks.
+    argv = ["bash", "-c", '. "$1"; check_host_kernel "$2" "$3"', "-", str(open_dir / SCRIPT.name), str(boot), str(lib)]
+    if os.getuid() == 0:
+        argv = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *argv]
+    ran = subprocess.run(argv, text=True, capture_output=True)
+    assert (ran.stdout, ran.stderr, ran.returncode) == ("", told, 5 if told else 0)
+
+
+def test_the_guard_looks_and_changes_nothing(tmp_path: Path, host: Clocked, no_root: None) -> None:
+    boot, lib = kernels(tmp_path, {"6.1.0-1": 0}, ["6.1.0-1"])
+    before = tree(tmp_path)
+    with pytest.raises(PrerequisiteError):
+        ycluster.check_host_kernel(host, boot, lib)
+    assert tree(tmp_path) == before
+
+
+# --- order: what is cheap and says more comes first
+
+
+def prepared_host(cache: Path, **fields: object) -> State:
+    return made(cache, **{"image": "file:///i", "started_at": 1, "ran_with": "tcg", **fields})
+
+
+@pytest.mark.parametrize(
+    "fields, disk, told",
+    [
+        ({"started_at": None}, False, "`ycluster provision -c DIR` makes it anew"),
+        ({}, False, "no disk to boot"),
+        ({}, True, "demo is stopped, so its disk can't be prepared\n  `ycluster start --name demo`"),
+    ],
+    ids=["run provision", "no disk", "start the cluster"],
+)
+def test_what_the_cluster_lacks_is_told_before_the_kernel(
+    cli: Cli, cache: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, object], disk: bool, told: str
+) -> None:
+    def guard(*args: object) -> None:
+        raise PrerequisiteError("the kernel")
+
+    monkeypatch.setattr(ycluster, "check_host_kernel", guard)
+    state = prepared_host(cache, **fields)
+    if disk:
+        state.files.disk.touch()
+    before = tree(cache)
+    ran = cli("prepare-export")
+    assert ran.code in (1, 4) and told in ran.err and "kernel" not in ran.err
+    after = tree(cache)
+    after.pop("demo.lock", None)
+    assert after == before
+
+
+def test_the_kernel_is_told_before_anything_is_touched(
+    cli: Cli, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def guard(*args: object) -> None:
+        raise PrerequisiteError("the kernel")
+
+    monkeypatch.setattr(ycluster, "check_host_kernel", guard)
+    monkeypatch.setattr(ycluster, "_check_host", lambda host: None)
+    monkeypatch.setattr(ycluster.Host, "need", lambda self, programs: None)
+    state = prepared_host(cache, prepared="live")
+    state.files.disk.touch()
+    before = tree(cache)
+    assert cli("prepare-export").err == "ycluster: the kernel\n"
+    after = tree(cache)
+    after.pop("demo.lock", None)
+    assert after == before
+    (tmp_path / "y-cluster-provision.yaml").write_text(f"{CONFIG.replace('demo', 'other')}context: c\ndataDisk: new.qcow2\n")
+    before = tree(tmp_path)
+    assert cli("provision", "-c", tmp_path).err == "ycluster: the kernel\n"
+    assert tree(tmp_path) == before
+
+
+def test_a_prepare_that_fails_half_way_says_how_to_go_on_and_can_be_had_again(
+    cli: Cli, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ycluster, "check_host_kernel", lambda host: None)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    state = prepared_host(cache, prepared="live")
+    qcow2(state.files.disk)
+    fake_program(tmp_path / "bin", "virt-customize", "echo 'no space left' >&2; exit 1")
+    ran = cli("prepare-export")
+    assert ran.code == 1 and "is stopped, and its disk half prepared: virt-customize failed (exit 1): no space left" in ran.err
+    assert "`ycluster prepare-export` again takes it up; `ycluster start` boots it as it is" in ran.err
+    assert ycluster.load_state(state.files).prepared == "live"
+    fake_program(tmp_path / "bin", "virt-customize", f'printf "%s\\n" "$@" >{tmp_path}/argv')
+    assert cli("prepare-export").code == 0 and ycluster.load_state(state.files).prepared == "done"
+    assert (tmp_path / "argv").read_text().splitlines()[:6] == [
+        "--quiet", "--no-network", "--format", "qcow2", "-a", str(state.files.disk),
+    ]  # fmt: skip
+
+
+def test_the_guests_scripts_are_sh_and_run_any_number_of_times(tmp_path: Path) -> None:
+    for script in (ycluster.PREPARE_LIVE, ycluster.PREPARE_OFFLINE, ycluster.MOUNT_DATA):
+        subprocess.run(["sh", "-n"], input=script, text=True, check=True)
+
+
+# --- the data disk
+
+
+def test_a_data_disk_that_cannot_be_formatted_leaves_nothing(host: Clocked, tmp_path: Path) -> None:
+    fake_program(tmp_path / "bin", "virt-format", "echo 'no appliance' >&2; exit 1")
+    host.environ["PATH"] = f"{tmp_path / 'bin'}:{host.environ['PATH']}"
+    with pytest.raises(YclusterError, match="no appliance"):
+        ycluster.make_data_disk(host, tmp_path / "data" / "d.qcow2", "64M")
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_a_data_disk_that_is_there_is_never_formatted(host: Clocked, tmp_path: Path) -> None:
+    disk = qcow2(tmp_path / "d.qcow2", "64M", "write -P 7 0 64k")
+    before = disk.read_bytes()
+    ycluster.check_data_disk(host, str(disk))
+    ycluster.make_data_disk(host, disk, "1G")
+    assert disk.read_bytes() == before
+
+
+def test_a_data_disk_that_another_made_meanwhile_stays(host: Clocked, tmp_path: Path) -> None:
+    fake_program(tmp_path / "bin", "virt-format", f"echo theirs >{tmp_path}/d.qcow2")
+    host.environ["PATH"] = f"{tmp_path / 'bin'}:{host.environ['PATH']}"
+    ycluster.make_data_disk(host, tmp_path / "d.qcow2", "64M")
+    assert (tmp_path / "d.qcow2").read_text() == "theirs\n" and sorted(os.listdir(tmp_path)) == ["bin", "d.qcow2", "home"]
+
+
+def test_a_data_disk_of_another_format_or_that_builds_on_another_is_refused(host: Clocked, tmp_path: Path) -> None:
+    (tmp_path / "raw").write_bytes(bytes(1 << 20))
+    with pytest.raises(ConfigError, match="is no qcow2"):
+        ycluster.check_data_disk(host, str(tmp_path / "raw"))
+    qcow2(tmp_path / "base")
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", tmp_path / "over"], check=True)
+    with pytest.raises(ConfigError, match="builds on another file"):
+        ycluster.check_data_disk(host, str(tmp_path / "over"))
+
+
+def test_libguestfs_is_tried_again_without_kvm_and_only_then(
+    host: Clocked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kvm = True
+    monkeypatch.setattr(os, "access", lambda path, mode: kvm if path == "/dev/kvm" else True)
+    fake_program(
+        tmp_path / "bin", "virt-x", f'echo "$LIBGUESTFS_BACKEND_SETTINGS" >>{tmp_path}/log; [ "$LIBGUESTFS_BACKEND_SETTINGS" ]'
+    )
+    host.environ["PATH"] = f"{tmp_path / 'bin'}:{host.environ['PATH']}"
+    ycluster.guestfs(host, "x", "virt-x")
+    assert (tmp_path / "log").read_text() == "\nforce_tcg\n"
+    assert "failed with KVM; once more without it" in host.log.getvalue()
+    kvm = False
+    with pytest.raises(YclusterError):
+        ycluster.guestfs(host, "x", "virt-x")
+    assert (tmp_path / "log").read_text() == "\nforce_tcg\n\n"
+
+
+def test_start_without_its_data_disk_is_refused(cli: Cli, cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(ycluster, "_check_host", lambda host: None)
+    state = prepared_host(cache, data_disk=str(tmp_path / "gone.qcow2"))
+    state.files.disk.touch()
+    ran = cli("start")
+    assert ran.code == 4 and f"its data disk {tmp_path}/gone.qcow2 is gone" in ran.err
+
+
+def test_every_teardown_keeps_the_data_disk_and_says_so(cli: Cli, cache: Path, tmp_path: Path) -> None:
+    data = tmp_path / "d.qcow2"
+    data.write_text("data")
+    state = prepared_host(cache, data_disk=str(data))
+    state.files.disk.touch()
+    ran = cli("teardown")
+    assert f"kept: {data}\n" in ran.err and data.read_text() == "data" and not state.files.disk.exists()
+
+
+# --- bundles
+
+sectors = st.lists(st.tuples(st.integers(0, 400), st.integers(1, 20)), max_size=40)
+
+
+@settings(max_examples=40)
+@given(sectors, st.integers(0, 40))
+def test_gnu_tar_reads_a_sparse_member_back(
+    tmp_path_factory: pytest.TempPathFactory, marks: list[tuple[int, int]], tail: int
+) -> None:
+    folder = tmp_path_factory.mktemp("tar")
+    spans, at = [], 0
+    for gap, length in marks:
+        spans.append(((at + gap) * 512, length * 512))
+        at += gap + length
+    size = (at + tail + 1) * 512
+    whole = bytearray(size)
+    for number, (start, length) in enumerate(spans):
+        whole[start : start + length] = bytes([number % 255 + 1]) * length
+    data = b"".join(bytes(whole[start : start + length]) for start, length in spans)
+    tar = folder / "x.tar"
+    tar.write_bytes(ycluster.sparse_header("disk.raw", size, spans) + data + bytes(1024))
+    subprocess.run(["tar", "-xf", tar, "-C", folder], check=True)
+    assert (folder / "disk.raw").read_bytes() == whole
+    shutil.rmtree(folder)
+
+
+def test_sizes_beyond_octal_digits_are_read_by_gnu_tar(tmp_path: Path) -> None:
+    head = ycluster.sparse_header("disk.raw", 20 << 40, [((20 << 40) - 512, 512)])
+    (tmp_path / "x.tar").write_bytes(head + b"x" * 512 + bytes(1024))
+    listed = subprocess.run(["tar", "-tvf", tmp_path / "x.tar"], check=True, text=True, capture_output=True).stdout
+    assert str(20 << 40) in listed and listed.split()[-1] == "disk.raw"
+
+
+@pytest.fixture
+def disk(cache: Path) -> Path:
+    """The disk of a stopped cluster: an overlay with data at both ends and around the window's."""
+    base = qcow2(cache / "images" / "base", "700M", "write -P 1 0 64k", "write -P 2 255M 3M")
+    over = cache / "demo.qcow2"
+    argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", "images/base", "-F", "qcow2", over, "1500M"]
+    subprocess.run(argv, check=True, cwd=base.parent.parent)
+    writes = ["-c", "write -P 3 64k 64k", "-c", "write -P 4 1499M 1M", "-c", "discard 256M 1M"]
+    subprocess.run(["qemu-io", *writes, over], check=True, stdout=subprocess.DEVNULL, cwd=cache)
+    state = prepared_host(cache, prepared="done")
+    for path in (state.files.ssh_key, state.files.ssh_pub, state.files.known_hosts):
+        path.write_text(path.name)
+        path.chmod(0o600)
+    return over
+
+
+@pytest.mark.parametrize("form", ycluster.CONVERT)
+def test_a_bundle_is_read_back_checked_and_imported(cli: Cli, cache: Path, disk: Path, tmp_path: Path, form: str) -> None:
+    bundle = tmp_path / "a bundle"
+    before = tree(cache)
+    ran = cli("export", bundle, "--format", form)
+    assert (ran.code, ran.out) == (0, f"{bundle}\n"), ran.err
+    after = tree(cache)
+    after.pop("demo.lock")
+    assert after == before
+    name = "demo.tar.gz" if form == "gcp-tar" else f"demo.{form}"
+    assert sorted(os.listdir(bundle)) == sorted(["README", "SHA256SUMS", "demo-ssh", "demo-ssh.pub", "known_hosts", name])
+    assert all(path.stat().st_mode & 0o077 == 0 for path in [bundle, *bundle.iterdir()])
+    subprocess.run(["sha256sum", "-c", "--strict", "SHA256SUMS"], check=True, cwd=bundle, stdout=subprocess.DEVNULL)
+    assert f"ycluster import {name} -c DIR" in (bundle / "README").read_text()
+    if form == "gcp-tar":
+        subprocess.run(["tar", "-xzf", bundle / name, "-C", tmp_path], check=True)
+        subprocess.run(["qemu-img", "compare", "-f", "raw", tmp_path / "disk.raw", disk], check=True)
+        # Whole GiB, and as sparse as it was: a small file that only looks large.
+        assert (tmp_path / "disk.raw").stat().st_size == 2 << 30
+        assert (tmp_path / "disk.raw").stat().st_blocks < 16 << 11 and (bundle / name).stat().st_size < 1 << 20
+    else:
+        subprocess.run(["qemu-img", "compare", "-f", form, bundle / name, disk], check=True)
+        assert (bundle / name).stat().st_blocks < 16 << 11
+    (tmp_path / "y-cluster-provision.yaml").write_text(CONFIG.replace("demo", "copy"))
+    assert cli("import", bundle / name, "-c", tmp_path).code == 0
+    subprocess.run(["qemu-img", "compare", cache / "copy.qcow2", disk], check=True)
+    info = json.loads(subprocess.run(["qemu-img", "info", "--output=json", cache / "copy.qcow2"], capture_output=True).stdout)
+    assert info["format"] == "qcow2" and "backing-filename" not in info
+    assert not (cache / "copy.import").exists()
+
+
+def test_a_bundle_never_overwrites_and_needs_a_stopped_cluster(
+    cli: Cli, cache: Path, disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full, file, part = tmp_path / "full", tmp_path / "file", tmp_path / ".new.part"
+    full.mkdir()
+    (full / "x").touch()
+    file.touch()
+    part.mkdir()
+    before = tree(tmp_path)
+    assert "is not an empty folder" in cli("export", full).err
+    assert "is not an empty folder" in cli("export", file).err
+    assert f"rm -r {part}" in cli("export", tmp_path / "new").err
+    monkeypatch.setattr(ycluster, "running", lambda files: True)
+    ran = cli("export", tmp_path / "other")
+    assert ran.code == 1 and "`ycluster prepare-export --name demo` stops and prepares it" in ran.err
+    after = tree(tmp_path)
+    after.pop("home/.cache/y-cluster-qemu/demo.lock")
+    assert after == before
+
+
+def test_an_export_that_fails_leaves_nothing_and_an_empty_folder_is_taken(
+    cli: Cli, cache: Path, disk: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (cache / "images" / "base").unlink()
+    assert cli("export", tmp_path / "empty", "--format", "raw").code == 1
+    assert sorted(os.listdir(tmp_path)) == ["empty", "home"] and os.listdir(tmp_path / "empty") == []
+    qcow2(disk)
+    assert cli("export", tmp_path / "empty", "--format", "raw").code == 0
+    assert "demo.raw" in os.listdir(tmp_path / "empty")
+
+
+def test_an_unprepared_disk_is_exported_with_a_warning(cli: Cli, cache: Path, disk: Path, tmp_path: Path) -> None:
+    prepared_host(cache, prepared="", data_disk="/d.qcow2")
+    ran = cli("export", tmp_path / "b")
+    assert ran.code == 0 and "warning: demo is not prepared" in ran.err and "/d.qcow2 is not part of the bundle" in ran.err
+
+
+def test_a_start_forgets_that_the_disk_was_prepared(cache: Path) -> None:
+    state = prepared_host(cache, prepared="done")
+    assert ycluster.anchored(state, ycluster.Clock(1.0, 0.0, "b")).prepared == ""
+
+
+# --- import
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    (tmp_path / "y-cluster-provision.yaml").write_text(CONFIG)
+    return tmp_path
+
+
+def test_what_is_no_whole_disk_is_not_imported(cli: Cli, cache: Path, config: Path, tmp_path: Path) -> None:
+    qcow2(tmp_path / "base.qcow2")
+    over = tmp_path / "over.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", over], check=True)
+    (tmp_path / "no.tar.gz").write_bytes(
+        subprocess.run(["tar", "-cz", "-C", tmp_path, "over.qcow2"], capture_output=True).stdout
+    )
+    wrong = qcow2(tmp_path / "bundle" / "d.qcow2")
+    (wrong.parent / "SHA256SUMS").write_text(f"{'0' * 64}  d.qcow2\n")
+    for disk, told in (
+        (tmp_path / "none", "no such file"),
+        (over, "builds on another file"),
+        (tmp_path / "no.tar.gz", "disk.raw: Not found in archive"),
+        (wrong, "its SHA-256 is not that of"),
+    ):
+        ran = cli("import", disk, "-c", config)
+        assert ran.code and told in ran.err, ran.err
+        assert list(cache.iterdir()) == []
+
+
+def test_an_import_never_replaces_a_cluster(cli: Cli, cache: Path, config: Path, disk: Path, tmp_path: Path) -> None:
+    before = tree(cache)
+    ran = cli("import", qcow2(tmp_path / "d"), "-c", config)
+    assert ran.code == 1 and "already exists" in ran.err
+    assert tree(cache) == before
+
+
+def test_an_import_that_was_killed_is_taken_up(cli: Cli, cache: Path, config: Path, tmp_path: Path) -> None:
+    (cache / "demo.import").mkdir()
+    (cache / "demo.import" / "demo.qcow2").write_text("half")
+    assert cli("import", qcow2(tmp_path / "d"), "-c", config).code == 0
+    assert not (cache / "demo.import").exists() and ycluster.load_state(Files(cache, "demo")).imported == str(tmp_path / "d")
+
+
+@pytest.mark.parametrize("size, told", [("128M", 128 << 20), ("64M", 64 << 20), ("32M", 64 << 20)])
+def test_an_imported_disk_boots_as_it_is_or_larger_and_outlives_a_provision_that_fails(
+    cli: Cli, cache: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: str, told: int
+) -> None:
+    (config / "y-cluster-provision.yaml").write_text(f"{CONFIG}diskSize: {size}\n")
+    source = qcow2(tmp_path / "d", "64M", "write -P 9 1M 1M")
+    assert cli("import", source, "-c", config).code == 0
+    seen: list[State] = []
+
+    def boot(host: object, state: State) -> State:
+        seen.append(state)
+        raise YclusterError("no boot")
+
+    monkeypatch.setattr(ycluster, "_boot", boot)
+    for _ in range(2):
+        assert "no boot" in cli("provision", "-c", config).err
+        subprocess.run(["qemu-img", "compare", cache / "demo.qcow2", source], check=True)
+    info = json.loads(subprocess.run(["qemu-img", "info", "--output=json", cache / "demo.qcow2"], capture_output=True).stdout)
+    assert info["virtual-size"] == told and "backing-filename" not in info
+    assert [state.imported for state in seen] == [str(source)] * 2
+    assert cli("teardown").code == 0 and sorted(os.listdir(cache)) == []
