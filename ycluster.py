@@ -27,7 +27,7 @@ The map: each section uses only what stands above it.
   15 guest              the cloud-init seed, keys, ssh, `wait_ready`
   16 k3s                `check_implemented`: what a config may not yet ask for
   17 kubeconfig         `check_context`: one cluster a context
-  18 disk images        the cloud image and the overlay on it; libguestfs and the data disk; bundles
+  18 disk images        fetch or copy the cloud image; the overlay on it
   19 commands           one function a verb; `reap` and `sweep`, which carry an expiry out
   20 CLI                argv -> command -> exit code
 
@@ -59,6 +59,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Callable, NamedTuple, NoReturn, Union
 
@@ -141,8 +142,7 @@ class ProgramFailed(YclusterError):
 
     def __init__(self, argv: Sequence[str], returncode: int, stderr: str) -> None:
         last = [line.strip() for line in stderr.splitlines() if line.strip()][-3:]
-        why = "; ".join(last) or "it said nothing"
-        super().__init__(f"{Path(argv[0]).name} failed (exit {returncode}): {why}")
+        super().__init__(f"{Path(argv[0]).name} failed (exit {returncode}): {'; '.join(last) or 'it said nothing'}")
         self.argv, self.returncode, self.stderr = tuple(argv), returncode, stderr
 
 
@@ -185,9 +185,8 @@ class Output:
     def draw(self, text: str) -> None:
         """Redraw the live line; an empty text wipes it. Nothing where stderr is no terminal."""
         if self.live:
-            width = shutil.get_terminal_size().columns - 1
             with contextlib.suppress(OSError, ValueError):
-                self.stderr.write("\r\x1b[K" + text[:width])
+                self.stderr.write("\r\x1b[K" + text[: shutil.get_terminal_size().columns - 1])
                 self.stderr.flush()
 
 
@@ -197,8 +196,7 @@ class Steps:
     HEARTBEAT = 15.0  # seconds between plain lines, so that a log shows life without filling up
 
     def __init__(self, output: Output, monotonic: Callable[[], float]) -> None:
-        self.output, self.monotonic = output, monotonic
-        self.began = monotonic()
+        self.output, self.monotonic, self.began = output, monotonic, monotonic()
         self.beat = self.began - self.HEARTBEAT + 2  # the first plain line comes soon
 
     def waiting(self, what: str) -> None:
@@ -227,13 +225,9 @@ def to_json(value: object) -> str:
 
 
 # === 4 host effects ==================================================================================
-class Done(NamedTuple):
-    """What a finished program left: exit status (negative: the signal that ended it) and its output."""
 
-    argv: tuple[str, ...]
-    returncode: int
-    stdout: str
-    stderr: str
+
+Done = subprocess.CompletedProcess[str]  # a negative returncode is the signal that ended it
 
 
 class Clock(NamedTuple):
@@ -250,9 +244,8 @@ class Host:
     def __init__(self, environ: Mapping[str, str], output: Output) -> None:
         self.environ, self.output = dict(environ), output
 
-    # --- clock: wall time is what is stored, monotonic time is what is waited on
     def now(self) -> float:
-        """Seconds since the epoch, UTC."""
+        """Seconds since the epoch, UTC: the time that is stored. The monotonic one is waited on."""
         return time.time()
 
     def monotonic(self) -> float:
@@ -275,15 +268,13 @@ class Host:
             return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return ""
 
-    # --- who and where
     def uid(self) -> int:
         return os.getuid()
 
     def user(self) -> str:
-        try:
+        with contextlib.suppress(KeyError):
             return pwd.getpwuid(self.uid()).pw_name
-        except KeyError:
-            return str(self.uid())
+        return str(self.uid())
 
     def home(self) -> Path:
         """$HOME, else the account's home: a timer or a container may have no HOME at all."""
@@ -293,16 +284,13 @@ class Host:
         try:
             return Path(pwd.getpwuid(self.uid()).pw_dir)
         except KeyError:
-            raise PrerequisiteError(
-                f"no home directory: HOME is unset and uid {self.uid()} has no account",
-                hint="set HOME, or cacheDir in the config",
-            ) from None
+            why = f"no home directory: HOME is unset and uid {self.uid()} has no account"
+            raise PrerequisiteError(why, hint="set HOME, or cacheDir in the config") from None
 
     def state_home(self) -> Path:
         """Where this user's index of cache directories is kept (XDG base directory specification)."""
         named = self.environ.get("XDG_STATE_HOME", "")
-        base = Path(named) if named.startswith("/") else self.home() / ".local" / "state"
-        return base / "ycluster"
+        return (Path(named) if named.startswith("/") else self.home() / ".local" / "state") / "ycluster"
 
     def runtime_dir(self) -> str:
         """XDG_RUNTIME_DIR, or where logind puts it: ssh -T, sudo, cron and at don't set the variable."""
@@ -310,17 +298,12 @@ class Host:
         guess = f"/run/user/{self.uid()}"
         return named or (guess if os.path.isdir(guess) else "")
 
-    # --- other programs
     def child_env(self, extra: Mapping[str, str] = {}) -> dict[str, str]:
         """The whole environment of a child. Named variables only: at(1) would write secrets to disk."""
         env = {"PATH": self.environ.get("PATH") or DEFAULT_PATH, "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8"}
-        for name in ("HOME", "USER", "LOGNAME", "TMPDIR", "XDG_STATE_HOME", "DBUS_SESSION_BUS_ADDRESS"):
-            if self.environ.get(name):
-                env[name] = self.environ[name]
-        if self.runtime_dir():
-            env["XDG_RUNTIME_DIR"] = self.runtime_dir()
-        env.update(extra)
-        return env
+        kept = ("HOME", "USER", "LOGNAME", "TMPDIR", "XDG_STATE_HOME", "DBUS_SESSION_BUS_ADDRESS")
+        given = {**{name: self.environ.get(name) for name in kept}, "XDG_RUNTIME_DIR": self.runtime_dir()}
+        return {**env, **{name: value for name, value in given.items() if value}, **extra}
 
     def which(self, program: str) -> str | None:
         path = self.environ.get("PATH") or DEFAULT_PATH
@@ -376,13 +359,10 @@ class Host:
     def spawn(self, argv: Sequence[str], log: Path) -> None:
         """Start a program that outlives this one: a session of its own, cwd /, its output appended to `log`."""
         self.output.debug(shlex.join(argv) + " &")
-        fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        try:
+        with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as to:
             subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=fd, stderr=fd, cwd="/", env=self.child_env(), start_new_session=True
+                argv, stdin=subprocess.DEVNULL, stdout=to, stderr=to, cwd="/", env=self.child_env(), start_new_session=True
             )  # fmt: skip
-        finally:
-            os.close(fd)
 
     def interactive(self, argv: Sequence[str]) -> int:
         """Run a program on this terminal and return its exit status."""
@@ -394,9 +374,7 @@ class Host:
 
     def program_source(self) -> bytes:
         """This very module, wherever it was loaded from (a plain file, shiv's cache, a zip)."""
-        loader: Any = globals()["__loader__"]
-        data: bytes = loader.get_data(__file__)
-        return data
+        return bytes(globals()["__loader__"].get_data(__file__))
 
     def interpreter(self) -> str:
         """The Python that a timer can rely on: not that of a virtual environment that may be deleted."""
@@ -404,12 +382,11 @@ class Host:
         return os.path.realpath(found) if sys.prefix != sys.base_prefix else os.path.abspath(found)
 
 
-def _syscall(number: int, *arguments: int) -> int:
+def _syscall(number: int, *arguments: int | None) -> int:
     """For Pythons that were built without a wrapper; these two numbers are the same on every architecture."""
     import ctypes
 
-    libc = ctypes.CDLL(None, use_errno=True)
-    result: int = libc.syscall(number, *arguments)
+    result: int = ctypes.CDLL(None, use_errno=True).syscall(number, *arguments)
     if result < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return result
@@ -422,18 +399,15 @@ def pidfd_open(pid: int) -> int:
 
 def send_signal(pidfd: int, signum: int) -> None:
     """Signal the process of a pidfd; OSError when it has ended."""
-    if hasattr(signal, "pidfd_send_signal"):
-        signal.pidfd_send_signal(pidfd, signum)
-    else:
-        _syscall(424, pidfd, signum, 0, 0)
+    send: Callable[..., object] = getattr(signal, "pidfd_send_signal", partial(_syscall, 424))
+    send(pidfd, signum, None, 0)
 
 
 def pids() -> list[int]:
     """Every process that can be seen."""
-    try:
+    with contextlib.suppress(OSError):
         return [int(name) for name in os.listdir("/proc") if name.isdigit()]
-    except OSError:
-        return []
+    return []
 
 
 def process_stat(pid: int) -> tuple[str, str]:
@@ -455,12 +429,12 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
-    except BaseException as error:
-        if isinstance(error, OSError):
-            error.filename = error.filename or str(path)  # a full disk has no name of its own
-        with contextlib.suppress(OSError):
-            os.unlink(beside)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk has no name of its own
         raise
+    finally:
+        with contextlib.suppress(OSError):  # nothing is left there when all went well
+            os.unlink(beside)
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(directory)
@@ -470,14 +444,13 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
 
 def remove(path: Path) -> bool:
     """Remove a file or a directory of ours; False when there was none."""
-    try:
+    with contextlib.suppress(FileNotFoundError):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()
-    except FileNotFoundError:
-        return False
-    return True
+        return True
+    return False
 
 
 def try_flock(path: Path, *, shared: bool = False) -> int | None:
@@ -488,28 +461,29 @@ def try_flock(path: Path, *, shared: bool = False) -> int | None:
         if not path.exists():
             raise
         fd = os.open(path, os.O_RDONLY)  # the disk has become read-only; its VM is to be stopped all the same
-    try:
+    with contextlib.ExitStack() as stack, contextlib.suppress(BlockingIOError, FileNotFoundError):
+        stack.callback(os.close, fd)
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         # Whoever held it before may have removed the file: a lock on a nameless file guards nothing.
         if os.path.samestat(os.fstat(fd), os.stat(path)):
+            stack.pop_all()
             return fd
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    except BaseException:
-        os.close(fd)
-        raise
-    os.close(fd)
     return None
 
 
-def take_flock(host: Host, path: Path, *, timeout: float, waiting: Callable[[], object] = lambda: None) -> int | None:
-    """`try_flock` for up to `timeout` seconds: another's mere look at a lock holds it for microseconds, too."""
-    until = host.monotonic() + timeout
+def take_flock(host: Host, path: Path, *, timeout: float, what: str = "") -> int | None:
+    """`try_flock` for up to `timeout` seconds: a mere look holds it for a moment, too. With `what`, its holder is woken."""
+    steps, looked = Steps(host.output, host.monotonic), host.monotonic()
+    until = looked + timeout
     while True:
         fd = try_flock(path)
         if fd is not None or host.monotonic() >= until:
             return fd
-        waiting()
+        if what:
+            steps.waiting(f"waiting: another ycluster works on {what}")
+            if host.monotonic() - looked > SLEEPER:
+                looked = host.monotonic()
+                wake_holder(path)
         host.sleep(0.02)
 
 
@@ -526,28 +500,17 @@ def flock_held(path: Path) -> bool:
 def wake_holder(path: Path) -> None:
     """Let whoever has the lock file open and was put to sleep go on: asleep, it would keep the reaper out for ever."""
     for pid in [pid for pid in pids() if process_stat(pid)[1] == "T"]:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             pidfd = pidfd_open(pid)
-            try:
-                if any(fd.exists() and fd.samefile(path) for fd in Path(f"/proc/{pid}/fd").iterdir()):
-                    send_signal(pidfd, signal.SIGCONT)
-            finally:
-                os.close(pidfd)
+            stack.callback(os.close, pidfd)
+            if any(fd.exists() and fd.samefile(path) for fd in Path(f"/proc/{pid}/fd").iterdir()):
+                send_signal(pidfd, signal.SIGCONT)
 
 
 @contextlib.contextmanager
 def locked(host: Host, path: Path, *, timeout: float, guards: Path | None = None) -> Iterator[None]:
     """Hold the lock file `path`, which goes with the file that it guards; raises Busy after `timeout` seconds."""
-    steps = Steps(host.output, host.monotonic)
-    looked = [host.monotonic()]
-
-    def waiting() -> None:
-        steps.waiting(f"waiting: another ycluster works on {path.stem}")
-        if host.monotonic() - looked[-1] > SLEEPER:
-            looked.append(host.monotonic())
-            wake_holder(path)
-
-    if (fd := take_flock(host, path, timeout=timeout, waiting=waiting)) is None:
+    if (fd := take_flock(host, path, timeout=timeout, what=path.stem)) is None:
         raise Busy(f"{path.stem}: another ycluster works on it", hint=f"`fuser {path}` names it")
     with os.fdopen(fd):
         try:
@@ -559,11 +522,9 @@ def locked(host: Host, path: Path, *, timeout: float, guards: Path | None = None
 
 # === 5 durations =====================================================================================
 
-_UNITS = {  # \u00b5 is the micro sign, \u03bc the Greek mu
-    "ns": 1, "us": 10**3, "\u00b5s": 10**3, "\u03bcs": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9,
-}  # fmt: skip
-_MAX_INT64 = (1 << 63) - 1
-_TERM = re.compile(r"([0-9]*)(\.[0-9]*)?([^.0-9]*)", re.DOTALL)
+# Both of Unicode's are taken: the micro sign and the Greek mu.
+_UNITS = {"ns": 1, "us": 10**3, "\u00b5s": 10**3, "\u03bcs": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
+_TERM = re.compile(r"(?=.)([0-9]*)(\.[0-9]*)?([^.0-9]*)", re.DOTALL)
 
 
 def parse_duration(text: str) -> int:
@@ -575,49 +536,47 @@ def parse_duration(text: str) -> int:
         return 0
     if not rest:
         raise invalid
-    total, pos = 0, 0
-    while pos < len(rest):
-        match = _TERM.match(rest, pos)
-        assert match is not None  # every part of the pattern may be empty
-        whole, fraction, unit = match.group(1).lstrip("0"), match.group(2) or "", match.group(3)
-        if (not match.group(1) and len(fraction) < 2) or len(whole) > 19 or int(whole or "0") > 1 << 63:
+    total = 0
+    for whole, fraction, unit in _TERM.findall(rest):
+        digits = whole.lstrip("0") or "0"
+        if (not whole and len(fraction) < 2) or len(digits) > 19 or int(digits) > 1 << 63:
             raise invalid
         if not unit:
             raise ValueError(f'missing unit in duration "{text}"')
         if unit not in _UNITS:
             raise ValueError(f'unknown unit "{unit}" in duration "{text}"')
-        value, scale = 0, 1.0
-        for digit in fraction[1:]:  # Go drops the digits that would overflow an int64
-            if value > _MAX_INT64 // 10 or value * 10 + int(digit) > 1 << 63:
-                break
-            value, scale = value * 10 + int(digit), scale * 10
-        total += int(whole or "0") * _UNITS[unit] + int(float(value) * (float(_UNITS[unit]) / scale))
+        total += int(digits) * _UNITS[unit] + _fraction(fraction[1:], _UNITS[unit])
         if total > 1 << 63:
             raise invalid
-        pos = match.end()
-    if sign == "-":
-        return -total
-    if total > _MAX_INT64:
+    if total == 1 << 63 and sign == "+":
         raise invalid
-    return total
+    return -total if sign == "-" else total
+
+
+def _fraction(digits: str, unit: int) -> int:
+    """Nanoseconds of `.digits` of a unit. Go drops the digits that would overflow an int64."""
+    value, scale = 0, 1.0
+    for digit in digits:
+        if value * 10 + int(digit) > 1 << 63:
+            break
+        value, scale = value * 10 + int(digit), scale * 10
+    return int(float(value) * (float(unit) / scale))
+
+
+def budget(text: str) -> int | None:
+    """Nanoseconds of a `maxRun` text, None where it says that there is no budget."""
+    return None if text in ("", "0") else parse_duration(text)
 
 
 def format_duration(nanoseconds: int) -> str:
     """A duration as Go prints it: `1h30m0s`, `1.5s`, `20ms`, `0s`."""
     sign, left = ("-", -nanoseconds) if nanoseconds < 0 else ("", nanoseconds)
-    if left == 0:
-        return "0s"
-    if left < 10**9:
-        unit = "ns" if left < 10**3 else "\u00b5s" if left < 10**6 else "ms"
-        return f"{sign}{_decimal(left, _UNITS[unit])}{unit}"
+    unit = "s" if left >= 10**9 or not left else "ms" if left >= 10**6 else "\u00b5s" if left >= 10**3 else "ns"
     minutes, rest = divmod(left, _UNITS["m"])
     hours, minutes = divmod(minutes, 60)
     head = f"{hours}h{minutes}m" if hours else f"{minutes}m" if minutes else ""
-    return f"{sign}{head}{_decimal(rest, 10**9)}s"
-
-
-def _decimal(value: int, unit: int) -> str:
-    return f"{value // unit}.{value % unit:0{len(str(unit)) - 1}}".rstrip("0").rstrip(".")
+    number = f"{rest / _UNITS[unit]:.9f}".rstrip("0").rstrip(".")  # exact: eleven digits at most
+    return f"{sign}{head}{number}{unit}"
 
 
 def in_words(seconds: float) -> str:
@@ -639,8 +598,7 @@ def parse_time(text: str) -> int:
     if (match := _RFC3339.fullmatch(text)) is None:
         raise ValueError(f"{text!r} is no RFC 3339 time")
     date, clock, fraction, zone = match.groups()
-    offset = "+00:00" if zone in "Zz" else zone
-    moment = datetime.strptime(f"{date}T{clock}{offset}", "%Y-%m-%dT%H:%M:%S%z")
+    moment = datetime.strptime(f"{date}T{clock}{zone.upper()}", "%Y-%m-%dT%H:%M:%S%z")
     whole = int(moment.timestamp()) + (1 if fraction and fraction.strip("0") else 0)
     if not 0 <= whole <= _LATEST:
         raise ValueError(f"{text!r} is before 1970 or after 2999")
@@ -661,8 +619,9 @@ def local_time(seconds: float) -> str:
 # The part of YAML 1.2.2 that configs are written in, and with it JSON. A document gets the value that a reader of the
 # core schema gives it, or is refused with file:line:column and a remedy. Numbers are those of https://yaml.org/spec/1.2.2/.
 #
-# A function takes the position where something starts and returns the one behind it, block functions that of the next token
-# (the first on its line, or the end); `indent` is the column of the collection around (-1: the document).
+# A function takes the position where something starts and returns the one behind it. Block functions return that of the
+# next token, which is the first on its line, or the end of the text; `indent` is the column of the collection that they
+# stand in (-1 in the document itself). A character is looked at a fixed number of times at most.
 
 Scalar = Union[None, bool, int, float, str]
 YamlValue = Union[Scalar, "list[Node]", "dict[str, Node]"]
@@ -676,8 +635,8 @@ _MAX_NUMBER = 640  # characters; with PYTHONINTMAXSTRDIGITS at its lowest, int()
 _FORBIDDEN = re.compile("[^\t\n -~\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
 _MARKER = re.compile(r"^(?:---|\.\.\.)(?![^ \t\n])", re.MULTILINE)  # c-forbidden [206], even in a scalar
 _DASH = re.compile(r"-(?![^ \t\n])")
-_LINE_END, _NOT_SPACE = re.compile(r"\n"), re.compile(r"[^ \n]")
-_NOT_WHITE, _NOT_BLANK = re.compile(r"[^ \t]"), re.compile(r"[^ \t\n]")
+_NOT_SPACE, _NOT_WHITE, _NOT_BLANK = re.compile(r"[^ \n]"), re.compile(r"[^ \t]"), re.compile(r"[^ \t\n]")
+_TOKEN = re.compile(r"(?:[ \t\n]+|(?<![^ \t\n])#[^\n]*)*")  # up to a token: section 6.6
 # ns-plain-first [126], where ns-plain-char [130] ends; outside and inside of [] and {}. libyaml reads [?x] as a key.
 _PLAIN_FIRST = re.compile(r"[^-?:,\[\]{}#&*!|>'\"%@`]|[-?:](?=[^ \t\n])")
 _PLAIN_END = re.compile(r":(?![^ \t\n])|(?<=[ \t\n])#|\n")
@@ -687,6 +646,8 @@ _QUOTED_STOP = re.compile(r"""["'\\\n]""")
 _ESCAPE = re.compile(r'\\(?:([0abt\tnvfre "/\\N_LP])|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8})')
 _ESCAPED = dict(zip('0abt\tnvfre "/\\N_LP', '\0\a\b\t\t\n\v\f\r\x1b "/\\\x85\xa0\u2028\u2029'))  # [42] to [58]
 _LOW_SURROGATE = re.compile(r"\\u([dD][c-fC-F][0-9a-fA-F]{2})")
+# Section 8.1.3: a line end between lines that start with no blank is a space, or one less of several.
+_FOLDED = re.compile(r"^([^ \t\n].*)\n(\n*)(?=[^ \t\n])", re.MULTILINE)
 _BLOCK_HEADER = re.compile(r"[|>](?:([1-9])([-+]?)|([-+]?)([1-9]?))[ \t]*(?:(?<=[ \t])#[^\n]*)?(?:\n|\Z)")
 
 # The core schema, section 10.3.2.
@@ -766,10 +727,8 @@ class _YamlReader:
 
     def skip(self, pos: int) -> int:
         """Behind blanks, line ends and comments; a comment has a blank or a line start before it, section 6.6."""
-        pos = self.find(_NOT_BLANK, pos)
-        while self.text.startswith("#", pos) and (pos == 0 or self.text[pos - 1] in " \t\n"):
-            pos = self.find(_NOT_BLANK, self.find(_LINE_END, pos))
-        return pos
+        match = _TOKEN.match(self.text, pos)
+        return match.end() if match else pos
 
     def next_token(self, pos: int) -> tuple[int, int | None]:
         """The next token, and its column: None where its line is that of pos too, -1 at the end of the text."""
@@ -785,6 +744,10 @@ class _YamlReader:
         if (tab := self.text.find("\t", start, end)) >= 0:
             raise self.error(tab, "a tab in the indentation", "indent with spaces")
 
+    def check_depth(self, pos: int, depth: int) -> None:
+        if depth > _MAX_DEPTH:
+            raise self.error(pos, f"more than {_MAX_DEPTH} levels of nesting", "nest less deeply")
+
     def block_node(self, start: int, indent: int, depth: int, parent: str) -> tuple[int, Node]:
         """What follows the indicator `parent` ("-", ":", or "" in the document) that ends at start; section 8."""
         pos, column = self.next_token(start)
@@ -792,22 +755,17 @@ class _YamlReader:
         lined_up = dash and parent == ":" and column == indent  # seq-space [201]
         if column is not None and column <= indent and not lined_up:
             return pos, self.node(start, None, "")
-        if depth > _MAX_DEPTH:
-            raise self.error(pos, f"more than {_MAX_DEPTH} levels of nesting", "nest less deeply")
-        end, key = pos, None
-        may_nest = column is not None or parent == "-"  # only here may a block collection start
-        if may_nest and not dash and self.text[pos] not in "[{|>":
-            end, key = self.key(pos, indent, False)
-        if column is None and may_nest and (dash or key is not None):
-            self.refuse_tab(start, pos)
-        if dash and may_nest:
-            end, column, items = pos, self.indent(pos), []
-            while self.indent(end) == column and _DASH.match(self.text, end):
-                end, item = self.block_node(end + 1, column, depth + 1, "-")
-                items.append(item)
-            node = self.node(pos, items)
-        elif key is not None:
-            end, node = self.block_mapping(pos, end, key, depth)
+        self.check_depth(pos, depth)
+        collection = None
+        if column is not None or parent == "-":  # only here may a block collection start
+            if dash:
+                collection = self.block_sequence
+            elif self.text[pos] not in "[{|>" and self.key(pos, indent, False, required=False)[0] > pos:
+                collection = self.block_mapping
+        if collection:
+            if column is None:
+                self.refuse_tab(start, pos)
+            end, node = collection(pos, depth)
         elif self.text[pos] in "|>":
             end, node = self.block_scalar(pos, indent)
         else:
@@ -821,17 +779,23 @@ class _YamlReader:
             raise self.error(end, "the indentation fits nothing above", hint)
         return end, node
 
-    def block_mapping(self, first: int, end: int, key: str, depth: int) -> tuple[int, Node]:
-        """The mapping whose first key, read already, stands from first to end."""
+    def block_sequence(self, first: int, depth: int) -> tuple[int, Node]:
+        items: list[Node] = []
         pos, indent = first, self.indent(first)
+        while self.indent(pos) == indent and _DASH.match(self.text, pos):
+            pos, item = self.block_node(pos + 1, indent, depth + 1, "-")
+            items.append(item)
+        return pos, self.node(first, items)
+
+    def block_mapping(self, first: int, depth: int) -> tuple[int, Node]:
         entries: dict[str, Node] = {}
-        while True:
+        pos, indent = first, self.indent(first)
+        while self.indent(pos) == indent:
+            end, key = self.key(pos, indent, False)
             end, value = self.block_node(end, indent, depth + 1, ":")
             self.add_entry(entries, pos, key, value)
             pos = end
-            if self.indent(pos) != indent:
-                return pos, self.node(first, entries)
-            end, key = self.required_key(pos, indent, False)
+        return pos, self.node(first, entries)
 
     def add_entry(self, entries: dict[str, Node], pos: int, key: str, value: Node) -> None:
         """Adds the entry whose key is at pos. Keys are unique, section 3.2.1.3."""
@@ -841,8 +805,8 @@ class _YamlReader:
             raise self.error(pos, message, "keep one of the two")
         entries[key] = Node(value.value, value.line, value.column, value.source, *self.place(pos))
 
-    def key(self, pos: int, indent: int, flow: bool) -> tuple[int, str | None]:
-        """The key at pos; None where no colon follows on its line. Section 7.4.2, production [193]."""
+    def key(self, pos: int, indent: int, flow: bool, required: bool = True) -> tuple[int, str]:
+        """The key at pos, with its colon; unless `required`, just pos where none follows on its line. Section 7.4.2 [193]."""
         text, quoted = self.text, self.text[pos] in "\"'"
         if quoted:
             end, name = self.quoted_scalar(pos, indent)
@@ -851,7 +815,9 @@ class _YamlReader:
             end = colon = self.plain_line(pos, flow)
             name = text[pos:colon].rstrip(" \t")
         if not text.startswith(":", colon) or "\n" in text[pos:end]:
-            return pos, None
+            if required:
+                raise self.error(pos, "no 'key: value' here", "write the key, a colon and a space on one line")
+            return pos, ""
         if colon - pos > _MAX_KEY:
             raise self.error(pos, f"a key of more than {_MAX_KEY} characters", "shorten it")
         if text[colon + 1 : colon + 2] not in ("", " ", "\t", "\n") and not (flow and quoted):
@@ -860,16 +826,9 @@ class _YamlReader:
             raise self.error(pos, "a key that is not a string", f'quote it: "{name}"')
         return colon + 1, name
 
-    def required_key(self, pos: int, indent: int, flow: bool) -> tuple[int, str]:
-        end, key = self.key(pos, indent, flow)
-        if key is None:
-            raise self.error(pos, "no 'key: value' here", "write the key, a colon and a space on one line")
-        return end, key
-
     def flow_node(self, pos: int, indent: int, depth: int, flow: bool) -> tuple[int, Node]:
         """The flow collection or scalar at pos; `flow` tells whether it stands inside of [] or {}."""
-        if depth > _MAX_DEPTH:
-            raise self.error(pos, f"more than {_MAX_DEPTH} levels of nesting", "nest less deeply")
+        self.check_depth(pos, depth)
         if self.text[pos] in "[{":
             collection = self.flow_sequence if self.text[pos] == "[" else self.flow_mapping
             return collection(pos, indent, depth)
@@ -892,7 +851,7 @@ class _YamlReader:
         entries: dict[str, Node] = {}
         pos = self.flow_skip(first, first + 1, indent)
         while self.text[pos] != "}":
-            end, key = self.required_key(pos, indent, True)
+            end, key = self.key(pos, indent, True)
             value = self.node(end, None, "")
             end = self.flow_skip(first, end, indent)
             if self.text[end] not in ",}":
@@ -1004,43 +963,36 @@ class _YamlReader:
     def block_scalar(self, first: int, indent: int) -> tuple[int, Node]:
         """The literal or folded scalar whose header is at first: section 8.1."""
         if not (header := _BLOCK_HEADER.match(self.text, first)):
-            raise self.error(
-                first, "not the header of a block scalar", "start the text on the next line, indented; or quote it"
-            )
+            hint = "start the text on the next line, indented; or quote it"
+            raise self.error(first, "not the header of a block scalar", hint)
         digit, chomp = header.group(1) or header.group(4), header.group(2) or header.group(3)
         if digit and indent < 0:
             raise self.error(first, "readers differ on an indentation indicator at the top level", "leave it out")
         start = header.end()
-        end, width = self.block_scalar_extent(start, indent, int(digit) + indent if digit else 0)
-        lines = [line[width:] for line in self.text[start:end].split("\n")]
-        if self.text[end - 1] == "\n" or start == end:
-            lines.pop()  # what stands behind the last line end: nothing
-        elif chomp == "+" or (lines[-1] and chomp != "-"):
-            hint = "end the last line, or write '-' behind the '|' or '>'"
-            raise self.error(end, "the file ends within a line of a block scalar; readers differ on that", hint)
-        kept = len(lines)
-        while kept and not lines[kept - 1]:
-            kept -= 1
-        value = "\n".join(lines[:kept]) if self.text[first] == "|" else _fold_lines(lines[:kept])
-        value += "\n" * ((kept > 0 and chomp != "-") + (len(lines) - kept if chomp == "+" else 0))
-        self.refuse_tab(end, end + 1)  # neither a blank line, section 8.1.2, nor part of the text
-        return self.next_token(end)[0], self.node(first, value)
-
-    def block_scalar_extent(self, start: int, indent: int, width: int) -> tuple[int, int]:
-        """Where the block scalar with its first line at start ends, and its indentation: `width` if not 0."""
         content = self.find(_NOT_SPACE, start)
         *blanks, last = map(len, self.text[start:content].split("\n"))
-        if content == len(self.text):
-            blanks.append(last)
-        widest = max(blanks, default=0)
-        width = width or max(indent + 1, widest if content == len(self.text) or last <= indent else last)
+        widest = max(blanks if content < len(self.text) else [*blanks, last], default=0)
+        detected = max(indent + 1, widest if content == len(self.text) or last <= indent else last)
+        width = int(digit) + indent if digit else detected
         if widest > width:
             message = "a blank line below is indented further than the first line of text"
             raise self.error(start, message, "remove the spaces of the blank line")
         if not width and content < len(self.text):
             raise self.error(content, "readers differ on a block scalar without indentation", "indent the text")
         less = re.compile(rf"\n {{0,{max(width, 1) - 1}}}[^ \n]")
-        return min(self.find(less, start - 1) + 1, len(self.text)), width
+        end = min(self.find(less, start - 1) + 1, len(self.text))
+        lines = [line[width:] for line in self.text[start:end].split("\n")]
+        if self.text[end - 1] == "\n" or start == end:
+            lines.pop()  # what stands behind the last line end: nothing
+        elif chomp == "+" or (lines[-1] and chomp != "-"):
+            hint = "end the last line, or write '-' behind the '|' or '>'"
+            raise self.error(end, "the file ends within a line of a block scalar; readers differ on that", hint)
+        text = "".join(line + "\n" for line in lines)
+        body = text.rstrip("\n")
+        value = body if self.text[first] == "|" else _FOLDED.sub(lambda match: match[1] + (match[2] or " "), body)
+        value += {"+": text[len(body) :], "-": ""}.get(chomp, "\n" if body else "")
+        self.refuse_tab(end, end + 1)  # neither a blank line, section 8.1.2, nor part of the text
+        return self.next_token(end)[0], self.node(first, value)
 
     def resolve(self, pos: int, text: str) -> Scalar:
         """The value of the plain scalar at pos by the core schema, unless YAML 1.1 has another."""
@@ -1055,22 +1007,7 @@ class _YamlReader:
             return float(text.replace(".", "")) if _NOT_FINITE.fullmatch(text) else text
         if len(text) > _MAX_NUMBER:
             raise self.error(pos, f"a number of more than {_MAX_NUMBER} characters", "quote it")
-        if _INT.fullmatch(text):
-            return int(text, 16 if text.startswith("0x") else 10)
-        return float(text)
-
-
-def _fold_lines(lines: list[str]) -> str:
-    """Section 8.1.3: line ends beside a line that starts with a blank stay; else n are n - 1, one a space."""
-    parts: list[str] = []
-    breaks, was_spaced = 0, True
-    for line in lines:
-        if line:
-            spaced = line[0] in " \t"
-            parts += ("\n" * breaks if spaced or was_spaced else "\n" * (breaks - 1) or " ", line)
-            breaks, was_spaced = 0, spaced
-        breaks += 1
-    return "".join(parts)
+        return int(text, 16 if text.startswith("0x") else 10) if _INT.fullmatch(text) else float(text)
 
 
 def parse_yaml(text: str, file: str) -> Node:
@@ -1098,79 +1035,131 @@ def parse_yaml(text: str, file: str) -> Node:
 
 # === 7 config and schema =============================================================================
 @dataclass(frozen=True)
-class Reading:
-    """A config on its way in: where its relative paths start, and all that is wrong with it: line, column, what."""
+class Item:
+    """A node of the config and the path that leads to it. `wrong` collects all that is wrong: line, column, what."""
 
-    base: Path
-    found: list[tuple[int, int, str]]
+    node: Node
+    path: str
+    base: Path  # where relative paths start
+    wrong: list[tuple[int, int, str]]
 
-    def value(self, kind: Kind, node: Node, path: str) -> Any:
-        """The value of a node; what is wrong with it is noted, with the path that leads there."""
+    def step(self, name: str) -> str:
+        """The path of what is below; `name` may be an [index]."""
+        return f"{self.path}{'' if name[:1] == '[' else '.'}{name}"
+
+    def read(self, kind: Kind, node: Node, name: str) -> Any:
+        """The value of a node below; None where something is wrong with it."""
+        path = self.step(name)
         try:
-            return kind.parse(node, self, path)
+            return kind.parse(replace(self, node=node, path=path))
         except ValueError as error:
-            self.found.append((node.line, node.column, f"{path}: {error}"))
+            self.wrong.append((node.line, node.column, f"{path}: {error}"))
+        return None
 
-    def entries(self, node: Node, kinds: Mapping[str, Kind], path: str) -> dict[str, Any]:
+    def entries(self, kinds: Mapping[str, Kind]) -> dict[str, Any]:
         """The values of a mapping. A key with nothing behind it keeps its default."""
         values: dict[str, Any] = {}
-        for name, child in _dict(node).items():
+        for name, child in self.value().items():
             if name not in kinds:
-                what = f"{path}.{name}: no such key{_nearest(name, list(kinds))}"
-                self.found.append((child.key_line, child.key_column, what))
+                text = f"{self.step(name)}: no such key{_nearest(name, list(kinds))}"
+                self.wrong.append((child.key_line, child.key_column, text))
             elif child.value is not None:
-                values[name] = self.value(kinds[name], child, f"{path}.{name}")
+                values[name] = self.read(kinds[name], child, name)
         return values
+
+    def value(self, sort: type = dict, wanted: str = "a mapping of keys to values") -> Any:
+        """The node's own value; ValueError unless it is of this sort."""
+        if not isinstance(self.node.value, sort):
+            names = {dict: "a mapping", list: "a list", bool: "a boolean", type(None): "nothing", str: "a string"}
+            raise ValueError(f"wants {wanted}, not {names.get(type(self.node.value), 'a number')}")
+        return self.node.value
+
+    def string(self) -> str:
+        """A string. A plain number is taken as it is written: the sibling wants `memory: "8192"` quoted."""
+        return str(self.node.source if type(self.node.value) in (int, float) else self.value(str, "a string"))
+
+    def text(self) -> str:
+        text = self.string()
+        if "${" in text:
+            raise ValueError("${...} is substituted in registries, and nowhere else")
+        return text
+
+    def variables(self) -> str:
+        """A string whose ${VAR} are filled in when it is used, so that no secret is kept."""
+        text = self.string()
+        if re.search(r"\$\{(?![A-Za-z_][A-Za-z0-9_]*\})", text):
+            raise ValueError("${ wants the name of a variable and a }")
+        return text
+
+    def duration(self) -> str:
+        text = self.text()
+        if budget(text) is not None and parse_duration(text) <= 0:
+            raise ValueError(f'"{text}" must be positive; "0" switches it off')
+        return text
+
+    def file(self) -> Path | None:
+        """A path; a relative one starts at the config file's directory, `~` at home."""
+        text = self.text()
+        if "\0" in text or "\n" in text:
+            raise ValueError("a path has no line break and no NUL")
+        return Path(os.path.abspath(self.base / os.path.expanduser(text))) if text else None
+
+    def image(self) -> str:
+        """A URL, made of a path where it is one."""
+        import urllib.parse
+
+        text = self.text()
+        if text.startswith(("https://", "http://")) and not re.search(r"[\x00-\x20]", text):
+            return text
+        if re.match(r"(?!file:///)[A-Za-z][A-Za-z0-9+.-]*://", text):
+            raise ValueError(f"{text!r} is not an https, http or file:/// URL")
+        if text.startswith("file:///"):
+            text = urllib.parse.unquote(text[len("file://") :])
+        if (path := replace(self, node=replace(self.node, value=text)).file()) is None:
+            raise ValueError("wants a URL or a path of a cloud image")
+        return path.as_uri()
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How a value is written: `parse` reads a node (ValueError says what is wrong), `show` is its inverse."""
+    """How a value is written: `parse` reads an Item, or a sidecar's value (ValueError says what is wrong); `show` undoes it."""
 
-    parse: Callable[[Node, Reading, str], Any]
-    schema: Mapping[str, Any]
+    parse: Callable[[Any], Any]
+    schema: Mapping[str, Any] = field(default_factory=dict)
     show: Callable[[Any], Any] = lambda value: value
 
 
-def scalar(
-    check: Callable[[str, Path], Any], schema: Mapping[str, Any], show: Callable[[Any], Any] = lambda value: value
-) -> Kind:
-    """The kind of a single value; `check` makes it of its text."""
-    return Kind(lambda node, reading, path: check(_text(node), reading.base), schema, show)
-
-
-def key(kind: Kind, doc: str, default: Any = dataclasses.MISSING) -> Any:
-    """Declare one key of the config (camelCase in the file): reading, defaults, checks, schemas and `show` come from here."""
-    return _declared(default, {"kind": kind, "doc": doc})
-
-
-def _declared(default: Any, metadata: Mapping[str, Any]) -> Any:
+def key(kind: Kind, doc: str = "", default: Any = dataclasses.MISSING) -> Any:
+    """Declare one key of the config, or of the sidecar, as a dataclass field, spelt in camelCase in the file. Nothing
+    else knows of it: reading, defaults, validation, `config show` and the schemas all come from here."""
+    metadata = {"kind": kind, "doc": doc}
     if isinstance(default, dict):  # dataclasses take no mutable default
         return field(default_factory=dict, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
+def _camel(attr: str) -> str:
+    return re.sub("_(.)", lambda match: match[1].upper(), attr)
+
+
 def section(cls: Any) -> Kind:
     """The kind of a mapping whose keys a dataclass declares; keys that it doesn't have are refused."""
-    declared = [item for item in dataclasses.fields(cls) if "kind" in item.metadata]
-    keys = {re.sub("_(.)", lambda letter: letter[1].upper(), item.name): item for item in declared}
+    keys = {_camel(item.name): item for item in dataclasses.fields(cls) if "kind" in item.metadata}
     kinds: dict[str, Kind] = {name: item.metadata["kind"] for name, item in keys.items()}
     required = [name for name, item in keys.items() if item.default is item.default_factory is dataclasses.MISSING]
     blank = cls(**{keys[name].name: None for name in required})
-    properties: dict[str, Any] = {}
+    described: dict[str, Kind] = {}
     for name, item in keys.items():
         default = {} if name in required else {"default": kinds[name].show(getattr(blank, item.name))}
-        properties[name] = {"description": item.metadata["doc"], **default, **kinds[name].schema}
-    schema = {"type": "object", "additionalProperties": False, "properties": properties}
-    if required:
-        schema["required"] = required
+        described[name] = replace(kinds[name], schema={"description": item.metadata["doc"], **default, **kinds[name].schema})
 
-    def parse(node: Node, reading: Reading, path: str) -> Any:
-        before, values = len(reading.found), reading.entries(node, kinds, path)
-        missing = [name for name in required if name not in _dict(node)]
-        reading.found.extend((node.line, node.column, f"{path}.{name}: is missing") for name in missing)
-        return cls(**{keys[name].name: value for name, value in values.items()}) if len(reading.found) == before else None
+    def parse(item: Item) -> Any:
+        values = item.entries(kinds)
+        missing = [f"{item.step(name)}: is missing" for name in required if name not in values]
+        item.wrong.extend((item.node.line, item.node.column, text) for text in missing)
+        return replace(blank, **{keys[name].name: value for name, value in values.items()})
 
+    schema = {**shape(described).schema, **({"required": required} if required else {})}
     return Kind(parse, schema, lambda value: {name: kinds[name].show(getattr(value, keys[name].name)) for name in keys})
 
 
@@ -1178,35 +1167,22 @@ def shape(kinds: Mapping[str, Kind]) -> Kind:
     """The kind of a mapping that is handed on as it is, once each of its keys has been checked."""
     properties = {name: kind.schema for name, kind in kinds.items()}
     schema = {"type": "object", "additionalProperties": False, "properties": properties}
-    return Kind(lambda node, reading, path: reading.entries(node, kinds, path), schema, dict)
+    return Kind(lambda item: item.entries(kinds), schema, dict)
 
 
 def map_of(kind: Kind) -> Kind:
     """The kind of a mapping with keys of the user's own."""
     schema = {"type": "object", "additionalProperties": kind.schema}
-    return Kind(lambda node, reading, path: reading.entries(node, dict.fromkeys(_dict(node), kind), path), schema, dict)
+    return Kind(lambda item: item.entries(dict.fromkeys(item.value(), kind)), schema, dict)
 
 
 def list_of(kind: Kind) -> Kind:
     """The kind of a list, read as a tuple."""
 
-    def parse(node: Node, reading: Reading, path: str) -> Any:
-        if not isinstance(node.value, list):
-            raise ValueError(f"wants a list, not {_sort(node)}")
-        return tuple(reading.value(kind, item, f"{path}[{index}]") for index, item in enumerate(node.value))
+    def parse(item: Item) -> Any:
+        return tuple(item.read(kind, node, f"[{index}]") for index, node in enumerate(item.value(list, "a list")))
 
     return Kind(parse, {"type": "array", "items": kind.schema}, lambda values: [kind.show(value) for value in values])
-
-
-def _dict(node: Node) -> dict[str, Node]:
-    if not isinstance(node.value, dict):
-        raise ValueError(f"wants a mapping of keys to values, not {_sort(node)}")
-    return node.value
-
-
-def _sort(node: Node) -> str:
-    names = {dict: "a mapping", list: "a list", bool: "a boolean", type(None): "nothing", str: "a string"}
-    return names.get(type(node.value), "a number")
 
 
 def _nearest(word: str, choices: Sequence[str]) -> str:
@@ -1216,118 +1192,50 @@ def _nearest(word: str, choices: Sequence[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-# --- kinds of single values
-def _string(node: Node) -> str:
-    """A string. A plain number is taken as it is written: the sibling wants `memory: "8192"` quoted."""
-    if isinstance(node.value, str):
-        return node.value
-    if isinstance(node.value, (int, float)) and not isinstance(node.value, bool):
-        return node.source or ""
-    raise ValueError(f"wants a string, not {_sort(node)}")
-
-
-def _text(node: Node) -> str:
-    text = _string(node)
-    if "${" in text:
-        raise ValueError("${...} is substituted in registries, and nowhere else")
-    return text
-
-
-def _variables(node: Node, reading: Reading, path: str) -> str:
-    """A string whose ${VAR} are filled in when it is used, so that no secret is kept."""
-    text = _string(node)
-    if re.search(r"\$\{(?![A-Za-z_][A-Za-z0-9_]*\})", text):
-        raise ValueError("${ wants the name of a variable and a }")
-    return text
-
-
-def _bool(node: Node, reading: Reading, path: str) -> bool:
-    if not isinstance(node.value, bool):
-        raise ValueError(f"wants true or false, not {_sort(node)}")
-    return node.value
-
-
 def _pattern(pattern: str, wanted: str) -> Kind:
-    def check(text: str, base: Path) -> str:
+    def parse(item: Item) -> str:
+        text = item.text()
         if not re.fullmatch(pattern, text, re.ASCII):
             raise ValueError(f"{text!r} is not {wanted}")
         return text
 
-    return scalar(check, {"type": "string", "pattern": f"^(?:{pattern})$"})
+    return Kind(parse, {"type": "string", "pattern": f"^(?:{pattern})$"})
 
 
-def _number(low: int, high: int, unit: str, *, empty_is: int | None = None) -> Kind:
+def _number(low: int, high: int, unit: str, *, empty: str = "") -> Kind:
     """A whole number, quoted or not, shown as the string that the sibling wants."""
 
-    def check(text: str, base: Path) -> int:
-        if not text and empty_is is not None:
-            return empty_is
+    def parse(item: Item) -> int:
+        text = item.text() or empty
         if not re.fullmatch(r"[0-9]{1,9}", text, re.ASCII) or not low <= int(text) <= high:
             raise ValueError(f"{text!r} is not a whole number from {low} to {high} ({unit})")
         return int(text)
 
-    pattern = r"^[0-9]*$" if empty_is is not None else r"^[0-9]+$"
+    pattern = r"^[0-9]*$" if empty else r"^[0-9]+$"
     schema = {"anyOf": [{"type": "string", "pattern": pattern}, {"type": "integer", "minimum": low, "maximum": high}]}
-    return scalar(check, schema, str)
+    return Kind(parse, schema, str)
 
 
-def _choice(*choices: str, only: str = "") -> Kind:
-    """One of some words; the schema may know of one alone, where another schema has the others."""
+def _choice(*choices: str, shown: Sequence[str] = ()) -> Kind:
+    """One of some words; the schema may have fewer: a provider's is for that one."""
 
-    def check(text: str, base: Path) -> str:
-        if text not in choices:
+    def parse(item: Item) -> str:
+        if (text := item.text()) not in choices:
             raise ValueError(f"{text!r} is none of {', '.join(choices)}{_nearest(text, choices)}")
         return text
 
-    return scalar(check, {"type": "string", "enum": [only] if only else list(choices)})
-
-
-def _duration(text: str, base: Path) -> str:
-    if budget(text) is not None and parse_duration(text) <= 0:
-        raise ValueError(f'"{text}" must be positive; "0" switches it off')
-    return text
-
-
-def budget(text: str) -> int | None:
-    """Nanoseconds of a `maxRun` text, None where it says that there is no budget."""
-    return None if text in ("", "0") else parse_duration(text)
-
-
-def _path(text: str, base: Path) -> Path | None:
-    """A path; a relative one starts at the config file's directory, `~` at home."""
-    if "\0" in text or "\n" in text:
-        raise ValueError("a path has no line break and no NUL")
-    return Path(os.path.abspath(base / os.path.expanduser(text))) if text else None
-
-
-def _image(text: str, base: Path) -> str:
-    """A URL, made of a path where it is one."""
-    import urllib.parse
-
-    if text.startswith(("https://", "http://")) and not re.search(r"[\x00-\x20]", text):
-        return text
-    if re.match(r"(?!file:///)[A-Za-z][A-Za-z0-9+.-]*://", text):
-        raise ValueError(f"{text!r} is not an https, http or file:/// URL")
-    if text.startswith("file:///"):
-        text = urllib.parse.unquote(text[len("file://") :])
-    if (path := _path(text, base)) is None:
-        raise ValueError("wants a URL or a path of a cloud image")
-    return path.as_uri()
+    return Kind(parse, {"type": "string", "enum": list(shown or choices)})
 
 
 # fmt: off
-_STRING = scalar(lambda text, base: text, {"type": "string"})
-_ENV = Kind(_variables, {"type": "string"})
-_BOOL = Kind(_bool, {"type": "boolean"})
-_NAME = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
-_LABEL = _pattern(_NAME, "a DNS label: a-z, 0-9 and inner dashes, 63 at most")
+_STRING = Kind(Item.text, {"type": "string"})
+_ENV = Kind(Item.variables, {"type": "string"})
+_BOOL = Kind(lambda item: item.value(bool, "true or false"), {"type": "boolean"})
+_LABEL = _pattern(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", "a DNS label: a-z, 0-9 and inner dashes, 63 at most")
 _SIZE = _pattern(r"[1-9][0-9]{0,9}[KMGTkmgt]?", "a size such as 20G")
-_DURATION = scalar(_duration, {"type": "string", "pattern": r"^(|0|\+?((\d+(\.\d*)?|\.\d+)(ns|us|\u00b5s|\u03bcs|ms|s|m|h))+)$"})
-_PATH = scalar(_path, {"type": "string"}, lambda path: str(path) if path else "")
-_PORT = _number(1, 65535, "a TCP port")
-_HOST_PORT = _number(0, 65535, "a TCP port; empty or 0: QEMU chooses", empty_is=0)
-_IPV4 = _pattern(r"(|(?:(?:25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])(?:\.(?!$)|$)){4})", "an IPv4 address")
-_K3S_VERSION = _pattern(r"v[0-9]+\.[0-9]+\.[0-9]+(-[0-9A-Za-z.]+)?\+k3s[0-9]+", "a k3s release such as v1.35.6+k3s1")
+_DURATION = Kind(Item.duration, {"type": "string", "pattern": r"^(|0|\+?((\d+(\.\d*)?|\.\d+)(ns|us|\u00b5s|\u03bcs|ms|s|m|h))+)$"})
+_PATH = Kind(Item.file, {"type": "string"}, lambda path: str(path) if path else "")
+_HOST_PORT = _number(0, 65535, "a TCP port; empty or 0: QEMU chooses", empty="0")
 _REQUESTS = shape({"cpu": _STRING, "memory": _STRING})
 _GATEWAY = shape({"skip": _BOOL, "className": _STRING, "resources": shape({"controller": _REQUESTS, "proxy": _REQUESTS})})
 _STORAGE = shape({"path": _STRING, "pathPattern": _STRING, "reclaimPolicy": _choice("Retain", "Delete")})
@@ -1339,20 +1247,23 @@ _REGISTRIES = shape({
     })),
 })
 
+
 @dataclass(frozen=True)
 class PortForward:
     """A TCP port of the host that leads to one of the guest."""
 
-    guest: int = key(_PORT, "Guest port.")
+    guest: int = key(_number(1, 65535, "a TCP port"), "Guest port.")
     host: int = key(_HOST_PORT, "Host port. Empty or 0: QEMU chooses a free one.", 0)
+
 
 @dataclass(frozen=True)
 class K3s:
     """Which k3s, and how it comes into the guest."""
 
-    version: str = key(_K3S_VERSION, "The k3s release.", K3S_VERSION)
+    version: str = key(_pattern(r"v[0-9]+\.[0-9]+\.[0-9]+(-[0-9A-Za-z.]+)?\+k3s[0-9]+", "a k3s release such as v1.35.6+k3s1"), "The k3s release.", K3S_VERSION)
     install: str = key(_choice("airgap", "script", "none"), "airgap: the host hands k3s to the guest; script: the guest fetches it; none: a plain VM.", "airgap")
     source: str = key(_STRING, "A base URL or a folder with the release's files, for mirrors.", "")
+
 
 @dataclass(frozen=True)
 class Lifetime:
@@ -1364,16 +1275,18 @@ class Lifetime:
     on_warn: str = key(_ENV, "A command to run at that moment.", "")
     max_total: str = key(_DURATION, "What no extension may pass, counted from the start.", "")
 
+
 @dataclass(frozen=True)
 class Network:
     """How the VM is attached. Only user mode is implemented here; tap is the sibling's."""
 
     mode: str = key(_choice("user", "tap"), "user: forwarded ports, no host set-up; tap: a tap device of the operator's (y-cluster only).", "user")
-    bind_address: str = key(_IPV4, "IPv4 address that the forwarded ports listen on; 0.0.0.0 is every interface.", "127.0.0.1")
+    bind_address: str = key(_pattern(r"(|(?:(?:25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])(?:\.(?!$)|$)){4})", "an IPv4 address"), "IPv4 address that the forwarded ports listen on; 0.0.0.0 is every interface.", "127.0.0.1")
     ifname: str = key(_STRING, "Tap mode only.", "")
     guest_address: str = key(_STRING, "Tap mode only.", "")
     gateway: str = key(_STRING, "Tap mode only.", "")
     dns: tuple[str, ...] = key(list_of(_STRING), "Tap mode only.", ())
+
 
 @dataclass(frozen=True)
 class Config:
@@ -1392,34 +1305,38 @@ class Config:
     lifetime: Lifetime = key(section(Lifetime), "How long the cluster may run, and what happens then.", Lifetime())
     file: Path = Path()
 
+
 @dataclass(frozen=True)
 class QemuConfig(Config):
     """The keys of `provider: qemu`."""
 
-    provider: str = key(_choice(*PROVIDERS, only="qemu"), "What runs the cluster.", "qemu")
+    provider: str = key(_choice(*PROVIDERS, shown=["qemu"]), "What runs the cluster.", "qemu")
     disk_size: str = key(_SIZE, "Size of the boot disk.", "20G")
     ssh_port: int = key(_HOST_PORT, "Host port for ssh. Empty or 0: QEMU chooses a free one.", 2222)
     cache_dir: Path | None = key(_PATH, "Where disks, keys and state are kept. Empty: ~/.cache/y-cluster-qemu.", None)
     data_disk: Path | None = key(_PATH, "An external qcow2 that every teardown keeps, mounted at /data/yolean.", None)
     data_disk_size: str = key(_SIZE, "Size of a new data disk.", "10G")
     network: Network = key(section(Network), "How the VM is attached to the host's network.", Network())
-    image: str = key(scalar(_image, {"type": "string"}), "URL or path of a cloud image (cloud-init, sshd, BIOS boot).", DEFAULT_IMAGE)
+    image: str = key(Kind(Item.image, {"type": "string"}), "URL or path of a cloud image (cloud-init, sshd, BIOS boot).", DEFAULT_IMAGE)
     image_sha256: str = key(_pattern(r"([0-9a-f]{64})?", "a SHA-256 in lower-case hex"), "The image's digest; it is refused when it differs.", "")
     accel: str = key(_choice("auto", "kvm", "tcg"), "auto: KVM where a VM really runs with it, else TCG.", "auto")
     cpu_model: str = key(_pattern(r"[-_.,=+A-Za-z0-9]*", "a QEMU CPU model"), "QEMU's -cpu. Empty: host with KVM, max with TCG.", "")
     ssh_user: str = key(_pattern(r"[a-z_][-a-z0-9_]{0,31}", "a user name"), "The login that cloud-init makes.", "ystack")
 
+
 @dataclass(frozen=True)
 class DockerConfig(Config):
-    provider: str = key(_choice(*PROVIDERS, only="docker"), "What runs the cluster.", "docker")
+    provider: str = key(_choice(*PROVIDERS, shown=["docker"]), "What runs the cluster.", "docker")
+
 
 @dataclass(frozen=True)
 class _MultipassK3s(K3s):
     install: str = key(_choice("airgap", "script", "none"), "How k3s comes into the guest.", "script")
 
+
 @dataclass(frozen=True)
 class MultipassConfig(Config):
-    provider: str = key(_choice(*PROVIDERS, only="multipass"), "What runs the cluster.", "multipass")
+    provider: str = key(_choice(*PROVIDERS, shown=["multipass"]), "What runs the cluster.", "multipass")
     k3s: K3s = key(section(_MultipassK3s), "The Kubernetes inside.", _MultipassK3s())
     port_forwards: tuple[PortForward, ...] = key(list_of(section(PortForward)), "Multipass's guests have addresses of their own.", ())
     image: str = key(_STRING, "Multipass image alias.", "24.04")
@@ -1429,24 +1346,29 @@ CONFIGS = {"common": Config, "qemu": QemuConfig, "docker": DockerConfig, "multip
 KINDS = {which: section(cls) for which, cls in CONFIGS.items()}
 
 
+def config_file(directory: Path) -> Path:
+    """The config in a directory (or the file itself, where that is what was named)."""
+    if directory.is_file():
+        return directory
+    found = [directory / name for name in CONFIG_NAMES if (directory / name).is_file()]
+    if len(found) > 1:
+        raise ConfigError(f"{directory}: both {found[0].name} and {found[1].name}", hint="keep one of them")
+    if not found:
+        what = "no such directory" if not directory.is_dir() else f"no {CONFIG_NAMES[0]} in it"
+        raise ConfigError(f"{directory}: {what}", hint="-c wants the directory that holds the config")
+    return found[0]
+
+
 def load_config(directory: Path) -> Config:
     """Read and check the config of a directory. ConfigError lists ALL problems, each with file:line:column."""
-    path = Path(os.path.abspath(directory))
+    path = directory
     try:
-        if not path.is_file():  # which is what may have been named
-            found = [path / name for name in CONFIG_NAMES if (path / name).is_file()]
-            if len(found) > 1:
-                raise ConfigError(f"{path}: both {found[0].name} and {found[1].name}", hint="keep one of them")
-            if not found:
-                what = "no such directory" if not path.is_dir() else f"no {CONFIG_NAMES[0]} in it"
-                raise ConfigError(f"{path}: {what}", hint="-c wants the directory that holds the config")
-            path = found[0]
-        text = path.read_bytes().decode("utf-8")
+        path = config_file(Path(os.path.abspath(directory)))
+        return read_config(path.read_bytes().decode("utf-8"), path)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from None
-    except OSError as error:  # a path that is too long, too
+    except OSError as error:  # a path that is too long, a directory that is closed to us
         raise ConfigError(f"{path}: {error.strerror}") from None
-    return read_config(text, path)
 
 
 def read_config(text: str, path: Path) -> Config:
@@ -1456,32 +1378,39 @@ def read_config(text: str, path: Path) -> Config:
         root = replace(root, value={})
     named = root.value.get("provider") if isinstance(root.value, dict) else None
     provider = str(named.value) if named and named.value in PROVIDERS else "qemu"
-    reading = Reading(path.parent, [])
-    config: Config = reading.value(KINDS[provider], root, "")
-    if not (found := reading.found):
+    wrong: list[tuple[int, int, str]] = []
+    config: Config = Item(root, "", path.parent, wrong).read(KINDS[provider], root, "")
+    if not wrong:
         config = replace(config, file=path)
         if not config.port_forwards and config.k3s.install != "none":
             config = replace(config, port_forwards=type(config).port_forwards)
         if isinstance(config, QemuConfig) and config.image == DEFAULT_IMAGE and not config.image_sha256:
             config = replace(config, image_sha256=DEFAULT_IMAGE_SHA256)
-    if not found and isinstance(config, QemuConfig):  # rules between keys, where each alone is right
-        at, hosts = _dict(root).get("portForwards", root), [forward.host for forward in config.port_forwards if forward.host]
-        wrong = [f"host port {port} is forwarded twice" for port in sorted(set(hosts)) if hosts.count(port) > 1]
-        if config.ssh_port in hosts:
-            wrong.append(f"host port {config.ssh_port} is sshPort's already")
-        if any(forward.guest == 22 for forward in config.port_forwards):
-            wrong.append("guest port 22 is sshPort's business")
-        if config.k3s.install != "none" and all(forward.guest != 6443 for forward in config.port_forwards):
-            wrong.append("guest port 6443 is missing; kubectl would not reach k3s")
-        found = [(at.line, at.column, f"portForwards: {text}") for text in wrong]
-    if found:
+        wrong = _cross_check(config, root)
+    if wrong:
         lines = [
-            f"{path}:{line}:{column}: {'the config' + text if text[0] == ':' else text.lstrip('.')}"
-            for line, column, text in sorted(found)
+            f"{path}:{line}:{column}: {'the config' + text[1:] if text[:2] == '.:' else text.lstrip('.')}"
+            for line, column, text in sorted(wrong)
         ]
         head = f"{len(lines)} problems in {path.name}\n" if len(lines) > 1 else ""
         raise ConfigError(head + "\n".join(lines), hint=f"`ycluster schema {provider}` describes every key")
     return config
+
+
+def _cross_check(config: Config, root: Node) -> list[tuple[int, int, str]]:
+    """Rules between keys. They speak only where each key alone is right."""
+    if not isinstance(config, QemuConfig):
+        return []
+    forwards = root.value.get("portForwards", root) if isinstance(root.value, dict) else root
+    hosts = [forward.host for forward in config.port_forwards if forward.host]
+    wrong = [f"host port {port} is forwarded twice" for port in sorted(set(hosts)) if hosts.count(port) > 1]
+    if config.ssh_port in hosts:
+        wrong.append(f"host port {config.ssh_port} is sshPort's already")
+    if any(forward.guest == 22 for forward in config.port_forwards):
+        wrong.append("guest port 22 is sshPort's business")
+    if config.k3s.install != "none" and all(forward.guest != 6443 for forward in config.port_forwards):
+        wrong.append("guest port 6443 is missing; kubectl would not reach k3s")
+    return [(forwards.line, forwards.column, f"portForwards: {text}") for text in wrong]
 
 
 def left_alone(config: Config) -> list[str]:
@@ -1503,16 +1432,16 @@ def expand_variables(value: Any, environ: Mapping[str, str], path: str = "regist
     if not isinstance(value, str):
         return value
 
-    try:
-        return re.sub(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}", lambda match: environ[match[1]], value)
-    except KeyError as unset:
-        raise ConfigError(f"{path}: the variable {unset.args[0]} is not set", hint="export it, or leave it out") from None
+    reference = r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}"
+    for name in re.findall(reference, value):
+        if name not in environ:
+            raise ConfigError(f"{path}: the variable {name} is not set", hint="export it, or leave it out")
+    return re.sub(reference, lambda match: environ[match[1]], value)
 
 
-def show_config(config: Config) -> dict[str, Any]:
+def show_config(config: Config) -> Any:
     """The effective config as in the file, defaults filled."""
-    shown: dict[str, Any] = KINDS[config.provider].show(config)
-    return shown
+    return KINDS[config.provider].show(config)
 
 
 def schema_for(which: str) -> dict[str, Any]:
@@ -1534,12 +1463,11 @@ class Files:
     def _at(self, suffix: str) -> Path:
         return self.cache_dir / (self.name + suffix)
 
-    # fmt: off
     sidecar = property(lambda self: self._at(".json"))
-    lock = property(lambda self: self._at(".lock"))          # held while the sidecar or the VM changes
+    lock = property(lambda self: self._at(".lock"))  # held while the sidecar or the VM changes
     disk = property(lambda self: self._at(".qcow2"))
-    pidfile = property(lambda self: self._at(".pid"))        # its path in QEMU's argv is QEMU's identity
-    vm_lock = property(lambda self: self._at(".vm.lock"))    # held by QEMU itself for as long as it lives
+    pidfile = property(lambda self: self._at(".pid"))  # its path in QEMU's argv is QEMU's identity
+    vm_lock = property(lambda self: self._at(".vm.lock"))  # held by QEMU itself for as long as it lives
     qmp = property(lambda self: self._at(".qmp"))
     console = property(lambda self: self._at("-console.log"))
     seed = property(lambda self: self._at("-seed"))
@@ -1550,38 +1478,27 @@ class Files:
     known_hosts = property(lambda self: self._at("-known_hosts"))
     program = property(lambda self: self._at(".ycluster.py"))  # what its timers run
     watch_lock = property(lambda self: self._at(".watch.lock"))  # held by the watcher
-    log = property(lambda self: self._at(".reap.log"))       # what its timers said
+    log = property(lambda self: self._at(".reap.log"))  # what its timers said
+    incoming = property(lambda self: self._at(".import"))  # a folder, while a disk is imported
     kvm_memo = property(lambda self: self.cache_dir / ".kvm-unusable")  # every cluster's
-    incoming = property(lambda self: self._at(".import"))    # a folder, while a disk is imported
-    # fmt: on
 
     def disposable(self) -> list[Path]:
         """What goes with the cluster, besides its disk and key, its sidecar and the program of its timers."""
         return [
             self.pidfile, self.qmp, self.vm_lock, self.watch_lock, self.console, self.seed, self.host_key,
-            self.host_pub, self.known_hosts, self.log, self.incoming, self._at("-seed.img"), self._at("-cloud-init.yaml"),
-            self._at("-meta-data.yaml"),
+            self.host_pub, self.known_hosts, self.log, self.incoming, *map(self._at, ("-seed.img", "-cloud-init.yaml", "-meta-data.yaml")),
             *(debris for path in (self.sidecar, self.program, self.known_hosts)
               for debris in self.cache_dir.glob(f".{path.name}.????????.tmp")),
         ]  # fmt: skip
 
 
-def stored(name: str, decode: Any = None, encode: Any = None, default: Any = dataclasses.MISSING) -> Any:
-    """Declare one field of the sidecar as a dataclass field. Where it is empty and has an empty default it is left
-    out. `decode` raises ValueError; without it the value is a string."""
-    return _declared(default, {"name": name, "decode": decode or _str, "encode": encode or (lambda value: value)})
+def _only(kind: type, sort: str, value: Any) -> Any:
+    if not isinstance(value, kind):
+        raise ValueError(f"is no {sort}")
+    return value
 
 
-def _only(kind: type, sort: str) -> Any:
-    def decode(value: Any) -> Any:
-        if not isinstance(value, kind):
-            raise ValueError(f"is no {sort}")
-        return value
-
-    return decode
-
-
-_str, _dict_of, _list_of = _only(str, "string"), _only(dict, "object"), _only(list, "list")
+_str, _dict_of, _list_of = partial(_only, str, "string"), partial(_only, dict, "object"), partial(_only, list, "list")
 
 
 def _decode_port(value: Any) -> int:
@@ -1595,9 +1512,12 @@ def _decode_forwards(value: Any) -> tuple[PortForward, ...]:
     return tuple(PortForward(host=_decode_port(host), guest=_decode_port(guest)) for host, guest in pairs)
 
 
+def _encode_forwards(forwards: Sequence[PortForward]) -> Any:
+    return [{"Host": str(forward.host), "Guest": str(forward.guest)} for forward in forwards]
+
+
 def _decode_time(value: Any) -> int | None:
-    # Go writes its zero time for "none".
-    return None if _str(value) in ("", "0001-01-01T00:00:00Z") else parse_time(value)
+    return None if _str(value) in ("", "0001-01-01T00:00:00Z") else parse_time(value)  # Go writes its zero time for "none"
 
 
 def _encode_time(value: int | None) -> Any:
@@ -1608,6 +1528,11 @@ def _decode_action(value: Any) -> str:
     if value not in ("", *ACTIONS):
         raise ValueError(f"is none of {', '.join(ACTIONS)}")
     return value or "stop"  # unset is stop, as in the sibling
+
+
+def _decode_budget(value: Any) -> str:
+    budget(_str(value))
+    return str(value)
 
 
 def _decode_timer(value: Any) -> ArmedTimer:
@@ -1622,6 +1547,10 @@ def _decode_reaped(value: Any) -> Reaped:
 
 def _encode_record(value: Any) -> Any:
     return {name: format_time(item) if isinstance(item, int) else item for name, item in vars(value).items()}
+
+
+_TEXT, _TIME = Kind(_str), Kind(_decode_time, show=_encode_time)
+_PORTS = Kind(lambda value: tuple(_decode_port(item) for item in _list_of(value)), show=lambda ports: list(map(str, ports)))
 
 
 @dataclass(frozen=True)
@@ -1645,45 +1574,38 @@ class Reaped:
 
 @dataclass(frozen=True)
 class State:
-    """The sidecar. `extra` holds the fields that this program doesn't know; they are written back as they were."""
+    """The sidecar; what is no `key` is a string. `extra` holds the fields unknown here; they are written back as they were."""
 
-    # fmt: off
-    name: str = stored("name")
-    cache_dir: str = stored("cacheDir")
-    context: str = stored("context", default="local")
-    disk_size: str = stored("diskSize", default="20G")
-    memory: str = stored("memory", default="8192")  # MB
-    cpus: str = stored("cpus", default="4")
-    ssh_port: int = stored("sshPort", _decode_port, str, default=2222)
-    port_forwards: tuple[PortForward, ...] = stored(
-        "portForwards", _decode_forwards, lambda every: [{"Host": str(f.host), "Guest": str(f.guest)} for f in every], default=(),
-    )
-    bind_address: str = stored("bindAddress", default=BIND_ADDRESS)
-    k3s: Mapping[str, Any] = stored("k3s", _dict_of, default={})
-    lifetime: str = stored("lifetime", lambda text: (budget(_str(text)), text)[1], default="")  # a Go duration; "" or "0": no budget
-    on_expiry: str = stored("onExpiry", _decode_action, default="stop")
-    expires_at: int | None = stored("expiresAt", _decode_time, _encode_time, default=None)  # seconds since the epoch
-    started_at: int | None = stored("startedAt", _decode_time, _encode_time, default=None)  # None: never started
-    retry_at: int | None = stored("retryAt", _decode_time, _encode_time, default=None)  # an expiry is under way
-    image: str = stored("image", default="")
-    imported: str = stored("imported", default="")  # the disk that `import` took the boot disk from
-    prepared: str = stored("prepared", default="")  # `live` or `done`: how far `prepare-export` has come since the last boot
-    data_disk: str = stored("dataDisk", default="")
-    ssh_user: str = stored("sshUser", default="ystack")
-    accel: str = stored("accel", default="auto")  # what was asked for
-    ran_with: str = stored("ranWith", default="")  # what the last start found to work
-    cpu_model: str = stored("cpuModel", default="")
-    machine: str = stored("machine", default="")
-    boot_id: str = stored("bootId", default="")  # the boot in which the deadline was set
-    booted_at: int | None = stored("bootedAt", _decode_time, _encode_time, default=None)  # by the clock of then
-    auto_ports: tuple[int, ...] = stored(  # guest ports whose host port QEMU chooses anew at each start
-        "autoPorts", lambda value: tuple(_decode_port(item) for item in _list_of(value)),
-        lambda ports: [str(port) for port in ports], default=(),
-    )
-    timer: ArmedTimer | None = stored("timer", _decode_timer, _encode_record, default=None)
-    reaped: Reaped | None = stored("reaped", _decode_reaped, _encode_record, default=None)
+    name: str
+    cache_dir: str
+    context: str = "local"
+    disk_size: str = "20G"
+    memory: str = "8192"  # MB
+    cpus: str = "4"
+    ssh_port: int = key(Kind(_decode_port, show=str), default=2222)
+    port_forwards: tuple[PortForward, ...] = key(Kind(_decode_forwards, show=_encode_forwards), default=())
+    bind_address: str = BIND_ADDRESS
+    k3s: Mapping[str, Any] = key(Kind(_dict_of), default={})
+    lifetime: str = key(Kind(_decode_budget), default="")  # a Go duration; "" or "0": no budget
+    on_expiry: str = key(Kind(_decode_action), default="stop")
+    expires_at: int | None = key(_TIME, default=None)  # seconds since the epoch
+    started_at: int | None = key(_TIME, default=None)  # None: never started
+    retry_at: int | None = key(_TIME, default=None)  # an expiry is under way
+    image: str = ""
+    imported: str = ""  # the disk that `import` took the boot disk from
+    prepared: str = ""  # `live` or `done`: how far `prepare-export` has come since the last boot
+    data_disk: str = ""
+    ssh_user: str = "ystack"
+    accel: str = "auto"  # what was asked for
+    ran_with: str = ""  # what the last start found to work
+    cpu_model: str = ""
+    machine: str = ""
+    boot_id: str = ""  # the boot in which the deadline was set
+    booted_at: int | None = key(_TIME, default=None)  # by the clock of then
+    auto_ports: tuple[int, ...] = key(_PORTS, default=())  # guest ports whose host port QEMU chooses anew at each start
+    timer: ArmedTimer | None = key(Kind(_decode_timer, show=_encode_record), default=None)
+    reaped: Reaped | None = key(Kind(_decode_reaped, show=_encode_record), default=None)
     extra: Mapping[str, Any] = field(default_factory=dict)
-    # fmt: on
 
     @property
     def files(self) -> Files:
@@ -1699,7 +1621,7 @@ class State:
         return BIND_ADDRESS if self.bind_address == "0.0.0.0" else self.bind_address
 
 
-_STORED = {item.metadata["name"]: item for item in dataclasses.fields(State) if "name" in item.metadata}
+_STORED = {_camel(item.name): item for item in dataclasses.fields(State) if item.name != "extra"}
 
 
 def _unreadable(path: Path, why: object) -> StateError:
@@ -1716,21 +1638,20 @@ def decode_state(text: str, path: Path) -> State:
     if not isinstance(data, dict):
         raise _unreadable(path, "not a JSON object")
     if data.get("version") != 1:
-        later = f"version {data.get('version')!r:.40}, and this ycluster knows version 1"
-        raise StateError(f"{path}: {later}", hint="use the ycluster that wrote it")
+        why = f"{path}: version {data.get('version')!r:.40}, and this ycluster knows version 1"
+        raise StateError(why, hint="use the ycluster that wrote it")
     values: dict[str, Any] = {}
     for name, item in _STORED.items():
         if data.get(name) is not None:
             try:
-                values[item.name] = item.metadata["decode"](data[name])
+                values[item.name] = item.metadata.get("kind", _TEXT).parse(data[name])
             except (ValueError, OverflowError) as error:
                 raise _unreadable(path, f"{name} {error}") from None
     if values.get("name") != path.stem:
         raise _unreadable(path, f"it names the cluster {values.get('name')!r}")
     # Where the file lies is where its neighbours are; the directory may have been moved or linked.
     values["cache_dir"] = str(path.parent)
-    extra = {name: value for name, value in data.items() if name not in _STORED and name != "version"}
-    return State(extra=extra, **values)
+    return State(extra={name: value for name, value in data.items() if name not in _STORED and name != "version"}, **values)
 
 
 def encode_state(state: State) -> str:
@@ -1738,23 +1659,21 @@ def encode_state(state: State) -> str:
     data: dict[str, Any] = {"version": 1}
     for name, item in _STORED.items():
         value = getattr(state, item.name)
-        if value not in (None, "", ()) or item.default or name == "portForwards":
-            data[name] = item.metadata["encode"](value)
+        if value not in (None, "", ()) or item.default or name == "portForwards":  # what is empty by default is left out
+            data[name] = item.metadata.get("kind", _TEXT).show(value)
     return to_json({**data, **state.extra}) + "\n"
 
 
 def load_state(files: Files) -> State:
     """The cluster's state; StateError when there is no such cluster or its sidecar is unreadable."""
     if not os.path.lexists(files.sidecar):
-        known = "`ycluster list` shows those there are"
-        raise StateError(f"no cluster {files.name} in {files.cache_dir}", hint=known)
+        raise StateError(f"no cluster {files.name} in {files.cache_dir}", hint="`ycluster list` shows those there are")
     if not files.sidecar.is_file():  # a pipe would be waited for
         raise _unreadable(files.sidecar, "it is no file, or a link that leads to none")
     try:
-        text = files.sidecar.read_text(encoding="utf-8")
+        return decode_state(files.sidecar.read_text(encoding="utf-8"), files.sidecar)
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(files.sidecar, getattr(error, "strerror", "") or error) from None
-    return decode_state(text, files.sidecar)
 
 
 def save_state(state: State) -> State:
@@ -1776,7 +1695,6 @@ def state_from_config(config: QemuConfig, cache_dir: Path) -> State:
     )  # fmt: skip
 
 
-# --- every cluster of this user: the default cacheDir, and an index of links to the others
 def default_cache_dir(host: Host) -> Path:
     return host.home() / ".cache" / "y-cluster-qemu"
 
@@ -1794,7 +1712,7 @@ def remember_cache_dir(host: Host, cache_dir: Path) -> None:
 
 
 def discover(host: Host) -> list[Files]:
-    """The clusters of this user, by name then place; whether a sidecar can be read is not asked here."""
+    """The clusters in the default cacheDir and in the indexed ones, by name then place; no sidecar is read here."""
     places: list[Path] = []
     with contextlib.suppress(YclusterError):  # a host may have no home
         places.append(default_cache_dir(host))

@@ -195,6 +195,7 @@ def test_an_image_of_ones_own_has_no_digest_unless_given() -> None:
         ("portForwards: 80\n", "1:15: portForwards: wants a list, not a number"),
         ("portForwards: [80]\n", "1:16: portForwards[0]: wants a mapping of keys to values, not a number"),
         ("portForwards: [{host: 80}]\n", "1:16: portForwards[0].guest: is missing"),
+        ("portForwards: [{host: 80, guest: }]\n", "1:16: portForwards[0].guest: is missing"),
         ("portForwards: [{guest: 80, gest: 1}]\n", "1:28: portForwards[0].gest: no such key; did you mean 'guest'?"),
         ("portForwards: [{guest: 0}]\n", "1:24: portForwards[0].guest: '0' is not a whole number from 1 to 65535"),
         ("portForwards: [{host: 65536, guest: 1}]\n", "1:23: portForwards[0].host: '65536' is not"),
