@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Build dist/ycluster: the module and its entry point in one executable archive, by shiv.
 # The same commit gives the same bytes: shiv is pinned, times are the commit's, nothing of this machine goes in.
+# What shiv would unpack into the user's home before it runs, the main program below runs from the archive itself.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -32,9 +33,87 @@ SOURCE_DATE_EPOCH=$(git log -1 --format=%ct -- ycluster.py build_zipapp.sh 2>/de
 export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-315532800}
 find "$work/site" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 
+cat >"$work/__main__.py" <<'PYTHON'
+"""Runs site-packages/ycluster.py from this archive. Nothing is unpacked: no home, no room and no write access is needed.
+
+Its compiled code is kept in ~/.cache/ycluster, under a name made of its source and its Python. What lies there is taken
+only from a folder and a file that are this user's own and that nobody else can write to, and only if it is whole.
+"""
+
+import sys
+
+if sys.version_info < (3, 9):
+    sys.exit("ycluster: needs Python 3.9 or later; this is %d.%d" % sys.version_info[:2])
+
+import hashlib
+import marshal
+import os
+import types
+
+PATH = os.path.join(os.path.dirname(__file__), "site-packages", "ycluster.py")
+
+
+def ours(status):
+    return status.st_uid == os.geteuid() and not status.st_mode & 0o022
+
+
+def kept(path):
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+        if ours(os.lstat(os.path.dirname(path))) and ours(os.fstat(file.fileno())):
+            digest, data = file.read(32), file.read()
+            if hashlib.sha256(data).digest() == digest:
+                return marshal.loads(data)
+    raise OSError(path)
+
+
+def keep(path, code):
+    folder, data = os.path.dirname(path), marshal.dumps(code)
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    if ours(os.lstat(folder)):
+        beside = "%s.%d" % (path, os.getpid())
+        try:
+            with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(hashlib.sha256(data).digest() + data)
+            os.replace(beside, path)
+        except OSError:
+            os.unlink(beside)
+            raise
+
+
+source = __loader__.get_data(PATH)
+name = hashlib.sha256(source + sys.version.encode()).hexdigest()[:32]
+cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+path = os.path.join(cache, "ycluster", name) if os.path.isabs(cache) else ""
+try:
+    code = kept(path)
+except OSError:
+    code = compile(source, PATH, "exec", dont_inherit=True)
+    try:
+        keep(path, code)
+    except OSError:
+        pass
+sys.modules["ycluster"] = module = types.ModuleType("ycluster")
+module.__dict__.update(__file__=PATH, __loader__=__loader__)
+exec(code, module.__dict__)
+sys.exit(module.main())
+PYTHON
+
 mkdir -p dist
 "$tools/bin/shiv" --site-packages "$work/site" --reproducible --compressed \
     --python '/usr/bin/env python3' --entry-point ycluster:main --output-file "$work/ycluster" >&2
+"$python" - "$work/ycluster" "$work/__main__.py" <<'PYTHON'
+import sys, zipfile
+archive, main = sys.argv[1:]
+with open(archive, "rb") as file:
+    shebang = file.readline()
+with zipfile.ZipFile(archive) as made:
+    entries = [(info, made.read(info)) for info in made.infolist()]
+with open(archive, "wb") as file:
+    file.write(shebang)
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as made:
+        for info, data in entries:
+            made.writestr(info, open(main, "rb").read() if info.filename == "__main__.py" else data, zipfile.ZIP_DEFLATED)
+PYTHON
 chmod 755 "$work/ycluster"
 mv -f "$work/ycluster" dist/ycluster
 (cd dist && sha256sum ycluster >SHA256SUMS)

@@ -96,7 +96,6 @@ def test_no_scheduler_and_no_home_still_get_their_reap(program: Program, tmp_pat
     argv = [
         "env",
         "-i",
-        "SHIV_ROOT=" + str(tmp_path / "shiv"),
         "python3",
         program.path,
         "lifetime",

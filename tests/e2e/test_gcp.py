@@ -40,7 +40,6 @@ class Shell:
         self.environ = {
             "PATH": f"{program.path.parent}:{WRAPPER.parent}:/usr/bin:/bin",
             "HOME": str(self.home),
-            "SHIV_ROOT": str(program.home / ".shiv"),
             "CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE": api.root,
             "CLOUDSDK_AUTH_ACCESS_TOKEN": "anything",
             "CLOUDSDK_CONFIG": str(where / "gcloud"),
@@ -180,7 +179,7 @@ def test_gcp_flags_want_nothing_of_the_host_but_a_place_to_unpack(
     tools.mkdir()
     (tools / "python3").symlink_to(os.path.realpath(sys.executable))  # and nothing else: no QEMU, no ssh, no shell
     (tmp_path / "y-cluster-provision.yaml").write_text("provider: multipass\nlifetime: {maxRun: 90m}\n")
-    environ = {"PATH": str(tools), "SHIV_ROOT": str(program.home / ".shiv"), **home}
+    environ = {"PATH": str(tools), **home}
     done = subprocess.run(
         [program.path, "lifetime", "gcp-flags", "-c", tmp_path], env=environ, cwd="/", text=True, capture_output=True
     )

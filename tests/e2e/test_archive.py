@@ -1,0 +1,132 @@
+"""dist/ycluster as a file that is copied somewhere and run there: no home, no room, no rights, no trust in what lies about."""
+
+from __future__ import annotations
+
+import hashlib
+import marshal
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+from conftest import ROOT, Program, need
+
+SCHEMA = (ROOT / "schemas" / "docker.schema.json").read_text()
+
+
+def run(archive: Path, *prefix: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    argv = [*prefix, str(archive), "schema", "docker"]
+    return subprocess.run(
+        argv, env={"PATH": os.environ["PATH"], **environ}, text=True, capture_output=True, timeout=120, cwd="/"
+    )
+
+
+def check(ran: subprocess.CompletedProcess[str]) -> None:
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, SCHEMA, "")
+
+
+def kept(home: Path) -> list[Path]:
+    return sorted((home / ".cache" / "ycluster").iterdir())
+
+
+def test_it_runs_without_a_home_and_unpacks_nothing(program: Program, tmp_path: Path) -> None:
+    check(run(program.path))
+    check(run(program.path, HOME="/nonexistent/home"))
+    check(run(program.path, HOME="/proc"))
+    check(run(program.path, HOME="relative"))
+    (tmp_path / "a file").touch()
+    check(run(program.path, HOME=str(tmp_path / "a file")))
+    check(run(program.path, XDG_CACHE_HOME=str(tmp_path / "a file"), HOME=str(tmp_path)))
+    check(run(program.path, sys.executable, "-I", "-S", HOME=str(tmp_path)))
+    assert [path.name for path in tmp_path.iterdir() if path.name != "a file"] == [".cache"]
+    [code] = kept(tmp_path)
+    assert code.stat().st_mode & 0o777 == 0o600 and code.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_it_runs_from_a_read_only_noexec_mount_with_a_full_home(program: Program, tmp_path: Path) -> None:
+    need(os.environ.get("YCLUSTER_OWN_MOUNTS"), "needs mounts of its own")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "home").mkdir()
+    (tmp_path / "schema").mkdir()
+    script = f"""set -eu
+mount -t tmpfs -o size=4m tmpfs {tmp_path}/disk && cp {program.path} {tmp_path}/disk/ycluster
+mount -o remount,ro,noexec {tmp_path}/disk
+mount -t tmpfs -o size=64k tmpfs {tmp_path}/home && (dd if=/dev/zero of={tmp_path}/home/filler bs=1k 2>/dev/null || true)
+env -i PATH=$PATH HOME={tmp_path}/home python3 {tmp_path}/disk/ycluster schema docker"""
+    ran = subprocess.run(["unshare", "--mount", "bash", "-c", script], text=True, capture_output=True)
+    check(ran)
+
+
+def test_code_that_was_tampered_with_cut_off_or_laid_there_by_others_is_not_run(program: Program, tmp_path: Path) -> None:
+    check(run(program.path, HOME=str(tmp_path)))
+    [code] = kept(tmp_path)
+    whole = code.read_bytes()
+    data = marshal.dumps(compile("raise SystemExit('evil')", "evil", "exec"))
+    evil = hashlib.sha256(data).digest() + data
+    code.write_bytes(evil)
+    assert run(program.path, HOME=str(tmp_path)).stderr == "evil\n", "what is ours, private and whole is taken"
+    for spoilt in (b"", whole[:31], whole[:-1], whole[:5000] + b"x" + whole[5001:], b"x" * 100):
+        code.write_bytes(spoilt)
+        check(run(program.path, HOME=str(tmp_path)))
+        assert code.read_bytes() == whole, "and mended"
+    code.write_bytes(evil)
+    code.chmod(0o620)
+    check(run(program.path, HOME=str(tmp_path)))
+    code.unlink()
+    (tmp_path / "evil").write_bytes(evil)
+    code.symlink_to(tmp_path / "evil")
+    check(run(program.path, HOME=str(tmp_path)))
+    for at, mode in ((code, 0o600), (code.parent, 0o700)):
+        code.unlink()
+        code.write_bytes(evil)
+        code.chmod(0o600)
+        code.parent.chmod(0o777)
+        check(run(program.path, HOME=str(tmp_path)))
+        code.parent.chmod(0o700)
+        if os.getuid() == 0:
+            os.chown(at, 65534, 65534)
+            at.chmod(mode)
+            check(run(program.path, HOME=str(tmp_path)))
+            os.chown(at, 0, 0)
+
+
+def test_twenty_first_runs_at_once(program: Program, tmp_path: Path) -> None:
+    argv, env = [str(program.path), "schema", "docker"], {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    crowd = [subprocess.Popen(argv, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(20)]
+    for one in crowd:
+        out, err = one.communicate(timeout=300)
+        assert (one.returncode, out, err) == (0, SCHEMA, "")
+    assert len(kept(tmp_path)) == 1
+
+
+def test_two_versions_side_by_side_keep_out_of_each_others_way(program: Program, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shebang = program.path.read_bytes().split(b"\n", 1)[0] + b"\n"
+    with zipfile.ZipFile(program.path) as made, open(other, "wb") as file:
+        file.write(shebang)
+        with zipfile.ZipFile(file, "w") as changed:
+            for name in made.namelist():
+                changed.writestr(name, made.read(name).replace(b'VERSION = "0.1.0"', b'VERSION = "9.9.9"'))
+    other.chmod(0o755)
+    for _ in range(2):
+        for archive, version in ((program.path, "0.1.0"), (other, "9.9.9")):
+            argv, env = [str(archive), "--version"], {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+            ran = subprocess.run(argv, env=env, text=True, capture_output=True)
+            assert ran.stdout == f"ycluster {version}\n", ran.stderr
+    assert len(kept(tmp_path)) == 2
+
+
+def test_an_older_python_gets_one_line(program: Program) -> None:
+    code = f"import sys, runpy; sys.version_info = (3, 8, 1); runpy.run_path({str(program.path)!r}, run_name='__main__')"
+    ran = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True)
+    assert (ran.returncode, ran.stderr) == (1, "ycluster: needs Python 3.9 or later; this is 3.8\n")
+
+
+def test_the_same_commit_gives_the_same_bytes_and_a_small_file(program: Program, tmp_path: Path) -> None:
+    assert program.path.stat().st_size < 150_000
+    shutil.copytree(ROOT, tmp_path / "copy", ignore=shutil.ignore_patterns("dist", ".hypothesis"))
+    subprocess.run(["./build_zipapp.sh"], cwd=tmp_path / "copy", check=True, capture_output=True)
+    assert (tmp_path / "copy" / "dist" / "ycluster").read_bytes() == (ROOT / "dist" / "ycluster").read_bytes()
+    subprocess.run(["sha256sum", "-c", "--strict", "SHA256SUMS"], cwd=ROOT / "dist", check=True, capture_output=True)
