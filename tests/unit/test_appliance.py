@@ -209,11 +209,13 @@ def test_a_data_disk_that_cannot_be_formatted_leaves_nothing(host: Clocked, tmp_
 
 
 def test_a_data_disk_that_is_there_is_never_formatted(host: Clocked, tmp_path: Path) -> None:
+    fake_program(tmp_path / "bin", "virt-format", f"touch {tmp_path}/called")
+    host.environ["PATH"] = f"{tmp_path / 'bin'}:{host.environ['PATH']}"
     disk = qcow2(tmp_path / "d.qcow2", "64M", "write -P 7 0 64k")
     before = disk.read_bytes()
     ycluster.check_data_disk(host, str(disk))
     ycluster.make_data_disk(host, disk, "1G")
-    assert disk.read_bytes() == before
+    assert disk.read_bytes() == before and not (tmp_path / "called").exists()
 
 
 def test_a_data_disk_that_another_made_meanwhile_stays(host: Clocked, tmp_path: Path) -> None:

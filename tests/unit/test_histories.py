@@ -203,7 +203,9 @@ class Histories(RuleBasedStateMachine):
 
     @rule(name=names, crash=crashes)
     def provision(self, name: str, crash: int | None) -> None:
-        fresh = name if not self.files[name].disk.exists() else ""  # what it makes itself it may take away again
+        known = self.states().get(name)
+        never_ran = known is not None and known.started_at is None  # half made by a provision that was killed
+        fresh = name if never_ran or not self.files[name].disk.exists() else ""  # what it makes it may take away again
         if self.command(lambda: ycluster.provision(self.host, self.config(name)), crash, halts=fresh) == "done":
             self.guarded(name)
             assert self.overdue() == [] or self.world.stubborn
