@@ -429,12 +429,12 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
-    except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk has no name of its own
-        raise
-    finally:
-        with contextlib.suppress(OSError):  # nothing is left there when all went well
+    except BaseException as error:
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(path)  # a full disk has no name of its own
+        with contextlib.suppress(OSError):
             os.unlink(beside)
+        raise
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(directory)
@@ -598,7 +598,8 @@ def parse_time(text: str) -> int:
     if (match := _RFC3339.fullmatch(text)) is None:
         raise ValueError(f"{text!r} is no RFC 3339 time")
     date, clock, fraction, zone = match.groups()
-    moment = datetime.strptime(f"{date}T{clock}{zone.upper()}", "%Y-%m-%dT%H:%M:%S%z")
+    offset = "+00:00" if zone in "Zz" else zone
+    moment = datetime.strptime(f"{date}T{clock}{offset}", "%Y-%m-%dT%H:%M:%S%z")
     whole = int(moment.timestamp()) + (1 if fraction and fraction.strip("0") else 0)
     if not 0 <= whole <= _LATEST:
         raise ValueError(f"{text!r} is before 1970 or after 2999")
@@ -1231,7 +1232,6 @@ def _choice(*choices: str, shown: Sequence[str] = ()) -> Kind:
 _STRING = Kind(Item.text, {"type": "string"})
 _ENV = Kind(Item.variables, {"type": "string"})
 _BOOL = Kind(lambda item: item.value(bool, "true or false"), {"type": "boolean"})
-_LABEL = _pattern(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", "a DNS label: a-z, 0-9 and inner dashes, 63 at most")
 _SIZE = _pattern(r"[1-9][0-9]{0,9}[KMGTkmgt]?", "a size such as 20G")
 _DURATION = Kind(Item.duration, {"type": "string", "pattern": r"^(|0|\+?((\d+(\.\d*)?|\.\d+)(ns|us|\u00b5s|\u03bcs|ms|s|m|h))+)$"})
 _PATH = Kind(Item.file, {"type": "string"}, lambda path: str(path) if path else "")
@@ -1293,7 +1293,7 @@ class Config:
     """A checked config, defaults filled: the keys that are common to every provider."""
 
     provider: str = key(_choice(*PROVIDERS), "What runs the cluster.", "qemu")
-    name: str = key(_LABEL, "The cluster's name: its files, its host name, its kubeconfig cluster.", "y-cluster")
+    name: str = key(_pattern(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", "a DNS label: a-z, 0-9 and inner dashes, 63 at most"), "The cluster's name: its files, its host name, its kubeconfig cluster.", "y-cluster")
     context: str = key(_pattern(r"[^\x00-\x1f\x7f]{1,300}", "a context name"), "The kubeconfig context.", "local")
     memory: int = key(_number(64, 16777216, "MB"), "Memory of the VM in MB.", 8192)
     cpus: int = key(_number(1, 512, "virtual CPUs"), "Virtual CPUs.", 4)
