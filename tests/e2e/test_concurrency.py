@@ -40,13 +40,13 @@ def at_once(vm: Cluster, every: Sequence[Sequence[str]]) -> list[tuple[str, int,
             assert json.loads(vm.file(".json").read_text())["name"] == vm.name
         assert len(vm.qemu()) <= 2  # one, and while it becomes a daemon its launcher
         time.sleep(0.05)
+    wait_for("all but one to end", lambda: sum(process.poll() is None for _, process in started) <= 1)
     found = []
     for what, process in started:
-        if what.startswith("start"):  # one that has booted the guest waits for an ssh that never comes
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGINT)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:  # the one that has booted the guest waits for an ssh that never comes
+            process.send_signal(signal.SIGINT)
         out, told = process.communicate(timeout=120)
         print(f"--- {what}: {process.returncode}\n{told}")
         assert "Traceback" not in told and "internal error" not in told
