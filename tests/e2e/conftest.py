@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import time
@@ -19,6 +20,8 @@ import pytest
 from daemons import wait_for as wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
+# `tests/run.sh &` ignores SIGINT, and so would all that the tests start, even what they interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def need(present: object, reason: str) -> None:
