@@ -25,9 +25,9 @@ The map: each section uses only what stands above it.
   13 VM process         `find_vm`: is it running, under which pid, is it really ours; `stop_vm`, the ladder
   14 QEMU machine       `qemu_argv`: pure; `launch`: KVM by evidence, else TCG
   15 guest              the cloud-init seed, keys, ssh, `wait_ready`
-  16 k3s                `check_implemented`: what a config may not yet ask for
-  17 kubeconfig         `check_context`: one cluster a context
-  18 disk images        fetch or copy the cloud image; the overlay on it
+  16 k3s                `fetch_k3s`, a release on the host; `k3s_stages`, into the guest until it is Ready
+  17 kubeconfig         `check_context`, one cluster a context; `merge_kubeconfig`, `forget_kubeconfig`
+  18 disk images        `fetch_image`, the overlay on it, the data disk, bundles; the kernel that libguestfs boots
   19 commands           one function a verb; `reap` and `sweep`, which carry an expiry out
   20 CLI                argv -> command -> exit code
 
@@ -165,10 +165,10 @@ class Output:
         self.stdout.write(text if text.endswith("\n") or not text else text + "\n")
         self.stdout.flush()
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, end: str = "\n") -> None:
         # A reader that went away (a closed terminal, `| head`) must not undo the work being reported.
         with contextlib.suppress(OSError, ValueError):
-            self.stderr.write(text + "\n")
+            self.stderr.write(text + end)
             self.stderr.flush()
 
     def warn(self, text: str) -> None:
@@ -186,9 +186,7 @@ class Output:
     def draw(self, text: str) -> None:
         """Redraw the live line; an empty text wipes it. Nothing where stderr is no terminal."""
         if self.live:
-            with contextlib.suppress(OSError, ValueError):
-                self.stderr.write("\r\x1b[K" + text[: shutil.get_terminal_size().columns - 1])
-                self.stderr.flush()
+            self.say("\r\x1b[K" + text[: shutil.get_terminal_size().columns - 1], end="")
 
 
 class Steps:
@@ -215,9 +213,8 @@ class Steps:
 
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Left-aligned columns, two spaces apart."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
-    return "\n".join(lines)
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def to_json(value: object) -> str:
@@ -226,8 +223,6 @@ def to_json(value: object) -> str:
 
 
 # === 4 host effects ==================================================================================
-
-
 Done = subprocess.CompletedProcess[str]  # a negative returncode is the signal that ended it
 
 
@@ -279,8 +274,7 @@ class Host:
 
     def home(self) -> Path:
         """$HOME, else the account's home: a timer or a container may have no HOME at all."""
-        named = self.environ.get("HOME", "")
-        if named.startswith("/"):
+        if (named := self.environ.get("HOME", "")).startswith("/"):
             return Path(named)
         try:
             return Path(pwd.getpwuid(self.uid()).pw_dir)
@@ -293,18 +287,13 @@ class Host:
         named = self.environ.get("XDG_STATE_HOME", "")
         return (Path(named) if named.startswith("/") else self.home() / ".local" / "state") / "ycluster"
 
-    def runtime_dir(self) -> str:
-        """XDG_RUNTIME_DIR, or where logind puts it: ssh -T, sudo, cron and at don't set the variable."""
-        named = self.environ.get("XDG_RUNTIME_DIR", "")
-        guess = f"/run/user/{self.uid()}"
-        return named or (guess if os.path.isdir(guess) else "")
-
     def child_env(self, extra: Mapping[str, str] = {}) -> dict[str, str]:
         """The whole environment of a child. Named variables only: at(1) would write secrets to disk."""
         env = {"PATH": self.environ.get("PATH") or DEFAULT_PATH, "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8"}
-        kept = ("HOME", "USER", "LOGNAME", "TMPDIR", "XDG_STATE_HOME", "DBUS_SESSION_BUS_ADDRESS")
-        given = {**{name: self.environ.get(name) for name in kept}, "XDG_RUNTIME_DIR": self.runtime_dir()}
-        return {**env, **{name: value for name, value in given.items() if value}, **extra}
+        if os.path.isdir(runtime := f"/run/user/{self.uid()}"):  # ssh -T, sudo, cron and at don't set the variable
+            env["XDG_RUNTIME_DIR"] = runtime
+        kept = ("HOME", "USER", "LOGNAME", "TMPDIR", "XDG_STATE_HOME", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS")
+        return {**env, **{name: self.environ[name] for name in kept if self.environ.get(name)}, **extra}
 
     def which(self, program: str) -> str | None:
         path = self.environ.get("PATH") or DEFAULT_PATH
@@ -337,10 +326,9 @@ class Host:
             try:
                 while output is None and self.monotonic() < until:
                     waiting()
-                    try:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
                         output = process.communicate(stdin, timeout=min(0.5, until - self.monotonic()))
-                    except subprocess.TimeoutExpired:
-                        stdin = None  # it has been handed over
+                    stdin = None  # it has been handed over
             finally:
                 if output is None:
                     process.kill()
@@ -351,10 +339,10 @@ class Host:
             raise ProgramFailed(argv, done.returncode, done.stderr or done.stdout)
         return done
 
-    def attempt(self, argv: Sequence[str], *, timeout: float) -> Done | None:
-        """`run` for a question whose every failure means "no": None unless it ended with exit 0."""
+    def attempt(self, argv: Sequence[str], *, timeout: float) -> str | None:
+        """What a program says; None for every kind of failure: it means "no"."""
         with contextlib.suppress(YclusterError, OSError):
-            return self.run(argv, timeout=timeout)
+            return self.run(argv, timeout=timeout).stdout
         return None
 
     def spawn(self, argv: Sequence[str], log: Path) -> None:
@@ -419,6 +407,15 @@ def process_stat(pid: int) -> tuple[str, str]:
     return "", ""
 
 
+@contextlib.contextmanager
+def descriptor(fd: int) -> Iterator[int]:
+    """A file descriptor that is closed with the block."""
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
 def write_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Replace `path` whole or not at all: write beside it, fsync, rename, fsync the directory."""
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -436,11 +433,8 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
         with contextlib.suppress(OSError):
             os.unlink(beside)
         raise
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    with descriptor(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)) as directory:
         os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def remove(path: Path) -> bool:
@@ -476,16 +470,14 @@ def take_flock(host: Host, path: Path, *, timeout: float, what: str = "") -> int
     """`try_flock` for up to `timeout` seconds: a mere look holds it for a moment, too. With `what`, its holder is woken."""
     steps, looked = Steps(host.output, host.monotonic), host.monotonic()
     until = looked + timeout
-    while True:
-        fd = try_flock(path)
-        if fd is not None or host.monotonic() >= until:
-            return fd
+    while (fd := try_flock(path)) is None and host.monotonic() < until:
         if what:
             steps.waiting(f"waiting: another ycluster works on {what}")
             if host.monotonic() - looked > SLEEPER:
                 looked = host.monotonic()
                 wake_holder(path)
         host.sleep(0.02)
+    return fd
 
 
 def flock_held(path: Path) -> bool:
@@ -501,9 +493,7 @@ def flock_held(path: Path) -> bool:
 def wake_holder(path: Path) -> None:
     """Let whoever has the lock file open and was put to sleep go on: asleep, it would keep the reaper out for ever."""
     for pid in [pid for pid in pids() if process_stat(pid)[1] == "T"]:
-        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-            pidfd = pidfd_open(pid)
-            stack.callback(os.close, pidfd)
+        with contextlib.suppress(OSError), descriptor(pidfd_open(pid)) as pidfd:
             if any(fd.exists() and fd.samefile(path) for fd in Path(f"/proc/{pid}/fd").iterdir()):
                 send_signal(pidfd, signal.SIGCONT)
 
@@ -513,12 +503,68 @@ def locked(host: Host, path: Path, *, timeout: float, guards: Path | None = None
     """Hold the lock file `path`, which goes with the file that it guards; raises Busy after `timeout` seconds."""
     if (fd := take_flock(host, path, timeout=timeout, what=path.stem)) is None:
         raise Busy(f"{path.stem}: another ycluster works on it", hint=f"`fuser {path}` names it")
-    with os.fdopen(fd):
+    with descriptor(fd):
         try:
             yield
         finally:
             if guards and not guards.exists():
                 remove(path)
+
+
+def download(host: Host, url: str, part: Path, hint: str, wanted: str = "", by: str = "") -> str:
+    """Copy what a URL names to `part`, which may hold its beginning already; returns its SHA-256. Raises PrerequisiteError
+    where it can't be had, ConfigError where the digest is not the one that is `wanted`, `by` telling who says so."""
+    import http.client
+    import urllib.request
+
+    if not wanted:  # with no digest nobody could tell whether the rest fits
+        remove(part)
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as source:
+            resumed = have if getattr(source, "status", 0) == 206 else 0
+            length = int(source.headers.get("Content-Length") or 0)
+            _copy(host, source, part, resumed, resumed + length if length else 0, url.rpartition("/")[2])
+        if length and resumed + length != part.stat().st_size:
+            raise OSError(f"cut off after {part.stat().st_size} of {resumed + length} bytes")
+        digest = host.run(["sha256sum", "--", str(part)], timeout=3600).stdout.lstrip("\\")[:64]
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        code = getattr(error, "code", 0)
+        if code == 416 or not wanted:
+            remove(part)
+        if code == 416:  # there is nothing behind what we have, so it is something else
+            return download(host, url, part, hint, wanted, by)
+        gone = "there is no such release, or no more (dated images vanish after some months): choose another, with its digest; or\n"
+        raise PrerequisiteError(
+            f"{url}: {getattr(error, 'reason', None) or error}",
+            hint=(gone if code in (404, 410) else "") + hint,
+        ) from None
+    if wanted not in ("", digest):
+        remove(part)
+        if have:  # it may be its beginning that is wrong
+            return download(host, url, part, hint, wanted, by)
+        changed = "one of them is wrong, or the file has been changed"
+        raise ConfigError(f"{url}: its SHA-256 is {digest}, and {by} says {wanted}", hint=changed)
+    return digest
+
+
+def _copy(host: Host, source: IO[bytes], part: Path, have: int, total: int, what: str) -> None:
+    """Copy a stream behind the first `have` bytes of a file. Blocks of zeros stay holes."""
+    steps = Steps(host.output, host.monotonic)
+    with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+b") as file:
+        file.truncate(have)
+        file.seek(have)
+        while block := source.read(1 << 20):
+            if block.count(0) == len(block):
+                file.seek(len(block), os.SEEK_CUR)
+            else:
+                file.write(block)
+            steps.waiting(f"fetching {what}: {file.tell() >> 20} of {total >> 20 or '?'} MiB")
+        file.truncate()
+        file.flush()
+        os.fsync(file.fileno())
+        steps.done(f"{what} of {file.tell() >> 20} MiB")
 
 
 # === 5 durations =====================================================================================
@@ -546,22 +592,17 @@ def parse_duration(text: str) -> int:
             raise ValueError(f'missing unit in duration "{text}"')
         if unit not in _UNITS:
             raise ValueError(f'unknown unit "{unit}" in duration "{text}"')
-        total += int(digits) * _UNITS[unit] + _fraction(fraction[1:], _UNITS[unit])
+        value, scale = 0, 1.0
+        for digit in fraction[1:]:  # Go drops the digits that would overflow an int64
+            if value * 10 + int(digit) > 1 << 63:
+                break
+            value, scale = value * 10 + int(digit), scale * 10
+        total += int(digits) * _UNITS[unit] + int(float(value) * (float(_UNITS[unit]) / scale))
         if total > 1 << 63:
             raise invalid
     if total == 1 << 63 and sign == "+":
         raise invalid
     return -total if sign == "-" else total
-
-
-def _fraction(digits: str, unit: int) -> int:
-    """Nanoseconds of `.digits` of a unit. Go drops the digits that would overflow an int64."""
-    value, scale = 0, 1.0
-    for digit in digits:
-        if value * 10 + int(digit) > 1 << 63:
-            break
-        value, scale = value * 10 + int(digit), scale * 10
-    return int(float(value) * (float(unit) / scale))
 
 
 def budget(text: str) -> int | None:
@@ -1110,8 +1151,7 @@ class Item:
         """A URL, made of a path where it is one."""
         import urllib.parse
 
-        text = self.text()
-        if text.startswith(("https://", "http://")) and not re.search(r"[\x00-\x20]", text):
+        if (text := self.text()).startswith(("https://", "http://")) and not re.search(r"[\x00-\x20]", text):
             return text
         if re.match(r"(?!file:///)[A-Za-z][A-Za-z0-9+.-]*://", text):
             raise ValueError(f"{text!r} is not an https, http or file:/// URL")
@@ -1120,6 +1160,9 @@ class Item:
         if (path := replace(self, node=replace(self.node, value=text)).file()) is None:
             raise ValueError("wants a URL or a path of a cloud image")
         return path.as_uri()
+
+    def source(self) -> str:
+        return self.text() and self.image().rstrip("/")
 
 
 @dataclass(frozen=True)
@@ -1263,7 +1306,7 @@ class K3s:
 
     version: str = key(_pattern(r"v[0-9]+\.[0-9]+\.[0-9]+(-[0-9A-Za-z.]+)?\+k3s[0-9]+", "a k3s release such as v1.35.6+k3s1"), "The k3s release.", K3S_VERSION)
     install: str = key(_choice("airgap", "script", "none"), "airgap: the host hands k3s to the guest; script: the guest fetches it; none: a plain VM.", "airgap")
-    source: str = key(_STRING, "A base URL or a folder with the release's files, for mirrors.", "")
+    source: str = key(Kind(Item.source, {"type": "string"}), "A base URL or a folder with the release's files, for mirrors.", "")
 
 
 @dataclass(frozen=True)
@@ -1347,24 +1390,18 @@ CONFIGS = {"common": Config, "qemu": QemuConfig, "docker": DockerConfig, "multip
 KINDS = {which: section(cls) for which, cls in CONFIGS.items()}
 
 
-def config_file(directory: Path) -> Path:
-    """The config in a directory (or the file itself, where that is what was named)."""
-    if directory.is_file():
-        return directory
-    found = [directory / name for name in CONFIG_NAMES if (directory / name).is_file()]
-    if len(found) > 1:
-        raise ConfigError(f"{directory}: both {found[0].name} and {found[1].name}", hint="keep one of them")
-    if not found:
-        what = "no such directory" if not directory.is_dir() else f"no {CONFIG_NAMES[0]} in it"
-        raise ConfigError(f"{directory}: {what}", hint="-c wants the directory that holds the config")
-    return found[0]
-
-
 def load_config(directory: Path) -> Config:
     """Read and check the config of a directory. ConfigError lists ALL problems, each with file:line:column."""
-    path = directory
+    path = Path(os.path.abspath(directory))
     try:
-        path = config_file(Path(os.path.abspath(directory)))
+        if not path.is_file():  # which may be what was named
+            found = [path / name for name in CONFIG_NAMES if (path / name).is_file()]
+            if len(found) > 1:
+                raise ConfigError(f"{path}: both {found[0].name} and {found[1].name}", hint="keep one of them")
+            if not found:
+                what = "no such directory" if not path.is_dir() else f"no {CONFIG_NAMES[0]} in it"
+                raise ConfigError(f"{path}: {what}", hint="-c wants the directory that holds the config")
+            path = found[0]
         return read_config(path.read_bytes().decode("utf-8"), path)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from None
@@ -1387,7 +1424,17 @@ def read_config(text: str, path: Path) -> Config:
             config = replace(config, port_forwards=type(config).port_forwards)
         if isinstance(config, QemuConfig) and config.image == DEFAULT_IMAGE and not config.image_sha256:
             config = replace(config, image_sha256=DEFAULT_IMAGE_SHA256)
-        wrong = _cross_check(config, root)
+    if not wrong and isinstance(config, QemuConfig):  # rules between keys, where each alone is right
+        at = root.value.get("portForwards", root) if isinstance(root.value, dict) else root
+        hosts = [forward.host for forward in config.port_forwards if forward.host]
+        said = [f"host port {port} is forwarded twice" for port in sorted(set(hosts)) if hosts.count(port) > 1]
+        if config.ssh_port in hosts:
+            said.append(f"host port {config.ssh_port} is sshPort's already")
+        if any(forward.guest == 22 for forward in config.port_forwards):
+            said.append("guest port 22 is sshPort's business")
+        if config.k3s.install != "none" and all(forward.guest != 6443 for forward in config.port_forwards):
+            said.append("guest port 6443 is missing; kubectl would not reach k3s")
+        wrong = [(at.line, at.column, f"portForwards: {text}") for text in said]
     if wrong:
         lines = [
             f"{path}:{line}:{column}: {'the config' + text[1:] if text[:2] == '.:' else text.lstrip('.')}"
@@ -1396,22 +1443,6 @@ def read_config(text: str, path: Path) -> Config:
         head = f"{len(lines)} problems in {path.name}\n" if len(lines) > 1 else ""
         raise ConfigError(head + "\n".join(lines), hint=f"`ycluster schema {provider}` describes every key")
     return config
-
-
-def _cross_check(config: Config, root: Node) -> list[tuple[int, int, str]]:
-    """Rules between keys. They speak only where each key alone is right."""
-    if not isinstance(config, QemuConfig):
-        return []
-    forwards = root.value.get("portForwards", root) if isinstance(root.value, dict) else root
-    hosts = [forward.host for forward in config.port_forwards if forward.host]
-    wrong = [f"host port {port} is forwarded twice" for port in sorted(set(hosts)) if hosts.count(port) > 1]
-    if config.ssh_port in hosts:
-        wrong.append(f"host port {config.ssh_port} is sshPort's already")
-    if any(forward.guest == 22 for forward in config.port_forwards):
-        wrong.append("guest port 22 is sshPort's business")
-    if config.k3s.install != "none" and all(forward.guest != 6443 for forward in config.port_forwards):
-        wrong.append("guest port 6443 is missing; kubectl would not reach k3s")
-    return [(forwards.line, forwards.column, f"portForwards: {text}") for text in wrong]
 
 
 def left_alone(config: Config) -> list[str]:
@@ -1480,6 +1511,8 @@ class Files:
     program = property(lambda self: self._at(".ycluster.py"))  # what its timers run
     watch_lock = property(lambda self: self._at(".watch.lock"))  # held by the watcher
     log = property(lambda self: self._at(".reap.log"))  # what its timers said
+    kubeconfig = property(lambda self: self._at("-kubeconfig"))
+    certificates = property(lambda self: self._at("-certificates"))  # a folder, for kubectl to embed them from
     incoming = property(lambda self: self._at(".import"))  # a folder, while a disk is imported
     kvm_memo = property(lambda self: self.cache_dir / ".kvm-unusable")  # every cluster's
 
@@ -1487,7 +1520,7 @@ class Files:
         """What goes with the cluster, besides its disk and key, its sidecar and the program of its timers."""
         return [
             self.pidfile, self.qmp, self.vm_lock, self.watch_lock, self.console, self.seed, self.host_key,
-            self.host_pub, self.known_hosts, self.log, self.incoming, *map(self._at, ("-seed.img", "-cloud-init.yaml", "-meta-data.yaml")),
+            self.host_pub, self.known_hosts, self.log, self.incoming, self.kubeconfig, self.certificates, *map(self._at, ("-seed.img", "-cloud-init.yaml", "-meta-data.yaml")),
             *(debris for path in (self.sidecar, self.program, self.known_hosts)
               for debris in self.cache_dir.glob(f".{path.name}.????????.tmp")),
         ]  # fmt: skip
@@ -1587,6 +1620,7 @@ class State:
     port_forwards: tuple[PortForward, ...] = key(Kind(_decode_forwards, show=_encode_forwards), default=())
     bind_address: str = BIND_ADDRESS
     k3s: Mapping[str, Any] = key(Kind(_dict_of), default={})
+    kubeconfig: str = ""  # the file of the user's that knows of it
     lifetime: str = key(Kind(_decode_budget), default="")  # a Go duration; "" or "0": no budget
     on_expiry: str = key(Kind(_decode_action), default="stop")
     expires_at: int | None = key(_TIME, default=None)  # seconds since the epoch
@@ -1611,6 +1645,10 @@ class State:
     @property
     def files(self) -> Files:
         return Files(Path(self.cache_dir), self.name)
+
+    @property
+    def has_k3s(self) -> bool:
+        return self.k3s.get("Install", "none") not in ("", "none") and any(f.guest == 6443 for f in self.port_forwards)
 
     @property
     def disarmed(self) -> bool:
@@ -1690,7 +1728,7 @@ def state_from_config(config: QemuConfig, cache_dir: Path) -> State:
         name=config.name, cache_dir=str(cache_dir), context=config.context, disk_size=config.disk_size,
         memory=str(config.memory), cpus=str(config.cpus), ssh_port=config.ssh_port,
         port_forwards=config.port_forwards, bind_address=config.network.bind_address or BIND_ADDRESS,
-        k3s={"Version": config.k3s.version, "Install": config.k3s.install}, lifetime=config.lifetime.max_run,
+        k3s={"Version": config.k3s.version, "Install": config.k3s.install, "Source": config.k3s.source}, lifetime=config.lifetime.max_run,
         on_expiry=config.lifetime.on_expiry, image=config.image, data_disk=str(config.data_disk or ""), ssh_user=config.ssh_user,
         accel=config.accel, cpu_model=config.cpu_model, auto_ports=tuple(forward.guest for forward in ports if forward.host == 0),
     )  # fmt: skip
@@ -1740,17 +1778,10 @@ def adjusted(state: State, clock: Clock) -> State:
     the budget is an amount of time, and the time since boot, which nobody can set, tells. After a reboot nothing does."""
     if state.boot_id != clock.boot_id or state.booted_at is None:
         return state
-    step = round(clock.booted - state.booted_at)
-    if abs(step) < CLOCK_STEP:
+    if abs(step := round(clock.booted - state.booted_at)) < CLOCK_STEP:
         return state
-
-    def moved(moment: int | None) -> int | None:
-        return None if moment is None else min(max(0, moment + step), _LATEST)
-
-    return replace(
-        state, booted_at=moved(state.booted_at), started_at=moved(state.started_at), retry_at=moved(state.retry_at),
-        expires_at=moved(state.expires_at),
-    )  # fmt: skip
+    moments: dict[str, Any] = {name: getattr(state, name) for name in ("booted_at", "started_at", "retry_at", "expires_at")}
+    return replace(state, **{name: min(max(0, at + step), _LATEST) for name, at in moments.items() if at is not None})
 
 
 def decide(state: State, clock: Clock) -> Decision:
@@ -1857,17 +1888,14 @@ class SystemdTimer:
             return Unusable("systemd-run is not installed")
         if host.attempt(["systemctl", "--user", "show", "--property=Version"], timeout=10) is None:
             return Unusable("no systemd user manager answers")
-        if not self._lingers(host):
+        lingers = ["loginctl", "show-user", str(host.uid()), "--property=Linger", "--value"]
+        if (
+            not Path("/var/lib/systemd/linger", host.user()).exists()
+            and (host.attempt(lingers, timeout=10) or "").strip() != "yes"
+        ):
             why = f"{host.user()} does not linger: its systemd ends at the last logout, a VM does not"
             return Unusable(why, "loginctl enable-linger")
         return None
-
-    def _lingers(self, host: Host) -> bool:
-        if Path("/var/lib/systemd/linger", host.user()).exists():
-            return True
-        argv = ["loginctl", "show-user", str(host.uid()), "--property=Linger", "--value"]
-        answer = host.attempt(argv, timeout=10)
-        return answer is not None and answer.stdout.strip() == "yes"
 
     def arm(self, host: Host, files: Files, deadline: int) -> str:
         command = timer_argv(host, files, self.name, "reap")
@@ -1893,8 +1921,7 @@ class SystemdTimer:
     def _waits(self, host: Host, unit: str) -> bool:
         # One that has fired goes on waiting for the clock to be set, without a time.
         argv = ["systemctl", "--user", "show", f"{unit}.timer", "--property=NextElapseUSecRealtime", "--value"]
-        answer = host.attempt(argv, timeout=10)
-        return answer is not None and answer.stdout.strip() not in ("", "n/a")
+        return (host.attempt(argv, timeout=10) or "").strip() not in ("", "n/a")
 
     def armed(self, host: Host, files: Files, timer: ArmedTimer) -> bool:
         return files.program.exists() and self._waits(host, timer.id)  # without its program it fires in vain
@@ -1926,8 +1953,8 @@ class AtTimer:
 
     def _jobs(self, host: Host) -> list[str] | None:
         # Not only our queue: while a job runs, atq lists it under `=`.
-        answer = host.attempt(["atq"], timeout=10)
-        return None if answer is None else [line.split()[0] for line in answer.stdout.splitlines() if line.strip()]
+        listing = host.attempt(["atq"], timeout=10)
+        return None if listing is None else [line.split()[0] for line in listing.splitlines() if line.strip()]
 
     def arm(self, host: Host, files: Files, deadline: int) -> str:
         command = shlex.join(timer_argv(host, files, self.name, "reap", "--wait", f"{AT_EARLY:.0f}s"))
@@ -1986,8 +2013,7 @@ def timers_for(host: Host) -> tuple[Timer, ...]:
     """All of them, or the one that YCLUSTER_TIMER names."""
     wanted = host.environ.get("YCLUSTER_TIMER", "")
     if not (chosen := tuple(timer for timer in TIMERS if wanted in ("", timer.name))):
-        names = ", ".join(timer.name for timer in TIMERS)
-        raise UsageError(f"YCLUSTER_TIMER={wanted}: it is none of {names}")
+        raise UsageError(f"YCLUSTER_TIMER={wanted}: it is none of {', '.join(timer.name for timer in TIMERS)}")
     return chosen
 
 
@@ -2017,10 +2043,7 @@ def arm_timer(host: Host, state: State, when: int | None = None, *, fired: bool 
     for backend in chosen:
         try:
             if (unusable := backend.unusable(host)) is None:
-                timer = ArmedTimer(backend.name, backend.arm(host, state.files, deadline), deadline)
-                state = save_state(replace(state, timer=timer))
-                cancel_timer(host, state.files, old, keep=timer)
-                return state
+                return disarm_timer(host, state, ArmedTimer(backend.name, backend.arm(host, state.files, deadline), deadline))
         except (YclusterError, OSError) as error:
             unusable = Unusable(str(error))
             host.output.warn(f"timer {backend.name}: {error}")
@@ -2033,7 +2056,7 @@ def arm_timer(host: Host, state: State, when: int | None = None, *, fired: bool 
 
 
 def disarm_timer(host: Host, state: State, mark: ArmedTimer | None) -> State:
-    """Save the state with `mark` in the place of its timer, then take the timer away."""
+    """Save the state with `mark` in the place of its timer, then take that one away."""
     old = state.timer
     state = save_state(replace(state, timer=mark))
     cancel_timer(host, state.files, old, keep=mark)
@@ -2042,8 +2065,7 @@ def disarm_timer(host: Host, state: State, mark: ArmedTimer | None) -> State:
 
 def cancel_timer(host: Host, files: Files, old: ArmedTimer | None, keep: ArmedTimer | None = None) -> None:
     """Best effort: a timer that is left over does no harm, since reap decides afresh."""
-    backend = timer_named(old.backend) if old else None
-    if old and backend and (keep is None or (keep.backend, keep.id) != (old.backend, old.id)):
+    if old and (backend := timer_named(old.backend)) and (keep is None or (keep.backend, keep.id) != (old.backend, old.id)):
         with contextlib.suppress(YclusterError, OSError):
             backend.cancel(host, files, old)
 
@@ -2110,31 +2132,21 @@ class Qmp:
         self.serial = 0
 
     @classmethod
-    def connect(cls, path: Path, monotonic: Callable[[], float], *, timeout: float) -> Qmp:
+    @contextlib.contextmanager
+    def connect(cls, path: Path, monotonic: Callable[[], float], *, timeout: float) -> Iterator[Qmp]:
         """Connect and negotiate. The directory is reached by a descriptor: a socket path is 107 bytes at most."""
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        directory = None
-        try:
-            directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            sock.settimeout(timeout)
-            sock.connect(f"/proc/self/fd/{directory}/{path.name}")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             qmp = cls(sock, monotonic)
-            if "QMP" not in qmp._message(monotonic() + timeout):
-                raise QmpError("no QMP greeting")
-            qmp.execute("qmp_capabilities", timeout=timeout)
-            return qmp
-        except (OSError, YclusterError) as error:
-            sock.close()
-            raise QmpError(f"{path}: QEMU's monitor does not answer: {error}") from None
-        finally:
-            if directory is not None:
-                os.close(directory)
-
-    def __enter__(self) -> Qmp:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.sock.close()
+            try:
+                sock.settimeout(timeout)
+                with descriptor(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)) as directory:
+                    sock.connect(f"/proc/self/fd/{directory}/{path.name}")
+                if "QMP" not in qmp._message(monotonic() + timeout):
+                    raise QmpError("no QMP greeting")
+                qmp.execute("qmp_capabilities", timeout=timeout)
+            except (OSError, YclusterError) as error:
+                raise QmpError(f"{path}: QEMU's monitor does not answer: {error}") from None
+            yield qmp
 
     def execute(self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout: float = 5.0) -> Any:
         """Run a command and return its `return`; QmpError when it is refused or `timeout` seconds pass."""
@@ -2146,13 +2158,12 @@ class Qmp:
             self.sock.sendall(json.dumps(request).encode() + b"\n")
         except OSError as error:
             raise QmpError(f"{command}: {error}") from None
-        while True:
-            message = self._message(until)
-            if message.get("id") == self.serial:
-                if "error" in message:
-                    why = message["error"]
-                    raise QmpError(f"{command}: {why.get('desc', why) if isinstance(why, dict) else why}")
-                return message.get("return")
+        while (message := self._message(until)).get("id") != self.serial:
+            pass  # an event, or the answer to what was given up
+        if "error" in message:
+            why = message["error"]
+            raise QmpError(f"{command}: {why.get('desc', why) if isinstance(why, dict) else why}")
+        return message.get("return")
 
     def _message(self, until: float) -> dict[str, Any]:
         """The next message; end of file (or a reset, which QEMU's exit may look like) is an error."""
@@ -2168,13 +2179,10 @@ class Qmp:
                 raise QmpError("QEMU closed the connection")
             self.buffer += chunk
         line, self.buffer = self.buffer.split(b"\n", 1)
-        try:
-            message = json.loads(line)
-        except (ValueError, RecursionError):
-            message = None
-        if not isinstance(message, dict):
-            raise QmpError(f"not a QMP message: {line[:80]!r}")
-        return message
+        with contextlib.suppress(ValueError, RecursionError):
+            if isinstance(message := json.loads(line), dict):
+                return message
+        raise QmpError(f"not a QMP message: {line[:80]!r}")
 
 
 # === 13 VM process ===================================================================================
@@ -2194,22 +2202,17 @@ def find_vm(files: Files) -> Iterator[Vm | None]:
     """The cluster's QEMU, or None when it doesn't run. Any number may be in a pidfile: a process is ours only when its argv
     holds our `-pidfile` (so both siblings know each other's VMs). "Not found" is not "not running": while QEMU's lock is
     held and no QEMU can be seen (another container's?), this raises, rather than let a disk be pulled from it."""
-    vm = _look_for_vm(files)
     for _ in range(100):  # it may just be coming, or going
-        if vm is not None or not flock_held(files.vm_lock):
+        if (vm := _look_for_vm(files)) is not None or not flock_held(files.vm_lock):
             break
         select.select([], [], [], 0.05)
-        vm = _look_for_vm(files)
     else:
         raise HiddenVm(
             f"{files.name}: its QEMU runs, and can't be seen from here",
             hint=f"`fuser {files.vm_lock}` where it was started (another container?) names it",
         )
-    try:
+    with contextlib.nullcontext() if vm is None else descriptor(vm.pidfd):
         yield vm
-    finally:
-        if vm is not None:
-            os.close(vm.pidfd)
 
 
 def _look_for_vm(files: Files) -> Vm | None:
@@ -2247,10 +2250,12 @@ def _exited(pidfd: int, timeout: float) -> bool:
     return bool(poll.poll(max(0, int(timeout * 1000))))
 
 
-def ask_qemu(host: Host, files: Files, command: str, *, timeout: float = 5.0) -> Any:
+def ask_qemu(
+    host: Host, files: Files, command: str, arguments: Mapping[str, Any] | None = None, *, timeout: float = 5.0
+) -> Any:
     """What QEMU's monitor returns for one command; raises QmpError."""
     with Qmp.connect(files.qmp, host.monotonic, timeout=timeout) as qmp:
-        return qmp.execute(command)
+        return qmp.execute(command, arguments)
 
 
 def running(files: Files) -> bool:
@@ -2315,13 +2320,11 @@ def stop_vm(host: Host, files: Files, vm: Vm, ssh_poweroff: Callable[[], object]
         with contextlib.suppress(YclusterError, OSError):
             act()
         until = host.monotonic() + patience
-        while True:
-            if _exited(vm.pidfd, min(0.5, max(0.0, until - host.monotonic()))):
-                steps.done(f"{files.name} is off by {rung}")
-                return rung
-            if host.monotonic() >= until:
-                break
+        while not (ended := _exited(vm.pidfd, min(0.5, until - host.monotonic()))) and host.monotonic() < until:
             steps.waiting(f"{rung}: waiting for QEMU to end")
+        if ended:
+            steps.done(f"{files.name} is off by {rung}")
+            return rung
         host.output.warn(f"{files.name}: {rung} did not end it in {host.monotonic() - began:.0f} s")
     raise YclusterError(f"{files.name}: QEMU (pid {vm.pid}) is alive after SIGKILL", hint="look into the kernel's log")
 
@@ -2331,12 +2334,12 @@ def _powerdown(host: Host, files: Files, vm: Vm, steps: Steps) -> None:
     with Qmp.connect(files.qmp, host.monotonic, timeout=5.0) as qmp:
         with contextlib.suppress(QmpError):
             qmp.execute("cont")  # a paused guest can't see the button
-        began = host.monotonic()
-        pressed = began - 3
-        while host.monotonic() - began < POWERDOWN_TIMEOUT:
-            if host.monotonic() - pressed >= 3:
+        press = host.monotonic()
+        until = press + POWERDOWN_TIMEOUT
+        while host.monotonic() < until:
+            if host.monotonic() >= press:
                 qmp.execute("system_powerdown")
-                pressed = host.monotonic()
+                press = host.monotonic() + 3
             if _exited(vm.pidfd, 0.5):
                 return
             steps.waiting("guest-shutdown: waiting for the guest to power off")
@@ -2397,8 +2400,8 @@ def accelerators(host: Host, state: State) -> list[str]:
 
 
 def _kvm_identity(host: Host) -> str:
-    version = host.attempt([QEMU, "--version"], timeout=20)
-    return f"{host.boot_id()} {version.stdout.splitlines()[0] if version and version.stdout else ''}\n"
+    version = host.attempt([QEMU, "--version"], timeout=20) or ""
+    return f"{host.boot_id()} {''.join(version.splitlines()[:1])}\n"
 
 
 def launch(host: Host, state: State) -> State:
@@ -2444,15 +2447,13 @@ def _spawn_qemu(host: Host, state: State, accel: str) -> None:
     files = state.files
     if (fd := take_flock(host, files.vm_lock, timeout=5)) is None:
         raise YclusterError(f"{state.name}: its QEMU already runs", hint="`ycluster status` says more")
-    try:
+    with descriptor(fd):
         remove(files.qmp)
         remove(files.pidfile)
         # QEMU's daemon has a umask of its own, 027.
         os.close(os.open(files.console, os.O_WRONLY | os.O_CREAT, 0o600))
         host.run(qemu_argv(state, accel), timeout=60, cwd=files.cache_dir, pass_fds=(fd,))
         files.qmp.chmod(0o600)
-    finally:
-        os.close(fd)
 
 
 def _watch_first_steps(host: Host, files: Files) -> None:
@@ -2469,8 +2470,9 @@ def with_ports(host: Host, state: State) -> State:
     """The state with the host ports that QEMU chose for itself filled in."""
     if not state.auto_ports:
         return state
-    with Qmp.connect(state.files.qmp, host.monotonic, timeout=5.0) as qmp:
-        chosen = parse_usernet(qmp.execute("human-monitor-command", {"command-line": "info usernet"}))
+    usernet = ask_qemu(host, state.files, "human-monitor-command", {"command-line": "info usernet"})
+    found = re.findall(r"TCP\[HOST_FORWARD\]\s+\d+\s+\S+\s+(\d+)\s+\S+\s+(\d+)", usernet)
+    chosen = {int(guest): int(port) for port, guest in found}
     return replace(
         state,
         ssh_port=chosen.get(22, state.ssh_port),
@@ -2478,29 +2480,10 @@ def with_ports(host: Host, state: State) -> State:
     )
 
 
-def parse_usernet(text: str) -> dict[int, int]:
-    """Guest port -> host port, from the HOST_FORWARD lines of the monitor's `info usernet`."""
-    found = re.findall(r"TCP\[HOST_FORWARD\]\s+\d+\s+\S+\s+(\d+)\s+\S+\s+(\d+)", text)
-    return {int(guest): int(port) for port, guest in found}
-
-
-def taken_ports(state: State) -> list[int]:
-    """The host ports that QEMU could not bind now."""
-    taken = []
-    for port in filter(None, (forward.host for forward in forwards(state))):
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((state.bind_address, port))
-            except OSError:
-                taken.append(port)
-    return taken
-
-
 def port_owner(host: Host, port: int) -> str:
     """Who listens on a port, in words; of another user's program only root may know."""
-    answer = host.attempt(["ss", "-Hltnp", f"sport = :{port}"], timeout=10)
-    if (found := re.search(r'users:\(\("([^"]*)",pid=([0-9]+)', answer.stdout if answer else "")) is None:
+    answer = host.attempt(["ss", "-Hltnp", f"sport = :{port}"], timeout=10) or ""
+    if (found := re.search(r'users:\(\("([^"]*)",pid=([0-9]+)', answer)) is None:
         low = port < 1024 and host.uid() != 0
         return "it is below 1024 and you are not root" if low else "a program of another user has it"
     with contextlib.suppress(OSError):
@@ -2547,10 +2530,11 @@ find /var/log -type f -exec truncate -s 0 {{}} +
 """
 
 
-def user_data(state: State, login_key: str, host_private: str, host_public: str) -> str:
+def user_data(state: State, login_key: str, host_private: str, host_public: str, registries: Mapping[str, Any]) -> str:
     """cloud-init's user-data; JSON is YAML. The host key is ours, so that the very first connection can be checked. The
     datasource list keeps a disk that boots elsewhere from asking every cloud for its metadata."""
     pin = {"path": "/etc/cloud/cloud.cfg.d/99-ycluster.cfg", "content": "datasource_list: [NoCloud, None]\n"}
+    mirrors = {"path": "/etc/rancher/k3s/registries.yaml", "permissions": "0600", "content": to_json(registries)}
     login = {
         "name": state.ssh_user, "shell": "/bin/bash", "sudo": "ALL=(ALL) NOPASSWD:ALL", "lock_passwd": True,
         "ssh_authorized_keys": [login_key.strip()],
@@ -2558,7 +2542,7 @@ def user_data(state: State, login_key: str, host_private: str, host_public: str)
     cloud_config = {
         "hostname": state.name, "users": [login], "ssh_deletekeys": True,
         "ssh_keys": {"ed25519_private": host_private, "ed25519_public": host_public.strip()}, "package_update": False,
-        "write_files": [pin], "bootcmd": [MOUNT_DATA] if state.data_disk else [],
+        "write_files": [pin, mirrors] if registries else [pin], "bootcmd": [MOUNT_DATA] if state.data_disk else [],
     }  # fmt: skip
     return "#cloud-config\n" + to_json(cloud_config) + "\n"
 
@@ -2574,14 +2558,14 @@ def make_keys(host: Host, state: State) -> None:
     write_file(files.known_hosts, f"{state.name} {' '.join(public.split()[:2])}\n".encode())
 
 
-def make_seed(state: State) -> None:
+def make_seed(state: State, registries: Mapping[str, Any]) -> None:
     """The NoCloud seed: a directory that QEMU shows to the guest as a vfat volume labelled CIDATA."""
     files = state.files
     remove(files.seed)
     files.seed.mkdir(mode=0o700, parents=True, exist_ok=True)
     data = user_data(
         state, files.ssh_pub.read_text(encoding="ascii"), files.host_key.read_text(encoding="ascii"),
-        files.host_pub.read_text(encoding="ascii"),
+        files.host_pub.read_text(encoding="ascii"), registries,
     )  # fmt: skip
     # A new id makes cloud-init apply the new key even to a disk that has booted before.
     meta = to_json({"instance-id": f"{state.name}-{secrets.token_hex(8)}", "local-hostname": state.name})
@@ -2620,9 +2604,12 @@ def ssh_banner(address: str, port: int, timeout: float, waiting: Callable[[], ob
     return False
 
 
-def wait_ready(host: Host, state: State, *, timeout: float) -> None:
+Stage = tuple[str, Callable[[Callable[[], object]], bool]]  # its name, and whether it is reached; called while that is asked
+
+
+def wait_ready(host: Host, state: State, *, timeout: float, more: Sequence[Stage] = ()) -> None:
     """Wait until the guest can be worked with: named and timed stages on stderr. Raises YclusterError with the console's
-    tail within a second of QEMU's end or stop, TimedOut after `timeout` seconds."""
+    tail within a second of QEMU's end or stop, TimedOut when a stage takes `timeout` seconds."""
     steps = Steps(host.output, host.monotonic)
     until, looked, stage = host.monotonic() + timeout, [host.monotonic()], "its process"
     with find_vm(state.files) as vm:
@@ -2642,14 +2629,15 @@ def wait_ready(host: Host, state: State, *, timeout: float) -> None:
                 )
             steps.waiting(f"waiting for {stage}")
 
-        stages: tuple[tuple[str, Callable[[], bool]], ...] = (
-            ("firmware", lambda: state.files.console.stat().st_size > 0),
-            ("SSH banner", lambda: ssh_banner(state.dial_address, state.ssh_port, 2.0, waiting)),
-            ("login", lambda: _in_guest(host, state, "true", waiting) is not None),
-            ("cloud-init done", lambda: _cloud_init_done(host, state, waiting)),
+        stages: tuple[Stage, ...] = (
+            ("firmware", lambda waiting: state.files.console.stat().st_size > 0),
+            ("SSH banner", lambda waiting: ssh_banner(state.dial_address, state.ssh_port, 2.0, waiting)),
+            ("login", lambda waiting: in_guest(host, state, "true", waiting) is not None),
+            ("cloud-init done", lambda waiting: _cloud_init_done(host, state, waiting)),
         )
-        for stage, reached in stages:
-            while not reached():
+        for stage, reached in (*stages, *more):
+            until = host.monotonic() + timeout
+            while not reached(waiting):
                 waiting()
                 _exited(vm.pidfd, 0.1)
             steps.done(stage)
@@ -2673,7 +2661,7 @@ def _check_boot(host: Host, state: State, vm: Vm | None, stage: str) -> None:
     raise YclusterError(why, hint=f"the whole console: {state.files.console}")
 
 
-def _in_guest(host: Host, state: State, command: str, waiting: Callable[[], object]) -> str | None:
+def in_guest(host: Host, state: State, command: str, waiting: Callable[[], object]) -> str | None:
     """What a command prints in the guest; None while it fails there, or gives no answer."""
     with contextlib.suppress(TimedOut):
         done = ssh_run(host, state, command, timeout=30, waiting=waiting)
@@ -2685,7 +2673,7 @@ def _cloud_init_done(host: Host, state: State, waiting: Callable[[], object]) ->
     """Whether cloud-init is through with this boot (or isn't there). Its own `status` takes seconds without KVM."""
     result = "/run/cloud-init/result.json"
     wait = f"for i in $(seq 20); do [ -e {result} ] && exec cat {result}; sleep 0.5; done; exit 1"
-    if (said := _in_guest(host, state, f"command -v cloud-init >/dev/null || exit 0; {wait}", waiting)) is None:
+    if (said := in_guest(host, state, f"command -v cloud-init >/dev/null || exit 0; {wait}", waiting)) is None:
         return False
     with contextlib.suppress(ValueError, LookupError, TypeError):
         for error in json.loads(said)["v1"]["errors"]:  # the guest is up all the same
@@ -2707,103 +2695,197 @@ def console_tail(files: Files, lines: int = 12) -> str:
 
 
 # === 16 k3s ==========================================================================================
+K3S_FILES = ("sha256sum-amd64.txt", "install.sh", "k3s", "k3s-airgap-images-amd64.tar.zst")
+K3S_GET = 'get() { if command -v curl >/dev/null; then curl -sfL "$1"; else wget -qO- "$1"; fi; }\n'
+K3S_FROM_RELEASE = f"""\
+for file in {" ".join(K3S_FILES)}; do get "$1/$file" >$file; done
+sha256sum --quiet --ignore-missing -c sha256sum-amd64.txt
+"""
+K3S_SCRIPT = 'get https://get.k3s.io >install.sh\nINSTALL_K3S_VERSION="$2" sh install.sh'
+K3S_AIRGAP = """\
+install -d /var/lib/rancher/k3s/agent/images
+install -m 0755 k3s /usr/local/bin/k3s
+mv k3s-airgap-images-amd64.tar.zst /var/lib/rancher/k3s/agent/images/
+: >/var/lib/rancher/k3s/agent/images/.cache.json  # or it would be imported again at every start
+INSTALL_K3S_SKIP_DOWNLOAD=true sh install.sh"""
+
+
 def check_implemented(config: QemuConfig) -> None:
     """Raise where the config asks for what this version doesn't do; better than to leave out what was promised."""
-    total, network = budget(config.lifetime.max_total) is not None, config.network.mode
-    every = {f"k3s.install: {config.k3s.install}": config.k3s.install != "none", "lifetime.maxTotal": total}
-    every["network.mode: tap"] = network == "tap"
+    every = {"lifetime.maxTotal": budget(config.lifetime.max_total) is not None}
+    here = config.k3s.source.startswith("file:")
+    every["k3s.source: a folder of this host, with install: script"] = config.k3s.install == "script" and here
+    every["network.mode: tap"] = config.network.mode == "tap"
     if asked := ", ".join(what for what, is_asked in every.items() if is_asked):
-        hint = "`k3s: {install: none}` gives a plain VM" if "k3s" in asked else "leave it out"
-        raise NotImplementedYet(f"not yet implemented: {asked}", hint=hint)
+        raise NotImplementedYet(f"not yet implemented: {asked}", hint="leave it out")
+
+
+def fetch_k3s(host: Host, version: str, source: str) -> Path:
+    """The files of a k3s release, kept in the user's cache, each held to the release's own list of digests. Raises
+    PrerequisiteError when one can't be had, ConfigError when its digest differs."""
+    folder = host.home() / ".cache" / "y-cluster" / "k3s" / version
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    release = f"https://github.com/k3s-io/k3s/releases/download/{version.replace('+', '%2B')}"
+    hint = "k3s.source can name a folder or a mirror with the release's files; `k3s: {install: none}` gives a plain VM"
+    listing = folder / K3S_FILES[0]
+    with locked(host, folder / ".lock", timeout=3600):
+        for name in K3S_FILES:
+            if (folder / name).exists():
+                continue
+            base = f"https://raw.githubusercontent.com/k3s-io/k3s/{version}" if name == "install.sh" else release
+            sums = [] if name == listing.name else listing.read_text("utf-8", "replace").split()
+            digest = dict(zip(sums[1::2], sums[::2])).get(name, "")
+            part = folder / f".{name}.part"
+            try:
+                if name.startswith("k3s") and not digest:
+                    raise ConfigError(f"{source or base}/{listing.name}: it has no digest of {name}", hint=hint)
+                download(host, f"{source or base}/{name}", part, hint, digest, listing.name)
+            except ConfigError:
+                remove(listing)  # of the two, it may be what is wrong
+                raise
+            part.replace(folder / name)
+    return folder
+
+
+def k3s_stages(host: Host, state: State) -> tuple[Stage, ...]:
+    """What follows the boot of a VM with k3s. An imported disk may remember nodes of other names: it is our own that counts."""
+    kubectl = "sudo k3s kubectl get "
+    ready = "node $(hostname | tr A-Z a-z) -o 'jsonpath={.status.conditions[?(@.type==\"Ready\")].status}'"
+    return (
+        ("k3s installed", lambda waiting: _install_k3s(host, state, waiting)),
+        ("API ready", lambda waiting: in_guest(host, state, kubectl + "--raw /readyz", waiting) is not None),
+        ("node Ready", lambda waiting: in_guest(host, state, kubectl + ready, waiting) == "True"),
+    )
+
+
+def _install_k3s(host: Host, state: State, waiting: Callable[[], object]) -> bool:
+    """Have k3s in the guest, which is handed the files, or fetches them itself. True once it is there, and enabled."""
+    if in_guest(host, state, "systemctl is-enabled -q k3s && sudo systemctl start --no-block k3s", waiting) is not None:
+        return True
+    version, source = str(state.k3s.get("Version") or K3S_VERSION), str(state.k3s.get("Source", ""))
+    script = K3S_GET + (K3S_FROM_RELEASE + K3S_AIRGAP if source else K3S_SCRIPT)
+    host.run(ssh_argv(state, "mkdir -p k3s-install"), timeout=60, waiting=waiting)
+    if state.k3s["Install"] == "airgap":
+        folder, script = fetch_k3s(host, version, source), K3S_AIRGAP
+        _, *options, where = ssh_argv(state)
+        given = ["-P" if word == "-p" else word for word in options]
+        files = [str(folder / name) for name in K3S_FILES[1:]]
+        host.run(["scp", "-q", *given, *files, f"{where}:k3s-install/"], timeout=1800, waiting=waiting)
+    command = (
+        f"cd k3s-install && sudo sh -euc {shlex.quote(script)} k3s {shlex.quote(source)} {version} && rm -r ../k3s-install"
+    )
+    host.run(ssh_argv(state, command), timeout=1800, waiting=waiting)
+    return True
 
 
 # === 17 kubeconfig ===================================================================================
-def check_context(states: Sequence[State], config: QemuConfig, files: Files) -> None:
-    """Raise when another cluster of this user goes by the context: `--context` must name one."""
+def kubeconfig_file(host: Host) -> Path:
+    """The file that clusters are merged into: the first of $KUBECONFIG, else ~/.kube/config."""
+    named = [path for path in host.environ.get("KUBECONFIG", "").split(":") if path]
+    return Path(os.path.abspath(named[0])) if named else host.home() / ".kube" / "config"
+
+
+def _kubectl(host: Host, file: Path, *words: str) -> str:
+    """`kubectl config` on a file. kubectl takes a lock file, and fails at once where another has it: it is waited for."""
+    until = host.monotonic() + 10
+    while True:
+        try:
+            return host.run(["kubectl", "config", *words], timeout=60, env=host.child_env({"KUBECONFIG": str(file)})).stdout
+        except ProgramFailed as error:
+            if ".lock" not in error.stderr or host.monotonic() > until:
+                raise
+        host.sleep(0.1)
+
+
+def _servers(host: Host, file: Path) -> dict[str, tuple[str, str]]:
+    """Of each context in a file: its cluster, and that one's server."""
+    if not file.exists() or not host.which("kubectl"):
+        return {}
+    view = json.loads(_kubectl(host, file, "view", "-o", "json"))
+    servers = {item["name"]: item["cluster"].get("server", "") for item in view.get("clusters") or ()}
+    pairs = [(item["name"], item["context"]["cluster"]) for item in view.get("contexts") or ()]
+    return {name: (cluster, servers.get(cluster, "")) for name, cluster in pairs}
+
+
+def check_context(host: Host, states: Sequence[State], config: QemuConfig, files: Files) -> None:
+    """Raise when another cluster goes by the context, of this user's or in the kubeconfig: it must name one."""
+    hint = "give this one a context of its own"
     for state in states:
         if state.context == config.context and state.files != files:
             other = f"context {config.context!r} is that of the cluster {state.name} in {state.cache_dir}"
-            raise ConfigError(f"{config.file}: {other}", hint="give this one a context of its own")
+            raise ConfigError(f"{config.file}: {other}", hint=hint)
+    cluster, server = _servers(host, kubeconfig_file(host)).get(config.context, (config.name, ""))
+    local = server == "" or re.match(rf"https://({re.escape(config.network.bind_address)}|127\.0\.0\.1):", server)
+    if config.k3s.install != "none" and not (cluster == config.name and local):
+        raise ConfigError(f"{kubeconfig_file(host)}: context {config.context!r} is that of {cluster} ({server})", hint=hint)
+
+
+def merge_kubeconfig(host: Host, state: State) -> State:
+    """Fetch the guest's kubeconfig under our names and with the forwarded port, and merge it into the user's own."""
+    import base64
+
+    files, name = state.files, state.name
+    given = json.loads(host.run(ssh_argv(state, "sudo k3s kubectl config view --raw -o json"), timeout=60).stdout)
+    cluster, user = given["clusters"][0]["cluster"], given["users"][0]["user"]
+    port = next(forward.host for forward in state.port_forwards if forward.guest == 6443)
+    # k3s's certificate is for 127.0.0.1, among others, wherever the port is forwarded from.
+    cluster["server"], cluster["tls-server-name"] = f"https://{state.dial_address}:{port}", "127.0.0.1"
+    context = {"name": state.context, "context": {"cluster": name, "user": name}}
+    named = {"clusters": [{"name": name, "cluster": cluster}], "users": [{"name": name, "user": user}]}
+    own = {"apiVersion": "v1", "kind": "Config", **named, "contexts": [context], "current-context": state.context}
+    write_file(files.kubeconfig, to_json(own).encode())
+    if not host.which("kubectl"):
+        host.output.say(f"  there is no kubectl here; its kubeconfig: export KUBECONFIG={shlex.quote(str(files.kubeconfig))}")
+        return state
+    file = kubeconfig_file(host)
+    if file.exists() and not (backup := file.with_name(f"{file.name}.before-ycluster")).exists():
+        write_file(backup, file.read_bytes())
+    # As files: a key has no place in argv, and `set-credentials --embed-certs` crashes in Debian 12's kubectl.
+    files.certificates.mkdir(mode=0o700, exist_ok=True)
+    ca, certificate, private = (files.certificates / what for what in ("ca.crt", "client.crt", "client.key"))
+    write_file(ca, base64.b64decode(cluster["certificate-authority-data"]))
+    write_file(certificate, base64.b64decode(user["client-certificate-data"]))
+    write_file(private, base64.b64decode(user["client-key-data"]))
+    _kubectl(host, file, "unset", f"users.{name}")
+    _kubectl(host, file, "set", f"users.{name}.client-certificate", str(certificate))
+    _kubectl(host, file, "set", f"users.{name}.client-key", str(private))
+    at = (f"--server={cluster['server']}", f"--tls-server-name={cluster['tls-server-name']}")
+    _kubectl(host, file, "set-cluster", name, *at, f"--certificate-authority={ca}")
+    _kubectl(host, file, "set-context", state.context, f"--cluster={name}", f"--user={name}")
+    if json.loads(_kubectl(host, file, "view", "-o", "json")).get("current-context") == "":
+        _kubectl(host, file, "use-context", state.context)
+    host.output.say(f"  kubectl --context {shlex.quote(state.context)} get nodes   ({file})")
+    return replace(state, kubeconfig=str(file))
+
+
+def forget_kubeconfig(host: Host, state: State) -> None:
+    """Take our names out of the user's kubeconfig, and nothing else."""
+    file = Path(state.kubeconfig)
+    if state.kubeconfig and _servers(host, file).get(state.context, ("", ""))[0] == state.name:
+        if json.loads(_kubectl(host, file, "view", "-o", "json")).get("current-context") == state.context:
+            _kubectl(host, file, "unset", "current-context")
+        _kubectl(host, file, "delete-context", state.context)
+        _kubectl(host, file, "unset", f"clusters.{state.name}")
+        _kubectl(host, file, "unset", f"users.{state.name}")
 
 
 # === 18 disk images ==================================================================================
 def fetch_image(host: Host, config: QemuConfig, cache_dir: Path) -> Path:
-    """The cloud image as a file of our own, named by its SHA-256: disks are overlays on it, so a user's file is copied, never
-    used in place. A download of known digest that was cut off is taken up where it ended. Raises PrerequisiteError when it
-    can't be had, ConfigError when its digest differs."""
+    """The cloud image, copied to a file of our own by its SHA-256, as disks are overlays on it. A download of known digest that
+    was cut off is taken up where it ended. Raises PrerequisiteError when it can't be had, ConfigError when its digest differs."""
     images = cache_dir / "images"
     images.mkdir(mode=0o700, parents=True, exist_ok=True)
     with locked(host, images / ".lock", timeout=3600):
         if config.image_sha256 and (images / config.image_sha256).is_file():
             return images / config.image_sha256
         part = images / f".{hashlib.sha256(config.image.encode()).hexdigest()[:16]}.part"
-        for leftover in images.glob(".*.part"):  # the lock is ours, so nobody is using them
-            if leftover != part:
-                remove(leftover)
-        try:
-            resumed = part.exists()
-            digest = _fetch(host, config.image, part)
-            if resumed and digest != config.image_sha256:  # it may be its beginning that is wrong
-                remove(part)
-                digest = _fetch(host, config.image, part)
-            if config.image_sha256 not in ("", digest):
-                remove(part)
-                raise ConfigError(
-                    f"{config.image}: its SHA-256 is {digest}, and imageSha256 says {config.image_sha256}",
-                    hint="one of them is wrong, or the image has been changed",
-                )
-            part.chmod(0o400)
-            part.replace(images / digest)
-            return images / digest
-        finally:
-            if not config.image_sha256:  # with no digest nobody could tell whether the rest fits
-                remove(part)
-
-
-def _fetch(host: Host, url: str, part: Path) -> str:
-    """Copy what a URL names to a file, which may hold its beginning already; returns its SHA-256."""
-    import http.client
-    import urllib.request
-
-    have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    try:
-        with urllib.request.urlopen(request, timeout=60) as source:
-            have = have if getattr(source, "status", 0) == 206 else 0
-            length = int(source.headers.get("Content-Length") or 0)
-            _copy(host, source, part, have, have + length if length else 0)
-        if length and have + length != part.stat().st_size:
-            raise OSError(f"cut off after {part.stat().st_size} of {have + length} bytes")
-        return host.run(["sha256sum", "--", str(part)], timeout=3600).stdout.lstrip("\\")[:64]
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        if getattr(error, "code", 0) == 416:  # there is nothing behind what we have, so it is something else
-            remove(part)
-            return _fetch(host, url, part)
-        gone = "dated releases vanish after some months: choose a newer one, with the digest in its SHA256SUMS; or\n"
-        raise PrerequisiteError(
-            f"{url}: {getattr(error, 'reason', None) or error}",
-            hint=(gone if getattr(error, "code", 0) in (404, 410) else "")
-            + "`image` (and imageSha256) in the config can name any cloud image that this host can reach;\n"
-            "scripts/build-guest-image.sh makes one of Debian packages",
-        ) from None
-
-
-def _copy(host: Host, source: IO[bytes], part: Path, have: int, total: int) -> None:
-    """Copy a stream behind the first `have` bytes of a file. Blocks of zeros stay holes."""
-    steps = Steps(host.output, host.monotonic)
-    with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+b") as file:
-        file.truncate(have)
-        file.seek(have)
-        while block := source.read(1 << 20):
-            if block.count(0) == len(block):
-                file.seek(len(block), os.SEEK_CUR)
-            else:
-                file.write(block)
-            steps.waiting(f"fetching the image: {file.tell() >> 20} of {total >> 20 or '?'} MiB")
-        file.truncate()
-        file.flush()
-        os.fsync(file.fileno())
-        steps.done(f"image of {file.tell() >> 20} MiB")
+        for leftover in {*images.glob(".*.part")} - {part}:  # the lock is ours, so nobody is using them
+            remove(leftover)
+        hint = "`image` (and imageSha256) in the config can name any cloud image that this host can reach;\n"
+        hint += "scripts/build-guest-image.sh makes one of Debian packages"
+        digest = download(host, config.image, part, hint, config.image_sha256, "imageSha256")
+        part.chmod(0o400)
+        return part.replace(images / digest)
 
 
 def parse_size(text: str) -> int:
@@ -2824,17 +2906,16 @@ def image_info(host: Host, image: Path, named: str = "") -> dict[str, Any]:
 def make_disk(host: Host, state: State, image: Path) -> None:
     """The boot disk: a qcow2 overlay on the image, grown to diskSize. What was imported is there already, and only grown."""
     info = image_info(host, image, state.image)
-    if (wanted := parse_size(state.disk_size)) < info["virtual-size"] and not state.imported:
-        raise ConfigError(
-            f"diskSize {state.disk_size} is smaller than the image, which takes {info['virtual-size']} bytes",
-            hint="a disk can be larger than its image, never smaller",
-        )
-    if not state.imported:
+    wanted, size = parse_size(state.disk_size), info["virtual-size"]
+    if state.imported and wanted > size:
+        host.run(["qemu-img", "resize", "-q", "-f", "qcow2", str(image), state.disk_size], timeout=120)
+    elif not state.imported and wanted < size:
+        why = f"diskSize {state.disk_size} is smaller than the image, which takes {size} bytes"
+        raise ConfigError(why, hint="a disk can be larger than its image, never smaller")
+    elif not state.imported:
         base = image.relative_to(state.cache_dir)  # so that a cacheDir can be moved
         argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base), "-F", info["format"]]
         host.run([*argv, str(state.files.disk), state.disk_size], timeout=120, cwd=Path(state.cache_dir))
-    elif wanted > info["virtual-size"]:
-        host.run(["qemu-img", "resize", "-q", "-f", "qcow2", str(image), state.disk_size], timeout=120)
 
 
 # --- libguestfs: what it needs of the host, and the data disk
@@ -2977,15 +3058,12 @@ def sparse_header(name: str, size: int, spans: Sequence[tuple[int, int]]) -> byt
     head[482:495] = bytes([len(entries) > 4]) + number(size)
     head[148:156] = b" " * 8
     head[148:156] = b"%06o\0 " % sum(head)
-    more = [entries[i : i + 21] for i in range(4, len(entries), 21)]
-    return bytes(head) + b"".join(
-        b"".join(group).ljust(504, b"\0") + bytes([group is not more[-1]]).ljust(8, b"\0") for group in more
-    )
+    for i in range(4, len(entries), 21):
+        head += b"".join(entries[i : i + 21]).ljust(504, b"\0") + bytes([len(entries) > i + 21]).ljust(8, b"\0")
+    return bytes(head)
 
 
 # === 19 commands =====================================================================================
-
-PROGRAMS = {QEMU: "qemu-system-x86", "qemu-img": "qemu-utils", "ssh": "openssh-client", "ssh-keygen": "openssh-client"}
 
 
 # --- which cluster
@@ -2995,25 +3073,20 @@ def files_of(host: Host, config: QemuConfig) -> Files:
 
 def find_cluster(host: Host, *, context: str = "", name: str = "") -> Files:
     """The one cluster that is meant: the named one; else the only one; else that of the context `local`."""
-    if not (every := discover(host)):
-        which = f"named {name}" if name else f"with the context {context}" if context else "yet"
+    found = every = discover(host)
+    which = f"named {name}" if name else f"with the context {context or 'local'}"
+    if not every:
+        which = which if name or context else "yet"
         raise StateError(f"there is no cluster {which}: there are none at all", hint="`ycluster provision -c DIR` makes one")
     if name:
-        return _the_one([files for files in every if files.name == name], f"named {name}", every)
-    if not context and len(every) == 1:
-        return every[0]
-    context = context or "local"
-    mine = [files for files, state in readable(host) if state.context == context]
-    return _the_one(mine, f"with the context {context}", every)
-
-
-def _the_one(found: Sequence[Files], which: str, every: Sequence[Files]) -> Files:
+        found = [files for files in every if files.name == name]
+    elif context or len(every) > 1:
+        found = [files for files, state in readable(host) if state.context == (context or "local")]
     if len(found) == 1:
         return found[0]
     known = "\n".join(f"--name {files.name}   (in {files.cache_dir})" for files in found or every)
-    if found:
-        raise StateError(f"{len(found)} clusters {which}; -c DIR tells them apart:", hint=known)
-    raise StateError(f"no cluster {which}; there are:", hint=known)
+    several = f"{len(found)} clusters {which}; -c DIR tells them apart:"
+    raise StateError(several if found else f"no cluster {which}; there are:", hint=known)
 
 
 def current(host: Host, files: Files) -> State:
@@ -3051,8 +3124,7 @@ def opened(host: Host, files: Files, *, patience: float = LOCK_TIMEOUT) -> Itera
     with cluster_lock(host, files, patience=patience):
         saved = load_state(files)
         state = adjusted(saved, host.clock())
-        if saved.expires_at is not None and state.expires_at != saved.expires_at:
-            step = (state.expires_at or 0) - saved.expires_at
+        if step := (state.expires_at or 0) - (saved.expires_at or 0):
             way = "forward" if step > 0 else "back"
             host.output.warn(f"{state.name}: the clock was set {way} by {in_words(step)}; its deadline moves along")
         yield state
@@ -3067,10 +3139,10 @@ def provision(host: Host, directory: Path) -> None:
         host.output.warn(warning)
     _check_host(host)
     files = files_of(host, config)
-    state = state_from_config(config, files.cache_dir)
+    state, registries = state_from_config(config, files.cache_dir), expand_variables(config.registries, host.environ)
     sweep(host, by="next command", spare=files)
-    check_context([other for _, other in readable(host)], config, files)
-    _refuse_existing(files)
+    check_context(host, [other for _, other in readable(host)], config, files)
+    imported = _refuse_existing(files)
     _check_ports(host, state)
     if state.data_disk:
         check_data_disk(host, state.data_disk)
@@ -3078,19 +3150,32 @@ def provision(host: Host, directory: Path) -> None:
         raise ConfigError(f"{config.file}: cacheDir {files.cache_dir} is not a directory")
     files.cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Outside the lock: both take long, and touch no cluster.
-    image = files.disk if _imported(files) else fetch_image(host, config, files.cache_dir)
+    image = files.disk if imported else fetch_image(host, config, files.cache_dir)
+    if config.k3s.install == "airgap":
+        fetch_k3s(host, config.k3s.version, config.k3s.source)
     if state.data_disk:
         make_data_disk(host, Path(state.data_disk), config.data_disk_size)
     with cluster_lock(host, files):
-        _refuse_existing(files)
+        state = replace(state, imported=_refuse_existing(files))
         remember_cache_dir(host, files.cache_dir)
-        state = _create(host, replace(state, imported=_imported(files)), image)
+        try:  # from nothing to a running QEMU, or nothing at all
+            save_state(state)  # the first: from here on it is known, whatever kills us
+            make_keys(host, state)
+            make_disk(host, state, image)
+            make_seed(state, registries)
+            state = _boot(host, state)
+        except BaseException:
+            if not running(files):
+                _erase(host, state, keep_disk=bool(state.imported))
+                if state.imported:  # for the next provision
+                    save_state(state)
+            raise
     _finish_boot(host, state)
 
 
 def _check_host(host: Host) -> None:
     """Raise, before anything is made, where a VM could not be started, or not be stopped again."""
-    host.need(PROGRAMS)
+    host.need({QEMU: "qemu-system-x86", "qemu-img": "qemu-utils", "ssh": "openssh-client", "ssh-keygen": "openssh-client"})
     try:
         os.close(pidfd_open(os.getpid()))
     except OSError as error:
@@ -3098,25 +3183,23 @@ def _check_host(host: Host) -> None:
     timers_for(host)
 
 
-def _refuse_existing(files: Files) -> None:
-    """Raise when the name is taken. What a provision left that was killed before its first boot is nobody's."""
+def _refuse_existing(files: Files) -> str:
+    """Raise when the name is taken. What a provision left that was killed before its first boot is nobody's. Returns where
+    the disk that waits for its first boot was imported from; empty where none was."""
     if running(files):
         raise YclusterError(f"{files.name} already runs", hint=f"`ycluster teardown --name {files.name}` removes it")
-    if files.sidecar.exists() and not _half_made(load_state(files)):
+    if files.sidecar.exists():
+        if _half_made(state := load_state(files)):
+            return state.imported
         way_out = f"`ycluster start --name {files.name}` starts it, `ycluster teardown --name {files.name}` removes it"
         raise YclusterError(f"{files.name} already exists in {files.cache_dir}", hint=way_out)
-    every = [files.disk, files.ssh_key, files.ssh_pub, *files.disposable()]
-    every.remove(files.incoming)  # an import's that was killed
-    foreign = [path for path in every if path.is_dir() or (path == files.disk and path.exists())]
-    if foreign and not files.sidecar.exists():
-        what = "a directory" if foreign[0].is_dir() else "a disk"
-        hint = "move it away, or choose another name; `ycluster import` makes a cluster's disk of a copy"
-        raise YclusterError(f"{foreign[0]}: {what} is there that no cluster claims", hint=hint)
-
-
-def _imported(files: Files) -> str:
-    """Where the disk that waits for its first boot was imported from; empty where none was."""
-    return load_state(files).imported if files.sidecar.exists() else ""
+    for path in (files.disk, files.ssh_key, files.ssh_pub, *files.disposable()):
+        ours = path == files.incoming  # an import's that was killed
+        if (path.is_dir() and not ours) or (path == files.disk and path.exists()):
+            what = "a directory" if path.is_dir() else "a disk"
+            hint = "move it away, or choose another name; `ycluster import` makes a cluster's disk of a copy"
+            raise YclusterError(f"{path}: {what} is there that no cluster claims", hint=hint)
+    return ""
 
 
 def _half_made(state: State) -> bool:
@@ -3125,27 +3208,18 @@ def _half_made(state: State) -> bool:
 
 
 def _check_ports(host: Host, state: State) -> None:
-    if taken := taken_ports(state):
-        raise PrerequisiteError(
-            "; ".join(f"can't listen on port {port}: {port_owner(host, port)}" for port in taken),
-            hint='set sshPort or portForwards in the config to other ports ("0": QEMU chooses)',
-        )
-
-
-def _create(host: Host, state: State, image: Path) -> State:
-    """From nothing to a running QEMU, or nothing at all. With the sidecar, the first, it is known, whatever kills us."""
-    try:
-        save_state(state)
-        make_keys(host, state)
-        make_disk(host, state, image)
-        make_seed(state)
-        return _boot(host, state)
-    except BaseException:
-        if not running(state.files):
-            _erase(host, state, keep_disk=bool(state.imported))
-            if state.imported:  # for the next provision
-                save_state(state)
-        raise
+    """Raise, and name who has it, where QEMU could not bind a port."""
+    taken = []
+    for port in filter(None, (forward.host for forward in forwards(state))):
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((state.bind_address, port))
+            except OSError:
+                taken.append(f"can't listen on port {port}: {port_owner(host, port)}")
+    if taken:
+        hint = 'set sshPort or portForwards in the config to other ports ("0": QEMU chooses)'
+        raise PrerequisiteError("; ".join(taken), hint=hint)
 
 
 def _boot(host: Host, state: State) -> State:
@@ -3161,8 +3235,9 @@ def _boot(host: Host, state: State) -> State:
 
 
 def _guarded(host: Host, state: State, *, anew: bool = False) -> State:
-    """What a running cluster is owed: a deadline where it has a budget, and a timer where it has a deadline."""
-    if state.disarmed:
+    """What a running cluster is owed: a deadline where it has a budget, and a timer where it has a deadline. `anew`: a timer
+    even where there is one, or where it is disarmed."""
+    if state.disarmed and not anew:
         return state
     if state.expires_at is None and budget(state.lifetime) is not None:
         state = save_state(anchored(state, host.clock()))
@@ -3173,7 +3248,10 @@ def _finish_boot(host: Host, state: State) -> None:
     """Wait without the lock, so that an extend, a stop or the reaper can get at the cluster meanwhile."""
     say_deadline(host, state)
     try:
-        wait_ready(host, state, timeout=READY_TIMEOUT)
+        wait_ready(host, state, timeout=READY_TIMEOUT, more=k3s_stages(host, state) if state.has_k3s else ())
+        if state.has_k3s:
+            with opened(host, state.files) as state:
+                state = save_state(merge_kubeconfig(host, state))
     except Interrupted:
         host.output.say(f"{state.name} goes on booting; `ycluster stop --name {state.name}` ends it now")
         raise
@@ -3201,21 +3279,21 @@ def start(host: Host, files: Files) -> None:
         if status != "stopped":
             host.output.say(f"{state.name} already runs")
             state = _guarded(host, save_state(with_ports(host, state)))
-            return say_deadline(host, state)
-        _require_disk(state)
-        if state.data_disk and not os.path.exists(state.data_disk):
-            raise StateError(f"{state.name}: its data disk {state.data_disk} is gone", hint="bring it back to that place")
-        _check_ports(host, state)
-        state = _boot(host, state)
+            if not state.has_k3s:  # whose install may have been cut short
+                return say_deadline(host, state)
+        else:
+            _require_disk(state)
+            if state.data_disk and not os.path.exists(state.data_disk):
+                raise StateError(f"{state.name}: its data disk {state.data_disk} is gone", hint="bring it back to that place")
+            _check_ports(host, state)
+            state = _boot(host, state)
     _finish_boot(host, state)
 
 
 def _require_disk(state: State) -> None:
     if _half_made(state) or not state.files.disk.exists():
-        raise StateError(
-            f"{state.name} has no disk to boot: its provision was cut off, or the disk was taken away",
-            hint="`ycluster provision -c DIR` makes it anew; `ycluster teardown` clears the rest",
-        )
+        why = f"{state.name} has no disk to boot: its provision was cut off, or the disk was taken away"
+        raise StateError(why, hint="`ycluster provision -c DIR` makes it anew; `ycluster teardown` clears the rest")
 
 
 def stop(host: Host, files: Files) -> None:
@@ -3281,9 +3359,8 @@ def teardown(host: Host, files: Files, *, keep_disk: bool = False) -> None:
         # A VM whose sidecar is gone is stopped; what was on its disk only a cluster's teardown may take.
         removed = _erase(host, state, keep_disk=keep_disk or not known)
     host.output.say(f"{files.name} is torn down; removed: {' '.join(removed)}")
-    kept = [path for path in (files.disk, files.ssh_key, state.data_disk) if path and os.path.exists(path)]
-    if kept:
-        host.output.say(f"  kept: {' '.join(map(str, kept))}")
+    if kept := [str(path) for path in (files.disk, files.ssh_key, state.data_disk) if path and os.path.exists(path)]:
+        host.output.say(f"  kept: {' '.join(kept)}")
 
 
 def _erase(host: Host, state: State, *, keep_disk: bool = False) -> list[str]:
@@ -3291,6 +3368,10 @@ def _erase(host: Host, state: State, *, keep_disk: bool = False) -> list[str]:
     files = state.files
     disk = [] if keep_disk else [files.disk, files.ssh_key, files.ssh_pub]
     removed = [path.name for path in [*disk, *files.disposable()] if remove(path)]
+    try:
+        forget_kubeconfig(host, state)
+    except (YclusterError, OSError, ValueError, LookupError) as error:
+        host.output.warn(f"{state.kubeconfig}: {error}; the names of {state.name} are still in it")
     cancel_timer(host, files, state.timer)
     return removed + [path.name for path in (files.program, files.sidecar) if remove(path)]
 
@@ -3333,11 +3414,11 @@ def prepare_export(host: Host, files: Files) -> None:
 
 def export(host: Host, files: Files, bundle: Path, form: str) -> None:
     """Write the boot disk, flattened, with its keys, checksums and a README into a new folder, whole or not at all."""
+    bundle = bundle.resolve()
     with opened(host, files) as state:
         if running(files):
-            raise YclusterError(
-                f"{state.name} runs", hint=f"`ycluster prepare-export --name {state.name}` stops and prepares it"
-            )
+            hint = f"`ycluster prepare-export --name {state.name}` stops and prepares it"
+            raise YclusterError(f"{state.name} runs", hint=hint)
         _require_disk(state)
         if os.path.lexists(bundle) and (not bundle.is_dir() or any(bundle.iterdir())):
             raise UsageError(f"{bundle} is not an empty folder", hint="nothing is ever overwritten; name a new one")
@@ -3362,9 +3443,8 @@ def export(host: Host, files: Files, bundle: Path, form: str) -> None:
             sums = host.run(["sha256sum", *names], timeout=3600, cwd=part, waiting=lambda: steps.waiting("checksums"))
             write_file(part / "SHA256SUMS", sums.stdout.encode())
             part.rename(bundle)
-        except BaseException:
+        finally:
             remove(part)
-            raise
     host.output.data(str(bundle))
 
 
@@ -3388,11 +3468,11 @@ def import_disk(host: Host, disk: Path, directory: Path) -> None:
         try:
             remove(files.incoming)
             files.incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
+            source, made = disk, files.incoming / files.disk.name
             with open(disk, "rb") as file:
-                packed = file.read(2) == b"\x1f\x8b"
-            source, made = files.incoming / "disk.raw" if packed else disk, files.incoming / files.disk.name
-            if packed:
-                host.run(["tar", "-xzf", str(disk), "-C", str(files.incoming), source.name], timeout=6 * 3600)
+                if file.read(2) == b"\x1f\x8b":  # gzip
+                    source = files.incoming / "disk.raw"
+                    host.run(["tar", "-xzf", str(disk), "-C", str(files.incoming), source.name], timeout=6 * 3600)
             write_disk(host, source, "qcow2", made, image_info(host, source)["format"])
             # The mark first: killed between the two, the next provision asks for a disk instead of making one.
             save_state(replace(state_from_config(config, files.cache_dir), imported=str(disk)))
@@ -3404,6 +3484,9 @@ def import_disk(host: Host, disk: Path, directory: Path) -> None:
 
 
 # --- lifetime
+EVERY = Files(Path(), "")  # what --all names
+
+
 def reap(host: Host, files: Files, *, by: str, wait: float = 0.0, patience: float = LOCK_TIMEOUT) -> None:
     """Carry out the expiry if it is due; re-arm if it is not; say so if nothing is armed. A deadline at most `wait` seconds
     away is waited for. Raises YclusterError when the action failed; it is then tried again."""
@@ -3453,12 +3536,9 @@ def sweep(host: Host, *, by: str, spare: Files | None = None, every: bool = Fals
     """Reap whatever is overdue or has no timer for its deadline (`every`: the others, too); returns the names of those that
     could not be. One that fails keeps no other from it; one that is busy is left alone."""
     failed = []
-    for files in discover(host):
-        if files == spare:
-            continue
+    for files in (files for files in discover(host) if files != spare):
         try:
-            state = current(host, files)
-            wake = wake_time(state)
+            wake = wake_time(state := current(host, files))
             lost = wake < float("inf") and not (state.timer and state.timer.deadline == wake and is_armed(host, state))
             if every or lost or wake <= host.now():
                 reap(host, files, by=by, patience=LOCK_TIMEOUT if every else 0.5)
@@ -3482,8 +3562,7 @@ def reap_all(host: Host, *, by: str) -> None:
 def extend(host: Host, files: Files, nanoseconds: int) -> None:
     """Push the deadline out and re-arm. It never reaps first, even where the deadline has passed."""
     with opened(host, files) as state:
-        state = save_state(extended(state, nanoseconds, host.clock()))
-        state = _guarded(host, state)
+        state = _guarded(host, save_state(extended(state, nanoseconds, host.clock())))
     host.output.say(f"{state.name}: extended by {format_duration(nanoseconds)}")
     say_deadline(host, state)
 
@@ -3491,12 +3570,11 @@ def extend(host: Host, files: Files, nanoseconds: int) -> None:
 def positive_duration(text: str) -> int:
     """Nanoseconds of a duration on the command line."""
     try:
-        nanoseconds = parse_duration(text)
+        if (nanoseconds := parse_duration(text)) > 0:
+            return nanoseconds
     except ValueError as error:
         raise UsageError(str(error), hint="a Go duration, such as 2h or 1h30m") from None
-    if nanoseconds <= 0:
-        raise UsageError(f"{text}: wants a positive duration, such as 2h")
-    return nanoseconds
+    raise UsageError(f"{text}: wants a positive duration, such as 2h")
 
 
 def arm(host: Host, files: Files) -> None:
@@ -3506,8 +3584,6 @@ def arm(host: Host, files: Files) -> None:
             raise YclusterError(f"{state.name} has no lifetime budget", hint="lifetime.maxRun in the config sets it")
         if state.expires_at is None and not running(files):
             raise YclusterError(f"{state.name} is not running", hint="`ycluster start` gives it a fresh budget")
-        if state.disarmed:
-            state = replace(state, timer=None)
         state = _guarded(host, state, anew=True)  # there may be a better timer by now
     say_deadline(host, state)
     if state.expires_at is not None and state.expires_at <= host.now():
@@ -3524,15 +3600,17 @@ def disarm(host: Host, files: Files) -> None:
 
 
 def watch(host: Host, files: Files, *, by: str) -> None:
-    """Wait in the foreground for a cluster's deadline and reap it; ends when no deadline is left. As the detached watcher
-    (`by` watcher) it holds the watch lock, and ends when the sidecar no longer names it. It lets go of that lock under the
-    cluster's lock, so that no arming can count on a watcher that is leaving."""
+    """Wait for a cluster's deadline and reap it; ends when none is left. As the detached watcher (`by` watcher) it holds the
+    watch lock, ends when the sidecar no longer names it, and lets go under the cluster's lock: no arming counts on it then."""
+    while files == EVERY:  # the timer of a host that has none
+        sweep(host, by="watch --all")
+        ahead = [wake_time(state) - host.now() for _, state in readable(host)]
+        host.sleep(min([WATCH_INTERVAL, *(left for left in ahead if left > 0)]))
     load_state(files)
     fd = take_flock(host, files.watch_lock, timeout=2) if by == "watcher" else None
     if by == "watcher" and fd is None:
         return
     while files.sidecar.exists():  # torn down, our lock file with it: a new cluster of this name gets a new watcher
-        wake = host.now() + WATCH_INTERVAL
         try:
             if not _watched(files, by):
                 with cluster_lock(host, files):
@@ -3556,7 +3634,7 @@ def _watched(files: Files, by: str) -> bool:
         return files.sidecar.exists() and running(files)
     if by == "watcher":
         return state.timer is not None and state.timer.backend == "watcher"
-    return state.expires_at is not None and not state.disarmed
+    return wake_time(state) < float("inf")
 
 
 def wake_time(state: State) -> float:
@@ -3665,8 +3743,23 @@ def print_gcp_flags(host: Host, directory: Path, form: str, quiet: Sequence[str]
     host.output.data(to_json(flags) if form == "json" else (" " if form == "shell" else "\n").join(flags))
 
 
-def gcp_status(host: Host, text: str | bytes, form: str) -> None:
+def gcp_status(host: Host, instance: str, zone: str | None, project: str | None, form: str, *, stdin: Any) -> None:
     """What `lifetime status` shows, of an instance of Compute Engine: its budget, its deadline, what is left."""
+    place = [f"--{name}={value}" for name, value in (("zone", zone), ("project", project)) if value]
+    if instance == "-":
+        if place or stdin is None or stdin.isatty():
+            raise UsageError("gcp-status wants an INSTANCE, or its JSON (and no more) on stdin", hint=GCP_PIPE)
+        text = stdin.buffer.read()
+    else:
+        if not host.which("gcloud"):
+            raise PrerequisiteError("missing: gcloud", hint=f"cloud.google.com/sdk/docs/install; or elsewhere: {GCP_PIPE}")
+        argv = ["gcloud", "compute", "instances", "describe", instance, "--format=json", *place]
+        try:
+            text = host.run(argv, timeout=120, env=host.environ).stdout
+        except ProgramFailed as error:
+            if "was not found" not in error.stderr:
+                raise
+            raise StateError(f"no instance {instance}: {error}", hint="if there was one, it has been deleted") from None
     try:
         shown = gcp_lifetime(text, host.now())
     except (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError) as error:
@@ -3678,10 +3771,8 @@ def gcp_status(host: Host, text: str | bytes, form: str) -> None:
     if shown["maxRun"] or shown["terminationTime"]:
         limit = f"{shown['maxRun']} from each start" if shown["maxRun"] else f"until {shown['terminationTime']}"
         ends = f"{local_time(parse_time(shown['expiresAt']))} ({left_words(shown)})" if shown["expiresAt"] else ""
-        rows += [
-            ["lifetime:", f"{limit}, then {shown['onExpiry']}"],
-            ["deadline:", ends or f"nothing counts while it is {shown['state']}"],
-        ]
+        rows += [["lifetime:", f"{limit}, then {shown['onExpiry']}"]]
+        rows += [["deadline:", ends or f"nothing counts while it is {shown['state']}"]]
     else:
         change = f"gcloud compute instances set-scheduling {shown['name']} --zone={shown['zone']}"
         rows += [["lifetime:", "no budget: NOTHING ends it. This gives it one, but only while it is TERMINATED:"]]
@@ -3705,182 +3796,121 @@ def config_check(host: Host, directory: Path) -> None:
 
 # === 20 CLI ==========================================================================================
 
-EVERY = Files(Path(), "")  # what --all names
-_EPILOG = {
-    "provision": "example: ycluster provision -c examples/dev",
-    "extend": "example: ycluster lifetime extend 2h --name demo",
-    "export": "example: ycluster export ./bundle --format gcp-tar --name demo",
-    "ssh": "example: ycluster ssh --name demo -- uname -a",
-    "gcp-flags": "example: flags=$(ycluster lifetime gcp-flags -c DIR) && gcloud compute instances create vm $flags",
-}
 
-
-def _verb(under: Any, name: str, parent: argparse.ArgumentParser, text: str, run: Any) -> Any:
-    made = under.add_parser(name, help=text, description=text, parents=[parent], epilog=_EPILOG.get(name), allow_abbrev=False)
+def _verb(under: Any, name: str, parent: Any, text: str, run: Any, forms: Sequence[str] = (), example: str = "") -> Any:
+    """A verb that calls `run` with the host and, under their names, with its arguments; the first form is the default one."""
+    epilog = f"example: {example}" if example else None
+    made = under.add_parser(name, help=text, description=text, parents=[parent], epilog=epilog, allow_abbrev=False)
     made.set_defaults(run=run)
+    if forms:
+        made.add_argument("-o", dest="form", choices=forms, default=forms[0], help=f"default: {forms[0]}")
     return made
 
 
-def _forms(made: Any, *names: str) -> None:
-    made.add_argument("-o", dest="form", choices=names, default=names[0], help=f"default: {names[0]}")
-
-
+# fmt: off
 def _parser() -> argparse.ArgumentParser:
     """The command line. Each verb carries what it runs."""
-    common = argparse.ArgumentParser(add_help=False)
-    told = "show every program that is run, and tracebacks"
-    common.add_argument("--verbose", action="store_true", default=argparse.SUPPRESS, help=told)
+    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    common.add_argument("--verbose", action="store_true", help="show every program that is run, and tracebacks")
     one = argparse.ArgumentParser(add_help=False, parents=[common])
     which = one.add_mutually_exclusive_group()
     which.add_argument("--context", metavar="CTX", help="the cluster of this kubeconfig context")
     which.add_argument("--name", help="the cluster of this name")
     which.add_argument("-c", "--config", metavar="DIR", type=Path, help="the cluster of the config in DIR")
     conf = argparse.ArgumentParser(add_help=False, parents=[common])
-    conf.add_argument("-c", "--config", metavar="DIR", type=Path, required=True, help="the config's directory")
+    conf.add_argument("-c", "--config", dest="directory", metavar="DIR", type=Path, required=True, help="the config's directory")
 
-    parser = argparse.ArgumentParser(prog="ycluster", description="Dev clusters that expire on their own.", allow_abbrev=False)
-    parser.add_argument("--verbose", action="store_true", help=told)
+    parser = argparse.ArgumentParser(prog="ycluster", description="Dev clusters that expire on their own.", parents=[common], allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"ycluster {VERSION}")
-    top = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-
-    # fmt: off
-    _verb(top, "provision", conf, "create a cluster, boot it, wait until it is ready", lambda h, a: provision(h, a.config))
-    _verb(top, "start", one, "boot a stopped cluster, with a fresh budget", lambda h, a: start(h, _files(h, a)))
-    _verb(top, "stop", one, "power a cluster off; its disk stays", lambda h, a: stop(h, _files(h, a)))
-    _verb(top, "pause", one, "freeze a cluster; its memory stays", lambda h, a: pause(h, _files(h, a)))
-    _verb(top, "resume", one, "let a paused cluster go on", lambda h, a: resume(h, _files(h, a)))
-    down = _verb(top, "teardown", one, "stop a cluster and remove its files", lambda h, a: teardown(h, _files(h, a), keep_disk=a.keep_disk))
+    top = parser.add_subparsers(metavar="VERB", required=True)
+    _verb(top, "provision", conf, "create a cluster, boot it, wait until it is ready", provision, example="ycluster provision -c examples/dev")
+    _verb(top, "start", one, "boot a stopped cluster, with a fresh budget", start)
+    _verb(top, "stop", one, "power a cluster off; its disk stays", stop)
+    _verb(top, "pause", one, "freeze a cluster; its memory stays", pause)
+    _verb(top, "resume", one, "let a paused cluster go on", resume)
+    down = _verb(top, "teardown", one, "stop a cluster and remove its files", teardown)
     down.add_argument("--keep-disk", action="store_true", help="keep the boot disk and its ssh key")
-    _forms(_verb(top, "list", common, "every cluster of yours", lambda h, a: list_clusters(h, a.form)), "table", "json")
-    _forms(_verb(top, "status", one, "one cluster", lambda h, a: status(h, _files(h, a), a.form)), "text", "json")
-    login = _verb(top, "ssh", one, "log in, or run a command in the guest", lambda h, a: ssh(h, _files(h, a), a.command))
+    _verb(top, "list", common, "every cluster of yours", list_clusters, ("table", "json"))
+    _verb(top, "status", one, "one cluster", status, ("text", "json"))
+    login = _verb(top, "ssh", one, "log in, or run a command in the guest", ssh, example="ycluster ssh --name demo -- uname -a")
     login.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what to run, in the guest's shell")
-    _verb(top, "prepare-export", one, "make a cluster's disk fit to boot elsewhere; stops it", lambda h, a: prepare_export(h, _files(h, a)))
-    leave = _verb(top, "export", one, "write a stopped cluster's disk, keys and checksums to a folder", lambda h, a: export(h, _files(h, a), a.bundle.resolve(), a.format))
+    _verb(top, "prepare-export", one, "make a cluster's disk fit to boot elsewhere; stops it", prepare_export)
+    leave = _verb(top, "export", one, "write a stopped cluster's disk, keys and checksums to a folder", export, example="ycluster export ./bundle --format gcp-tar --name demo")
     leave.add_argument("bundle", metavar="BUNDLE_DIR", type=Path, help="a new folder")
-    leave.add_argument("--format", choices=CONVERT, default="qcow2", help="default: qcow2; gcp-tar is what Compute Engine imports")
-    come = _verb(top, "import", conf, "take a disk in for `provision` to boot", lambda h, a: import_disk(h, a.disk, a.config))
+    leave.add_argument("--format", dest="form", choices=CONVERT, default="qcow2", help="default: qcow2; gcp-tar is what Compute Engine imports")
+    come = _verb(top, "import", conf, "take a disk in for `provision` to boot", import_disk)
     come.add_argument("disk", metavar="DISK", type=Path, help="qcow2, raw, vmdk or an exported .tar.gz")
     schema = _verb(top, "schema", common, "JSON Schema of the config", _schema)
     schema.add_argument("which", nargs="?", choices=KINDS)
     schema.add_argument("--write", metavar="DIR", type=Path, help="write them all to DIR")
-
-    life = top.add_parser("lifetime", help="the budget of a cluster and the timer that enforces it")
-    _lifetime_verbs(life.add_subparsers(metavar="VERB", required=True), common, one, conf)
-    config = top.add_parser("config", help="look at a config").add_subparsers(metavar="VERB", required=True)
-    _verb(config, "check", conf, "exit 0, or 3 with every problem", lambda h, a: config_check(h, a.config))
-    _verb(config, "show", conf, "the effective config as JSON", lambda h, a: h.output.data(to_json(show_config(load_config(a.config)))))
-    # fmt: on
-    return parser
-
-
-def _lifetime_verbs(life: Any, *parents: argparse.ArgumentParser) -> None:
-    common, one, conf = parents
-    # fmt: off
-    _forms(_verb(life, "status", one, "budget, deadline, and who enforces it", lambda h, a: status(h, _files(h, a), a.form, guard=True)), "text", "json")
+    life = top.add_parser("lifetime", help="the budget of a cluster and the timer that enforces it").add_subparsers(metavar="VERB", required=True)
+    _verb(life, "status", one, "budget, deadline, and who enforces it", partial(status, guard=True), ("text", "json"))
     reaper = _verb(life, "reap", one, "carry out the expiry if it is due, else re-arm", _reap)
-    watcher = _verb(life, "watch", one, "wait in the foreground for deadlines and reap", _watch)
-    for made in (reaper, watcher):
+    for made in (reaper, _verb(life, "watch", one, "wait in the foreground for deadlines and reap", watch)):
         every = made.add_mutually_exclusive_group()
-        every.add_argument("--all", action="store_true", help="every cluster of yours")
-        every.add_argument("--state", metavar="FILE", type=Path, help="the cluster of this sidecar")
+        every.add_argument("--all", dest="every", action="store_true", help="every cluster of yours")
+        every.add_argument("--state", dest="sidecar", metavar="FILE", type=Path, help="the cluster of this sidecar")
         made.add_argument("--by", default="hand", help=argparse.SUPPRESS)
     reaper.add_argument("--wait", type=positive_duration, default=0, help=argparse.SUPPRESS)
-    extender = _verb(life, "extend", one, "push the deadline out", lambda h, a: extend(h, _files(h, a), a.duration))
-    extender.add_argument("duration", metavar="DURATION", type=positive_duration, help="a Go duration, such as 2h or 1h30m")
-    _verb(life, "arm", one, "(re)install the timer", lambda h, a: arm(h, _files(h, a)))
-    _verb(life, "disarm", one, "take the timer away; the cluster then runs until you stop it", lambda h, a: disarm(h, _files(h, a)))
-    flags = _verb(life, "gcp-flags", conf, "gcloud flags by which GCP deletes the instance", lambda h, a: print_gcp_flags(h, a.config, a.form, a.quiet))
-    _forms(flags, "shell", "lines", "json")
+    extender = _verb(life, "extend", one, "push the deadline out", extend, example="ycluster lifetime extend 2h --name demo")
+    extender.add_argument("nanoseconds", metavar="DURATION", type=positive_duration, help="a Go duration, such as 2h or 1h30m")
+    _verb(life, "arm", one, "(re)install the timer", arm)
+    _verb(life, "disarm", one, "take the timer away; the cluster then runs until you stop it", disarm)
+    flags = _verb(life, "gcp-flags", conf, "gcloud flags by which GCP deletes the instance", print_gcp_flags, ("shell", "lines", "json"), "flags=$(ycluster lifetime gcp-flags -c DIR) && gcloud compute instances create vm $flags")
     flags.add_argument("--quiet", nargs="?", action="append", const="all", default=[], choices=("all", "onExpiry", "dataDisk", "restart"), help="leave out the warnings, or one of them")
-    cloud = _verb(life, "gcp-status", common, "budget and deadline of a Compute Engine instance", _gcp_status)
-    _forms(cloud, "text", "json")
+    cloud = _verb(life, "gcp-status", common, "budget and deadline of a Compute Engine instance", partial(gcp_status, stdin=sys.stdin), ("text", "json"))
     cloud.add_argument("instance", nargs="?", default="-", metavar="INSTANCE", help="what gcloud is asked for; -, the default, reads its JSON from stdin")
     for place in ("--zone", "--project"):
         cloud.add_argument(place, help=f"{place} of gcloud")
-    # fmt: on
+    config = top.add_parser("config", help="look at a config").add_subparsers(metavar="VERB", required=True)
+    _verb(config, "check", conf, "exit 0, or 3 with every problem", config_check)
+    _verb(config, "show", conf, "the effective config as JSON", lambda host, directory: host.output.data(to_json(show_config(load_config(directory)))))
+    return parser
+# fmt: on
 
 
-def _files(host: Host, args: argparse.Namespace) -> Files:
-    """The cluster that the command line names."""
-    sidecar, every = getattr(args, "state", None), getattr(args, "all", False)
-    if "" in (args.context, args.name):
+def _files(host: Host, args: dict[str, Any]) -> Files:
+    """The cluster that the command line names, by what is taken out of its arguments."""
+    context, name, config = args.pop("context"), args.pop("name"), args.pop("config")
+    sidecar, every = args.pop("sidecar", None), args.pop("every", False)
+    if "" in (context, name):
         raise UsageError("--context and --name want a name, and this one is empty", hint="an unset variable?")
-    if (args.context or args.name or args.config) and (sidecar or every):
+    if (context or name or config) and (sidecar or every):
         raise UsageError("--state and --all say which already; leave out --context, --name and -c")
     if sidecar:
         path = Path(os.path.abspath(sidecar))
         if path.suffix != ".json":
             raise UsageError(f"{sidecar}: a sidecar is a .json file")
         return Files(path.parent.resolve(), path.stem)
-    if args.config:
-        return files_of(host, require_qemu(load_config(args.config)))
-    return EVERY if every else find_cluster(host, context=args.context or "", name=args.name or "")
+    if config:
+        return files_of(host, require_qemu(load_config(config)))
+    return EVERY if every else find_cluster(host, context=context or "", name=name or "")
 
 
-def _reap(host: Host, args: argparse.Namespace) -> None:
-    if (files := _files(host, args)) == EVERY:
-        return reap_all(host, by=args.by)
+def _reap(host: Host, files: Files, by: str, wait: int) -> None:
+    if files == EVERY:
+        return reap_all(host, by=by)
     # A person may be told to come back; a timer fires once, so it waits for as long as the cluster is worked on.
-    patience = LOCK_TIMEOUT if args.by == "hand" else float("inf")
-    reap(host, files, by=args.by, wait=args.wait / 10**9, patience=patience)
+    reap(host, files, by=by, wait=wait / 10**9, patience=LOCK_TIMEOUT if by == "hand" else float("inf"))
 
 
-def _watch(host: Host, args: argparse.Namespace) -> None:
-    files = _files(host, args)
-    while files == EVERY:  # the timer of a host that has none
-        sweep(host, by="watch --all")
-        ahead = [wake_time(state) - host.now() for _, state in readable(host)]
-        host.sleep(min([WATCH_INTERVAL, *(left for left in ahead if left > 0)]))
-    watch(host, files, by=args.by)
-
-
-def _gcp_status(host: Host, args: argparse.Namespace) -> None:
-    place = [f"--{name}={value}" for name, value in (("zone", args.zone), ("project", args.project)) if value]
-    if args.instance != "-":
-        if not host.which("gcloud"):
-            hint = f"cloud.google.com/sdk/docs/install; or elsewhere: {GCP_PIPE}"
-            raise PrerequisiteError("missing: gcloud", hint=hint)
-        argv = ["gcloud", "compute", "instances", "describe", args.instance, "--format=json", *place]
-        try:
-            return gcp_status(host, host.run(argv, timeout=120, env=host.environ).stdout, args.form)
-        except ProgramFailed as error:
-            if "was not found" not in error.stderr:
-                raise
-            gone = "if there was one, it has been deleted"
-            raise StateError(f"no instance {args.instance}: {error}", hint=gone) from None
-    if place or sys.stdin is None or sys.stdin.isatty():
-        raise UsageError("gcp-status wants an INSTANCE, or its JSON (and no more) on stdin", hint=GCP_PIPE)
-    gcp_status(host, sys.stdin.buffer.read(), args.form)
-
-
-def _schema(host: Host, args: argparse.Namespace) -> None:
-    if bool(args.write) == bool(args.which):
+def _schema(host: Host, which: str | None, write: Path | None) -> None:
+    if which and not write:
+        return host.output.data(to_json(schema_for(which)))
+    if which or not write:
         raise UsageError("schema wants one of common, qemu, docker, multipass, or --write DIR")
-    if args.which:
-        return host.output.data(to_json(schema_for(args.which)))
-    if not args.write.is_dir():
-        args.write.mkdir(parents=True)
-        args.write.chmod(0o755)
+    if not write.is_dir():
+        write.mkdir(parents=True)
+        write.chmod(0o755)
     for which in KINDS:
-        path = args.write / f"{which}.schema.json"
+        path = write / f"{which}.schema.json"
         write_file(path, (to_json(schema_for(which)) + "\n").encode("ascii"), mode=0o644)
         host.output.say(f"  {path}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The one place that prints errors and chooses the exit code."""
-    try:
-        return _run(argv)
-    finally:
-        try:
-            sys.stdout.flush()
-        except (OSError, ValueError, AttributeError):
-            # The reader has gone, or the disk is full; Python's own last words would only add to it.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
-
-def _run(argv: Sequence[str] | None) -> int:
     def interrupt(signum: int, frame: object) -> NoReturn:
         raise Interrupted(f"interrupted by {signal.Signals(signum).name}")
 
@@ -3896,9 +3926,12 @@ def _run(argv: Sequence[str] | None) -> int:
             signal.signal(signum, interrupt)
     signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # asleep with a cluster's lock, it would keep the reaper out
     try:
-        args = _parser().parse_args(argv)
-        output.verbose = args.verbose
-        return args.run(Host(os.environ, output), args) or 0
+        args = vars(_parser().parse_args(argv))
+        output.verbose = args.pop("verbose", False)
+        host, run = Host(os.environ, output), args.pop("run")
+        if "context" in args:
+            args["files"] = _files(host, args)
+        return run(host, **args) or 0
     except Interrupted as error:
         output.draw("")
         output.say(f"ycluster: {error}")
@@ -3906,20 +3939,24 @@ def _run(argv: Sequence[str] | None) -> int:
     except BrokenPipeError:
         return 1  # whoever read stdout has gone; nothing is left to tell
     except Exception as error:
-        failure = YclusterError(
-            f"internal error: {type(error).__name__}: {error}", hint="--verbose shows where; please report it"
-        )
-        if isinstance(error, YclusterError):
-            failure = error
-        elif isinstance(error, OSError):
-            failure = YclusterError(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
         if output.verbose:
             import traceback
 
-            traceback.print_exception(type(error), error, error.__traceback__)
-    output.draw("")
-    output.error(failure)
-    return failure.exit_code
+            traceback.print_exc()
+        if isinstance(error, OSError):
+            error = YclusterError(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
+        elif not isinstance(error, YclusterError):
+            why, hint = f"internal error: {type(error).__name__}: {error}", "--verbose shows where; please report it"
+            error = YclusterError(why, hint=hint)
+        output.draw("")
+        output.error(error)
+        return error.exit_code
+    finally:
+        try:
+            sys.stdout.flush()
+        except (OSError, ValueError, AttributeError):
+            # The reader has gone, or the disk is full; Python's own last words would only add to it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ bootstrap() { # TARFILE
     local include=(
         linux-image-cloud-amd64 systemd-sysv dbus dbus-user-session libpam-systemd
         cloud-init cloud-guest-utils fdisk e2fsprogs systemd-resolved # growpart calls sfdisk
-        openssh-server sudo iproute2 procps ca-certificates at
+        openssh-server sudo iproute2 procps ca-certificates at curl # which k3s's own install.sh asks for
     )
     local path opts=(--variant=minbase --arch="$arch" --include="${include[*]}" --dpkgopt=force-unsafe-io)
     for path in doc man info locale lintian; do opts+=(--dpkgopt="path-exclude=/usr/share/$path/*"); done

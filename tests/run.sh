@@ -53,7 +53,7 @@ if wants e2e; then
     fi
     (($#)) && exec "${here[@]}" "${pytest[@]}" tests/e2e "$@"
     # The guest that plays the host mostly waits for its deadlines, and libguestfs's is one CPU: two lanes, half each.
-    beside=(tests/e2e/test_real_host.py tests/e2e/test_appliance.py) log=$(mktemp)
+    beside=(tests/e2e/test_{real_host,appliance,k3s}.py) log=$(mktemp)
     "${here[@]}" "${pytest[@]}" "${beside[@]}" &>"$log" &
     status=0
     "${here[@]}" "${pytest[@]}" tests/e2e "${beside[@]/#/--ignore=}" || status=$?

@@ -20,7 +20,8 @@ import ycluster
 CONFIGS = {
     "good": "name: demo\nk3s: {install: none}\nlifetime: {maxRun: 8h}\n",
     "bad": "nmae: demo\nmemory: lots\n",
-    "k3s": "name: demo\n",
+    "k3s": "name: demo\nk3s: {install: script, source: /srv/k3s}\n",
+    "total": "k3s: {install: none}\nlifetime: {maxTotal: 24h}\n",
     "long": "k3s: {install: none}\nlifetime: {maxRun: 3000h}\n",
     "docker": "provider: docker\n",
     "multipass": "provider: multipass\n",
@@ -100,7 +101,8 @@ def shell(command: str, home: Path, **environ: str) -> Ran:
         ("provision -c multipass", 6, "not yet implemented for multipass"),
         ("stop -c docker", 6, "not yet implemented for docker"),
         ("teardown -c multipass", 6, "not yet implemented for multipass"),
-        ("provision -c k3s", 6, "k3s.install"),
+        ("provision -c total", 6, "lifetime.maxTotal"),
+        ("provision -c k3s", 6, "k3s.source: a folder of this host, with install: script"),
     ],
 )  # fmt: skip
 def test_bad_input_has_its_exit_code_and_leaves_no_trace(cli: Cli, at: Path, argv: str, code: int, says: str) -> None:

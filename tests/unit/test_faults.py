@@ -401,7 +401,7 @@ def no_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Host, "need", lambda self, programs: None)
     monkeypatch.setattr(ycluster, "fetch_image", lambda *args: Path("/image"))
     monkeypatch.setattr(ycluster, "make_disk", lambda host, state, image: ycluster.write_file(state.files.disk, b"disk"))
-    monkeypatch.setattr(ycluster, "taken_ports", lambda state: [])
+    monkeypatch.setattr(ycluster, "_check_ports", lambda host, state: None)
     monkeypatch.setattr(ycluster, "launch", lambda host, state: state)
     monkeypatch.setattr(ycluster, "wait_ready", lambda *args, **options: None)
 

@@ -140,7 +140,7 @@ class Histories(RuleBasedStateMachine):
             self.patch.setattr(ycluster, attr, lambda *args, **options: None)
         self.patch.setattr(ycluster, "fetch_image", lambda *args: Path("/image"))
         self.patch.setattr(ycluster, "make_disk", lambda host, state, image: state.files.disk.touch())
-        self.patch.setattr(ycluster, "taken_ports", lambda state: [])
+        self.patch.setattr(ycluster, "_check_ports", lambda host, state: None)
         self.patch.setattr("ycluster.os.fsync", lambda fd: None)
         ycluster.provision(self.host, self.config("a"))
 

@@ -122,8 +122,8 @@ class Booted(Clocked):
     def boot_id(self) -> str:
         return self.boot
 
-    def attempt(self, argv: object, *, timeout: float) -> ycluster.Done:
-        return ycluster.Done((), 0, self.version + "\nCopyright\n", "")
+    def attempt(self, argv: object, *, timeout: float) -> str:
+        return self.version + "\nCopyright\n"
 
 
 @pytest.fixture
@@ -194,12 +194,17 @@ def test_the_machine_type_is_pinned_to_a_version(
 
 @given(st.text(st.characters(categories=["L", "N", "P", "S", "Zs"]), max_size=40))
 def test_user_data_is_a_cloud_config_that_needs_no_quoting(key: str) -> None:
-    header, _, body = ycluster.user_data(state(ssh_user="dev"), key + "\n", "PRIVATE\nKEY\n", "PUBLIC\n").partition("\n")
+    mirrors = {"configs": {"r.example": {"auth": {"password": key}}}}
+    written = ycluster.user_data(state(ssh_user="dev"), key + "\n", "PRIVATE\nKEY\n", "PUBLIC\n", mirrors)
+    header, _, body = written.partition("\n")
     data = json.loads(body)
     (user,) = data["users"]
     assert header == "#cloud-config"
     assert (user["name"], user["ssh_authorized_keys"], user["lock_passwd"]) == ("dev", [key.strip()], True)
     assert data["ssh_keys"] == {"ed25519_private": "PRIVATE\nKEY\n", "ed25519_public": "PUBLIC"}
+    _, registries = data["write_files"]
+    assert (registries["path"], registries["permissions"]) == ("/etc/rancher/k3s/registries.yaml", "0600")
+    assert json.loads(registries["content"]) == mirrors
     assert plain(ycluster.parse_yaml(body, "user-data")) == data
 
 
@@ -209,7 +214,7 @@ def test_keys_and_seed_are_private_and_new_each_time(tmp_path: Path) -> None:
     seen = set()
     for _ in range(2):
         ycluster.make_keys(host, demo)
-        ycluster.make_seed(demo)
+        ycluster.make_seed(demo, {})
         login = demo.files.ssh_pub.read_text().strip()
         user_data = (demo.files.seed / "user-data").read_text()
         assert login in user_data and demo.files.host_key.read_text() in json.loads(user_data.split("\n", 1)[1])["ssh_keys"].values()  # fmt: skip

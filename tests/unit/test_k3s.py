@@ -1,0 +1,287 @@
+"""Sections 16 and 17: a release over a loopback HTTP server, and the kubeconfig by the real kubectl. The guest's answer to
+`k3s kubectl config view` is the one thing that is made up here; tests/e2e/test_k3s.py has a guest."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.server
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from unit_support import Clocked, made
+
+import ycluster
+from ycluster import ConfigError, Host, PortForward, PrerequisiteError, State
+
+VERSION = ycluster.K3S_VERSION
+LISTING, INSTALL, BINARY, IMAGES = ycluster.K3S_FILES
+
+
+class Release(http.server.BaseHTTPRequestHandler):
+    """A mirror that knows the `files`; /moved/... leads to them. `cut` holds how much of a file comes before the line drops."""
+
+    files: dict[str, bytes]
+    cut: dict[str, int]
+    asked: list[str]
+
+    def do_GET(self) -> None:
+        folder, _, name = self.path[1:].rpartition("/")
+        wanted = self.headers.get("Range", "")
+        self.asked.append(name + wanted.replace("bytes=", " from "))
+        if folder == "moved":
+            self.send_response(302)
+            self.send_header("Location", f"/{name}")
+            return self.end_headers()
+        if name not in self.files:
+            return self.send_error(404)
+        first = int(wanted[len("bytes=") : -1]) if wanted else 0
+        content = self.files[name][first:]
+        self.send_response(206 if first else 200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content[: self.cut.get(name)])
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def listing(files: dict[str, bytes]) -> bytes:
+    names = (IMAGES, BINARY, "k3s-arm64")  # in no particular order, and with more than we want
+    return "".join(f"{hashlib.sha256(files.get(name, b'')).hexdigest()}  {name}\n" for name in names).encode()
+
+
+@pytest.fixture
+def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    files = {INSTALL: b"#!/bin/sh\n", BINARY: b"\x7fELF" + os.urandom(9000), IMAGES: os.urandom(3 << 20)}
+    monkeypatch.setattr(Release, "files", {**files, LISTING: listing(files)}, raising=False)
+    monkeypatch.setattr(Release, "cut", {}, raising=False)
+    monkeypatch.setattr(Release, "asked", [], raising=False)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Release) as server:
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def kept(home: Path) -> dict[str, bytes]:
+    folder = home / ".cache" / "y-cluster" / "k3s" / VERSION
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+
+
+# --- the release
+
+
+@pytest.mark.parametrize("where", ["", "/moved"])
+def test_a_release_is_fetched_once_and_kept(home: Path, host: Clocked, mirror: str, where: str) -> None:
+    folder = ycluster.fetch_k3s(host, VERSION, mirror + where)
+    assert kept(home) == Release.files and folder.stat().st_mode & 0o77 == 0
+    asked = len(Release.asked)
+    assert ycluster.fetch_k3s(host, VERSION, "http://127.0.0.1:1") == folder and len(Release.asked) == asked
+
+
+def test_a_folder_serves_as_a_release_for_a_host_with_no_way_out(
+    home: Path, host: Clocked, tmp_path: Path, mirror: str
+) -> None:
+    (tmp_path / "a folder").mkdir()
+    for name, content in Release.files.items():
+        (tmp_path / "a folder" / name).write_bytes(content)
+    ycluster.fetch_k3s(host, VERSION, (tmp_path / "a folder").as_uri())
+    assert kept(home) == Release.files and Release.asked == []
+
+
+@pytest.mark.parametrize("wrong", [BINARY, IMAGES])
+def test_what_differs_from_the_releases_list_is_not_kept(home: Path, host: Clocked, mirror: str, wrong: str) -> None:
+    right = Release.files[wrong]
+    Release.files[wrong] = b"\0" + right[1:]
+    with pytest.raises(ConfigError, match=f"/{wrong}: its SHA-256 is [0-9a-f]{{64}}, and {LISTING} says [0-9a-f]{{64}}"):
+        ycluster.fetch_k3s(host, VERSION, mirror)
+    assert not {LISTING, wrong} & set(kept(home)) and f".{wrong}.part" not in kept(home)
+    Release.files[wrong] = right
+    ycluster.fetch_k3s(host, VERSION, mirror)
+    assert kept(home) == Release.files
+
+
+@pytest.mark.parametrize("said", [b"<html>Sign in to continue</html>", b"", b"\xff\xfe" * 40])
+def test_a_list_that_is_none_is_told_and_asked_for_again(home: Path, host: Clocked, mirror: str, said: bytes) -> None:
+    right, Release.files[LISTING] = Release.files[LISTING], said
+    with pytest.raises(ConfigError, match=f"{mirror}/{LISTING}: it has no digest of k3s"):
+        ycluster.fetch_k3s(host, VERSION, mirror)
+    Release.files[LISTING] = right
+    ycluster.fetch_k3s(host, VERSION, mirror)
+    assert kept(home) == Release.files
+
+
+def test_a_download_that_is_cut_off_is_taken_up_where_its_digest_is_known(home: Path, host: Clocked, mirror: str) -> None:
+    Release.cut = {LISTING: 30, INSTALL: 5, IMAGES: 1 << 20}
+    for name in (LISTING, INSTALL, IMAGES):
+        with pytest.raises(PrerequisiteError, match=f"/{name}: cut off after {Release.cut[name]} of"):
+            ycluster.fetch_k3s(host, VERSION, mirror)
+        del Release.cut[name]
+    ycluster.fetch_k3s(host, VERSION, mirror)
+    assert kept(home) == Release.files
+    assert [what for what in Release.asked if "from" in what] == [f"{IMAGES} from 1048576-"]
+
+
+def test_a_release_that_is_not_there_is_told_with_the_ways_out(home: Path, host: Clocked, mirror: str) -> None:
+    del Release.files[BINARY]
+    with pytest.raises(PrerequisiteError, match=f"{mirror}/k3s: Not Found") as caught:
+        ycluster.fetch_k3s(host, VERSION, mirror)
+    assert "k3s.source" in caught.value.hint and "there is no such release" in caught.value.hint
+
+
+def test_of_several_callers_one_fetches(home: Path, mirror: str) -> None:
+    host = Host({"HOME": str(home), "PATH": os.environ["PATH"]}, Clocked(home).output)
+    callers = [threading.Thread(target=lambda: ycluster.fetch_k3s(host, VERSION, mirror)) for _ in range(8)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(60)
+    assert kept(home) == Release.files and Release.asked == list(ycluster.K3S_FILES)
+
+
+# --- the kubeconfig
+
+needs_kubectl = pytest.mark.skipif(
+    not shutil.which("kubectl") and os.environ.get("CI") != "true", reason="kubectl is not installed"
+)
+WORK = {
+    "apiVersion": "v1", "kind": "Config", "current-context": "work", "preferences": {},
+    "clusters": [{"name": "far", "cluster": {"server": "https://far.example:6443", "proxy-url": "http://proxy.example:1"}}],
+    "contexts": [{"name": "work", "context": {"cluster": "far", "user": "w", "namespace": "n"}}],
+    "users": [{"name": "w", "user": {"token": "t"}}],
+}  # fmt: skip
+
+
+@pytest.fixture
+def demo(cache: Path) -> State:
+    return made(cache, context="a context", k3s={"Install": "airgap"}, port_forwards=(PortForward(host=7443, guest=6443),))
+
+
+@pytest.fixture
+def user(home: Path, tmp_path: Path) -> Host:
+    """A host whose ssh leads to a guest that knows one question."""
+    secret = {name: base64.b64encode(name.encode()).decode() for name in ("ca", "crt", "key")}
+    answer = {
+        "clusters": [{"name": "default", "cluster": {"certificate-authority-data": secret["ca"], "server": "https://127.0.0.1:6443"}}],
+        "users": [{"name": "default", "user": {"client-certificate-data": secret["crt"], "client-key-data": secret["key"]}}],
+    }  # fmt: skip
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "ssh").write_text(f"#!/bin/sh\necho '{json.dumps(answer)}'\n")
+    (tmp_path / "bin" / "ssh").chmod(0o755)
+    return Host({"HOME": str(home), "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}, Clocked(home).output)
+
+
+def config_of(home: Path, content: Any = None) -> Path:
+    file = home / ".kube" / "config"
+    file.parent.mkdir(exist_ok=True)
+    if content is not None:
+        file.write_text(json.dumps(content))
+    return file
+
+
+def read(host: Host, file: Path) -> dict[str, Any]:
+    argv = ["kubectl", "--kubeconfig", str(file), "config", "view", "--raw", "-o", "json"]
+    shown: dict[str, Any] = json.loads(host.run(argv, timeout=60).stdout)
+    return shown
+
+
+@needs_kubectl
+def test_our_names_go_in_beside_the_users_and_come_out_again(home: Path, user: Host, demo: State) -> None:
+    file = config_of(home, WORK)
+    merged = ycluster.merge_kubeconfig(user, demo)
+    now = read(user, file)
+    [cluster], [who] = ([item for item in now[what] if item["name"] == "demo"] for what in ("clusters", "users"))
+    assert cluster["cluster"]["server"] == "https://127.0.0.1:7443"
+    assert Path(who["user"]["client-key"]).read_bytes() == b"key" and os.stat(who["user"]["client-key"]).st_mode & 0o77 == 0
+    assert {"name": "a context", "context": {"cluster": "demo", "user": "demo"}} in now["contexts"]
+    assert now["current-context"] == "work" and json.loads(file.with_name("config.before-ycluster").read_text()) == WORK
+    own = json.loads(demo.files.kubeconfig.read_text())
+    assert own["current-context"] == "a context" and demo.files.kubeconfig.stat().st_mode & 0o77 == 0
+    assert ycluster.merge_kubeconfig(user, merged) == merged and read(user, file) == now
+    ycluster.forget_kubeconfig(user, merged)
+    assert read(user, file) == WORK
+
+
+@needs_kubectl
+def test_where_there_is_no_kubeconfig_ours_is_current_until_it_goes(home: Path, user: Host, demo: State) -> None:
+    merged = ycluster.merge_kubeconfig(user, demo)
+    file = config_of(home)
+    assert read(user, file)["current-context"] == "a context" and file.stat().st_mode & 0o77 == 0
+    ycluster.forget_kubeconfig(user, merged)
+    left = read(user, file)
+    assert not left["clusters"] and not left["contexts"] and not left["users"] and not left["current-context"]
+
+
+@needs_kubectl
+def test_a_lock_of_somebody_elses_is_waited_for(home: Path, user: Host, demo: State) -> None:
+    lock = config_of(home, WORK).with_name("config.lock")
+    lock.touch()
+    threading.Timer(1.0, lock.unlink).start()
+    ycluster.merge_kubeconfig(user, demo)
+    assert {"far", "demo"} == {item["name"] for item in read(user, config_of(home))["clusters"]}
+
+
+@needs_kubectl
+def test_a_lock_that_nobody_gives_back_is_named_and_nothing_is_changed(
+    home: Path, user: Host, demo: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = config_of(home, WORK).with_name("config.lock")
+    lock.touch()
+    began = time.monotonic()
+    monkeypatch.setattr(Host, "monotonic", lambda self: began + (time.monotonic() - began) * 20)
+    with pytest.raises(ycluster.YclusterError, match=str(lock)):
+        ycluster.merge_kubeconfig(user, demo)
+    assert json.loads(config_of(home).read_text()) == WORK and lock.exists()
+
+
+def test_with_no_kubectl_there_is_a_kubeconfig_of_its_own_and_the_line_to_export(
+    home: Path, user: Host, demo: State, tmp_path: Path
+) -> None:
+    clock = Clocked(home)
+    alone = Host({"HOME": str(home), "PATH": str(tmp_path / "bin")}, clock.output)
+    assert ycluster.merge_kubeconfig(alone, demo) == demo and not (home / ".kube").exists()
+    assert f"export KUBECONFIG={demo.files.kubeconfig}" in clock.log.getvalue()
+    assert json.loads(demo.files.kubeconfig.read_text())["clusters"][0]["cluster"]["server"] == "https://127.0.0.1:7443"
+    ycluster.forget_kubeconfig(alone, demo)
+
+
+@needs_kubectl
+@pytest.mark.parametrize(
+    "cluster, server, fine",
+    [
+        ("demo", "https://127.0.0.1:7443", True),
+        ("demo", "https://10.1.2.3:6443", False),
+        ("prod", "https://127.0.0.1:7443", False),
+        ("prod", "https://prod.example", False),
+    ],
+)
+def test_a_context_that_points_at_another_cluster_is_refused(
+    home: Path, user: Host, tmp_path: Path, cluster: str, server: str, fine: bool
+) -> None:
+    file = config_of(home, {
+        **WORK, "clusters": [{"name": cluster, "cluster": {"server": server}}],
+        "contexts": [{"name": "mine", "context": {"cluster": cluster, "user": "w"}}],
+    })  # fmt: skip
+    config = ycluster.read_config("name: demo\ncontext: mine\n", tmp_path / "y-cluster-provision.yaml")
+    assert isinstance(config, ycluster.QemuConfig)
+    files = ycluster.files_of(user, config)
+    if fine:
+        return ycluster.check_context(user, [], config, files)
+    with pytest.raises(ConfigError, match=rf"{file}: context 'mine' is that of {cluster} \({server}\)"):
+        ycluster.check_context(user, [], config, files)
+
+
+@needs_kubectl
+def test_names_that_the_user_has_taken_over_meanwhile_stay(home: Path, user: Host, demo: State) -> None:
+    merged = ycluster.merge_kubeconfig(user, demo)
+    theirs = {**WORK, "contexts": [{"name": "a context", "context": {"cluster": "far", "user": "w"}}]}
+    file = config_of(home, theirs)
+    ycluster.forget_kubeconfig(user, merged)
+    assert json.loads(file.read_text()) == theirs
