@@ -45,10 +45,10 @@ import sys
 if sys.version_info < (3, 9):
     sys.exit("ycluster: needs Python 3.9 or later; this is %d.%d" % sys.version_info[:2])
 
-import hashlib
 import marshal
 import os
 import types
+from importlib.util import source_hash  # what a .pyc is checked by; hashlib would take longer than all else here
 
 PATH = os.path.join(os.path.dirname(__file__), "site-packages", "ycluster.py")
 
@@ -60,20 +60,22 @@ def ours(status):
 def kept(path):
     with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
         if ours(os.lstat(os.path.dirname(path))) and ours(os.fstat(file.fileno())):
-            digest, data = file.read(32), file.read()
-            if hashlib.sha256(data).digest() == digest:
+            digest, data = file.read(8), file.read()
+            if source_hash(data) == digest:
                 return marshal.loads(data)
     raise OSError(path)
 
 
 def keep(path, code):
     folder, data = os.path.dirname(path), marshal.dumps(code)
-    os.makedirs(folder, mode=0o700, exist_ok=True)
+    parent = os.path.dirname(folder)
+    if ours(os.stat(parent if os.path.exists(parent) else os.path.dirname(parent))):  # not so in a user's home under sudo
+        os.makedirs(folder, mode=0o700, exist_ok=True)
     if ours(os.lstat(folder)):
         beside = "%s.%d" % (path, os.getpid())
         try:
             with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(hashlib.sha256(data).digest() + data)
+                file.write(source_hash(data) + data)
             os.replace(beside, path)
         except OSError:
             os.unlink(beside)
@@ -81,7 +83,7 @@ def keep(path, code):
 
 
 source = __loader__.get_data(PATH)
-name = hashlib.sha256(source + sys.version.encode()).hexdigest()[:32]
+name = source_hash(source + sys.version.encode()).hex()
 cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
 path = os.path.join(cache, "ycluster", name) if os.path.isabs(cache) else ""
 try:

@@ -41,17 +41,13 @@ import argparse
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
 import json
 import os
 import pwd
 import re
-import secrets
 import select
 import shlex
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -186,7 +182,7 @@ class Output:
     def draw(self, text: str) -> None:
         """Redraw the live line; an empty text wipes it. Nothing where stderr is no terminal."""
         if self.live:
-            self.say("\r\x1b[K" + text[: shutil.get_terminal_size().columns - 1], end="")
+            self.say("\r\x1b[K" + text[: columns() - 1], end="")
 
 
 class Steps:
@@ -209,6 +205,14 @@ class Steps:
         self.output.draw("")
         self.beat = self.monotonic()
         self.output.say(f"  {what} ({self.monotonic() - self.began:.1f} s)")
+
+
+def columns() -> int:
+    """The width of the terminal, or 80. (shutil knows it as well, and loads three decompressors.)"""
+    try:
+        return os.get_terminal_size(2).columns or 80
+    except OSError:
+        return 80
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -296,8 +300,9 @@ class Host:
         return {**env, **{name: self.environ[name] for name in kept if self.environ.get(name)}, **extra}
 
     def which(self, program: str) -> str | None:
-        path = self.environ.get("PATH") or DEFAULT_PATH
-        return shutil.which(program, path=path + ":/usr/sbin:/sbin")
+        import shutil
+
+        return shutil.which(program, path=self.child_env()["PATH"] + ":/usr/sbin:/sbin")
 
     def need(self, programs: Mapping[str, str]) -> None:
         """Raise unless every program (name -> Debian package) is on PATH."""
@@ -310,9 +315,8 @@ class Host:
         cwd: Path | None = None, env: Mapping[str, str] | None = None, pass_fds: Sequence[int] = (),
         waiting: Callable[[], object] = lambda: None,
     ) -> Done:  # fmt: skip
-        """Run a program to its end: no shell, an explicit environment, a bound in seconds, `waiting` called meanwhile.
-        Raises PrerequisiteError when it isn't there, TimedOut past the bound (the program is killed), and, unless `check`
-        is off, ProgramFailed when it exits with anything but 0."""
+        """Run a program to its end, at most `timeout` seconds, with `waiting` called meanwhile. Raises PrerequisiteError when
+        it isn't there, TimedOut past the bound (it is killed), ProgramFailed when it exits with anything but 0 (`check`)."""
         self.output.debug(shlex.join(argv))
         if (program := self.which(argv[0])) is None:
             raise PrerequisiteError(f"{argv[0]}: no such program on PATH")
@@ -416,9 +420,15 @@ def descriptor(fd: int) -> Iterator[int]:
         os.close(fd)
 
 
+def sha256_of(data: bytes) -> str:
+    import hashlib
+
+    return hashlib.sha256(data).hexdigest()
+
+
 def write_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Replace `path` whole or not at all: write beside it, fsync, rename, fsync the directory."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    beside = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(fd, "wb") as file:
@@ -441,6 +451,8 @@ def remove(path: Path) -> bool:
     """Remove a file or a directory of ours; False when there was none."""
     with contextlib.suppress(FileNotFoundError):
         if path.is_dir() and not path.is_symlink():
+            import shutil
+
             shutil.rmtree(path)
         else:
             path.unlink()
@@ -456,13 +468,11 @@ def try_flock(path: Path, *, shared: bool = False) -> int | None:
         if not path.exists():
             raise
         fd = os.open(path, os.O_RDONLY)  # the disk has become read-only; its VM is to be stopped all the same
-    with contextlib.ExitStack() as stack, contextlib.suppress(BlockingIOError, FileNotFoundError):
-        stack.callback(os.close, fd)
+    with descriptor(fd), contextlib.suppress(BlockingIOError, FileNotFoundError):
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         # Whoever held it before may have removed the file: a lock on a nameless file guards nothing.
         if os.path.samestat(os.fstat(fd), os.stat(path)):
-            stack.pop_all()
-            return fd
+            return os.dup(fd)  # which has the lock as well
     return None
 
 
@@ -535,11 +545,10 @@ def download(host: Host, url: str, part: Path, hint: str, wanted: str = "", by: 
             remove(part)
         if code == 416:  # there is nothing behind what we have, so it is something else
             return download(host, url, part, hint, wanted, by)
-        gone = "there is no such release, or no more (dated images vanish after some months): choose another, with its digest; or\n"
-        raise PrerequisiteError(
-            f"{url}: {getattr(error, 'reason', None) or error}",
-            hint=(gone if code in (404, 410) else "") + hint,
-        ) from None
+        if code in (404, 410):
+            gone = "there is no such release, or no more (dated images vanish after some months)"
+            hint = f"{gone}: choose another, with its digest; or\n{hint}"
+        raise PrerequisiteError(f"{url}: {getattr(error, 'reason', None) or error}", hint=hint) from None
     if wanted not in ("", digest):
         remove(part)
         if have:  # it may be its beginning that is wrong
@@ -675,7 +684,7 @@ _MAX_KEY = 1024  # characters of an implicit key, section 7.4.2
 _MAX_NUMBER = 640  # characters; with PYTHONINTMAXSTRDIGITS at its lowest, int() takes no more
 
 # Not c-printable [1], a byte order mark, or one of the three that break a line in YAML 1.1 only.
-_FORBIDDEN = re.compile("[^\t\n -~\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
+_FORBIDDEN = "[^\t\n -~\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"  # takes long to compile
 _MARKER = re.compile(r"^(?:---|\.\.\.)(?![^ \t\n])", re.MULTILINE)  # c-forbidden [206], even in a scalar
 _DASH = re.compile(r"-(?![^ \t\n])")
 _NOT_SPACE, _NOT_WHITE, _NOT_BLANK = re.compile(r"[^ \n]"), re.compile(r"[^ \t]"), re.compile(r"[^ \t\n]")
@@ -1060,7 +1069,7 @@ def parse_yaml(text: str, file: str) -> Node:
     src = _YamlReader(text, file, (0, *(pos + 1 for pos, char in enumerate(text[:_MAX_TEXT]) if char == "\n")))
     if len(text) > _MAX_TEXT:
         raise src.error(0, f"more than {_MAX_TEXT} characters", "this is no config; name the right file")
-    if bad := _FORBIDDEN.search(text):
+    if bad := re.search("[^\t\n -~]" if text.isascii() else _FORBIDDEN, text):
         hint = f'remove it, or write "\\u{ord(bad.group()):04x}" in double quotes'
         raise src.error(bad.start(), f"the character U+{ord(bad.group()):04X} may not stand here", hint)
     start, first, markers = 0, src.skip(0), list(_MARKER.finditer(text))
@@ -1743,7 +1752,7 @@ def remember_cache_dir(host: Host, cache_dir: Path) -> None:
     try:
         index = host.state_home() / "cachedirs"
         index.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (index / hashlib.sha256(os.fsencode(cache_dir)).hexdigest()[:16]).symlink_to(cache_dir)
+        (index / sha256_of(os.fsencode(cache_dir))[:16]).symlink_to(cache_dir)
     except FileExistsError:
         pass
     except (OSError, YclusterError) as error:
@@ -1828,12 +1837,9 @@ def extended(state: State, nanoseconds: int, clock: Clock) -> State:
     """The deadline pushed out: from where it is, or from now where it has passed already."""
     if state.expires_at is None:
         past = f": it was {in_past_tense(state.reaped)}" if state.reaped else ""
-        raise YclusterError(
-            f"{state.name}: no deadline is counting, so there is none to extend{past}",
-            hint="`ycluster start` gives a fresh budget; lifetime.maxRun in the config sets it",
-        )
-    later = -(-nanoseconds // 10**9)
-    expires = max(state.expires_at, int(clock.now)) + later
+        why = f"{state.name}: no deadline is counting, so there is none to extend{past}"
+        raise YclusterError(why, hint="`ycluster start` gives a fresh budget; lifetime.maxRun in the config sets it")
+    expires = max(state.expires_at, int(clock.now)) + -(-nanoseconds // 10**9)
     if expires > clock.now + 100 * 365 * 86400:
         raise UsageError("that is more than a hundred years from now", hint="`ycluster lifetime disarm` means never")
     return replace(state, expires_at=expires, retry_at=None, boot_id=clock.boot_id, booted_at=round(clock.booted))
@@ -1854,8 +1860,8 @@ class Unusable(NamedTuple):
 
 def timer_argv(host: Host, files: Files, backend: str, *verb: str) -> list[str]:
     """What a timer runs: the private copy, by absolute paths, in an isolated Python with no site-packages."""
-    interpreter = [host.interpreter(), "-I", "-S", str(files.program)]
-    return [*interpreter, "lifetime", *verb, "--state", str(files.sidecar), "--by", backend]
+    program = [host.interpreter(), "-I", "-S", str(files.program)]
+    return [*program, "lifetime", *verb, "--state", str(files.sidecar), "--by", backend]
 
 
 def install_program(host: Host, files: Files) -> None:
@@ -1869,7 +1875,7 @@ def install_program(host: Host, files: Files) -> None:
 
 def unit_name(files: Files, deadline: int, nonce: str) -> str:
     """A transient unit's name: with a hash of the place, a deadline and a nonce, as no name may be used while it runs."""
-    place = hashlib.sha256(os.fsencode(files.sidecar)).hexdigest()[:8]
+    place = sha256_of(os.fsencode(files.sidecar))[:8]
     name = re.sub(r"[^A-Za-z0-9:_.-]", "-", files.name)[:100]  # the sibling's names may hold anything
     return f"ycluster-reap-{name}-{place}-{deadline}-{nonce}"
 
@@ -1889,19 +1895,16 @@ class SystemdTimer:
         if host.attempt(["systemctl", "--user", "show", "--property=Version"], timeout=10) is None:
             return Unusable("no systemd user manager answers")
         lingers = ["loginctl", "show-user", str(host.uid()), "--property=Linger", "--value"]
-        if (
-            not Path("/var/lib/systemd/linger", host.user()).exists()
-            and (host.attempt(lingers, timeout=10) or "").strip() != "yes"
-        ):
-            why = f"{host.user()} does not linger: its systemd ends at the last logout, a VM does not"
-            return Unusable(why, "loginctl enable-linger")
-        return None
+        if Path("/var/lib/systemd/linger", host.user()).exists() or (host.attempt(lingers, timeout=10) or "").strip() == "yes":
+            return None
+        why = f"{host.user()} does not linger: its systemd ends at the last logout, a VM does not"
+        return Unusable(why, "loginctl enable-linger")
 
     def arm(self, host: Host, files: Files, deadline: int) -> str:
         command = timer_argv(host, files, self.name, "reap")
         if re.search(r"[$;]", "".join(command)):
             raise YclusterError("systemd misreads a path with $ or ; in it, after its next daemon-reload at the latest")
-        unit = unit_name(files, deadline, secrets.token_hex(2))
+        unit = unit_name(files, deadline, os.urandom(2).hex())
         # A calendar time that has passed by the time systemd reads it never fires.
         moment = max(deadline, int(host.now()) + 3)
         argv = [
@@ -1961,8 +1964,7 @@ class AtTimer:
         log = shlex.quote(str(files.log))
         # A log that can't be written must not keep the reap from running.
         job = f"umask 077\ntrue >>{log} && exec {command} >>{log} 2>&1\nexec {command} >/dev/null 2>&1\n"
-        moment = datetime.fromtimestamp(deadline, timezone.utc).strftime("%Y%m%d%H%M")
-        argv = ["at", "-q", self.QUEUE, "-t", moment]
+        argv = ["at", "-q", self.QUEUE, "-t", f"{datetime.fromtimestamp(deadline, timezone.utc):%Y%m%d%H%M}"]
         answer = host.run(argv, timeout=30, stdin=job, cwd=Path("/"), env=host.child_env({"TZ": "UTC0", "SHELL": "/bin/sh"}))
         if (found := re.search(r"^job ([0-9]+) at ", answer.stderr, re.MULTILINE)) is None:
             raise YclusterError(f"at did not say which job it made: {answer.stderr.strip()}")
@@ -2028,14 +2030,11 @@ def is_armed(host: Host, state: State) -> bool:
 
 
 def arm_timer(host: Host, state: State, when: int | None = None, *, fired: bool = False) -> State:
-    """Have the reap fire at `when` (the deadline, if not given), and save which timer does it; under the cluster's lock. A
-    timer that is there already stays, unless it is the one that has `fired` and runs us. The new one stands and is written
-    down before the old one goes. One that turns out not to work is passed over for the next best."""
-    deadline = state.expires_at if when is None else when
-    if deadline is None:
+    """Have the reap fire at `when` (the deadline, if not given), by the best timer that works, and save which one that is;
+    under the cluster's lock. One that is there already stays, unless it is the one that has `fired` and runs us."""
+    if (deadline := state.expires_at if when is None else when) is None:
         return disarm_timer(host, state, None)
-    old = state.timer
-    chosen = timers_for(host)
+    old, chosen = state.timer, timers_for(host)
     if old and old.deadline == deadline and timer_named(old.backend) in chosen and not fired and is_armed(host, state):
         return save_state(state)
     install_program(host, state.files)
@@ -2056,11 +2055,10 @@ def arm_timer(host: Host, state: State, when: int | None = None, *, fired: bool 
 
 
 def disarm_timer(host: Host, state: State, mark: ArmedTimer | None) -> State:
-    """Save the state with `mark` in the place of its timer, then take that one away."""
-    old = state.timer
-    state = save_state(replace(state, timer=mark))
-    cancel_timer(host, state.files, old, keep=mark)
-    return state
+    """Save the state with `mark` in the place of its timer, and only then take that one away."""
+    saved = save_state(replace(state, timer=mark))
+    cancel_timer(host, state.files, state.timer, keep=mark)
+    return saved
 
 
 def cancel_timer(host: Host, files: Files, old: ArmedTimer | None, keep: ArmedTimer | None = None) -> None:
@@ -2078,10 +2076,8 @@ def gcp_flags(max_run: str, where: str = "lifetime.maxRun") -> list[str]:
         return []
     seconds = -(-nanoseconds // 10**9)
     if not GCP_MIN_SECONDS <= seconds <= GCP_MAX_SECONDS:
-        raise ConfigError(
-            f"{where} {max_run} is {seconds} s; Compute Engine takes 30 s to 120 days (2880h)",
-            hint="choose a budget within them; gcloud itself would let it through",
-        )
+        why = f"{where} {max_run} is {seconds} s; Compute Engine takes 30 s to 120 days (2880h)"
+        raise ConfigError(why, hint="choose a budget within them; gcloud itself would let it through")
     return [f"--max-run-duration={seconds}s", "--instance-termination-action=DELETE"]
 
 
@@ -2126,15 +2122,16 @@ class QmpError(YclusterError):
 class Qmp:
     """A client of QEMU's monitor (docs/interop/qmp-spec), which serves one at a time. Every read has a deadline."""
 
-    def __init__(self, sock: socket.socket, monotonic: Callable[[], float]) -> None:
+    def __init__(self, sock: Any, monotonic: Callable[[], float]) -> None:
         self.sock, self.monotonic = sock, monotonic
-        self.buffer = b""
-        self.serial = 0
+        self.buffer, self.serial = b"", 0
 
     @classmethod
     @contextlib.contextmanager
     def connect(cls, path: Path, monotonic: Callable[[], float], *, timeout: float) -> Iterator[Qmp]:
         """Connect and negotiate. The directory is reached by a descriptor: a socket path is 107 bytes at most."""
+        import socket
+
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             qmp = cls(sock, monotonic)
             try:
@@ -2148,7 +2145,7 @@ class Qmp:
                 raise QmpError(f"{path}: QEMU's monitor does not answer: {error}") from None
             yield qmp
 
-    def execute(self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout: float = 5.0) -> Any:
+    def execute(self, command: str, arguments: Mapping[str, Any] = {}, *, timeout: float = 5.0) -> Any:
         """Run a command and return its `return`; QmpError when it is refused or `timeout` seconds pass."""
         self.serial += 1
         request = {"execute": command, "id": self.serial, **({"arguments": arguments} if arguments else {})}
@@ -2171,10 +2168,8 @@ class Qmp:
             try:
                 self.sock.settimeout(max(0.001, until - self.monotonic()))
                 chunk = self.sock.recv(65536)
-            except socket.timeout:
-                raise QmpError("no answer in time") from None
-            except OSError as error:
-                raise QmpError(f"connection lost: {error.strerror}") from None
+            except OSError as error:  # that of a timeout has no errno
+                raise QmpError(f"connection lost: {error.strerror}" if error.errno else "no answer in time") from None
             if not chunk:
                 raise QmpError("QEMU closed the connection")
             self.buffer += chunk
@@ -2199,18 +2194,15 @@ class Vm(NamedTuple):
 
 @contextlib.contextmanager
 def find_vm(files: Files) -> Iterator[Vm | None]:
-    """The cluster's QEMU, or None when it doesn't run. Any number may be in a pidfile: a process is ours only when its argv
-    holds our `-pidfile` (so both siblings know each other's VMs). "Not found" is not "not running": while QEMU's lock is
-    held and no QEMU can be seen (another container's?), this raises, rather than let a disk be pulled from it."""
+    """The cluster's QEMU, or None when it doesn't run. "Not found" is not "not running": raises HiddenVm while QEMU's lock is
+    held and no QEMU can be seen (another container's?), rather than let a disk be pulled from it."""
     for _ in range(100):  # it may just be coming, or going
         if (vm := _look_for_vm(files)) is not None or not flock_held(files.vm_lock):
             break
         select.select([], [], [], 0.05)
     else:
-        raise HiddenVm(
-            f"{files.name}: its QEMU runs, and can't be seen from here",
-            hint=f"`fuser {files.vm_lock}` where it was started (another container?) names it",
-        )
+        hint = f"`fuser {files.vm_lock}` where it was started (another container?) names it"
+        raise HiddenVm(f"{files.name}: its QEMU runs, and can't be seen from here", hint=hint)
     with contextlib.nullcontext() if vm is None else descriptor(vm.pidfd):
         yield vm
 
@@ -2233,6 +2225,7 @@ def _look_for_vm(files: Files) -> Vm | None:
 
 
 def _runs_with_pidfile(pid: int, pidfile: Path) -> bool:
+    """Whether it is ours. Any number may be in a pidfile; QEMU's argv names the file, started by the sibling, too."""
     try:
         argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
@@ -2250,9 +2243,7 @@ def _exited(pidfd: int, timeout: float) -> bool:
     return bool(poll.poll(max(0, int(timeout * 1000))))
 
 
-def ask_qemu(
-    host: Host, files: Files, command: str, arguments: Mapping[str, Any] | None = None, *, timeout: float = 5.0
-) -> Any:
+def ask_qemu(host: Host, files: Files, command: str, arguments: Mapping[str, Any] = {}, *, timeout: float = 5.0) -> Any:
     """What QEMU's monitor returns for one command; raises QmpError."""
     with Qmp.connect(files.qmp, host.monotonic, timeout=timeout) as qmp:
         return qmp.execute(command, arguments)
@@ -2473,11 +2464,8 @@ def with_ports(host: Host, state: State) -> State:
     usernet = ask_qemu(host, state.files, "human-monitor-command", {"command-line": "info usernet"})
     found = re.findall(r"TCP\[HOST_FORWARD\]\s+\d+\s+\S+\s+(\d+)\s+\S+\s+(\d+)", usernet)
     chosen = {int(guest): int(port) for port, guest in found}
-    return replace(
-        state,
-        ssh_port=chosen.get(22, state.ssh_port),
-        port_forwards=tuple(PortForward(host=chosen.get(f.guest, f.host), guest=f.guest) for f in state.port_forwards),
-    )
+    ports = tuple(PortForward(host=chosen.get(f.guest, f.host), guest=f.guest) for f in state.port_forwards)
+    return replace(state, ssh_port=chosen.get(22, state.ssh_port), port_forwards=ports)
 
 
 def port_owner(host: Host, port: int) -> str:
@@ -2568,7 +2556,7 @@ def make_seed(state: State, registries: Mapping[str, Any]) -> None:
         files.host_pub.read_text(encoding="ascii"), registries,
     )  # fmt: skip
     # A new id makes cloud-init apply the new key even to a disk that has booted before.
-    meta = to_json({"instance-id": f"{state.name}-{secrets.token_hex(8)}", "local-hostname": state.name})
+    meta = to_json({"instance-id": f"{state.name}-{os.urandom(8).hex()}", "local-hostname": state.name})
     write_file(files.seed / "user-data", data.encode())
     write_file(files.seed / "meta-data", meta.encode())
 
@@ -2596,6 +2584,8 @@ def ssh_run(host: Host, state: State, command: str, *, timeout: float, waiting: 
 
 def ssh_banner(address: str, port: int, timeout: float, waiting: Callable[[], object] = lambda: None) -> bool:
     """Whether an ssh server speaks. A TCP connect alone proves nothing: QEMU accepts with no guest listening."""
+    import socket
+
     with contextlib.suppress(OSError), socket.create_connection((address, port), timeout=timeout) as sock:
         for _ in range(4):
             if select.select([sock], [], [], timeout / 4)[0]:
@@ -2771,10 +2761,8 @@ def _install_k3s(host: Host, state: State, waiting: Callable[[], object]) -> boo
         given = ["-P" if word == "-p" else word for word in options]
         files = [str(folder / name) for name in K3S_FILES[1:]]
         host.run(["scp", "-q", *given, *files, f"{where}:k3s-install/"], timeout=1800, waiting=waiting)
-    command = (
-        f"cd k3s-install && sudo sh -euc {shlex.quote(script)} k3s {shlex.quote(source)} {version} && rm -r ../k3s-install"
-    )
-    host.run(ssh_argv(state, command), timeout=1800, waiting=waiting)
+    install = shlex.join(["sudo", "sh", "-euc", script, "k3s", source, version])
+    host.run(ssh_argv(state, f"cd k3s-install && {install} && rm -r ../k3s-install"), timeout=1800, waiting=waiting)
     return True
 
 
@@ -2797,27 +2785,52 @@ def _kubectl(host: Host, file: Path, *words: str) -> str:
         host.sleep(0.1)
 
 
-def _servers(host: Host, file: Path) -> dict[str, tuple[str, str]]:
-    """Of each context in a file: its cluster, and that one's server."""
-    if not file.exists() or not host.which("kubectl"):
-        return {}
-    view = json.loads(_kubectl(host, file, "view", "-o", "json"))
-    servers = {item["name"]: item["cluster"].get("server", "") for item in view.get("clusters") or ()}
-    pairs = [(item["name"], item["context"]["cluster"]) for item in view.get("contexts") or ()]
-    return {name: (cluster, servers.get(cluster, "")) for name, cluster in pairs}
+def _view(host: Host, file: Path) -> dict[str, dict[str, Any]]:
+    """The clusters, contexts and users of a kubeconfig, each by its name."""
+    view = json.loads(_kubectl(host, file, "view", "-o", "json")) if file.exists() else {}
+    every = {what: view.get(what) or () for what in ("clusters", "contexts", "users")}
+    return {what: {item["name"]: item.get(what[:-1]) or {} for item in items} for what, items in every.items()}
 
 
 def check_context(host: Host, states: Sequence[State], config: QemuConfig, files: Files) -> None:
     """Raise when another cluster goes by the context, of this user's or in the kubeconfig: it must name one."""
-    hint = "give this one a context of its own"
     for state in states:
         if state.context == config.context and state.files != files:
             other = f"context {config.context!r} is that of the cluster {state.name} in {state.cache_dir}"
-            raise ConfigError(f"{config.file}: {other}", hint=hint)
-    cluster, server = _servers(host, kubeconfig_file(host)).get(config.context, (config.name, ""))
-    local = server == "" or re.match(rf"https://({re.escape(config.network.bind_address)}|127\.0\.0\.1):", server)
-    if config.k3s.install != "none" and not (cluster == config.name and local):
-        raise ConfigError(f"{kubeconfig_file(host)}: context {config.context!r} is that of {cluster} ({server})", hint=hint)
+            raise ConfigError(f"{config.file}: {other}", hint="give this one a context of its own")
+    if config.k3s.install != "none":
+        _check_names(host, kubeconfig_file(host), config.name, config.context, config.network.bind_address)
+
+
+def _check_names(host: Host, file: Path, name: str, context: str, address: str, known: bool = False) -> None:
+    """Raise when what is to go into a kubeconfig would take the place of something else there; unless it is `known` to have
+    our cluster and user already."""
+    if not host.which("kubectl"):
+        return
+    view, taken = _view(host, file), ""
+    if (entry := view["contexts"].get(context)) is not None:
+        cluster = entry.get("cluster", "")
+        server = view["clusters"].get(cluster, {}).get("server", "")
+        if not cluster == entry.get("user") == name or not re.match(rf"$|https://({re.escape(address)}|127\.0\.0\.1):", server):
+            taken = f"context {context!r} is that of {cluster} ({server})"
+    elif not known and (name in view["clusters"] or name in view["users"]):
+        taken = f"it has a cluster or a user {name!r} already"
+    if taken:
+        raise ConfigError(f"{file}: {taken}", hint="give this one a name and a context of its own")
+
+
+def forget_kubeconfig(host: Host, state: State) -> None:
+    """Take our names out of the user's kubeconfig, and nothing else; the context, which tells that they are ours, the last."""
+    file, name = Path(state.kubeconfig), state.name
+    if not state.kubeconfig or not file.exists():
+        return
+    host.need({"kubectl": "kubernetes-client"})
+    if _view(host, file)["contexts"].get(state.context, {}).get("cluster") == name:
+        if json.loads(_kubectl(host, file, "view", "-o", "json")).get("current-context") == state.context:
+            _kubectl(host, file, "unset", "current-context")
+        _kubectl(host, file, "unset", f"clusters.{name}")
+        _kubectl(host, file, "unset", f"users.{name}")
+        _kubectl(host, file, "delete-context", state.context)
 
 
 def merge_kubeconfig(host: Host, state: State) -> State:
@@ -2838,6 +2851,10 @@ def merge_kubeconfig(host: Host, state: State) -> State:
         host.output.say(f"  there is no kubectl here; its kubeconfig: export KUBECONFIG={shlex.quote(str(files.kubeconfig))}")
         return state
     file = kubeconfig_file(host)
+    _check_names(host, file, name, state.context, state.dial_address, known=state.kubeconfig == str(file))
+    if state.kubeconfig != str(file):  # it may be another one this time
+        forget_kubeconfig(host, state)
+    state = save_state(replace(state, kubeconfig=str(file)))  # from here on a teardown takes our names out
     if file.exists() and not (backup := file.with_name(f"{file.name}.before-ycluster")).exists():
         write_file(backup, file.read_bytes())
     # As files: a key has no place in argv, and `set-credentials --embed-certs` crashes in Debian 12's kubectl.
@@ -2852,33 +2869,22 @@ def merge_kubeconfig(host: Host, state: State) -> State:
     at = (f"--server={cluster['server']}", f"--tls-server-name={cluster['tls-server-name']}")
     _kubectl(host, file, "set-cluster", name, *at, f"--certificate-authority={ca}")
     _kubectl(host, file, "set-context", state.context, f"--cluster={name}", f"--user={name}")
-    if json.loads(_kubectl(host, file, "view", "-o", "json")).get("current-context") == "":
+    if not json.loads(_kubectl(host, file, "view", "-o", "json")).get("current-context"):
         _kubectl(host, file, "use-context", state.context)
     host.output.say(f"  kubectl --context {shlex.quote(state.context)} get nodes   ({file})")
-    return replace(state, kubeconfig=str(file))
-
-
-def forget_kubeconfig(host: Host, state: State) -> None:
-    """Take our names out of the user's kubeconfig, and nothing else."""
-    file = Path(state.kubeconfig)
-    if state.kubeconfig and _servers(host, file).get(state.context, ("", ""))[0] == state.name:
-        if json.loads(_kubectl(host, file, "view", "-o", "json")).get("current-context") == state.context:
-            _kubectl(host, file, "unset", "current-context")
-        _kubectl(host, file, "delete-context", state.context)
-        _kubectl(host, file, "unset", f"clusters.{state.name}")
-        _kubectl(host, file, "unset", f"users.{state.name}")
+    return state
 
 
 # === 18 disk images ==================================================================================
 def fetch_image(host: Host, config: QemuConfig, cache_dir: Path) -> Path:
-    """The cloud image, copied to a file of our own by its SHA-256, as disks are overlays on it. A download of known digest that
-    was cut off is taken up where it ended. Raises PrerequisiteError when it can't be had, ConfigError when its digest differs."""
+    """The cloud image, copied to a file named by its SHA-256, as disks are overlays on it. A download of known digest that was
+    cut off is taken up where it ended. Raises PrerequisiteError when it can't be had, ConfigError when its digest differs."""
     images = cache_dir / "images"
     images.mkdir(mode=0o700, parents=True, exist_ok=True)
     with locked(host, images / ".lock", timeout=3600):
         if config.image_sha256 and (images / config.image_sha256).is_file():
             return images / config.image_sha256
-        part = images / f".{hashlib.sha256(config.image.encode()).hexdigest()[:16]}.part"
+        part = images / f".{sha256_of(config.image.encode())[:16]}.part"
         for leftover in {*images.glob(".*.part")} - {part}:  # the lock is ours, so nobody is using them
             remove(leftover)
         hint = "`image` (and imageSha256) in the config can name any cloud image that this host can reach;\n"
@@ -2965,7 +2971,7 @@ def make_data_disk(host: Host, path: Path, size: str) -> None:
     if path.exists():
         return
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    part = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
     try:
         host.run(["qemu-img", "create", "-q", "-f", "qcow2", str(part), size], timeout=120)
         argv = ["virt-format", "--format=qcow2", "-a", str(part), "--partition=none", "--filesystem=ext4"]
@@ -3157,6 +3163,8 @@ def provision(host: Host, directory: Path) -> None:
         make_data_disk(host, Path(state.data_disk), config.data_disk_size)
     with cluster_lock(host, files):
         state = replace(state, imported=_refuse_existing(files))
+        if state.imported != imported:
+            raise YclusterError(f"{files.name}: its disk was imported or removed meanwhile", hint="run it again")
         remember_cache_dir(host, files.cache_dir)
         try:  # from nothing to a running QEMU, or nothing at all
             save_state(state)  # the first: from here on it is known, whatever kills us
@@ -3209,6 +3217,8 @@ def _half_made(state: State) -> bool:
 
 def _check_ports(host: Host, state: State) -> None:
     """Raise, and name who has it, where QEMU could not bind a port."""
+    import socket
+
     taken = []
     for port in filter(None, (forward.host for forward in forwards(state))):
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
@@ -3251,7 +3261,7 @@ def _finish_boot(host: Host, state: State) -> None:
         wait_ready(host, state, timeout=READY_TIMEOUT, more=k3s_stages(host, state) if state.has_k3s else ())
         if state.has_k3s:
             with opened(host, state.files) as state:
-                state = save_state(merge_kubeconfig(host, state))
+                state = merge_kubeconfig(host, state)
     except Interrupted:
         host.output.say(f"{state.name} goes on booting; `ycluster stop --name {state.name}` ends it now")
         raise
@@ -3414,6 +3424,8 @@ def prepare_export(host: Host, files: Files) -> None:
 
 def export(host: Host, files: Files, bundle: Path, form: str) -> None:
     """Write the boot disk, flattened, with its keys, checksums and a README into a new folder, whole or not at all."""
+    import shutil
+
     bundle = bundle.resolve()
     with opened(host, files) as state:
         if running(files):
@@ -3688,12 +3700,12 @@ def status(host: Host, files: Files, form: str, *, guard: bool = False) -> None:
     shown = describe(host, state)
     if guard:
         backend, armed = timer_named(state.timer.backend) if state.timer else None, is_armed(host, state)
-        better = TIMERS[: TIMERS.index(backend)] if backend else () if state.disarmed else TIMERS
+        better = TIMERS[: TIMERS.index(backend)] if backend else ()
         remedies = [unusable.remedy for unusable in (timer.unusable(host) for timer in better) if unusable and unusable.remedy]
         stands: dict[str, Any] = {
             "backend": backend.name if backend else "", "armed": armed,
             "nextFire": format_time(state.timer.deadline) if armed and state.timer else "",
-            "survives": dict(backend.survives) if backend else {}, "improve": remedies[0] if remedies and state.timer else "",
+            "survives": dict(backend.survives) if backend else {}, "improve": remedies[0] if remedies else "",
         }  # fmt: skip
         shown["enforcement"] = stands
     if form == "json":
@@ -3797,6 +3809,13 @@ def config_check(host: Host, directory: Path) -> None:
 # === 20 CLI ==========================================================================================
 
 
+class _ArgumentParser(argparse.ArgumentParser):
+    """It measures the terminal once. argparse would do so for every argument, with shutil."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=partial(argparse.HelpFormatter, width=columns() - 2), **options)
+
+
 def _verb(under: Any, name: str, parent: Any, text: str, run: Any, forms: Sequence[str] = (), example: str = "") -> Any:
     """A verb that calls `run` with the host and, under their names, with its arguments; the first form is the default one."""
     epilog = f"example: {example}" if example else None
@@ -3810,17 +3829,17 @@ def _verb(under: Any, name: str, parent: Any, text: str, run: Any, forms: Sequen
 # fmt: off
 def _parser() -> argparse.ArgumentParser:
     """The command line. Each verb carries what it runs."""
-    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    common = _ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument("--verbose", action="store_true", help="show every program that is run, and tracebacks")
-    one = argparse.ArgumentParser(add_help=False, parents=[common])
+    one = _ArgumentParser(add_help=False, parents=[common])
     which = one.add_mutually_exclusive_group()
     which.add_argument("--context", metavar="CTX", help="the cluster of this kubeconfig context")
     which.add_argument("--name", help="the cluster of this name")
     which.add_argument("-c", "--config", metavar="DIR", type=Path, help="the cluster of the config in DIR")
-    conf = argparse.ArgumentParser(add_help=False, parents=[common])
+    conf = _ArgumentParser(add_help=False, parents=[common])
     conf.add_argument("-c", "--config", dest="directory", metavar="DIR", type=Path, required=True, help="the config's directory")
 
-    parser = argparse.ArgumentParser(prog="ycluster", description="Dev clusters that expire on their own.", parents=[common], allow_abbrev=False)
+    parser = _ArgumentParser(prog="ycluster", description="Dev clusters that expire on their own.", parents=[common], allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"ycluster {VERSION}")
     top = parser.add_subparsers(metavar="VERB", required=True)
     _verb(top, "provision", conf, "create a cluster, boot it, wait until it is ready", provision, example="ycluster provision -c examples/dev")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# THE test command: lint, unit tests, then the e2e tests against dist/ycluster.
-#   tests/run.sh                     everything
-#   tests/run.sh lint|unit|e2e ...   one part; what follows goes to pytest
+# THE test command: lint, unit tests, the same on every other Python at hand, then the e2e tests against dist/ycluster.
+#   tests/run.sh                            everything
+#   tests/run.sh lint|unit|matrix|e2e ...   one part; what follows goes to pytest
 # A part that this host lacks is skipped with its reason; with CI=true it is a failure.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -10,19 +10,52 @@ python=${PYTHON:-python3}
 cache=${YCLUSTER_BUILD_CACHE:-${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/ycluster-build}
 export YCLUSTER_BUILD_CACHE=$cache PYTHONDONTWRITEBYTECODE=1
 part=all
-if (($#)) && [[ $1 =~ ^(lint|unit|e2e)$ ]]; then part=$1 && shift; fi
+if (($#)) && [[ $1 =~ ^(lint|unit|matrix|e2e)$ ]]; then part=$1 && shift; fi
 wants() { [[ $part == all || $part == "$1" ]]; }
 title() { printf '\n\033[1m=== %s\033[0m (%d s)\n' "$*" "$SECONDS"; }
 
-tools=$cache/tests-$( (cat tests/requirements.txt && "$python" --version) | sha256sum | cut -c1-12)
-if [[ ! -e $tools/ready ]]; then
-    title 'setting up the test environment'
-    mkdir -p "$cache"
-    rm -rf "$tools"
-    "$python" -m venv "$tools"
-    "$tools/bin/python" -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
-    touch "$tools/ready"
-fi
+environment() { # PYTHON REQUIREMENTS...: a private environment, named after what is in it
+    local tools
+    tools=$cache/tests-$( (printf '%s\n' "${@:2}" && "$1" --version) | sha256sum | cut -c1-12)
+    if [[ ! -e $tools/ready ]]; then
+        title "setting up the test environment of $("$1" --version)" >&2
+        mkdir -p "$cache"
+        rm -rf "$tools"
+        "$1" -m venv "$tools" >&2
+        "$tools/bin/python" -m pip install --quiet --disable-pip-version-check "${@:2}" >&2
+        touch "$tools/ready"
+    fi
+    echo "$tools"
+}
+
+others() { # the Pythons at hand, from 3.9 on, other than $python: one of each minor version
+    local candidate version minor='import sys; sys.version_info < (3, 9) and sys.exit(1); print("3.%d" % sys.version_info[1])'
+    local -A seen=([$("$python" -c "$minor")]=yes)
+    for candidate in python3.{9..19} "${PYENV_ROOT:-${HOME:-}/.pyenv}"/versions/*/bin/python3; do
+        version=$("$candidate" -c "$minor" 2>/dev/null) || continue
+        [[ ${seen[$version]:-} ]] || echo "$candidate"
+        seen[$version]=yes
+    done
+}
+
+logs=$(mktemp -d) && trap 'rm -rf "$logs"' EXIT
+jobs=() names=()
+beside() { # NAME COMMAND...: runs in the background; `collect` tells
+    "${@:2}" &>"$logs/${#jobs[@]}" &
+    jobs+=($!) names+=("$1")
+}
+collect() { # waits for them, shows what each said, and fails where one did
+    local i status=0
+    for i in "${!jobs[@]}"; do
+        wait "${jobs[i]}" || status=$?
+        title "${names[i]}" && cat "$logs/$i"
+    done
+    jobs=() names=()
+    return "$status"
+}
+
+mapfile -t requirements < <(grep -v '^#' tests/requirements.txt)
+tools=$(environment "$python" "${requirements[@]}")
 pytest=("$tools/bin/python" -m pytest -p no:cacheprovider)
 
 if wants lint; then
@@ -42,6 +75,16 @@ if wants unit; then
     PYTHONPATH=. "${pytest[@]}" tests/unit "$@"
 fi
 
+if wants matrix; then
+    mapfile -t matrix < <(others)
+    title "unit tests with ${matrix[*]:-no other Python: there is none at hand}"
+    for other in "${matrix[@]}"; do
+        tools=$(environment "$other" "${requirements[@]:0:2}")
+        beside "$other" env PYTHONPATH=. "$tools/bin/python" -m pytest -p no:cacheprovider -q tests/unit "$@"
+    done
+    collect
+fi
+
 if wants e2e; then
     title 'build'
     PYTHON=$python ./build_zipapp.sh
@@ -52,12 +95,15 @@ if wants e2e; then
         here=(unshare --mount --propagation private tests/e2e/in-namespace.sh)
     fi
     (($#)) && exec "${here[@]}" "${pytest[@]}" tests/e2e "$@"
-    # The guest that plays the host mostly waits for its deadlines, and libguestfs's is one CPU: two lanes, half each.
-    beside=(tests/e2e/test_{real_host,appliance,k3s}.py) log=$(mktemp)
-    "${here[@]}" "${pytest[@]}" "${beside[@]}" &>"$log" &
+    # The guest that plays the host mostly waits for its deadlines, and libguestfs's is one CPU: three lanes.
+    lanes=('tests/e2e/test_real_host.py tests/e2e/test_k3s.py' tests/e2e/test_appliance.py) rest=()
+    for lane in "${lanes[@]}"; do
+        read -ra files <<<"$lane"
+        beside "$lane" "${here[@]}" "${pytest[@]}" "${files[@]}"
+        rest+=("${files[@]/#/--ignore=}")
+    done
     status=0
-    "${here[@]}" "${pytest[@]}" tests/e2e "${beside[@]/#/--ignore=}" || status=$?
-    wait $! || status=$?
-    title "${beside[*]}, which ran beside them" && cat "$log" && rm -f "$log"
+    "${here[@]}" "${pytest[@]}" tests/e2e "${rest[@]}" || status=$?
+    collect || status=$?
     exit "$status"
 fi

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import marshal
 import os
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.util import source_hash
 from pathlib import Path
 
 from conftest import ROOT, Program, need
@@ -45,6 +46,19 @@ def test_it_runs_without_a_home_and_unpacks_nothing(program: Program, tmp_path: 
     assert code.stat().st_mode & 0o777 == 0o600 and code.parent.stat().st_mode & 0o777 == 0o700
 
 
+def test_nothing_is_laid_into_the_home_of_somebody_else(program: Program, tmp_path: Path) -> None:
+    need(os.geteuid() == 0, "needs to be root, as under sudo")
+    theirs = [tmp_path / "with" / ".cache", tmp_path / "with", tmp_path / "without"]
+    for folder in reversed(theirs):
+        folder.mkdir()
+        os.chown(folder, 1000, 1000)
+    for home in theirs[1:]:
+        check(run(program.path, HOME=str(home)))
+    assert sorted(tmp_path.rglob("*")) == sorted(theirs)
+    check(run(program.path, HOME=str(tmp_path / "nowhere")))
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_it_runs_from_a_read_only_noexec_mount_with_a_full_home(program: Program, tmp_path: Path) -> None:
     need(os.environ.get("YCLUSTER_OWN_MOUNTS"), "needs mounts of its own")
     (tmp_path / "disk").mkdir()
@@ -64,7 +78,7 @@ def test_code_that_was_tampered_with_cut_off_or_laid_there_by_others_is_not_run(
     [code] = kept(tmp_path)
     whole = code.read_bytes()
     data = marshal.dumps(compile("raise SystemExit('evil')", "evil", "exec"))
-    evil = hashlib.sha256(data).digest() + data
+    evil = source_hash(data) + data
     code.write_bytes(evil)
     assert run(program.path, HOME=str(tmp_path)).stderr == "evil\n", "what is ours, private and whole is taken"
     for spoilt in (b"", whole[:31], whole[:-1], whole[:5000] + b"x" + whole[5001:], b"x" * 100):
@@ -124,9 +138,38 @@ def test_an_older_python_gets_one_line(program: Program) -> None:
     assert (ran.returncode, ran.stderr) == (1, "ycluster: needs Python 3.9 or later; this is 3.8\n")
 
 
+def test_every_python_at_hand_runs_it_with_no_site_packages_or_gets_one_line(program: Program, tmp_path: Path) -> None:
+    versions = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
+    for python in [Path(sys.executable), *Path("/usr/bin").glob("python?*"), *versions.glob("*/bin/python")]:
+        said = subprocess.run([python, "-c", "import sys; print(sys.version_info[:2])"], text=True, capture_output=True).stdout
+        if re.fullmatch(r"\(3, (9|\d\d)\)\n", said):
+            check(run(program.path, str(python), "-I", "-S", HOME=str(tmp_path)))
+        elif re.fullmatch(r"\(\d, \d\)\n", said):
+            ran = run(program.path, str(python))
+            assert (ran.returncode, ran.stdout) == (1, "") and ran.stderr.startswith("ycluster: needs Python 3.9 or later; ")
+            assert ran.stderr.count("\n") == 1
+
+
 def test_the_same_commit_gives_the_same_bytes_and_a_small_file(program: Program, tmp_path: Path) -> None:
     assert program.path.stat().st_size < 150_000
     shutil.copytree(ROOT, tmp_path / "copy", ignore=shutil.ignore_patterns("dist", ".hypothesis"))
     subprocess.run(["./build_zipapp.sh"], cwd=tmp_path / "copy", check=True, capture_output=True)
     assert (tmp_path / "copy" / "dist" / "ycluster").read_bytes() == (ROOT / "dist" / "ycluster").read_bytes()
     subprocess.run(["sha256sum", "-c", "--strict", "SHA256SUMS"], cwd=ROOT / "dist", check=True, capture_output=True)
+
+
+def test_it_is_built_with_no_network_from_wheels_at_hand(tmp_path: Path) -> None:
+    need(os.geteuid() == 0, "needs to be root, for a network namespace with nothing in it")
+    pins = re.search(r"^pins=\((.*)\)$", (ROOT / "build_zipapp.sh").read_text(), re.MULTILINE)
+    assert pins
+    fetch = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(tmp_path / "wheels"), *pins.group(1).split()]
+    subprocess.run(fetch, check=True, capture_output=True)
+    shutil.copytree(ROOT, tmp_path / "copy", ignore=shutil.ignore_patterns("dist", ".hypothesis"))
+    env = {
+        **os.environ,
+        "YCLUSTER_BUILD_CACHE": str(tmp_path / "cache"),
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(tmp_path / "wheels"),
+    }
+    subprocess.run(["unshare", "-n", "./build_zipapp.sh"], cwd=tmp_path / "copy", env=env, check=True, capture_output=True)
+    assert (tmp_path / "copy" / "dist" / "ycluster").read_bytes() == (ROOT / "dist" / "ycluster").read_bytes()

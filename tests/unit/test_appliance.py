@@ -458,3 +458,21 @@ def test_an_imported_disk_boots_as_it_is_or_larger_and_outlives_a_provision_that
     assert info["virtual-size"] == told and "backing-filename" not in info
     assert [state.imported for state in seen] == [str(source)] * 2
     assert cli("teardown").code == 0 and sorted(os.listdir(cache)) == []
+
+
+def test_a_disk_that_is_imported_while_provision_fetches_its_image_is_not_touched(
+    cli: Cli, cache: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = qcow2(tmp_path / "d", "64M", "write -P 9 1M 1M")
+    image = qcow2(tmp_path / "image", "64M")
+    before = image.read_bytes()
+
+    def fetch(*args: object) -> Path:
+        assert cli("import", source, "-c", config).code == 0
+        return image
+
+    monkeypatch.setattr(ycluster, "_check_host", lambda host: None)
+    monkeypatch.setattr(ycluster, "fetch_image", fetch)
+    ran = cli("provision", "-c", config)
+    assert ran.code == 1 and "imported or removed meanwhile" in ran.err and image.read_bytes() == before
+    assert ycluster.load_state(Files(cache, "demo")).imported == str(source)

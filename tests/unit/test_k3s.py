@@ -12,6 +12,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -250,24 +251,28 @@ def test_with_no_kubectl_there_is_a_kubeconfig_of_its_own_and_the_line_to_export
     assert f"export KUBECONFIG={demo.files.kubeconfig}" in clock.log.getvalue()
     assert json.loads(demo.files.kubeconfig.read_text())["clusters"][0]["cluster"]["server"] == "https://127.0.0.1:7443"
     ycluster.forget_kubeconfig(alone, demo)
+    config_of(home, WORK)
+    with pytest.raises(PrerequisiteError, match="kubectl"):  # which teardown tells, with the file
+        ycluster.forget_kubeconfig(alone, replace(demo, kubeconfig=str(config_of(home))))
 
 
 @needs_kubectl
 @pytest.mark.parametrize(
-    "cluster, server, fine",
+    "cluster, who, server, fine",
     [
-        ("demo", "https://127.0.0.1:7443", True),
-        ("demo", "https://10.1.2.3:6443", False),
-        ("prod", "https://127.0.0.1:7443", False),
-        ("prod", "https://prod.example", False),
+        ("demo", "demo", "https://127.0.0.1:7443", True),
+        ("demo", "demo", "https://10.1.2.3:6443", False),
+        ("demo", "w", "https://127.0.0.1:7443", False),
+        ("prod", "demo", "https://127.0.0.1:7443", False),
+        ("prod", "w", "https://prod.example", False),
     ],
 )
 def test_a_context_that_points_at_another_cluster_is_refused(
-    home: Path, user: Host, tmp_path: Path, cluster: str, server: str, fine: bool
+    home: Path, user: Host, tmp_path: Path, cluster: str, who: str, server: str, fine: bool
 ) -> None:
     file = config_of(home, {
         **WORK, "clusters": [{"name": cluster, "cluster": {"server": server}}],
-        "contexts": [{"name": "mine", "context": {"cluster": cluster, "user": "w"}}],
+        "contexts": [{"name": "mine", "context": {"cluster": cluster, "user": who}}],
     })  # fmt: skip
     config = ycluster.read_config("name: demo\ncontext: mine\n", tmp_path / "y-cluster-provision.yaml")
     assert isinstance(config, ycluster.QemuConfig)
@@ -276,6 +281,46 @@ def test_a_context_that_points_at_another_cluster_is_refused(
         return ycluster.check_context(user, [], config, files)
     with pytest.raises(ConfigError, match=rf"{file}: context 'mine' is that of {cluster} \({server}\)"):
         ycluster.check_context(user, [], config, files)
+
+
+@needs_kubectl
+@pytest.mark.parametrize("what", ["clusters", "users"])
+def test_a_cluster_or_user_of_our_name_that_is_the_users_own_is_not_overwritten(
+    home: Path, user: Host, demo: State, tmp_path: Path, what: str
+) -> None:
+    theirs = {**WORK, what: [{**WORK[what][0], "name": "demo"}]}
+    file = config_of(home, theirs)
+    config = ycluster.read_config("name: demo\ncontext: mine\n", tmp_path / "y-cluster-provision.yaml")
+    assert isinstance(config, ycluster.QemuConfig)
+    with pytest.raises(ConfigError, match="a cluster or a user 'demo' already"):
+        ycluster.check_context(user, [], config, demo.files)
+    with pytest.raises(ConfigError, match="a cluster or a user 'demo' already"):  # where kubectl came later
+        ycluster.merge_kubeconfig(user, demo)
+    assert json.loads(file.read_text()) == theirs and demo.files.sidecar.exists()
+    plain = replace(config, k3s=replace(config.k3s, install="none"))
+    ycluster.check_context(user, [], plain, demo.files)
+
+
+@needs_kubectl
+def test_another_kubeconfig_takes_the_place_of_the_first(home: Path, user: Host, demo: State) -> None:
+    first = config_of(home, WORK)
+    merged = ycluster.merge_kubeconfig(user, demo)
+    second = home / "second"
+    elsewhere = Host({**user.environ, "KUBECONFIG": f"{second}:{first}"}, user.output)
+    assert ycluster.merge_kubeconfig(elsewhere, merged).kubeconfig == str(second)
+    assert read(user, first) == WORK and set(ycluster._view(user, second)["contexts"]) == {"a context"}
+
+
+@needs_kubectl
+def test_what_a_kill_left_in_the_kubeconfig_is_taken_up_or_out(home: Path, user: Host, demo: State) -> None:
+    killed = ycluster.merge_kubeconfig(user, demo)
+    file = config_of(home)
+    user.run(["kubectl", "--kubeconfig", str(file), "config", "delete-context", "a context"], timeout=60)
+    assert ycluster.merge_kubeconfig(user, killed) == killed
+    user.run(["kubectl", "--kubeconfig", str(file), "config", "unset", "users.demo"], timeout=60)
+    ycluster.forget_kubeconfig(user, killed)
+    left = read(user, file)
+    assert not left["clusters"] and not left["contexts"] and not left["users"]
 
 
 @needs_kubectl

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Union
 
 import pytest
@@ -116,6 +119,18 @@ def test_effects_stay_in_their_sections(effect: str, allowed: set[int]) -> None:
     uses = {section(node) for node in nodes if re.fullmatch(effect, dotted(node))}
     assert uses, "the pattern finds nothing: it can't fail"
     assert uses <= allowed
+
+
+@pytest.mark.parametrize("verb", ["lifetime status", "lifetime gcp-flags -c {}", "list", "config check -c {}"])
+def test_what_a_verb_does_not_need_it_does_not_import(verb: str, tmp_path: Path) -> None:
+    (tmp_path / "y-cluster-provision.yaml").write_text("lifetime: {maxRun: 8h}\n")
+    code = "import sys, ycluster; code = ycluster.main(sys.argv[1:]); print(*sys.modules); sys.exit(code)"
+    argv = [sys.executable, "-S", "-c", code, *verb.format(tmp_path).split()]
+    env = {"HOME": str(tmp_path), "PYTHONPATH": str(PROGRAM.parent), "PATH": os.environ["PATH"]}
+    ran = subprocess.run(argv, env=env, text=True, capture_output=True, cwd="/")
+    loaded = set(ran.stdout.splitlines()[-1].split())
+    assert ran.returncode in (0, 4) and "ycluster" in loaded, ran.stderr
+    assert not loaded & {"hashlib", "http", "random", "secrets", "shutil", "socket", "ssl", "traceback", "urllib.request"}
 
 
 def test_there_are_no_mutable_globals() -> None:
