@@ -2730,6 +2730,8 @@ def fetch_k3s(host: Host, version: str, source: str) -> Path:
                 if name.startswith("k3s") and not digest:
                     raise ConfigError(f"{source or base}/{listing.name}: it has no digest of {name}", hint=hint)
                 download(host, f"{source or base}/{name}", part, hint, digest, listing.name)
+                if name == "install.sh" and not part.read_bytes().startswith(b"#!"):  # it is in no list of digests
+                    raise ConfigError(f"{source or base}/{name}: it is no script", hint=hint)
             except ConfigError:
                 remove(listing)  # of the two, it may be what is wrong
                 raise
@@ -2750,8 +2752,9 @@ def k3s_stages(host: Host, state: State) -> tuple[Stage, ...]:
 
 def _install_k3s(host: Host, state: State, waiting: Callable[[], object]) -> bool:
     """Have k3s in the guest, which is handed the files, or fetches them itself. True once it is there, and enabled."""
-    if in_guest(host, state, "systemctl is-enabled -q k3s && sudo systemctl start --no-block k3s", waiting) is not None:
-        return True
+    ask = "if systemctl --root=/ is-enabled -q k3s; then sudo systemctl start --no-block k3s; else echo absent; fi"
+    if (said := in_guest(host, state, ask, waiting)) != "absent\n":
+        return said is not None  # no answer is not "absent": it is asked again
     version, source = str(state.k3s.get("Version") or K3S_VERSION), str(state.k3s.get("Source", ""))
     script = K3S_GET + (K3S_FROM_RELEASE + K3S_AIRGAP if source else K3S_SCRIPT)
     host.run(ssh_argv(state, "mkdir -p k3s-install"), timeout=60, waiting=waiting)
@@ -2819,6 +2822,12 @@ def _check_names(host: Host, file: Path, name: str, context: str, address: str, 
         raise ConfigError(f"{file}: {taken}", hint="give this one a name and a context of its own")
 
 
+def _keep_last(file: Path) -> None:
+    """A copy of a kubeconfig as it is: kubectl truncates it, so a disk that is full has to be told before."""
+    if file.exists():
+        write_file(file.with_name(f"{file.name}.before-ycluster-last"), file.read_bytes())
+
+
 def forget_kubeconfig(host: Host, state: State) -> None:
     """Take our names out of the user's kubeconfig, and nothing else; the context, which tells that they are ours, the last."""
     file, name = Path(state.kubeconfig), state.name
@@ -2826,6 +2835,7 @@ def forget_kubeconfig(host: Host, state: State) -> None:
         return
     host.need({"kubectl": "kubernetes-client"})
     if _view(host, file)["contexts"].get(state.context, {}).get("cluster") == name:
+        _keep_last(file)
         if json.loads(_kubectl(host, file, "view", "-o", "json")).get("current-context") == state.context:
             _kubectl(host, file, "unset", "current-context")
         _kubectl(host, file, "unset", f"clusters.{name}")
@@ -2857,6 +2867,7 @@ def merge_kubeconfig(host: Host, state: State) -> State:
     state = save_state(replace(state, kubeconfig=str(file)))  # from here on a teardown takes our names out
     if file.exists() and not (backup := file.with_name(f"{file.name}.before-ycluster")).exists():
         write_file(backup, file.read_bytes())
+    _keep_last(file)
     # As files: a key has no place in argv, and `set-credentials --embed-certs` crashes in Debian 12's kubectl.
     files.certificates.mkdir(mode=0o700, exist_ok=True)
     ca, certificate, private = (files.certificates / what for what in ("ca.crt", "client.crt", "client.key"))
@@ -2869,7 +2880,9 @@ def merge_kubeconfig(host: Host, state: State) -> State:
     at = (f"--server={cluster['server']}", f"--tls-server-name={cluster['tls-server-name']}")
     _kubectl(host, file, "set-cluster", name, *at, f"--certificate-authority={ca}")
     _kubectl(host, file, "set-context", state.context, f"--cluster={name}", f"--user={name}")
-    if not json.loads(_kubectl(host, file, "view", "-o", "json")).get("current-context"):
+    if not json.loads(_kubectl(host, Path(host.environ.get("KUBECONFIG") or file), "view", "-o", "json")).get(
+        "current-context"
+    ):
         _kubectl(host, file, "use-context", state.context)
     host.output.say(f"  kubectl --context {shlex.quote(state.context)} get nodes   ({file})")
     return state

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import http.server
 import json
@@ -115,6 +116,15 @@ def test_a_list_that_is_none_is_told_and_asked_for_again(home: Path, host: Clock
     with pytest.raises(ConfigError, match=f"{mirror}/{LISTING}: it has no digest of k3s"):
         ycluster.fetch_k3s(host, VERSION, mirror)
     Release.files[LISTING] = right
+    ycluster.fetch_k3s(host, VERSION, mirror)
+    assert kept(home) == Release.files
+
+
+def test_a_page_in_the_place_of_the_script_is_not_kept(home: Path, host: Clocked, mirror: str) -> None:
+    right, Release.files[INSTALL] = Release.files[INSTALL], b"<html>not here</html>"
+    with pytest.raises(ConfigError, match=f"{mirror}/{INSTALL}: it is no script"):
+        ycluster.fetch_k3s(host, VERSION, mirror)
+    Release.files[INSTALL] = right
     ycluster.fetch_k3s(host, VERSION, mirror)
     assert kept(home) == Release.files
 
@@ -299,6 +309,33 @@ def test_a_cluster_or_user_of_our_name_that_is_the_users_own_is_not_overwritten(
     assert json.loads(file.read_text()) == theirs and demo.files.sidecar.exists()
     plain = replace(config, k3s=replace(config.k3s, install="none"))
     ycluster.check_context(user, [], plain, demo.files)
+
+
+@needs_kubectl
+def test_a_full_disk_is_told_before_kubectl_truncates_the_kubeconfig(
+    home: Path, user: Host, demo: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = config_of(home, WORK)
+    merged = ycluster.merge_kubeconfig(user, demo)
+    before, written = file.read_bytes(), ycluster.write_file
+
+    def full(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+        if path.parent == file.parent:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written(path, data, mode=mode)
+
+    monkeypatch.setattr(ycluster, "write_file", full)
+    for change in (ycluster.merge_kubeconfig, ycluster.forget_kubeconfig):
+        with pytest.raises(OSError, match="No space"):
+            change(user, merged)
+        assert file.read_bytes() == before
+
+
+@needs_kubectl
+def test_the_current_context_of_a_second_kubeconfig_stays(home: Path, user: Host, demo: State) -> None:
+    both = Host({**user.environ, "KUBECONFIG": f"{home / 'first'}:{config_of(home, WORK)}"}, user.output)
+    ycluster.merge_kubeconfig(both, demo)
+    assert not read(user, home / "first")["current-context"]
 
 
 @needs_kubectl
