@@ -2230,10 +2230,9 @@ def _runs_with_pidfile(pid: int, pidfile: Path) -> bool:
         argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return False
-    named = [argv[i + 1] for i, word in enumerate(argv[:-1]) if word == b"-pidfile"]
-    # The directory may be spelt otherwise there (a link, a relative path): same name, same place.
-    name, place = os.fsencode(pidfile.name), os.fsencode(pidfile.parent.resolve())
-    return any(os.path.basename(path) == name and os.path.realpath(os.path.dirname(path)) == place for path in named)
+    named = [path for word, path in zip(argv, argv[1:]) if word == b"-pidfile"]
+    # The directory may be spelt otherwise there (a link, a relative path).
+    return os.path.realpath(os.fsencode(pidfile)) in map(os.path.realpath, named)
 
 
 def _exited(pidfd: int, timeout: float) -> bool:
