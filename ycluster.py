@@ -2213,14 +2213,12 @@ def _look_for_vm(files: Files) -> Vm | None:
         named.append(int(files.pidfile.read_text(encoding="ascii")))
     for pid in named + (pids() if flock_held(files.vm_lock) else []):
         if _runs_with_pidfile(pid, files.pidfile):
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 pidfd = pidfd_open(pid)
-            except ProcessLookupError:
-                continue
-            # Only now can the number not come to mean another process, so ask again.
-            if _runs_with_pidfile(pid, files.pidfile) and not _exited(pidfd, 0):
-                return Vm(pid, pidfd)
-            os.close(pidfd)
+                # Only now can the number not come to mean another process, so ask again.
+                if _runs_with_pidfile(pid, files.pidfile) and not _exited(pidfd, 0):
+                    return Vm(pid, pidfd)
+                os.close(pidfd)
     return None
 
 
