@@ -2235,9 +2235,7 @@ def _runs_with_pidfile(pid: int, pidfile: Path) -> bool:
 
 def _exited(pidfd: int, timeout: float) -> bool:
     """Whether the process ends within `timeout` seconds; the kernel tells at once, nothing is polled."""
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(max(0, int(timeout * 1000))))
+    return bool(select.select([pidfd], [], [], max(0.0, timeout))[0])
 
 
 def ask_qemu(host: Host, files: Files, command: str, arguments: Mapping[str, Any] = {}, *, timeout: float = 5.0) -> Any:
