@@ -2320,15 +2320,13 @@ def _powerdown(host: Host, files: Files, vm: Vm, steps: Steps) -> None:
     with Qmp.connect(files.qmp, host.monotonic, timeout=5.0) as qmp:
         with contextlib.suppress(QmpError):
             qmp.execute("cont")  # a paused guest can't see the button
-        press = host.monotonic()
-        until = press + POWERDOWN_TIMEOUT
+        until = host.monotonic() + POWERDOWN_TIMEOUT
         while host.monotonic() < until:
-            if host.monotonic() >= press:
-                qmp.execute("system_powerdown")
-                press = host.monotonic() + 3
-            if _exited(vm.pidfd, 0.5):
-                return
-            steps.waiting("guest-shutdown: waiting for the guest to power off")
+            qmp.execute("system_powerdown")
+            for _ in range(6):  # half seconds until the next press
+                if _exited(vm.pidfd, 0.5):
+                    return
+                steps.waiting("guest-shutdown: waiting for the guest to power off")
 
 
 # === 14 QEMU machine =================================================================================
