@@ -2829,7 +2829,7 @@ def forget_kubeconfig(host: Host, state: State) -> None:
     host.need({"kubectl": "kubernetes-client"})
     if _view(host, file)["contexts"].get(state.context, {}).get("cluster") == name:
         _keep_last(file)
-        if json.loads(_kubectl(host, file, "view", "-o", "json")).get("current-context") == state.context:
+        if _kubectl(host, file, "view", "-o", "jsonpath={.current-context}") == state.context:
             _kubectl(host, file, "unset", "current-context")
         _kubectl(host, file, "unset", f"clusters.{name}")
         _kubectl(host, file, "unset", f"users.{name}")
@@ -2873,9 +2873,7 @@ def merge_kubeconfig(host: Host, state: State) -> State:
     at = (f"--server={cluster['server']}", f"--tls-server-name={cluster['tls-server-name']}")
     _kubectl(host, file, "set-cluster", name, *at, f"--certificate-authority={ca}")
     _kubectl(host, file, "set-context", state.context, f"--cluster={name}", f"--user={name}")
-    if not json.loads(_kubectl(host, Path(host.environ.get("KUBECONFIG") or file), "view", "-o", "json")).get(
-        "current-context"
-    ):
+    if not _kubectl(host, Path(host.environ.get("KUBECONFIG") or file), "view", "-o", "jsonpath={.current-context}"):
         _kubectl(host, file, "use-context", state.context)
     host.output.say(f"  kubectl --context {shlex.quote(state.context)} get nodes   ({file})")
     return state
