@@ -2861,17 +2861,15 @@ def merge_kubeconfig(host: Host, state: State) -> State:
     if file.exists() and not (backup := file.with_name(f"{file.name}.before-ycluster")).exists():
         write_file(backup, file.read_bytes())
     _keep_last(file)
-    # As files: a key has no place in argv, and `set-credentials --embed-certs` crashes in Debian 12's kubectl.
+    # As files: a key has no place in argv. And by `set`: `set-credentials` crashes in Debian 12's kubectl.
     files.certificates.mkdir(mode=0o700, exist_ok=True)
-    ca, certificate, private = (files.certificates / what for what in ("ca.crt", "client.crt", "client.key"))
-    write_file(ca, base64.b64decode(cluster["certificate-authority-data"]))
-    write_file(certificate, base64.b64decode(user["client-certificate-data"]))
-    write_file(private, base64.b64decode(user["client-key-data"]))
+    for entry, what in ((cluster, "certificate-authority"), (user, "client-certificate"), (user, "client-key")):
+        write_file(files.certificates / what, base64.b64decode(entry[f"{what}-data"]))
     _kubectl(host, file, "unset", f"users.{name}")
-    _kubectl(host, file, "set", f"users.{name}.client-certificate", str(certificate))
-    _kubectl(host, file, "set", f"users.{name}.client-key", str(private))
+    for what in ("client-certificate", "client-key"):
+        _kubectl(host, file, "set", f"users.{name}.{what}", str(files.certificates / what))
     at = (f"--server={cluster['server']}", f"--tls-server-name={cluster['tls-server-name']}")
-    _kubectl(host, file, "set-cluster", name, *at, f"--certificate-authority={ca}")
+    _kubectl(host, file, "set-cluster", name, *at, f"--certificate-authority={files.certificates}/certificate-authority")
     _kubectl(host, file, "set-context", state.context, f"--cluster={name}", f"--user={name}")
     if not _kubectl(host, Path(host.environ.get("KUBECONFIG") or file), "view", "-o", "jsonpath={.current-context}"):
         _kubectl(host, file, "use-context", state.context)
