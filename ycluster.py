@@ -2181,10 +2181,6 @@ class Qmp:
 
 
 # === 13 VM process ===================================================================================
-class HiddenVm(YclusterError):
-    """QEMU holds its lock, and no process of ours can be found: it runs in another container, say."""
-
-
 class Vm(NamedTuple):
     """A running QEMU that is known to be ours. `pidfd` can't come to mean another process; close it."""
 
@@ -2194,15 +2190,15 @@ class Vm(NamedTuple):
 
 @contextlib.contextmanager
 def find_vm(files: Files) -> Iterator[Vm | None]:
-    """The cluster's QEMU, or None when it doesn't run. "Not found" is not "not running": raises HiddenVm while QEMU's lock is
-    held and no QEMU can be seen (another container's?), rather than let a disk be pulled from it."""
+    """The cluster's QEMU, or None when it doesn't run. "Not found" is not "not running": raises YclusterError while QEMU's
+    lock is held and no QEMU can be seen (another container's?), rather than let a disk be pulled from it."""
     for _ in range(100):  # it may just be coming, or going
         if (vm := _look_for_vm(files)) is not None or not flock_held(files.vm_lock):
             break
         select.select([], [], [], 0.05)
     else:
         hint = f"`fuser {files.vm_lock}` where it was started (another container?) names it"
-        raise HiddenVm(f"{files.name}: its QEMU runs, and can't be seen from here", hint=hint)
+        raise YclusterError(f"{files.name}: its QEMU runs, and can't be seen from here", hint=hint)
     with contextlib.nullcontext() if vm is None else descriptor(vm.pidfd):
         yield vm
 
@@ -2252,22 +2248,19 @@ def running(files: Files) -> bool:
 def vm_status(host: Host, files: Files) -> str:
     """`running`, `paused`, `stopped`, another run state of QEMU's, `busy` while another ycluster talks to it,
     `unresponsive`, or `unseen` where it runs out of our sight."""
-    try:
-        with find_vm(files) as vm:
-            if vm is None:
-                return "stopped"
-            if process_stat(vm.pid)[1] == "T":
-                return "paused"
-            if not files.qmp.exists():
-                return "running"  # started by the sibling, which has no monitor
-            try:
-                return str(ask_qemu(host, files, "query-status", timeout=2.0)["status"])
-            except QmpError:
-                if _exited(vm.pidfd, 0):
-                    return "stopped"
-                return "busy" if flock_held(files.lock) else "unresponsive"
-    except HiddenVm:
-        return "unseen"
+    with contextlib.suppress(YclusterError), find_vm(files) as vm:
+        if vm is None:
+            return "stopped"
+        if process_stat(vm.pid)[1] == "T":
+            return "paused"
+        if not files.qmp.exists():
+            return "running"  # started by the sibling, which has no monitor
+        with contextlib.suppress(QmpError):
+            return str(ask_qemu(host, files, "query-status", timeout=2.0)["status"])
+        if _exited(vm.pidfd, 0):
+            return "stopped"
+        return "busy" if flock_held(files.lock) else "unresponsive"
+    return "unseen"
 
 
 def pause_vm(host: Host, files: Files, vm: Vm) -> str:
