@@ -2220,13 +2220,12 @@ def _look_for_vm(files: Files) -> Vm | None:
 
 def _runs_with_pidfile(pid: int, pidfile: Path) -> bool:
     """Whether it is ours. Any number may be in a pidfile; QEMU's argv names the file, started by the sibling, too."""
-    try:
+    with contextlib.suppress(OSError):
         argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return False
-    named = [path for word, path in zip(argv, argv[1:]) if word == b"-pidfile"]
-    # The directory may be spelt otherwise there (a link, a relative path).
-    return os.path.realpath(os.fsencode(pidfile)) in map(os.path.realpath, named)
+        named = [path for word, path in zip(argv, argv[1:]) if word == b"-pidfile"]
+        # The directory may be spelt otherwise there (a link, a relative path).
+        return os.path.realpath(os.fsencode(pidfile)) in map(os.path.realpath, named)
+    return False
 
 
 def _exited(pidfd: int, timeout: float) -> bool:
