@@ -398,9 +398,7 @@ def send_signal(pidfd: int, signum: int) -> None:
 
 def pids() -> list[int]:
     """Every process that can be seen."""
-    with contextlib.suppress(OSError):
-        return [int(name) for name in os.listdir("/proc") if name.isdigit()]
-    return []
+    return [int(path.name) for path in Path("/proc").glob("[0-9]*")]
 
 
 def process_stat(pid: int) -> tuple[str, str]:
