@@ -539,14 +539,14 @@ def download(host: Host, url: str, part: Path, hint: str, wanted: str = "", by: 
         digest = host.run(["sha256sum", "--", str(part)], timeout=3600).stdout.lstrip("\\")[:64]
     except (OSError, ValueError, http.client.HTTPException) as error:
         code = getattr(error, "code", 0)
-        if code == 416 or not wanted:
+        if not wanted:
             remove(part)
-        if code == 416:  # there is nothing behind what we have, so it is something else
-            return download(host, url, part, hint, wanted, by)
         if code in (404, 410):
             gone = "there is no such release, or no more (dated images vanish after some months)"
             hint = f"{gone}: choose another, with its digest; or\n{hint}"
-        raise PrerequisiteError(f"{url}: {getattr(error, 'reason', None) or error}", hint=hint) from None
+        if code != 416 or not have:
+            raise PrerequisiteError(f"{url}: {getattr(error, 'reason', None) or error}", hint=hint) from None
+        digest = ""  # there is nothing behind what we have, so it is something else
     if wanted not in ("", digest):
         remove(part)
         if have:  # it may be its beginning that is wrong
