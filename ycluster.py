@@ -490,12 +490,10 @@ def take_flock(host: Host, path: Path, *, timeout: float, what: str = "") -> int
 
 def flock_held(path: Path) -> bool:
     """Whether somebody holds an exclusive lock on `path`. Looks by a shared lock of its own."""
-    if not path.exists():
+    if path.exists() and (fd := try_flock(path, shared=True)) is not None:
+        os.close(fd)
         return False
-    if (fd := try_flock(path, shared=True)) is None:
-        return path.exists()
-    os.close(fd)
-    return False
+    return path.exists()
 
 
 def wake_holder(path: Path) -> None:
