@@ -1863,10 +1863,8 @@ def timer_argv(host: Host, files: Files, backend: str, *verb: str) -> list[str]:
 def install_program(host: Host, files: Files) -> None:
     """Keep a copy of this program beside the sidecar: moving, upgrading or deleting ours loses no reap."""
     source = host.program_source()
-    with contextlib.suppress(FileNotFoundError):
-        if files.program.read_bytes() == source:
-            return
-    write_file(files.program, source, mode=0o600)
+    if not files.program.exists() or files.program.read_bytes() != source:
+        write_file(files.program, source)
 
 
 def unit_name(files: Files, deadline: int, nonce: str) -> str:
