@@ -1942,16 +1942,12 @@ class AtTimer:
             return Unusable("at is not installed", "sudo apt-get install at")
         if not self._daemon_runs():
             return Unusable("atd is not running", "sudo service atd start")
-        return None if self._jobs(host) is not None else Unusable("at does not let this user in (at.allow, at.deny)")
+        refused = host.attempt(["atq"], timeout=10) is None
+        return Unusable("at does not let this user in (at.allow, at.deny)") if refused else None
 
     def _daemon_runs(self) -> bool:
         """With no daemon at(1) warns, exits 0 and never runs the job."""
         return any(process_stat(pid)[0] == "atd" for pid in pids())
-
-    def _jobs(self, host: Host) -> list[str] | None:
-        # Not only our queue: while a job runs, atq lists it under `=`.
-        listing = host.attempt(["atq"], timeout=10)
-        return None if listing is None else [line.split()[0] for line in listing.splitlines() if line.strip()]
 
     def arm(self, host: Host, files: Files, deadline: int) -> str:
         command = shlex.join(timer_argv(host, files, self.name, "reap", "--wait", f"{AT_EARLY:.0f}s"))
@@ -1965,7 +1961,9 @@ class AtTimer:
         return found.group(1)
 
     def armed(self, host: Host, files: Files, timer: ArmedTimer) -> bool:
-        return files.program.exists() and self._daemon_runs() and timer.id in (self._jobs(host) or [])
+        # Not only our queue: while a job runs, atq lists it under `=`.
+        jobs = [line.split()[:1] for line in (host.attempt(["atq"], timeout=10) or "").splitlines()]
+        return files.program.exists() and self._daemon_runs() and [timer.id] in jobs
 
     def cancel(self, host: Host, files: Files, timer: ArmedTimer) -> None:
         host.run(["atrm", timer.id], timeout=30, check=False)
