@@ -2049,13 +2049,13 @@ def arm_timer(host: Host, state: State, when: int | None = None, *, fired: bool 
 def disarm_timer(host: Host, state: State, mark: ArmedTimer | None) -> State:
     """Save the state with `mark` in the place of its timer, and only then take that one away."""
     saved = save_state(replace(state, timer=mark))
-    cancel_timer(host, state.files, state.timer, keep=mark)
+    cancel_timer(host, state.files, state.timer)
     return saved
 
 
-def cancel_timer(host: Host, files: Files, old: ArmedTimer | None, keep: ArmedTimer | None = None) -> None:
+def cancel_timer(host: Host, files: Files, old: ArmedTimer | None) -> None:
     """Best effort: a timer that is left over does no harm, since reap decides afresh."""
-    if old and (backend := timer_named(old.backend)) and (keep is None or (keep.backend, keep.id) != (old.backend, old.id)):
+    if old and (backend := timer_named(old.backend)):
         with contextlib.suppress(YclusterError, OSError):
             backend.cancel(host, files, old)
 
