@@ -2651,9 +2651,7 @@ def _cloud_init_done(host: Host, state: State, waiting: Callable[[], object]) ->
 def console_tail(files: Files, lines: int = 12) -> str:
     """The last lines of the serial console under a heading, cleaned of what would drive a terminal."""
     try:
-        with open(files.console, "rb") as file:
-            file.seek(max(0, files.console.stat().st_size - 8192))
-            text = file.read().decode("utf-8", "replace")
+        text = files.console.read_bytes()[-8192:].decode("utf-8", "replace")
     except OSError as error:
         return f"there is no console: {error.strerror}"
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|[^\n\x20-\x7e]", "", text)
