@@ -2528,10 +2528,8 @@ def make_seed(state: State, registries: Mapping[str, Any]) -> None:
     files = state.files
     remove(files.seed)
     files.seed.mkdir(mode=0o700, parents=True, exist_ok=True)
-    data = user_data(
-        state, files.ssh_pub.read_text(encoding="ascii"), files.host_key.read_text(encoding="ascii"),
-        files.host_pub.read_text(encoding="ascii"), registries,
-    )  # fmt: skip
+    login, private, public = (key.read_text(encoding="ascii") for key in (files.ssh_pub, files.host_key, files.host_pub))
+    data = user_data(state, login, private, public, registries)
     # A new id makes cloud-init apply the new key even to a disk that has booted before.
     meta = to_json({"instance-id": f"{state.name}-{os.urandom(8).hex()}", "local-hostname": state.name})
     write_file(files.seed / "user-data", data.encode())
