@@ -2552,9 +2552,9 @@ def ssh_argv(state: State, *command: str) -> list[str]:
     ]  # fmt: skip
 
 
-def ssh_run(host: Host, state: State, command: str, *, timeout: float, waiting: Callable[[], object] = lambda: None) -> Done:
+def ssh_run(host: Host, state: State, command: str, *, timeout: float) -> Done:
     """Run a shell command in the guest; the status is the command's, or 255 when ssh itself failed."""
-    return host.run(ssh_argv(state, command), timeout=timeout, check=False, waiting=waiting)
+    return host.run(ssh_argv(state, command), timeout=timeout, check=False)
 
 
 def ssh_banner(address: str, port: int, timeout: float, waiting: Callable[[], object] = lambda: None) -> bool:
@@ -2628,9 +2628,8 @@ def _check_boot(host: Host, state: State, vm: Vm | None, stage: str) -> None:
 
 def in_guest(host: Host, state: State, command: str, waiting: Callable[[], object]) -> str | None:
     """What a command prints in the guest; None while it fails there, or gives no answer."""
-    with contextlib.suppress(TimedOut):
-        done = ssh_run(host, state, command, timeout=30, waiting=waiting)
-        return done.stdout if done.returncode == 0 else None
+    with contextlib.suppress(TimedOut, ProgramFailed):
+        return host.run(ssh_argv(state, command), timeout=30, waiting=waiting).stdout
     return None
 
 
