@@ -2986,14 +2986,11 @@ def write_disk(host: Host, disk: Path, form: str, target: Path, source: str = "q
     """The whole disk (its format: `source`), flattened, as a new file: a format of qemu-img's, or what Compute Engine imports."""
     if form == "gcp-tar":
         return _write_gcp_tar(host, disk, target)
-    steps = Steps(host.output, host.monotonic)
-
-    def mib() -> int:
-        return target.stat().st_blocks >> 11 if target.exists() else 0
-
     argv = ["qemu-img", "convert", "-f", source, *CONVERT[form], str(disk), str(target)]
-    host.run(argv, timeout=6 * 3600, waiting=lambda: steps.waiting(f"writing {target.name}: {mib()} MiB"))
-    steps.done(f"{target.name} of {mib()} MiB")
+    steps, what = Steps(host.output, host.monotonic), f"writing {target.name}"
+    target.touch()  # so that its size can be told from the beginning
+    host.run(argv, timeout=6 * 3600, waiting=lambda: steps.waiting(f"{what}: {target.stat().st_blocks >> 11} MiB"))
+    steps.done(f"{target.name} of {target.stat().st_blocks >> 11} MiB")
 
 
 def _write_gcp_tar(host: Host, disk: Path, target: Path) -> None:
