@@ -3000,27 +3000,23 @@ def _write_gcp_tar(host: Host, disk: Path, target: Path) -> None:
 
     found = json.loads(host.run(["qemu-img", "map", "-f", "qcow2", "--output=json", str(disk)], timeout=600).stdout)
     end = max(extent["start"] + extent["length"] for extent in found)
-    spans = []
-    for extent in (extent for extent in found if extent["data"]):
-        ends = extent["start"] + extent["length"]
-        cuts = [extent["start"], *range((extent["start"] // WINDOW + 1) * WINDOW, ends, WINDOW), ends]
-        spans += [(start, end - start) for start, end in zip(cuts, cuts[1:])]
-    total, done, steps = sum(length for _, length in spans), 0, Steps(host.output, host.monotonic)
-    window, at = target.with_name(".window"), -1
+    spans = [(extent["start"], extent["start"] + extent["length"]) for extent in found if extent["data"]]
+    qcow2 = {"driver": "qcow2", "file": {"driver": "file", "filename": str(disk)}}
+    window, steps = target.with_name(".window"), Steps(host.output, host.monotonic)
     with open(target, "xb") as file, gzip.GzipFile("", "wb", 6, file, mtime=0) as packed:
-        packed.write(sparse_header("disk.raw", -(-end >> 30) << 30, spans))
-        for start, length in spans:
-            if start // WINDOW != at:
-                at = start // WINDOW
-                qcow2 = {"driver": "qcow2", "file": {"driver": "file", "filename": str(disk)}}
-                part = {"driver": "raw", "offset": at * WINDOW, "size": min(WINDOW, end - at * WINDOW), "file": qcow2}
+        packed.write(sparse_header("disk.raw", -(-end >> 30) << 30, [(start, stop - start) for start, stop in spans]))
+        for at in range(0, end, WINDOW):
+            behind = min(at + WINDOW, end)
+            inside = [(max(start, at), min(stop, behind)) for start, stop in spans if start < behind and at < stop]
+            if inside:
+                part = {"driver": "raw", "offset": at, "size": behind - at, "file": qcow2}
                 host.run(["qemu-img", "convert", "-O", "raw", "json:" + json.dumps(part), str(window)], timeout=3600)
-            with open(window, "rb") as source:
-                source.seek(start % WINDOW)
-                for offset in range(0, length, 1 << 20):
-                    packed.write(source.read(min(1 << 20, length - offset)))
-                    steps.waiting(f"writing {target.name}: {(done + offset) * 100 // total} %")
-            done += length
+            for start, stop in inside:
+                with open(window, "rb") as source:
+                    source.seek(start - at)
+                    for offset in range(start, stop, 1 << 20):
+                        packed.write(source.read(min(1 << 20, stop - offset)))
+                        steps.waiting(f"writing {target.name}: {offset * 100 // end} %")
         packed.write(bytes(-packed.tell() % 512 + 1024))
     remove(window)
     steps.done(f"{target.name} of {target.stat().st_size >> 20} MiB")
