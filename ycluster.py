@@ -268,22 +268,19 @@ class Host:
             return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return ""
 
-    def uid(self) -> int:
-        return os.getuid()
-
     def user(self) -> str:
         with contextlib.suppress(KeyError):
-            return pwd.getpwuid(self.uid()).pw_name
-        return str(self.uid())
+            return pwd.getpwuid(os.getuid()).pw_name
+        return str(os.getuid())
 
     def home(self) -> Path:
         """$HOME, else the account's home: a timer or a container may have no HOME at all."""
         if (named := self.environ.get("HOME", "")).startswith("/"):
             return Path(named)
         try:
-            return Path(pwd.getpwuid(self.uid()).pw_dir)
+            return Path(pwd.getpwuid(os.getuid()).pw_dir)
         except KeyError:
-            why = f"no home directory: HOME is unset and uid {self.uid()} has no account"
+            why = f"no home directory: HOME is unset and uid {os.getuid()} has no account"
             raise PrerequisiteError(why, hint="set HOME, or cacheDir in the config") from None
 
     def state_home(self) -> Path:
@@ -294,7 +291,7 @@ class Host:
     def child_env(self, extra: Mapping[str, str] = {}) -> dict[str, str]:
         """The whole environment of a child. Named variables only: at(1) would write secrets to disk."""
         env = {"PATH": self.environ.get("PATH") or DEFAULT_PATH, "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8"}
-        if os.path.isdir(runtime := f"/run/user/{self.uid()}"):  # ssh -T, sudo, cron and at don't set the variable
+        if os.path.isdir(runtime := f"/run/user/{os.getuid()}"):  # ssh -T, sudo, cron and at don't set the variable
             env["XDG_RUNTIME_DIR"] = runtime
         kept = ("HOME", "USER", "LOGNAME", "TMPDIR", "XDG_STATE_HOME", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS")
         return {**env, **{name: self.environ[name] for name in kept if self.environ.get(name)}, **extra}
@@ -1888,7 +1885,7 @@ class SystemdTimer:
             return Unusable("systemd-run is not installed")
         if host.attempt(["systemctl", "--user", "show", "--property=Version"], timeout=10) is None:
             return Unusable("no systemd user manager answers")
-        lingers = ["loginctl", "show-user", str(host.uid()), "--property=Linger", "--value"]
+        lingers = ["loginctl", "show-user", str(os.getuid()), "--property=Linger", "--value"]
         if Path("/var/lib/systemd/linger", host.user()).exists() or (host.attempt(lingers, timeout=10) or "").strip() == "yes":
             return None
         why = f"{host.user()} does not linger: its systemd ends at the last logout, a VM does not"
@@ -2449,7 +2446,7 @@ def port_owner(host: Host, port: int) -> str:
     """Who listens on a port, in words; of another user's program only root may know."""
     answer = host.attempt(["ss", "-Hltnp", f"sport = :{port}"], timeout=10) or ""
     if (found := re.search(r'users:\(\("([^"]*)",pid=([0-9]+)', answer)) is None:
-        low = port < 1024 and host.uid() != 0
+        low = port < 1024 and os.getuid() != 0
         return "it is below 1024 and you are not root" if low else "a program of another user has it"
     with contextlib.suppress(OSError):
         if guest := re.search(rb"\0guest=([^\0,]*)", Path(f"/proc/{found[2]}/cmdline").read_bytes()):
