@@ -277,11 +277,10 @@ class Host:
         """$HOME, else the account's home: a timer or a container may have no HOME at all."""
         if (named := self.environ.get("HOME", "")).startswith("/"):
             return Path(named)
-        try:
+        with contextlib.suppress(KeyError):
             return Path(pwd.getpwuid(os.getuid()).pw_dir)
-        except KeyError:
-            why = f"no home directory: HOME is unset and uid {os.getuid()} has no account"
-            raise PrerequisiteError(why, hint="set HOME, or cacheDir in the config") from None
+        why = f"no home directory: HOME is unset and uid {os.getuid()} has no account"
+        raise PrerequisiteError(why, hint="set HOME, or cacheDir in the config")
 
     def state_home(self) -> Path:
         """Where this user's index of cache directories is kept (XDG base directory specification)."""
