@@ -519,9 +519,7 @@ def download(host: Host, url: str, part: Path, hint: str, wanted: str = "", by: 
     import http.client
     import urllib.request
 
-    if not wanted:  # with no digest nobody could tell whether the rest fits
-        remove(part)
-    have = part.stat().st_size if part.exists() else 0
+    have = part.stat().st_size if wanted and part.exists() else 0  # with no digest nobody could tell whether the rest fits
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         with urllib.request.urlopen(request, timeout=60) as source:
