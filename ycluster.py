@@ -2685,9 +2685,7 @@ def fetch_k3s(host: Host, version: str, source: str) -> Path:
     hint = "k3s.source can name a folder or a mirror with the release's files; `k3s: {install: none}` gives a plain VM"
     listing = folder / K3S_FILES[0]
     with locked(host, folder / ".lock", timeout=3600):
-        for name in K3S_FILES:
-            if (folder / name).exists():
-                continue
+        for name in (name for name in K3S_FILES if not (folder / name).exists()):
             base = f"https://raw.githubusercontent.com/k3s-io/k3s/{version}" if name == "install.sh" else release
             sums = [] if name == listing.name else listing.read_text("utf-8", "replace").split()
             digest = dict(zip(sums[1::2], sums[::2])).get(name, "")
