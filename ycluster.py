@@ -2452,7 +2452,6 @@ def port_owner(host: Host, port: int) -> str:
 
 
 # === 15 guest ========================================================================================
-
 # In the guest, at each boot. The entry lets it boot without the volume, too.
 MOUNT_DATA = f"""\
 mkdir -p {DATA_DIR}
@@ -2460,7 +2459,6 @@ entry="LABEL={DATA_LABEL} {DATA_DIR} ext4 defaults,nofail,x-systemd.device-timeo
 grep -qxF "$entry" /etc/fstab || echo "$entry" >>/etc/fstab
 mountpoint -q {DATA_DIR} || mount {DATA_DIR}
 """
-
 
 # `prepare-export`: what the guest does while it runs, and what is done to its disk afterwards, any number of times.
 PREPARE_LIVE = f"""\
@@ -2898,7 +2896,6 @@ def make_disk(host: Host, state: State, image: Path) -> None:
 
 
 # --- libguestfs: what it needs of the host, and the data disk
-
 KERNEL_REMEDY = r"""paste this; it lets today's kernels be read, and every later one:
 printf '#!/bin/sh\nexec chmod 0644 "/boot/vmlinuz-$1"\n' | sudo tee /etc/kernel/postinst.d/zz-readable-kernel >/dev/null
 sudo chmod 0755 /etc/kernel/postinst.d/zz-readable-kernel
@@ -2956,7 +2953,6 @@ def make_data_disk(host: Host, path: Path, size: str) -> None:
 
 
 # --- bundles: a disk that leaves this host, and comes in
-
 WINDOW = 1 << 28  # bytes that are laid out raw at a time on the way into a tar: what an export takes besides its result
 CONVERT: Mapping[str, tuple[str, ...]] = {
     "qcow2": ("-O", "qcow2"), "raw": ("-O", "raw"), "vmdk": ("-O", "vmdk", "-o", "subformat=streamOptimized"), "gcp-tar": (),
