@@ -523,11 +523,7 @@ def download(host: Host, url: str, part: Path, hint: str, wanted: str = "", by: 
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         with urllib.request.urlopen(request, timeout=60) as source:
-            resumed = have if getattr(source, "status", 0) == 206 else 0
-            length = int(source.headers.get("Content-Length") or 0)
-            _copy(host, source, part, resumed, resumed + length if length else 0, url.rpartition("/")[2])
-        if length and resumed + length != part.stat().st_size:
-            raise OSError(f"cut off after {part.stat().st_size} of {resumed + length} bytes")
+            _copy(host, source, part, have if getattr(source, "status", 0) == 206 else 0, url.rpartition("/")[2])
         digest = host.run(["sha256sum", "--", str(part)], timeout=3600).stdout.lstrip("\\")[:64]
     except (OSError, ValueError, http.client.HTTPException) as error:
         code = getattr(error, "code", 0)
@@ -548,9 +544,10 @@ def download(host: Host, url: str, part: Path, hint: str, wanted: str = "", by: 
     return digest
 
 
-def _copy(host: Host, source: IO[bytes], part: Path, have: int, total: int, what: str) -> None:
-    """Copy a stream behind the first `have` bytes of a file. Blocks of zeros stay holes."""
-    steps = Steps(host.output, host.monotonic)
+def _copy(host: Host, source: Any, part: Path, have: int, what: str) -> None:
+    """Copy an answer behind the first `have` bytes of a file; OSError where it is cut off. Blocks of zeros stay holes."""
+    length, steps = int(source.headers.get("Content-Length") or 0), Steps(host.output, host.monotonic)
+    total = have + length if length else 0
     with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+b") as file:
         file.truncate(have)
         file.seek(have)
@@ -563,6 +560,8 @@ def _copy(host: Host, source: IO[bytes], part: Path, have: int, total: int, what
         file.truncate()
         file.flush()
         os.fsync(file.fileno())
+        if total and file.tell() != total:
+            raise OSError(f"cut off after {file.tell()} of {total} bytes")
         steps.done(f"{what} of {file.tell() >> 20} MiB")
 
 
