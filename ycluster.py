@@ -2033,10 +2033,9 @@ def arm_timer(host: Host, state: State, when: int | None = None, *, fired: bool 
             host.output.warn(f"timer {backend.name}: {error}")
         refused.append(f"{backend.name}: {unusable.why}")
     save_state(replace(state, timer=None))
-    raise PrerequisiteError(
-        f"{state.name}: no timer can be armed; its deadline is saved, and nothing fires it ({'; '.join(refused)})",
-        hint="have `ycluster lifetime reap --all` run by a scheduler of yours, or unset YCLUSTER_TIMER",
-    )
+    why = f"{state.name}: no timer can be armed; its deadline is saved, and nothing fires it ({'; '.join(refused)})"
+    hint = "have `ycluster lifetime reap --all` run by a scheduler of yours, or unset YCLUSTER_TIMER"
+    raise PrerequisiteError(why, hint=hint)
 
 
 def disarm_timer(host: Host, state: State, mark: ArmedTimer | None) -> State:
@@ -2579,10 +2578,9 @@ def wait_ready(host: Host, state: State, *, timeout: float, more: Sequence[Stage
                 _check_boot(host, state, vm, stage)
                 looked.append(host.monotonic())
             if host.monotonic() > until:
-                raise TimedOut(
-                    f"{state.name}: no {stage} within {timeout:.0f} s; {console_tail(state.files)}",
-                    hint=f"it still runs, and its deadline holds: `ycluster stop --name {state.name}` ends it now",
-                )
+                why = f"{state.name}: no {stage} within {timeout:.0f} s; {console_tail(state.files)}"
+                hint = f"it still runs, and its deadline holds: `ycluster stop --name {state.name}` ends it now"
+                raise TimedOut(why, hint=hint)
             steps.waiting(f"waiting for {stage}")
 
         stages: tuple[Stage, ...] = (
