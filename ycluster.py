@@ -2542,11 +2542,6 @@ def ssh_argv(state: State, *command: str) -> list[str]:
     ]  # fmt: skip
 
 
-def ssh_run(host: Host, state: State, command: str, *, timeout: float) -> Done:
-    """Run a shell command in the guest; the status is the command's, or 255 when ssh itself failed."""
-    return host.run(ssh_argv(state, command), timeout=timeout, check=False)
-
-
 def ssh_banner(address: str, port: int, timeout: float, waiting: Callable[[], object] = lambda: None) -> bool:
     """Whether an ssh server speaks. A TCP connect alone proves nothing: QEMU accepts with no guest listening."""
     import socket
@@ -3282,7 +3277,7 @@ def _halt(host: Host, state: State) -> str:
             if vm is None:
                 break
             host.output.say(f"stopping {state.name} (pid {vm.pid})")
-            how = stop_vm(host, state.files, vm, lambda: ssh_run(host, state, "sudo sync; sudo poweroff", timeout=15))
+            how = stop_vm(host, state.files, vm, lambda: host.run(ssh_argv(state, "sudo sync; sudo poweroff"), timeout=15))
     with contextlib.suppress(OSError):  # stale, they do no harm; on a read-only disk they have to stay
         remove(state.files.pidfile)
         remove(state.files.qmp)
@@ -3359,7 +3354,7 @@ def prepare_export(host: Host, files: Files) -> None:
         host.need({"virt-customize": "libguestfs-tools"})
         check_host_kernel(host)
         if now == "running":
-            done = ssh_run(host, state, f"sudo sh -c {shlex.quote(PREPARE_LIVE)}", timeout=300)
+            done = host.run(ssh_argv(state, f"sudo sh -c {shlex.quote(PREPARE_LIVE)}"), timeout=300, check=False)
             if done.returncode:
                 why = done.stderr.strip() or f"exit {done.returncode}"
                 raise YclusterError(f"{state.name}: the guest could not prepare itself: {why}", hint="it runs on as before")

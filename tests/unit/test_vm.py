@@ -266,7 +266,7 @@ def test_stop_goes_on_until_no_process_of_the_cluster_is_left(
     lock = os.open(files.vm_lock, os.O_RDWR | os.O_CREAT)
     os.close(lock)
     monkeypatch.setattr(ycluster, "flock_held", lambda path: path == files.vm_lock and daemon.poll() is None)
-    monkeypatch.setattr(ycluster, "ssh_run", lambda *args, **kw: (launcher if launcher.poll() is None else daemon).kill())
+    monkeypatch.setattr(impatient, "run", lambda *args, **kw: (launcher if launcher.poll() is None else daemon).kill())
     ycluster.stop(impatient, state.files)
     assert launcher.wait() and daemon.wait() and not files.pidfile.exists()
 
