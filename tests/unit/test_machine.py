@@ -500,6 +500,15 @@ def test_a_release_that_has_vanished_leaves_a_clear_choice(tmp_path: Path, host:
     assert "vanish after some months" in caught.value.hint and "build-guest-image.sh" in caught.value.hint
 
 
+def test_a_server_that_answers_everything_with_an_empty_range_is_told_and_asked_once(
+    tmp_path: Path, host: Clocked, mirror: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Mirror, "do_GET", lambda self: self.asked.append("") or self.send_error(416))
+    with pytest.raises(ycluster.PrerequisiteError, match=r"a\.img: Requested Range Not Satisfiable"):
+        ycluster.fetch_image(host, config(mirror + "a.img", imageSha256=DIGEST), tmp_path)
+    assert Mirror.asked == [""]
+
+
 def test_of_several_callers_one_downloads(tmp_path: Path, mirror: str) -> None:
     host = Host({}, Clocked(tmp_path).output)
     wanted = config(mirror + "a.img", imageSha256=DIGEST)
