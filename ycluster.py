@@ -659,6 +659,8 @@ def local_time(seconds: float) -> str:
 # === 6 YAML subset ===================================================================================
 # The part of YAML 1.2.2 that configs are written in, and with it JSON. A document gets the value that a reader of the
 # core schema gives it, or is refused with file:line:column and a remedy. Numbers are those of https://yaml.org/spec/1.2.2/.
+# A plain or quoted scalar stands on one line, text of several lines in a literal or folded block that starts with no blank,
+# and a document alone in its file.
 #
 # A function takes the position where something starts and returns the one behind it. Block functions return that of the
 # next token, which is the first on its line, or the end of the text; `indent` is the column of the collection that they
@@ -676,20 +678,17 @@ _MAX_NUMBER = 640  # characters; with PYTHONINTMAXSTRDIGITS at its lowest, int()
 _FORBIDDEN = "[^\t\n -~\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"  # takes long to compile
 _MARKER = re.compile(r"^(?:---|\.\.\.)(?![^ \t\n])", re.MULTILINE)  # c-forbidden [206], even in a scalar
 _DASH = re.compile(r"-(?![^ \t\n])")
-_NOT_SPACE, _NOT_WHITE, _NOT_BLANK = re.compile(r"[^ \n]"), re.compile(r"[^ \t]"), re.compile(r"[^ \t\n]")
 _TOKEN = re.compile(r"(?:[ \t\n]+|(?<![^ \t\n])#[^\n]*)*")  # up to a token: section 6.6
-# ns-plain-first [126], where ns-plain-char [130] ends; outside and inside of [] and {}. libyaml reads [?x] as a key.
-_PLAIN_FIRST = re.compile(r"[^-?:,\[\]{}#&*!|>'\"%@`]|[-?:](?=[^ \t\n])")
-_PLAIN_END = re.compile(r":(?![^ \t\n])|(?<=[ \t\n])#|\n")
-_FLOW_PLAIN_FIRST = re.compile(r"[^-?:,\[\]{}#&*!|>'\"%@`]|[-:](?=[^ \t\n,\[\]{}])")
-_FLOW_PLAIN_END = re.compile(r":(?![^ \t\n,\[\]{}])|(?<=[ \t\n])#|[\n,\[\]{}]")
-_QUOTED_STOP = re.compile(r"""["'\\\n]""")
-_ESCAPE = re.compile(r'\\(?:([0abt\tnvfre "/\\N_LP])|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8})')
+# A scalar and the blanks behind it: double quoted, single quoted, or plain. A plain one starts with ns-plain-first [126] and
+# goes up to what is no ns-plain-char [130]; inside of [] and {} both are fewer. libyaml reads [?x] as a key.
+_QUOTED = r"""(?m)(?:"([^"\\\n]*(?:\\.[^"\\\n]*)*)"|'([^'\n]*(?:''[^'\n]*)*)'(?!'))[ \t]*|(?![,\[\]{}#&*!|>'"%@`])"""
+_SCALAR = re.compile(_QUOTED + r"(?![-?:](?![^ \t\n]))(.+?)(?=:(?![^ \t\n])|(?<=[ \t])#|$)")
+_FLOW_SCALAR = re.compile(_QUOTED + r"(?!\?|[-:](?![^ \t\n,\[\]{}]))(.+?)(?=:(?![^ \t\n,\[\]{}])|(?<=[ \t])#|[,\[\]{}]|$)")
+_ESCAPE = re.compile(r"(?:\\u[dD][89abAB]..)?\\u[0-9a-fA-F]{4}|\\x[0-9a-fA-F]{2}|\\U[0-9a-fA-F]{8}|\\.")
 _ESCAPED = dict(zip('0abt\tnvfre "/\\N_LP', '\0\a\b\t\t\n\v\f\r\x1b "/\\\x85\xa0\u2028\u2029'))  # [42] to [58]
-_LOW_SURROGATE = re.compile(r"\\u([dD][c-fC-F][0-9a-fA-F]{2})")
 # Section 8.1.3: a line end between lines that start with no blank is a space, or one less of several.
 _FOLDED = re.compile(r"^([^ \t\n].*)\n(\n*)(?=[^ \t\n])", re.MULTILINE)
-_BLOCK_HEADER = re.compile(r"[|>](?:([1-9])([-+]?)|([-+]?)([1-9]?))[ \t]*(?:(?<=[ \t])#[^\n]*)?(?:\n|\Z)")
+_BLOCK_HEADER = re.compile(r"[|>]([-+]?)(?:[ \t]+(?:#.*)?)?(?:\n|\Z)([ \n]*)")  # and what is blank below it
 
 # The core schema, section 10.3.2.
 _NULL = frozenset(("", "~", "null", "Null", "NULL"))
@@ -756,11 +755,6 @@ class _YamlReader:
     def node(self, pos: int, value: YamlValue, source: str | None = None) -> Node:
         return Node(value, *self.place(pos), source)
 
-    def find(self, pattern: re.Pattern[str], pos: int) -> int:
-        """Where the pattern first matches from pos on, or the end of the text."""
-        match = pattern.search(self.text, pos)
-        return match.start() if match else len(self.text)
-
     def error(self, pos: int, message: str, hint: str) -> ConfigError:
         line, column = self.place(pos)
         text = self.text[pos : pos + 30].split("\n")[0]
@@ -774,11 +768,11 @@ class _YamlReader:
     def next_token(self, pos: int) -> tuple[int, int | None]:
         """The next token, and its column: None where its line is that of pos too, -1 at the end of the text."""
         token = self.skip(pos)
-        line = token - self.indent(token)
-        if token == len(self.text) or line < pos:
-            return token, -1 if token == len(self.text) else None
-        self.refuse_tab(line, token)
-        return token, token - line
+        column = self.indent(token)
+        if token - column < pos:  # not so at the end of the text
+            return token, None
+        self.refuse_tab(token - column, token)
+        return token, column
 
     def refuse_tab(self, start: int, end: int) -> None:
         """A tab is no indentation, section 6.1: how wide would it be?"""
@@ -801,7 +795,7 @@ class _YamlReader:
         if column is not None or parent == "-":  # only here may a block collection start
             if dash:
                 collection = self.block_sequence
-            elif self.text[pos] not in "[{|>" and self.key(pos, indent, False, required=False)[0] > pos:
+            elif self.text[pos] not in "[{|>" and self.text.startswith(":", self.scalar(pos, False)[0]):
                 collection = self.block_mapping
         if collection:
             if column is None:
@@ -816,7 +810,7 @@ class _YamlReader:
                 hint = "quote the whole value; a comment needs a space before its '#', a nested mapping a line of its own"
                 raise self.error(end, "text behind the end of a value", hint)
         if self.indent(end) > indent:
-            hint = "line it up with the entry before it, or quote the text it belongs to"
+            hint = "line it up with the entry before it; write a text on one line, or as a block: |"
             raise self.error(end, "the indentation fits nothing above", hint)
         return end, node
 
@@ -832,7 +826,7 @@ class _YamlReader:
         entries: dict[str, Node] = {}
         pos, indent = first, self.indent(first)
         while self.indent(pos) == indent:
-            end, key = self.key(pos, indent, False)
+            end, key = self.key(pos, False)
             end, value = self.block_node(end, indent, depth + 1, ":")
             self.add_entry(entries, pos, key, value)
             pos = end
@@ -846,25 +840,17 @@ class _YamlReader:
             raise self.error(pos, message, "keep one of the two")
         entries[key] = Node(value.value, value.line, value.column, value.source, *self.place(pos))
 
-    def key(self, pos: int, indent: int, flow: bool, required: bool = True) -> tuple[int, str]:
-        """The key at pos, with its colon; unless `required`, just pos where none follows on its line. Section 7.4.2 [193]."""
-        text, quoted = self.text, self.text[pos] in "\"'"
-        if quoted:
-            end, name = self.quoted_scalar(pos, indent)
-            colon = self.find(_NOT_WHITE, end)
-        else:
-            end = colon = self.plain_line(pos, flow)
-            name = text[pos:colon].rstrip(" \t")
-        if not text.startswith(":", colon) or "\n" in text[pos:end]:
-            if required:
-                raise self.error(pos, "no 'key: value' here", "write the key, a colon and a space on one line")
-            return pos, ""
+    def key(self, pos: int, flow: bool) -> tuple[int, str]:
+        """The key at pos, with its colon: section 7.4.2 [193]."""
+        colon, name, source = self.scalar(pos, flow)
+        if not self.text.startswith(":", colon):
+            raise self.error(pos, "no 'key: value' here", "write the key, a colon and a space on one line")
         if colon - pos > _MAX_KEY:
             raise self.error(pos, f"a key of more than {_MAX_KEY} characters", "shorten it")
-        if text[colon + 1 : colon + 2] not in ("", " ", "\t", "\n") and not (flow and quoted):
+        if self.text[colon + 1 : colon + 2] not in ("", " ", "\t", "\n") and not (flow and source is None):
             raise self.error(colon, "no space behind the ':' of a key", "write 'key: value'")
-        if not quoted and not isinstance(self.resolve(pos, name), str):
-            raise self.error(pos, "a key that is not a string", f'quote it: "{name}"')
+        if not isinstance(name, str):
+            raise self.error(pos, "a key that is not a string", f'quote it: "{source}"')
         return colon + 1, name
 
     def flow_node(self, pos: int, indent: int, depth: int, flow: bool) -> tuple[int, Node]:
@@ -873,11 +859,8 @@ class _YamlReader:
         if self.text[pos] in "[{":
             collection = self.flow_sequence if self.text[pos] == "[" else self.flow_mapping
             return collection(pos, indent, depth)
-        if self.text[pos] in "\"'":
-            end, quoted = self.quoted_scalar(pos, indent)
-            return end, self.node(pos, quoted)
-        end, source = self.plain_scalar(pos, indent, flow)
-        return end, self.node(pos, self.resolve(pos, source), source)
+        end, value, source = self.scalar(pos, flow)
+        return end, self.node(pos, value, source)
 
     def flow_sequence(self, first: int, indent: int, depth: int) -> tuple[int, Node]:
         items: list[Node] = []
@@ -892,7 +875,7 @@ class _YamlReader:
         entries: dict[str, Node] = {}
         pos = self.flow_skip(first, first + 1, indent)
         while self.text[pos] != "}":
-            end, key = self.key(pos, indent, True)
+            end, key = self.key(pos, True)
             value = self.node(end, None, "")
             end = self.flow_skip(first, end, indent)
             if self.text[end] not in ",}":
@@ -908,7 +891,8 @@ class _YamlReader:
             return self.flow_skip(first, pos + 1, indent)
         if self.text[first] + self.text[pos] not in ("[]", "{}"):
             message = f"neither a comma nor the end of the {self.text[first]} of line {self.place(first)[0]}"
-            raise self.error(pos, message, "put ', ' between entries; write a pair in a list as [{key: value}]")
+            hint = "put ', ' between entries, a text on one line; write a pair in a list as [{key: value}]"
+            raise self.error(pos, message, hint)
         return pos
 
     def flow_skip(self, first: int, pos: int, indent: int) -> int:
@@ -916,119 +900,62 @@ class _YamlReader:
         if (token := self.skip(pos)) == len(self.text):
             raise self.error(first, "nothing closes this bracket", "add the closing bracket")
         # A closing bracket may line up with its key: section 7.4 forbids that, but libyaml and others take it.
-        if "\n" in self.text[pos:token]:
-            self.require_indent(first, token, indent, indent - (self.text[token] in "]}"))
-        return token
-
-    def is_indented(self, token: int, indent: int) -> bool:
-        """Whether more than indent spaces stand before token, the first of its line: s-flow-line-prefix [69]."""
-        return self.text.startswith(" " * (indent + 1), self.text.rfind("\n", 0, token) + 1)
-
-    def require_indent(self, first: int, token: int, indent: int, least: int) -> None:
-        if not self.is_indented(token, least):
+        least = indent + (self.text[token] not in "]}")
+        if "\n" in self.text[pos:token] and not self.text.startswith(" " * least, token - self.indent(token)):
             message = f"not indented, but within what starts in line {self.place(first)[0]}"
             hint = f"start the line with {indent + 1} or more spaces, or close what is open above it"
             raise self.error(token, message, hint)
-
-    def plain_line(self, pos: int, flow: bool) -> int:
-        """Where the first line of the plain scalar at pos ends, blanks included."""
-        if not (_FLOW_PLAIN_FIRST if flow else _PLAIN_FIRST).match(self.text, pos):
-            raise self.refused(pos)
-        return self.find(_FLOW_PLAIN_END if flow else _PLAIN_END, pos + 1)
+        return token
 
     def refused(self, pos: int) -> ConfigError:
         """Why no plain scalar starts at pos: an indicator stands there."""
         why, _, hint = next(why for chars, why in _REFUSED if self.text[pos] in chars).partition("; ")
         return self.error(pos, why, f"{hint or 'put a space there'}; a text that starts like this needs quotes")
 
-    def plain_scalar(self, pos: int, indent: int, flow: bool) -> tuple[int, str]:
-        """Section 7.3.3. It goes on in lines that are indented, up to a comment."""
-        end = self.plain_line(pos, flow)
-        parts = [self.text[pos:end].rstrip(" \t")]
-        while self.text.startswith("\n", end):
-            token = self.find(_NOT_BLANK, end)
-            stop = self.find(_FLOW_PLAIN_END if flow else _PLAIN_END, token)
-            if stop == token or not self.is_indented(token, indent):
-                break
-            parts += (self.fold(pos, end, indent)[1], self.text[token:stop].rstrip(" \t"))
-            end = stop
-        return end, "".join(parts)
+    def scalar(self, pos: int, flow: bool) -> tuple[int, Scalar, str | None]:
+        """The scalar at pos, up to the token behind it on its line; its value; the text of a plain one. Section 7.3."""
+        if not (match := (_FLOW_SCALAR if flow else _SCALAR).match(self.text, pos)):
+            if self.text[pos] in "\"'":
+                hint = "close it there; write text of several lines as a block: |"
+                raise self.error(pos, "nothing closes this quote on its line", hint)
+            raise self.refused(pos)
+        double, single, plain = match.groups()
+        if plain:
+            source = plain.rstrip(" \t")
+            return match.end(), self.resolve(pos, source), source
+        if single is not None:
+            return match.end(), single.replace("''", "'"), None
+        return match.end(), _ESCAPE.sub(lambda escape: self.unescape(pos + 1 + escape.start(), escape[0]), double), None
 
-    def fold(self, first: int, pos: int, indent: int) -> tuple[int, str]:
-        """The line end at pos and the blank lines behind it, in the scalar that starts at first: section 6.5."""
-        if (token := self.find(_NOT_BLANK, pos)) < len(self.text):
-            self.require_indent(first, token, indent, indent)
-        *blank_lines, _ = self.text[pos + 1 : token].split("\n")
-        if any("\t" in line and not line.startswith(" " * (indent + 1)) for line in blank_lines):  # not l-empty [70]
-            self.refuse_tab(pos, token)
-        return token, "\n" * len(blank_lines) or " "
-
-    def quoted_scalar(self, first: int, indent: int) -> tuple[int, str]:
-        """Sections 7.3.1 and 7.3.2."""
-        text, quote, pos = self.text, self.text[first], first + 1
-        parts: list[str] = []
-        while True:
-            stop = self.find(_QUOTED_STOP, pos)
-            parts.append(text[pos:stop])
-            pos, char = stop + 1, text[stop : stop + 1]
-            if char == "\n":
-                parts[-1] = parts[-1].rstrip(" \t")  # an escaped blank is a part of its own, and stays
-                pos, char = self.fold(first, stop, indent)
-            elif char == "\\" and quote == '"' and text.startswith("\n", pos):
-                pos, char = self.fold(first, pos, indent)
-                char = char.lstrip(" ")  # [112]: an escaped line end is not even a space
-            elif char == "\\" and quote == '"':
-                pos, char = self.escape(stop)
-            elif char == quote == "'" and text.startswith("'", pos):
-                pos += 1
-            elif char == quote:
-                return pos, "".join(parts)
-            elif not char:
-                raise self.error(first, "nothing closes this quote", f"add the closing {quote}")
-            parts.append(char)
-
-    def escape(self, pos: int) -> tuple[int, str]:
+    def unescape(self, pos: int, escape: str) -> str:
         """The character that the escape at pos stands for: section 5.7, and the surrogate pairs of JSON."""
-        if not (match := _ESCAPE.match(self.text, pos)):
+        if escape[1] in _ESCAPED:
+            return _ESCAPED[escape[1]]
+        if len(escape) == 2:
             raise self.error(pos, "unknown escape", "write \\\\ for a backslash, or use single quotes")
-        if match.group(1):
-            return match.end(), _ESCAPED[match.group(1)]
-        code = int(match.group()[2:], 16)
-        low = _LOW_SURROGATE.match(self.text, match.end())
-        if low and match.end() - pos == 6 and 0xD800 <= code < 0xDC00:
-            return low.end(), chr(0x10000 + (code - 0xD800) * 0x400 + int(low.group(1), 16) - 0xDC00)
-        if 0xD800 <= code < 0xE000 or code > 0x10FFFF:
-            raise self.error(pos, "no character has this number", "write the character itself")
-        return match.end(), chr(code)
+        try:  # \x, \u and \U are Python's too; UTF-16 makes one character of a pair, and has no place for half of one
+            return escape.encode().decode("unicode_escape").encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeError:
+            raise self.error(pos, "no character has this number", "write the character itself") from None
 
     def block_scalar(self, first: int, indent: int) -> tuple[int, Node]:
         """The literal or folded scalar whose header is at first: section 8.1."""
         if not (header := _BLOCK_HEADER.match(self.text, first)):
-            hint = "start the text on the next line, indented; or quote it"
+            hint = "start the text on the next line, indented, without a digit; or quote it"
             raise self.error(first, "not the header of a block scalar", hint)
-        digit, chomp = header.group(1) or header.group(4), header.group(2) or header.group(3)
-        if digit and indent < 0:
-            raise self.error(first, "readers differ on an indentation indicator at the top level", "leave it out")
-        start = header.end()
-        content = self.find(_NOT_SPACE, start)
-        *blanks, last = map(len, self.text[start:content].split("\n"))
-        widest = max(blanks if content < len(self.text) else [*blanks, last], default=0)
-        detected = max(indent + 1, widest if content == len(self.text) or last <= indent else last)
-        width = int(digit) + indent if digit else detected
-        if widest > width:
+        chomp, start, content = header[1], header.start(2), header.end()
+        width = max(self.indent(content), indent + 1)
+        if max(map(len, header[2].split("\n"))) > width:
             message = "a blank line below is indented further than the first line of text"
             raise self.error(start, message, "remove the spaces of the blank line")
-        if not width and content < len(self.text):
+        if not width:
             raise self.error(content, "readers differ on a block scalar without indentation", "indent the text")
-        less = re.compile(rf"\n {{0,{max(width, 1) - 1}}}[^ \n]")
-        end = min(self.find(less, start - 1) + 1, len(self.text))
-        lines = [line[width:] for line in self.text[start:end].split("\n")]
-        if self.text[end - 1] == "\n" or start == end:
-            lines.pop()  # what stands behind the last line end: nothing
-        elif chomp == "+" or (lines[-1] and chomp != "-"):
+        less = re.compile(rf"\n {{0,{width - 1}}}[^ \n]").search(self.text, start - 1)
+        end = less.start() + 1 if less else len(self.text)
+        if self.text[end - 1] != "\n" and chomp != "-":
             hint = "end the last line, or write '-' behind the '|' or '>'"
             raise self.error(end, "the file ends within a line of a block scalar; readers differ on that", hint)
-        text = "".join(line + "\n" for line in lines)
+        text = "\n".join(line[width:] for line in self.text[start:end].split("\n"))
         body = text.rstrip("\n")
         value = body if self.text[first] == "|" else _FOLDED.sub(lambda match: match[1] + (match[2] or " "), body)
         value += {"+": text[len(body) :], "-": ""}.get(chomp, "\n" if body else "")
@@ -1061,17 +988,15 @@ def parse_yaml(text: str, file: str) -> Node:
     if bad := re.search("[^\t\n -~]" if text.isascii() else _FORBIDDEN, text):
         hint = f'remove it, or write "\\u{ord(bad.group()):04x}" in double quotes'
         raise src.error(bad.start(), f"the character U+{ord(bad.group()):04X} may not stand here", hint)
-    start, first, markers = 0, src.skip(0), list(_MARKER.finditer(text))
+    first, start, markers = src.skip(0), 0, list(_MARKER.finditer(text))
     if text.startswith("%", first):
         raise src.refused(first)
     if markers and markers[0].group() == "---" and markers[0].start() == first:
         start = markers.pop(0).end()
-    end = more = markers[0].start() if markers else len(text)
-    if markers and markers[0].group() == "...":
-        more = src.skip(markers[0].end())
-    if more < len(text):
-        raise src.error(more, "a second document starts here", "keep one document in the file")
-    return replace(src, text=text[:end]).block_node(start, -1, 0, "")[1]
+    if markers:
+        hint = "keep one document in the file, marked by a '---' above it or by nothing"
+        raise src.error(markers[0].start(), "the document ends here", hint)
+    return src.block_node(start, -1, 0, "")[1]
 
 
 # === 7 config and schema =============================================================================

@@ -217,6 +217,16 @@ def test_block_style_reads_back(data: Any, style: int) -> None:
     assert exact(read("---" + "\n" * (style % 2) + emit(data, 0, style) + "\n")) == exact(data)
 
 
+@pytest.mark.parametrize("quote", ["", "'", '"'], ids=["plain", "single", "double"])
+@pytest.mark.parametrize(("before", "after"), [("", ""), ("k: ", ""), ("- - ", ""), ("[x, ", "]"), ("{k: ", "}")])
+@given(st.lists(st.text("ab1 :#-\\\t", max_size=5), max_size=3), st.integers(0, 2))
+def test_a_plain_or_quoted_text_of_several_lines_is_refused(
+    before: str, after: str, quote: str, lines: list[str], deeper: int
+) -> None:
+    pad = " " * (len(before) + deeper)
+    refusal(before + quote + f"\n{pad}".join(["a", *lines, "b"]) + quote + after + "\n")
+
+
 def value_or_refusal(text: str) -> None:
     """Reading text gives a value, or the error that names a place within it and a remedy; nothing else."""
     try:
