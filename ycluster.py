@@ -1009,17 +1009,17 @@ class Item:
     base: Path  # where relative paths start
     wrong: list[tuple[int, int, str]]
 
-    def step(self, name: str) -> str:
-        """The path of what is below; `name` may be an [index]."""
-        return f"{self.path}{'' if name[:1] == '[' else '.'}{name}"
+    def refuse(self, line: int, column: int, step: str, why: object) -> None:
+        """Something is wrong with what is a step below: a `.key`, an `[index]`, or nothing for this item itself."""
+        path = self.path + step
+        self.wrong.append((line, column, f"{path.lstrip('.') if path else 'the config'}: {why}"))
 
-    def read(self, kind: Kind, node: Node, name: str) -> Any:
+    def read(self, kind: Kind, node: Node, step: str) -> Any:
         """The value of a node below; None where something is wrong with it."""
-        path = self.step(name)
         try:
-            return kind.parse(replace(self, node=node, path=path))
+            return kind.parse(replace(self, node=node, path=self.path + step))
         except ValueError as error:
-            self.wrong.append((node.line, node.column, f"{path}: {error}"))
+            self.refuse(node.line, node.column, step, error)
         return None
 
     def entries(self, kinds: Mapping[str, Kind]) -> dict[str, Any]:
@@ -1027,10 +1027,9 @@ class Item:
         values: dict[str, Any] = {}
         for name, child in self.value().items():
             if name not in kinds:
-                text = f"{self.step(name)}: no such key{_nearest(name, list(kinds))}"
-                self.wrong.append((child.key_line, child.key_column, text))
+                self.refuse(child.key_line, child.key_column, f".{name}", f"no such key{_nearest(name, list(kinds))}")
             elif child.value is not None:
-                values[name] = self.read(kinds[name], child, name)
+                values[name] = self.read(kinds[name], child, f".{name}")
         return values
 
     def value(self, sort: type = dict, wanted: str = "a mapping of keys to values") -> Any:
@@ -1040,52 +1039,32 @@ class Item:
             raise ValueError(f"wants {wanted}, not {names.get(type(self.node.value), 'a number')}")
         return self.node.value
 
-    def string(self) -> str:
+    def text(self, variables: bool = False) -> str:
         """A string. A plain number is taken as it is written: the sibling wants `memory: "8192"` quoted."""
-        return str(self.node.source if type(self.node.value) in (int, float) else self.value(str, "a string"))
-
-    def text(self) -> str:
-        text = self.string()
-        if "${" in text:
+        text = str(self.node.source if type(self.node.value) in (int, float) else self.value(str, "a string"))
+        if "${" in text and not variables:
             raise ValueError("${...} is substituted in registries, and nowhere else")
-        return text
-
-    def variables(self) -> str:
-        """A string whose ${VAR} are filled in when it is used, so that no secret is kept."""
-        text = self.string()
         if re.search(r"\$\{(?![A-Za-z_][A-Za-z0-9_]*\})", text):
             raise ValueError("${ wants the name of a variable and a }")
         return text
 
-    def duration(self) -> str:
-        text = self.text()
-        if budget(text) is not None and parse_duration(text) <= 0:
-            raise ValueError(f'"{text}" must be positive; "0" switches it off')
-        return text
-
-    def file(self) -> Path | None:
+    def file(self, text: str) -> Path:
         """A path; a relative one starts at the config file's directory, `~` at home."""
-        text = self.text()
         if "\0" in text or "\n" in text:
             raise ValueError("a path has no line break and no NUL")
-        return Path(os.path.abspath(self.base / os.path.expanduser(text))) if text else None
+        return Path(os.path.abspath(self.base / os.path.expanduser(text)))
 
     def image(self) -> str:
         """A URL, made of a path where it is one."""
         import urllib.parse
 
-        if (text := self.text()).startswith(("https://", "http://")) and not re.search(r"[\x00-\x20]", text):
+        if re.fullmatch(r"https?://[^\x00-\x20]*", text := self.text()):
             return text
+        if not text:
+            raise ValueError("wants a URL or a path of a cloud image")
         if re.match(r"(?!file:///)[A-Za-z][A-Za-z0-9+.-]*://", text):
             raise ValueError(f"{text!r} is not an https, http or file:/// URL")
-        if text.startswith("file:///"):
-            text = urllib.parse.unquote(text[len("file://") :])
-        if (path := replace(self, node=replace(self.node, value=text)).file()) is None:
-            raise ValueError("wants a URL or a path of a cloud image")
-        return path.as_uri()
-
-    def source(self) -> str:
-        return self.text() and self.image().rstrip("/")
+        return self.file(urllib.parse.unquote(text[7:]) if text.startswith("file:///") else text).as_uri()
 
 
 @dataclass(frozen=True)
@@ -1100,7 +1079,8 @@ class Kind:
 def key(kind: Kind, doc: str = "", default: Any = dataclasses.MISSING) -> Any:
     """Declare one key of the config, or of the sidecar, as a dataclass field, spelt in camelCase in the file. Nothing
     else knows of it: reading, defaults, validation, `config show` and the schemas all come from here."""
-    metadata = {"kind": kind, "doc": doc}
+    shown = {} if default is dataclasses.MISSING else {"default": kind.show(default)}
+    metadata = {"kind": replace(kind, schema={"description": doc, **shown, **kind.schema})}
     if isinstance(default, dict):  # dataclasses take no mutable default
         return field(default_factory=dict, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -1114,20 +1094,15 @@ def section(cls: Any) -> Kind:
     """The kind of a mapping whose keys a dataclass declares; keys that it doesn't have are refused."""
     keys = {_camel(item.name): item for item in dataclasses.fields(cls) if "kind" in item.metadata}
     kinds: dict[str, Kind] = {name: item.metadata["kind"] for name, item in keys.items()}
-    required = [name for name, item in keys.items() if item.default is item.default_factory is dataclasses.MISSING]
-    blank = cls(**{keys[name].name: None for name in required})
-    described: dict[str, Kind] = {}
-    for name, item in keys.items():
-        default = {} if name in required else {"default": kinds[name].show(getattr(blank, item.name))}
-        described[name] = replace(kinds[name], schema={"description": item.metadata["doc"], **default, **kinds[name].schema})
+    required = [name for name, kind in kinds.items() if "default" not in kind.schema]
 
     def parse(item: Item) -> Any:
         values = item.entries(kinds)
-        missing = [f"{item.step(name)}: is missing" for name in required if name not in values]
-        item.wrong.extend((item.node.line, item.node.column, text) for text in missing)
-        return replace(blank, **{keys[name].name: value for name, value in values.items()})
+        for name in set(required).difference(values):
+            item.refuse(item.node.line, item.node.column, f".{name}", "is missing")
+        return cls(**{keys[name].name: values.get(name) for name in (*required, *values)})
 
-    schema = {**shape(described).schema, **({"required": required} if required else {})}
+    schema = {**shape(kinds).schema, **({"required": required} if required else {})}
     return Kind(parse, schema, lambda value: {name: kinds[name].show(getattr(value, keys[name].name)) for name in keys})
 
 
@@ -1160,49 +1135,46 @@ def _nearest(word: str, choices: Sequence[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def _checked(right: Callable[[Any], object], wrong: str, value: Any, near: Sequence[str] = ()) -> Any:
+    """The value, where it is right; else ValueError says what is wrong: the value stands for a {}."""
+    if not right(value):
+        raise ValueError(wrong.format(value) + (_nearest(value, near) if near else ""))
+    return value
+
+
+def _text(right: Callable[[str], object], wrong: str, near: Sequence[str] = (), **schema: Any) -> Kind:
+    """The kind of a string that stays as it is."""
+    return Kind(lambda item: _checked(right, wrong, item.text(), near), {"type": "string", **schema})
+
+
 def _pattern(pattern: str, wanted: str) -> Kind:
-    def parse(item: Item) -> str:
-        text = item.text()
-        if not re.fullmatch(pattern, text, re.ASCII):
-            raise ValueError(f"{text!r} is not {wanted}")
-        return text
-
-    return Kind(parse, {"type": "string", "pattern": f"^(?:{pattern})$"})
+    return _text(partial(re.fullmatch, pattern, flags=re.ASCII), f"{{!r}} is not {wanted}", pattern=f"^(?:{pattern})$")
 
 
-def _number(low: int, high: int, unit: str, *, empty: str = "") -> Kind:
-    """A whole number, quoted or not, shown as the string that the sibling wants."""
-
-    def parse(item: Item) -> int:
-        text = item.text() or empty
-        if not re.fullmatch(r"[0-9]{1,9}", text, re.ASCII) or not low <= int(text) <= high:
-            raise ValueError(f"{text!r} is not a whole number from {low} to {high} ({unit})")
-        return int(text)
-
-    pattern = r"^[0-9]*$" if empty else r"^[0-9]+$"
-    schema = {"anyOf": [{"type": "string", "pattern": pattern}, {"type": "integer", "minimum": low, "maximum": high}]}
-    return Kind(parse, schema, str)
+def _choice(*choices: str) -> Kind:
+    return _text(choices.__contains__, f"{{!r}} is none of {', '.join(choices)}", choices, enum=list(choices))
 
 
-def _choice(*choices: str, shown: Sequence[str] = ()) -> Kind:
-    """One of some words; the schema may have fewer: a provider's is for that one."""
-
-    def parse(item: Item) -> str:
-        if (text := item.text()) not in choices:
-            raise ValueError(f"{text!r} is none of {', '.join(choices)}{_nearest(text, choices)}")
-        return text
-
-    return Kind(parse, {"type": "string", "enum": list(shown or choices)})
+def _number(low: int, high: int, unit: str) -> Kind:
+    """A whole number, quoted or not, shown as the string that the sibling wants. Where 0 will do, so does nothing."""
+    digits = "[0-9]+" if low else "[0-9]*"
+    wrong = f"{{!r}} is not a whole number from {low} to {high} ({unit})"
+    text = _text(lambda text: len(text) < 10 and re.fullmatch(digits, text) and low <= int(text or 0) <= high, wrong)
+    schema = {"anyOf": [{"type": "string", "pattern": f"^{digits}$"}, {"type": "integer", "minimum": low, "maximum": high}]}
+    return Kind(lambda item: int(text.parse(item) or 0), schema, str)
 
 
 # fmt: off
 _STRING = Kind(Item.text, {"type": "string"})
-_ENV = Kind(Item.variables, {"type": "string"})
+_ENV = Kind(lambda item: item.text(variables=True), {"type": "string"})  # filled in when it is used: no secret is kept
 _BOOL = Kind(lambda item: item.value(bool, "true or false"), {"type": "boolean"})
 _SIZE = _pattern(r"[1-9][0-9]{0,9}[KMGTkmgt]?", "a size such as 20G")
-_DURATION = Kind(Item.duration, {"type": "string", "pattern": r"^(|0|\+?((\d+(\.\d*)?|\.\d+)(ns|us|\u00b5s|\u03bcs|ms|s|m|h))+)$"})
-_PATH = Kind(Item.file, {"type": "string"}, lambda path: str(path) if path else "")
-_HOST_PORT = _number(0, 65535, "a TCP port; empty or 0: QEMU chooses", empty="0")
+_DURATION = _text(
+    lambda text: (span := budget(text)) is None or span > 0, '"{}" must be positive; "0" switches it off',
+    pattern=r"^(|0|\+?((\d+(\.\d*)?|\.\d+)(ns|us|\u00b5s|\u03bcs|ms|s|m|h))+)$",
+)
+_PATH = Kind(lambda item: item.file(text) if (text := item.text()) else None, {"type": "string"}, lambda path: str(path or ""))
+_HOST_PORT = _number(0, 65535, "a TCP port; empty or 0: QEMU chooses")
 _REQUESTS = shape({"cpu": _STRING, "memory": _STRING})
 _GATEWAY = shape({"skip": _BOOL, "className": _STRING, "resources": shape({"controller": _REQUESTS, "proxy": _REQUESTS})})
 _STORAGE = shape({"path": _STRING, "pathPattern": _STRING, "reclaimPolicy": _choice("Retain", "Delete")})
@@ -1229,7 +1201,7 @@ class K3s:
 
     version: str = key(_pattern(r"v[0-9]+\.[0-9]+\.[0-9]+(-[0-9A-Za-z.]+)?\+k3s[0-9]+", "a k3s release such as v1.35.6+k3s1"), "The k3s release.", K3S_VERSION)
     install: str = key(_choice("airgap", "script", "none"), "airgap: the host hands k3s to the guest; script: the guest fetches it; none: a plain VM.", "airgap")
-    source: str = key(Kind(Item.source, {"type": "string"}), "A base URL or a folder with the release's files, for mirrors.", "")
+    source: str = key(Kind(lambda item: item.text() and item.image().rstrip("/"), {"type": "string"}), "A base URL or a folder with the release's files, for mirrors.", "")
 
 
 @dataclass(frozen=True)
@@ -1277,7 +1249,6 @@ class Config:
 class QemuConfig(Config):
     """The keys of `provider: qemu`."""
 
-    provider: str = key(_choice(*PROVIDERS, shown=["qemu"]), "What runs the cluster.", "qemu")
     disk_size: str = key(_SIZE, "Size of the boot disk.", "20G")
     ssh_port: int = key(_HOST_PORT, "Host port for ssh. Empty or 0: QEMU chooses a free one.", 2222)
     cache_dir: Path | None = key(_PATH, "Where disks, keys and state are kept. Empty: ~/.cache/y-cluster-qemu.", None)
@@ -1292,24 +1263,18 @@ class QemuConfig(Config):
 
 
 @dataclass(frozen=True)
-class DockerConfig(Config):
-    provider: str = key(_choice(*PROVIDERS, shown=["docker"]), "What runs the cluster.", "docker")
-
-
-@dataclass(frozen=True)
 class _MultipassK3s(K3s):
     install: str = key(_choice("airgap", "script", "none"), "How k3s comes into the guest.", "script")
 
 
 @dataclass(frozen=True)
 class MultipassConfig(Config):
-    provider: str = key(_choice(*PROVIDERS, shown=["multipass"]), "What runs the cluster.", "multipass")
     k3s: K3s = key(section(_MultipassK3s), "The Kubernetes inside.", _MultipassK3s())
     port_forwards: tuple[PortForward, ...] = key(list_of(section(PortForward)), "Multipass's guests have addresses of their own.", ())
     image: str = key(_STRING, "Multipass image alias.", "24.04")
 # fmt: on
 
-CONFIGS = {"common": Config, "qemu": QemuConfig, "docker": DockerConfig, "multipass": MultipassConfig}
+CONFIGS = {"common": Config, "qemu": QemuConfig, "docker": Config, "multipass": MultipassConfig}
 KINDS = {which: section(cls) for which, cls in CONFIGS.items()}
 
 
@@ -1317,14 +1282,14 @@ def load_config(directory: Path) -> Config:
     """Read and check the config of a directory. ConfigError lists ALL problems, each with file:line:column."""
     path = Path(os.path.abspath(directory))
     try:
-        if not path.is_file():  # which may be what was named
-            found = [path / name for name in CONFIG_NAMES if (path / name).is_file()]
-            if len(found) > 1:
-                raise ConfigError(f"{path}: both {found[0].name} and {found[1].name}", hint="keep one of them")
-            if not found:
-                what = "no such directory" if not path.is_dir() else f"no {CONFIG_NAMES[0]} in it"
-                raise ConfigError(f"{path}: {what}", hint="-c wants the directory that holds the config")
-            path = found[0]
+        names = [path] if path.is_file() else [path / name for name in CONFIG_NAMES]  # the file itself may be named
+        found = [name for name in names if name.is_file()]
+        if len(found) > 1:
+            raise ConfigError(f"{path}: both {found[0].name} and {found[1].name}", hint="keep one of them")
+        if not found:
+            what = "no such directory" if not path.is_dir() else f"no {CONFIG_NAMES[0]} in it"
+            raise ConfigError(f"{path}: {what}", hint="-c wants the directory that holds the config")
+        path = found[0]
         return read_config(path.read_bytes().decode("utf-8"), path)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from None
@@ -1335,34 +1300,30 @@ def load_config(directory: Path) -> Config:
 def read_config(text: str, path: Path) -> Config:
     """`load_config` of text that is already in memory; `path` names it and anchors relative paths."""
     root = parse_yaml(text, str(path))
-    if root.value is None:
-        root = replace(root, value={})
-    named = root.value.get("provider") if isinstance(root.value, dict) else None
+    keys: Any = {} if root.value is None else root.value
+    named = keys.get("provider") if isinstance(keys, dict) else None
     provider = str(named.value) if named and named.value in PROVIDERS else "qemu"
-    wrong: list[tuple[int, int, str]] = []
-    config: Config = Item(root, "", path.parent, wrong).read(KINDS[provider], root, "")
-    if not wrong:
+    item = Item(root, "", path.parent, [])
+    config: Config = item.read(KINDS[provider], replace(root, value=keys), "")
+    if not item.wrong:
         config = replace(config, file=path)
         if not config.port_forwards and config.k3s.install != "none":
             config = replace(config, port_forwards=type(config).port_forwards)
         if isinstance(config, QemuConfig) and config.image == DEFAULT_IMAGE and not config.image_sha256:
             config = replace(config, image_sha256=DEFAULT_IMAGE_SHA256)
-    if not wrong and isinstance(config, QemuConfig):  # rules between keys, where each alone is right
-        at = root.value.get("portForwards", root) if isinstance(root.value, dict) else root
+    if not item.wrong and isinstance(config, QemuConfig):  # rules between keys, where each alone is right
+        at = keys.get("portForwards", root)
         hosts = [forward.host for forward in config.port_forwards if forward.host]
-        said = [f"host port {port} is forwarded twice" for port in sorted(set(hosts)) if hosts.count(port) > 1]
-        if config.ssh_port in hosts:
-            said.append(f"host port {config.ssh_port} is sshPort's already")
-        if any(forward.guest == 22 for forward in config.port_forwards):
-            said.append("guest port 22 is sshPort's business")
-        if config.k3s.install != "none" and all(forward.guest != 6443 for forward in config.port_forwards):
-            said.append("guest port 6443 is missing; kubectl would not reach k3s")
-        wrong = [(at.line, at.column, f"portForwards: {text}") for text in said]
-    if wrong:
-        lines = [
-            f"{path}:{line}:{column}: {'the config' + text[1:] if text[:2] == '.:' else text.lstrip('.')}"
-            for line, column, text in sorted(wrong)
-        ]
+        guests = [forward.guest for forward in config.port_forwards]
+        rules = {f"host port {port} is forwarded twice": hosts.count(port) < 2 for port in hosts}
+        rules[f"host port {config.ssh_port} is sshPort's already"] = config.ssh_port not in hosts
+        rules["guest port 22 is sshPort's business"] = 22 not in guests
+        rules["guest port 6443 is missing; kubectl would not reach k3s"] = 6443 in guests or config.k3s.install == "none"
+        for text, kept in rules.items():
+            if not kept:
+                item.refuse(at.line, at.column, ".portForwards", text)
+    if item.wrong:
+        lines = [f"{path}:{line}:{column}: {text}" for line, column, text in sorted(item.wrong)]
         head = f"{len(lines)} problems in {path.name}\n" if len(lines) > 1 else ""
         raise ConfigError(head + "\n".join(lines), hint=f"`ycluster schema {provider}` describes every key")
     return config
@@ -1386,12 +1347,10 @@ def expand_variables(value: Any, environ: Mapping[str, str], path: str = "regist
         return [expand_variables(item, environ, f"{path}[{index}]") for index, item in enumerate(value)]
     if not isinstance(value, str):
         return value
-
-    reference = r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}"
-    for name in re.findall(reference, value):
-        if name not in environ:
-            raise ConfigError(f"{path}: the variable {name} is not set", hint="export it, or leave it out")
-    return re.sub(reference, lambda match: environ[match[1]], value)
+    try:
+        return re.sub(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}", lambda match: environ[match[1]], value)
+    except KeyError as error:
+        raise ConfigError(f"{path}: the variable {error.args[0]} is not set", hint="export it, or leave it out") from None
 
 
 def show_config(config: Config) -> Any:
@@ -1401,9 +1360,12 @@ def show_config(config: Config) -> Any:
 
 def schema_for(which: str) -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of a provider's config, or of the keys that are `common` to all."""
+    keys = dict(KINDS[which].schema["properties"])
+    if which in PROVIDERS:
+        keys["provider"] = {**keys["provider"], "default": which, "enum": [which]}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema", "title": f"{CONFIG_NAMES[0]} ({which})",
-        "description": "Generated by `ycluster schema --write`; not by hand.", **KINDS[which].schema,
+        "description": "Generated by `ycluster schema --write`; not by hand.", **KINDS[which].schema, "properties": keys,
     }  # fmt: skip
 
 
@@ -1449,42 +1411,12 @@ class Files:
         ]  # fmt: skip
 
 
-def _only(kind: type, sort: str, value: Any) -> Any:
-    if not isinstance(value, kind):
-        raise ValueError(f"is no {sort}")
-    return value
-
-
-_str, _dict_of, _list_of = partial(_only, str, "string"), partial(_only, dict, "object"), partial(_only, list, "list")
-
-
-def _decode_port(value: Any) -> int:
-    if not re.fullmatch(r"[0-9]{0,5}", _str(value), re.ASCII) or int(value or "0") > 65535:
-        raise ValueError("is no port")
-    return int(value or "0")
-
-
-def _decode_forwards(value: Any) -> tuple[PortForward, ...]:
-    pairs = [(_dict_of(item).get("Host", ""), item.get("Guest", "")) for item in _list_of(value)]
-    return tuple(PortForward(host=_decode_port(host), guest=_decode_port(guest)) for host, guest in pairs)
-
-
-def _encode_forwards(forwards: Sequence[PortForward]) -> Any:
-    return [{"Host": str(forward.host), "Guest": str(forward.guest)} for forward in forwards]
-
-
-def _decode_time(value: Any) -> int | None:
-    return None if _str(value) in ("", "0001-01-01T00:00:00Z") else parse_time(value)  # Go writes its zero time for "none"
-
-
-def _encode_time(value: int | None) -> Any:
-    return "" if value is None else format_time(value)
-
-
-def _decode_action(value: Any) -> str:
-    if value not in ("", *ACTIONS):
-        raise ValueError(f"is none of {', '.join(ACTIONS)}")
-    return value or "stop"  # unset is stop, as in the sibling
+# A sidecar holds strings, and lists and objects of strings.
+_str = partial(_checked, lambda value: isinstance(value, str), "is no string")
+_dict_of = partial(_checked, lambda value: isinstance(value, dict), "is no object")
+_list_of = partial(_checked, lambda value: isinstance(value, list), "is no list")
+_port = partial(_checked, lambda text: len(text) < 6 and not text.strip("0123456789") and int(text or 0) < 65536, "is no port")
+_action = partial(_checked, ("", *ACTIONS).__contains__, f"is none of {', '.join(ACTIONS)}")
 
 
 def _decode_budget(value: Any) -> str:
@@ -1492,22 +1424,19 @@ def _decode_budget(value: Any) -> str:
     return str(value)
 
 
-def _decode_timer(value: Any) -> ArmedTimer:
-    given = {name: _str(_dict_of(value).get(name, "")) for name in ("backend", "id", "deadline")}
-    return ArmedTimer(given["backend"], given["id"], parse_time(given["deadline"]))
+def _tuple_of(kind: Kind) -> Kind:
+    """The kind of a list in a sidecar, read as a tuple."""
+    return Kind(lambda value: tuple(map(kind.parse, _list_of(value))), show=lambda values: list(map(kind.show, values)))
 
 
-def _decode_reaped(value: Any) -> Reaped:
-    given = {name: _str(_dict_of(value).get(name, "")) for name in ("at", "action", "by", "how")}
-    return Reaped(parse_time(given["at"]), _decode_action(given["action"]), given["by"], given["how"])
+def _record(cls: Any, **kinds: Kind) -> Kind:
+    """The kind of an object that holds the fields of a dataclass. The sibling writes Host for `host`."""
 
+    def parse(value: Any) -> Any:
+        given = _dict_of(value)
+        return cls(**{name.lower(): kind.parse(given.get(name, "")) for name, kind in kinds.items()})
 
-def _encode_record(value: Any) -> Any:
-    return {name: format_time(item) if isinstance(item, int) else item for name, item in vars(value).items()}
-
-
-_TEXT, _TIME = Kind(_str), Kind(_decode_time, show=_encode_time)
-_PORTS = Kind(lambda value: tuple(_decode_port(item) for item in _list_of(value)), show=lambda ports: list(map(str, ports)))
+    return Kind(parse, show=lambda value: value and {name: kinds[name].show(getattr(value, name.lower())) for name in kinds})
 
 
 @dataclass(frozen=True)
@@ -1529,6 +1458,18 @@ class Reaped:
     how: str
 
 
+_TEXT = Kind(_str)
+_PORT = Kind(lambda value: int(_port(_str(value)) or 0), show=str)
+_ACTION = Kind(lambda value: _action(value) or "stop")  # unset is stop, as in the sibling
+_MOMENT = Kind(lambda value: parse_time(_str(value)), show=format_time)
+_TIME = Kind(
+    parse=lambda value: None if _str(value) in ("", "0001-01-01T00:00:00Z") else parse_time(value),  # Go's zero time: none
+    show=lambda value: "" if value is None else format_time(value),
+)
+_REAPED = _record(Reaped, at=_MOMENT, action=Kind(lambda value: _ACTION.parse(_str(value))), by=_TEXT, how=_TEXT)
+_encode_time, _encode_record = _TIME.show, _REAPED.show
+
+
 @dataclass(frozen=True)
 class State:
     """The sidecar; what is no `key` is a string. `extra` holds the fields unknown here; they are written back as they were."""
@@ -1539,13 +1480,13 @@ class State:
     disk_size: str = "20G"
     memory: str = "8192"  # MB
     cpus: str = "4"
-    ssh_port: int = key(Kind(_decode_port, show=str), default=2222)
-    port_forwards: tuple[PortForward, ...] = key(Kind(_decode_forwards, show=_encode_forwards), default=())
+    ssh_port: int = key(_PORT, default=2222)
+    port_forwards: tuple[PortForward, ...] = key(_tuple_of(_record(PortForward, Host=_PORT, Guest=_PORT)), default=())
     bind_address: str = BIND_ADDRESS
     k3s: Mapping[str, Any] = key(Kind(_dict_of), default={})
     kubeconfig: str = ""  # the file of the user's that knows of it
     lifetime: str = key(Kind(_decode_budget), default="")  # a Go duration; "" or "0": no budget
-    on_expiry: str = key(Kind(_decode_action), default="stop")
+    on_expiry: str = key(_ACTION, default="stop")
     expires_at: int | None = key(_TIME, default=None)  # seconds since the epoch
     started_at: int | None = key(_TIME, default=None)  # None: never started
     retry_at: int | None = key(_TIME, default=None)  # an expiry is under way
@@ -1560,9 +1501,9 @@ class State:
     machine: str = ""
     boot_id: str = ""  # the boot in which the deadline was set
     booted_at: int | None = key(_TIME, default=None)  # by the clock of then
-    auto_ports: tuple[int, ...] = key(_PORTS, default=())  # guest ports whose host port QEMU chooses anew at each start
-    timer: ArmedTimer | None = key(Kind(_decode_timer, show=_encode_record), default=None)
-    reaped: Reaped | None = key(Kind(_decode_reaped, show=_encode_record), default=None)
+    auto_ports: tuple[int, ...] = key(_tuple_of(_PORT), default=())  # of the guest, with a new port of the host at each start
+    timer: ArmedTimer | None = key(_record(ArmedTimer, backend=_TEXT, id=_TEXT, deadline=_MOMENT), default=None)
+    reaped: Reaped | None = key(_REAPED, default=None)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -1583,7 +1524,8 @@ class State:
         return BIND_ADDRESS if self.bind_address == "0.0.0.0" else self.bind_address
 
 
-_STORED = {_camel(item.name): item for item in dataclasses.fields(State) if item.name != "extra"}
+_FIELDS = [item for item in dataclasses.fields(State) if item.name != "extra"]
+_STORED = {_camel(item.name): (item, item.metadata.get("kind", _TEXT)) for item in _FIELDS}
 
 
 def _unreadable(path: Path, why: object) -> StateError:
@@ -1593,36 +1535,34 @@ def _unreadable(path: Path, why: object) -> StateError:
 
 def decode_state(text: str, path: Path) -> State:
     """The state in a sidecar's text; StateError names the file, the field and the way out."""
+    what = "not JSON:"
+    values: dict[str, Any] = {}
     try:
         data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _unreadable(path, f"not JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise _unreadable(path, "not a JSON object")
-    if data.get("version") != 1:
-        why = f"{path}: version {data.get('version')!r:.40}, and this ycluster knows version 1"
-        raise StateError(why, hint="use the ycluster that wrote it")
-    values: dict[str, Any] = {}
-    for name, item in _STORED.items():
-        if data.get(name) is not None:
-            try:
-                values[item.name] = item.metadata.get("kind", _TEXT).parse(data[name])
-            except (ValueError, OverflowError) as error:
-                raise _unreadable(path, f"{name} {error}") from None
+        if not isinstance(data, dict):
+            raise _unreadable(path, "not a JSON object")
+        if (version := data.pop("version", None)) != 1:
+            why = f"{path}: version {version!r:.40}, and this ycluster knows version 1"
+            raise StateError(why, hint="use the ycluster that wrote it")
+        for what, (item, kind) in _STORED.items():
+            if (value := data.get(what)) is not None:
+                values[item.name] = kind.parse(value)
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise _unreadable(path, f"{what} {error}") from None
     if values.get("name") != path.stem:
         raise _unreadable(path, f"it names the cluster {values.get('name')!r}")
     # Where the file lies is where its neighbours are; the directory may have been moved or linked.
     values["cache_dir"] = str(path.parent)
-    return State(extra={name: value for name, value in data.items() if name not in _STORED and name != "version"}, **values)
+    return State(extra={name: value for name, value in data.items() if name not in _STORED}, **values)
 
 
 def encode_state(state: State) -> str:
     """The sidecar's text, ASCII; the inverse of `decode_state`."""
     data: dict[str, Any] = {"version": 1}
-    for name, item in _STORED.items():
+    for name, (item, kind) in _STORED.items():
         value = getattr(state, item.name)
         if value not in (None, "", ()) or item.default or name == "portForwards":  # what is empty by default is left out
-            data[name] = item.metadata.get("kind", _TEXT).show(value)
+            data[name] = kind.show(value)
     return to_json({**data, **state.extra}) + "\n"
 
 
