@@ -1361,7 +1361,7 @@ def show_config(config: Config) -> Any:
 def schema_for(which: str) -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of a provider's config, or of the keys that are `common` to all."""
     keys = dict(KINDS[which].schema["properties"])
-    if which in PROVIDERS:
+    if which in PROVIDERS:  # which are read by one kind of key, but each has a schema of its own
         keys["provider"] = {**keys["provider"], "default": which, "enum": [which]}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema", "title": f"{CONFIG_NAMES[0]} ({which})",
