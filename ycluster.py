@@ -23,7 +23,7 @@ The map: each section uses only what stands above it.
   11 gcloud flags       `gcp_flags`, `gcp_warnings`, and `gcp_lifetime` of an instance: pure
   12 QMP                `Qmp`, the client of QEMU's monitor
   13 VM process         `find_vm`: is it running, under which pid, is it really ours; `stop_vm`, the ladder
-  14 QEMU machine       `qemu_argv`: pure; `launch`: KVM by evidence, else TCG
+  14 QEMU machine       `qemu_argv`: pure; `launch`; `kvm_works`: where it stands its trial
   15 guest              the cloud-init seed, keys, ssh, `wait_ready`
   16 k3s                `fetch_k3s`, a release on the host; `k3s_stages`, into the guest until it is Ready
   17 kubeconfig         `check_context`, one cluster a context; `merge_kubeconfig`, `forget_kubeconfig`
@@ -48,13 +48,14 @@ import re
 import select
 import shlex
 import signal
+import stat
 import subprocess
 import sys
 import time
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, Callable, NamedTuple, NoReturn, Union
@@ -84,11 +85,12 @@ GCP_PIPE = "gcloud compute instances describe NAME --format=json | ycluster life
 
 READY_TIMEOUT = 600.0  # seconds; a cold first boot without KVM takes one to five minutes
 LOCK_TIMEOUT = 300.0  # seconds; longer than the whole stop ladder, so that a waiting verb gets its turn
-BOOT_RESETS = 5  # of a guest whose kernel found no timer
 POWERDOWN_TIMEOUT = 100.0  # seconds for the guest to shut down; its systemd gives a service 90 s to end
 WATCH_INTERVAL = 5.0  # seconds between looks of the watcher: what a suspend may cost in lateness
 AT_EARLY = 120.0  # seconds; at(1) drops seconds, so its job may come up to a minute early and waits
 CLOCK_STEP = 30.0  # seconds that the wall clock may be set by before deadlines are moved along
+NOTICE_TIMEOUT = 60.0  # seconds that onWarn may take
+EVENTS_SIZE = 1 << 20  # bytes of the log of events, until it makes way for a new one
 SLEEPER = 5.0  # seconds of waiting for a lock before a holder that was put to sleep (SIGSTOP) is woken
 
 
@@ -360,6 +362,15 @@ class Host:
         terminal = {"TERM": self.environ["TERM"]} if self.environ.get("TERM") else {}
         status = subprocess.call(argv, env=self.child_env(terminal))
         return 128 - status if status < 0 else status
+
+    def tell_terminals(self, text: str) -> None:
+        """Write to this user's terminals that take messages, mesg(1). wall(1) would write to everybody's."""
+        for name in Path("/dev/pts").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if (found := name.stat()).st_uid == os.getuid() and found.st_mode & stat.S_IWGRP:
+                    # One that was halted by Ctrl-S must not halt us.
+                    with descriptor(os.open(name, os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)) as terminal:
+                        os.write(terminal, f"\r\n{text}\r\n".encode())
 
     def program_source(self) -> bytes:
         """This very module, wherever it was loaded from (a plain file, shiv's cache, a zip)."""
@@ -654,6 +665,14 @@ def format_time(seconds: float) -> str:
 def local_time(seconds: float) -> str:
     """A time for people, in the zone of this host."""
     return datetime.fromtimestamp(seconds, timezone.utc).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
+
+
+def parse_until(text: str, now: float) -> int:
+    """Seconds since the epoch of the next moment at which a clock here shows HH:MM, or of an RFC 3339 time. ValueError."""
+    if (match := re.fullmatch(r"([01]?\d|2[0-3]):([0-5]\d)", text, re.ASCII)) is None:
+        return parse_time(text)
+    shown = datetime.fromtimestamp(now).replace(hour=int(match[1]), minute=int(match[2]), second=0, microsecond=0)
+    return int((shown if shown.timestamp() > now else shown + timedelta(days=1)).timestamp())
 
 
 # === 6 YAML subset ===================================================================================
@@ -1167,6 +1186,7 @@ def _number(low: int, high: int, unit: str) -> Kind:
 # fmt: off
 _STRING = Kind(Item.text, {"type": "string"})
 _ENV = Kind(lambda item: item.text(variables=True), {"type": "string"})  # filled in when it is used: no secret is kept
+_COMMAND = Kind(lambda item: item.value(str, "a string"), {"type": "string"})
 _BOOL = Kind(lambda item: item.value(bool, "true or false"), {"type": "boolean"})
 _SIZE = _pattern(r"[1-9][0-9]{0,9}[KMGTkmgt]?", "a size such as 20G")
 _DURATION = _text(
@@ -1210,9 +1230,9 @@ class Lifetime:
 
     max_run: str = key(_DURATION, "Wall-clock budget from each start, as a Go duration (8h, 90m, 1h30m). Empty or \"0\": none.", "")
     on_expiry: str = key(_choice(*ACTIONS), "What a local cluster's timer does at the deadline.", "stop")
-    warn: str = key(_DURATION, "How long before the deadline to warn. \"0\": never.", "10m")
-    on_warn: str = key(_ENV, "A command to run at that moment.", "")
-    max_total: str = key(_DURATION, "What no extension may pass, counted from the start.", "")
+    warn: str = key(_DURATION, "How long before the deadline to warn; not where the budget is no longer. \"0\": never.", "10m")
+    on_warn: str = key(_COMMAND, "A shell command to run at that moment, with YCLUSTER_NAME and other facts in its environment.", "")
+    max_total: str = key(_DURATION, "What no extension passes, counted from the start, as a Go duration. Empty or \"0\": none.", "")
 
 
 @dataclass(frozen=True)
@@ -1332,8 +1352,6 @@ def read_config(text: str, path: Path) -> Config:
 def left_alone(config: Config) -> list[str]:
     """What the config asks for, and this version does nothing about: a warning for each."""
     said = [f"{name}: y-cluster's business, ignored here" for name in ("gateway", "storage") if getattr(config, name)]
-    if config.lifetime.on_warn:
-        said.append("lifetime.onWarn: not yet implemented, nothing will call it")
     if config.registries and config.k3s.install == "none":
         said.append("registries: ignored, there is no k3s in a plain VM")
     return said
@@ -1399,7 +1417,6 @@ class Files:
     kubeconfig = property(lambda self: self._at("-kubeconfig"))
     certificates = property(lambda self: self._at("-certificates"))  # a folder, for kubectl to embed them from
     incoming = property(lambda self: self._at(".import"))  # a folder, while a disk is imported
-    kvm_memo = property(lambda self: self.cache_dir / ".kvm-unusable")  # every cluster's
 
     def disposable(self) -> list[Path]:
         """What goes with the cluster, besides its disk and key, its sidecar and the program of its timers."""
@@ -1446,6 +1463,7 @@ class ArmedTimer:
     backend: str
     id: str
     deadline: int  # seconds since the epoch: when it fires
+    warning: str = ""  # the id of a second one, which fires to warn
 
 
 @dataclass(frozen=True)
@@ -1462,10 +1480,8 @@ _TEXT = Kind(_str)
 _PORT = Kind(lambda value: int(_port(_str(value)) or 0), show=str)
 _ACTION = Kind(lambda value: _action(value) or "stop")  # unset is stop, as in the sibling
 _MOMENT = Kind(lambda value: parse_time(_str(value)), show=format_time)
-_TIME = Kind(
-    parse=lambda value: None if _str(value) in ("", "0001-01-01T00:00:00Z") else parse_time(value),  # Go's zero time: none
-    show=lambda value: "" if value is None else format_time(value),
-)
+_UNSET = ("", "0001-01-01T00:00:00Z")  # Go writes its zero time for none
+_TIME = Kind(lambda v: None if _str(v) in _UNSET else parse_time(v), show=lambda v: "" if v is None else format_time(v))
 _REAPED = _record(Reaped, at=_MOMENT, action=Kind(lambda value: _ACTION.parse(_str(value))), by=_TEXT, how=_TEXT)
 _encode_time, _encode_record = _TIME.show, _REAPED.show
 
@@ -1487,9 +1503,13 @@ class State:
     kubeconfig: str = ""  # the file of the user's that knows of it
     lifetime: str = key(Kind(_decode_budget), default="")  # a Go duration; "" or "0": no budget
     on_expiry: str = key(_ACTION, default="stop")
+    warn: str = key(Kind(_decode_budget), default="")  # a Go duration before the deadline; "" or "0": no warning
+    on_warn: str = ""  # a shell command
+    max_total: str = key(Kind(_decode_budget), default="")  # a Go duration from the start; "" or "0": no cap
     expires_at: int | None = key(_TIME, default=None)  # seconds since the epoch
     started_at: int | None = key(_TIME, default=None)  # None: never started
     retry_at: int | None = key(_TIME, default=None)  # an expiry is under way
+    warned: int | None = key(_TIME, default=None)  # the deadline of which the user has been warned
     image: str = ""
     imported: str = ""  # the disk that `import` took the boot disk from
     prepared: str = ""  # `live` or `done`: how far `prepare-export` has come since the last boot
@@ -1502,7 +1522,7 @@ class State:
     boot_id: str = ""  # the boot in which the deadline was set
     booted_at: int | None = key(_TIME, default=None)  # by the clock of then
     auto_ports: tuple[int, ...] = key(_tuple_of(_PORT), default=())  # of the guest, with a new port of the host at each start
-    timer: ArmedTimer | None = key(_record(ArmedTimer, backend=_TEXT, id=_TEXT, deadline=_MOMENT), default=None)
+    timer: ArmedTimer | None = key(_record(ArmedTimer, backend=_TEXT, id=_TEXT, deadline=_MOMENT, warning=_TEXT), default=None)
     reaped: Reaped | None = key(_REAPED, default=None)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -1592,7 +1612,8 @@ def state_from_config(config: QemuConfig, cache_dir: Path) -> State:
         memory=str(config.memory), cpus=str(config.cpus), ssh_port=config.ssh_port,
         port_forwards=config.port_forwards, bind_address=config.network.bind_address or BIND_ADDRESS,
         k3s={"Version": config.k3s.version, "Install": config.k3s.install, "Source": config.k3s.source}, lifetime=config.lifetime.max_run,
-        on_expiry=config.lifetime.on_expiry, image=config.image, data_disk=str(config.data_disk or ""), ssh_user=config.ssh_user,
+        on_expiry=config.lifetime.on_expiry, warn=config.lifetime.warn, on_warn=config.lifetime.on_warn,
+        max_total=config.lifetime.max_total, image=config.image, data_disk=str(config.data_disk or ""), ssh_user=config.ssh_user,
         accel=config.accel, cpu_model=config.cpu_model, auto_ports=tuple(forward.guest for forward in ports if forward.host == 0),
     )  # fmt: skip
 
@@ -1613,6 +1634,18 @@ def remember_cache_dir(host: Host, cache_dir: Path) -> None:
         host.output.warn(f"{error}: `list` will not see the clusters in {cache_dir}")
 
 
+def log_event(host: Host, state: State, event: str, **facts: object) -> None:
+    """Add a line of JSON to the user's log of events, best effort. A full log makes way for a new one."""
+    told = {"at": format_time(host.now()), "event": event, "name": state.name, "cacheDir": state.cache_dir, **facts}
+    with contextlib.suppress(OSError, YclusterError):
+        log = host.state_home() / "events.jsonl"
+        log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if log.exists() and log.stat().st_size > EVENTS_SIZE:
+            log.replace(log.with_name("events.1.jsonl"))
+        with descriptor(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)) as fd:
+            os.write(fd, json.dumps(told).encode() + b"\n")  # in one go, so that lines of two never mix
+
+
 def discover(host: Host) -> list[Files]:
     """The clusters in the default cacheDir and in the indexed ones, by name then place; no sidecar is read here."""
     places: list[Path] = []
@@ -1630,7 +1663,7 @@ def discover(host: Host) -> list[Files]:
 
 # === 9 lifetime decisions ============================================================================
 class Decision(NamedTuple):
-    """What `reap` has to do: `nothing`, `rearm`, or one of ACTIONS, and why."""
+    """What `reap` has to do: `nothing`, `rearm`, `warn`, or one of ACTIONS, and why."""
 
     do: str
     why: str
@@ -1643,7 +1676,8 @@ def adjusted(state: State, clock: Clock) -> State:
         return state
     if abs(step := round(clock.booted - state.booted_at)) < CLOCK_STEP:
         return state
-    moments: dict[str, Any] = {name: getattr(state, name) for name in ("booted_at", "started_at", "retry_at", "expires_at")}
+    names = ("booted_at", "started_at", "retry_at", "warned", "expires_at")
+    moments: dict[str, Any] = {name: getattr(state, name) for name in names}
     return replace(state, **{name: min(max(0, at + step), _LATEST) for name, at in moments.items() if at is not None})
 
 
@@ -1655,11 +1689,33 @@ def decide(state: State, clock: Clock) -> Decision:
     if state.expires_at is None:
         return Decision("nothing", "not armed" if budget(state.lifetime) else "it has no lifetime budget")
     if clock.now < state.expires_at:
-        return Decision("rearm", f"due in {in_words(state.expires_at - clock.now)}")
+        do = "warn" if warn_time(state) <= clock.now else "rearm"
+        return Decision(do, f"due in {in_words(state.expires_at - clock.now)}")
     why = f"due since {in_words(clock.now - state.expires_at)}"
     if state.on_expiry == "teardown" and state.boot_id not in ("", clock.boot_id):
         return Decision("stop", f"{why} by a clock that may be wrong, the host was rebooted: no teardown, its disk stays")
     return Decision(state.on_expiry, why)
+
+
+def due_time(state: State) -> float:
+    """When to act: at the deadline, or when an action that failed is due again."""
+    if state.expires_at is None or state.disarmed:
+        return float("inf")
+    return max(state.expires_at, state.retry_at or 0)
+
+
+def warn_time(state: State) -> float:
+    """When to tell the user that the deadline comes: once a deadline, and not where the whole budget is that short."""
+    lead = budget(state.warn)
+    if lead is None or state.expires_at is None or state.disarmed or state.retry_at or state.warned == state.expires_at:
+        return float("inf")
+    moment = state.expires_at - -(-lead // 10**9)
+    return moment if moment > (state.started_at or 0) else float("inf")
+
+
+def wake_time(state: State) -> float:
+    """When to look into it next."""
+    return min(due_time(state), warn_time(state))
 
 
 def anchored(state: State, clock: Clock) -> State:
@@ -1672,7 +1728,7 @@ def anchored(state: State, clock: Clock) -> State:
     timer = None if state.disarmed else state.timer  # what stood guard before is still to be taken away
     return replace(
         state, started_at=int(clock.now), expires_at=expires, retry_at=None, boot_id=clock.boot_id,
-        booted_at=round(clock.booted), timer=timer, reaped=None, ran_with="", prepared="",
+        booted_at=round(clock.booted), timer=timer, reaped=None, warned=None, ran_with="", prepared="",
     )  # fmt: skip
 
 
@@ -1681,22 +1737,32 @@ def stopped(state: State) -> State:
     return replace(state, expires_at=None, retry_at=None)
 
 
-def in_past_tense(reaped: Reaped) -> str:
-    """What an expiry did."""
-    done = {"stop": "stopped", "pause": "paused", "teardown": "torn down"}[reaped.action]
-    return f"{done} {local_time(reaped.at)} by {reaped.by}: {reaped.how}"
+PAST = {"stop": "stopped", "pause": "paused", "teardown": "torn down"}
 
 
-def extended(state: State, nanoseconds: int, clock: Clock) -> State:
-    """The deadline pushed out: from where it is, or from now where it has passed already."""
+def past(state: State) -> str:
+    """What its expiry did to a cluster, as the end of a sentence; empty where there was none."""
+    if (reaped := state.reaped) is None:
+        return ""
+    return f": {PAST[reaped.action]} {local_time(reaped.at)} by its {state.lifetime} budget ({reaped.by}: {reaped.how})"
+
+
+def extended(state: State, nanoseconds: int, clock: Clock, *, until: int | None = None) -> State:
+    """The deadline pushed out, never back: from where it is, or from now where it has passed already; or to `until`, seconds
+    since the epoch. Raises YclusterError where nothing counts, and past the cap."""
     if state.expires_at is None:
-        past = f": it was {in_past_tense(state.reaped)}" if state.reaped else ""
-        why = f"{state.name}: no deadline is counting, so there is none to extend{past}"
+        why = f"{state.name}: no deadline is counting, so there is none to extend{past(state)}"
         raise YclusterError(why, hint="`ycluster start` gives a fresh budget; lifetime.maxRun in the config sets it")
-    expires = max(state.expires_at, int(clock.now)) + -(-nanoseconds // 10**9)
+    later = max(state.expires_at, int(clock.now)) + -(-nanoseconds // 10**9)
+    expires = later if until is None else max(state.expires_at, until)
     if expires > clock.now + 100 * 365 * 86400:
         raise UsageError("that is more than a hundred years from now", hint="`ycluster lifetime disarm` means never")
-    return replace(state, expires_at=expires, retry_at=None, boot_id=clock.boot_id, booted_at=round(clock.booted))
+    cap = (state.started_at or int(clock.now)) + -(-(budget(state.max_total) or 0) // 10**9)
+    if budget(state.max_total) is not None and expires > max(cap, state.expires_at):
+        why = f"{state.name}: no extension passes lifetime.maxTotal, {state.max_total} from the start: {local_time(cap)}"
+        raise YclusterError(why, hint=f"up to there: `ycluster lifetime extend --until {format_time(cap)}`")
+    state = replace(state, expires_at=expires, retry_at=None, boot_id=clock.boot_id, booted_at=round(clock.booted))
+    return replace(state, warned=expires) if warn_time(state) <= clock.now else state  # whoever extends knows
 
 
 def retry_delay(late: float) -> float:
@@ -1879,11 +1945,12 @@ def is_armed(host: Host, state: State) -> bool:
     return backend is not None and state.timer is not None and backend.armed(host, state.files, state.timer)
 
 
-def arm_timer(host: Host, state: State, when: int | None = None, *, fired: bool = False) -> State:
-    """Have the reap fire at `when` (the deadline, if not given), by the best timer that works, and save which one that is;
-    under the cluster's lock. One that is there already stays, unless it is the one that has `fired` and runs us."""
-    if (deadline := state.expires_at if when is None else when) is None:
+def arm_timer(host: Host, state: State, *, fired: bool = False) -> State:
+    """Have the reap fire at the deadline, and at the warning before it, by the best timer that works, and save which one that
+    is; under the cluster's lock. One that is there already stays, unless it is the one that has `fired` and runs us."""
+    if due_time(state) == float("inf"):
         return disarm_timer(host, state, None)
+    deadline, warning = int(due_time(state)), warn_time(state)
     old, chosen = state.timer, timers_for(host)
     if old and old.deadline == deadline and timer_named(old.backend) in chosen and not fired and is_armed(host, state):
         return save_state(state)
@@ -1892,7 +1959,11 @@ def arm_timer(host: Host, state: State, when: int | None = None, *, fired: bool 
     for backend in chosen:
         try:
             if (unusable := backend.unusable(host)) is None:
-                return disarm_timer(host, state, ArmedTimer(backend.name, backend.arm(host, state.files, deadline), deadline))
+                mark = ArmedTimer(backend.name, backend.arm(host, state.files, deadline), deadline)
+                if host.now() < warning < deadline:  # one more, which the deadline's own does not depend on
+                    mark = replace(mark, warning=backend.arm(host, state.files, int(warning)))
+                log_event(host, state, "armed", by=backend.name, deadline=format_time(deadline))
+                return disarm_timer(host, state, mark)
         except (YclusterError, OSError) as error:
             unusable = Unusable(str(error))
             host.output.warn(f"timer {backend.name}: {error}")
@@ -1913,8 +1984,9 @@ def disarm_timer(host: Host, state: State, mark: ArmedTimer | None) -> State:
 def cancel_timer(host: Host, files: Files, old: ArmedTimer | None) -> None:
     """Best effort: a timer that is left over does no harm, since reap decides afresh."""
     if old and (backend := timer_named(old.backend)):
-        with contextlib.suppress(YclusterError, OSError):
-            backend.cancel(host, files, old)
+        for ident in filter(None, (old.id, old.warning)):
+            with contextlib.suppress(YclusterError, OSError):
+                backend.cancel(host, files, replace(old, id=ident))
 
 
 # === 11 gcloud flags =================================================================================
@@ -2171,8 +2243,10 @@ def _powerdown(host: Host, files: Files, vm: Vm, steps: Steps) -> None:
 
 
 # === 14 QEMU machine =================================================================================
-class GuestStopped(YclusterError):
-    """QEMU runs, and its guest does not."""
+# A boot sector that counts down from a hundred million, a tenth of a second for a CPU, and ends QEMU by its debug exit:
+# mov ecx,100000000; again: dec ecx; jnz again; mov al,16; out 0F4h,al; halt: hlt; jmp halt
+KVM_TRIAL = bytes.fromhex("66b900e1f505 6649 75fc b010 e6f4 f4 ebfd")
+KVM_TIMEOUT = 10.0  # seconds; TCG takes half a one
 
 
 def forwards(state: State) -> list[PortForward]:
@@ -2212,56 +2286,68 @@ def _qcow2(node: str, path: Path) -> str:
     return json.dumps({"driver": "qcow2", "node-name": node, "discard": "unmap", "file": file})
 
 
-def accelerators(host: Host, state: State) -> list[str]:
-    """What to try, best first. A KVM that has failed in this boot of the host under this QEMU isn't tried again."""
-    if state.accel != "auto":
-        return [state.accel]
+def try_kvm(host: Host) -> None:
+    """Raise unless KVM runs a VM, at speed. That /dev/kvm opens proves nothing, nor does a QEMU that starts: on some nested
+    hosts its first guest stops, on others it crawls, a hundred times slower than TCG, and stops after minutes."""
+    import tempfile
+
+    why = "so QEMU emulates, which is slower"
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        return ["tcg"]
-    with contextlib.suppress(OSError):
-        if state.files.kvm_memo.read_text(encoding="utf-8") == _kvm_identity(host):
-            return ["tcg"]
-    return ["kvm", "tcg"]
+        what = "/dev/kvm is closed to you" if os.path.exists("/dev/kvm") else "there is no /dev/kvm"
+        raise PrerequisiteError(f"{what}, {why}", hint=f"sudo modprobe kvm; sudo usermod -aG kvm {host.user()}")
+    with tempfile.NamedTemporaryFile() as disk:
+        disk.write(KVM_TRIAL.ljust(510, b"\0") + b"\x55\xaa" + bytes((1 << 20) - 512))
+        disk.flush()
+        node = {"driver": "raw", "node-name": "boot", "file": {"driver": "file", "filename": disk.name}}
+        argv = [
+            QEMU, "-no-user-config", "-nodefaults", "-display", "none", "-vga", "none", "-machine", "q35", "-accel", "kvm",
+            "-cpu", "host", "-m", "64", "-device", "isa-debug-exit,iobase=0xf4,iosize=4",
+            "-blockdev", json.dumps(node), "-device", "virtio-blk-pci,drive=boot,bootindex=0",
+        ]  # fmt: skip
+        try:
+            done = host.run(argv, timeout=KVM_TIMEOUT, check=False)
+        except TimedOut:
+            raise PrerequisiteError(f"KVM does not run a VM at speed here, {why}") from None
+    if done.returncode != 33:  # what debug-exit makes of 16
+        said = "; ".join(done.stderr.strip().splitlines()[:1]) or f"exit {done.returncode}"
+        raise PrerequisiteError(f"KVM does not run a VM here, {why}: {said}")
 
 
-def _kvm_identity(host: Host) -> str:
+def kvm_works(host: Host) -> bool:
+    """Whether KVM stands its trial, which is asked once in a boot of the host for each QEMU."""
     version = host.attempt([QEMU, "--version"], timeout=20) or ""
-    return f"{host.boot_id()} {''.join(version.splitlines()[:1])}\n"
+    trial, works = f"{host.boot_id()} {''.join(version.splitlines()[:1])}", True
+    with contextlib.suppress(OSError, ValueError, YclusterError):
+        *tried, verdict = (host.state_home() / "kvm-trial").read_text(encoding="utf-8").splitlines()
+        if tried == [trial]:
+            return verdict == "kvm"
+    try:
+        try_kvm(host)
+    except (YclusterError, OSError) as error:
+        host.output.say(f"  {error}")
+        works = False
+    with contextlib.suppress(OSError, YclusterError):
+        host.state_home().mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_file(host.state_home() / "kvm-trial", f"{trial}\n{'kvm' if works else 'tcg'}\n".encode())
+    return works
 
 
 def launch(host: Host, state: State) -> State:
-    """Start QEMU and return the state with what it chose: accelerator, machine, ports. Only running tells whether KVM works:
-    a QEMU that starts proves nothing. Raises YclusterError, with nothing left running, when no guest comes to run."""
+    """Start QEMU and return the state with what it chose: accelerator, machine, ports. Raises YclusterError, with nothing
+    left running, when it does not come to run."""
     if not state.machine:
         # The versioned name behind `q35` keeps the guest's hardware over QEMU's upgrades.
         listing = host.run([QEMU, "-machine", "help"], timeout=20).stdout
         found = re.search(r"^q35 .*\(alias of ([-.\w]+)\)", listing, re.MULTILINE)
         state = replace(state, machine=found.group(1) if found else "q35")
-    best, *fallback = accelerators(host, state)
+    auto = "kvm" if state.accel == "auto" and kvm_works(host) else "tcg"
+    state = replace(state, ran_with=auto if state.accel == "auto" else state.accel)
+    _spawn_qemu(host, state, state.ran_with)
     try:
-        return _run_with(host, state, best)
-    except (YclusterError, OSError) as error:
-        if not fallback:
-            raise
-        state = _run_with(host, state, fallback[0])
-        host.output.say(f"  KVM does not run a VM here, so QEMU emulates (slower): {str(error).split(';')[0]}")
-        # Evidence, now that TCG works: not a taken port, a full disk or a host too busy to answer in time.
-        if isinstance(error, (ProgramFailed, GuestStopped)):
-            with contextlib.suppress(OSError):
-                write_file(state.files.kvm_memo, _kvm_identity(host).encode())
-        return state
-
-
-def _run_with(host: Host, state: State, accel: str) -> State:
-    """Start QEMU with an accelerator; raises, with nothing left running, unless its guest comes to run."""
-    _spawn_qemu(host, state, accel)
-    try:
-        if accel == "kvm":
-            _watch_first_steps(host, state.files)
-        return with_ports(host, replace(state, ran_with=accel))
+        return with_ports(host, state)
     except BaseException:
         with find_vm(state.files) as vm:
-            if vm is not None:  # its guest never ran: there is nothing in it to lose
+            if vm is not None:  # its guest has hardly run: there is nothing in it to lose
                 send_signal(vm.pidfd, signal.SIGKILL)
                 _exited(vm.pidfd, 10)
         raise
@@ -2279,16 +2365,6 @@ def _spawn_qemu(host: Host, state: State, accel: str) -> None:
         os.close(os.open(files.console, os.O_WRONLY | os.O_CREAT, 0o600))
         host.run(qemu_argv(state, accel), timeout=60, cwd=files.cache_dir, pass_fds=(fd,))
         files.qmp.chmod(0o600)
-
-
-def _watch_first_steps(host: Host, files: Files) -> None:
-    """Raise unless the guest keeps running until what the firmware boots has its say, or for two seconds."""
-    with Qmp.connect(files.qmp, host.monotonic, timeout=5.0) as qmp:
-        until = host.monotonic() + 2
-        while host.monotonic() < until and not re.search(rb"Booting from[^\n]*\n\s*\S", files.console.read_bytes()):
-            if (status := qmp.execute("query-status")["status"]) != "running":
-                raise GuestStopped(f"the guest stopped at once ({status})")
-            host.sleep(0.05)
 
 
 def with_ports(host: Host, state: State) -> State:
@@ -2336,7 +2412,7 @@ PREPARE_OFFLINE = f"""\
 set -eu
 rm -rf /var/lib/cloud /var/log/cloud-init*.log /etc/cloud/cloud.cfg.d/99-ycluster.cfg
 rm -f /etc/udev/rules.d/70-persistent-net.rules /etc/netplan/50-cloud-init.yaml /etc/network/interfaces.d/50-cloud-init* \\
-  /etc/systemd/network/*cloud-init* /var/lib/dhcp/*.leases
+  /etc/rancher/k3s/registries.yaml /etc/systemd/network/*cloud-init* /var/lib/dhcp/*.leases
 if [ -d /etc/netplan ]; then
   echo 'network: {{version: 2, ethernets: {{any: {{match: {{name: "e*"}}, dhcp4: true}}}}}}' >/etc/netplan/90-any-dhcp.yaml
   chmod 0600 /etc/netplan/90-any-dhcp.yaml
@@ -2462,13 +2538,7 @@ def _check_boot(host: Host, state: State, vm: Vm | None, stage: str) -> None:
     now = "stopped" if vm is None or _exited(vm.pidfd, 0) else vm_status(host, state.files)
     what = "QEMU ended" if now == "stopped" else f"it is {now}"
     if now in ("running", "busy", "unresponsive"):
-        if "end Kernel panic - not syncing" not in (last := console_tail(state.files, 1)):
-            return
-        # Emulated on a busy host, Linux may find that its timer doesn't tick. It has not mounted anything yet.
-        if "IO-APIC + timer" in last and state.files.console.read_bytes().count(b"end Kernel panic") <= BOOT_RESETS:
-            with contextlib.suppress(QmpError):  # the next look asks again
-                ask_qemu(host, state.files, "system_reset")
-                host.output.say("  the guest's kernel found no timer, as it does where the host is too busy: reset")
+        if "end Kernel panic - not syncing" not in console_tail(state.files, 1):
             return
         what = "its kernel panicked (QEMU runs on until the deadline)"
     why = f"{state.name}: {what} while waiting for {stage}; {console_tail(state.files)}"
@@ -2523,10 +2593,8 @@ INSTALL_K3S_SKIP_DOWNLOAD=true sh install.sh"""
 
 def check_implemented(config: QemuConfig) -> None:
     """Raise where the config asks for what this version doesn't do; better than to leave out what was promised."""
-    every = {"lifetime.maxTotal": budget(config.lifetime.max_total) is not None}
-    here = config.k3s.source.startswith("file:")
-    every["k3s.source: a folder of this host, with install: script"] = config.k3s.install == "script" and here
-    every["network.mode: tap"] = config.network.mode == "tap"
+    here = config.k3s.install == "script" and config.k3s.source.startswith("file:")
+    every = {"k3s.source: a folder of this host, with install: script": here, "network.mode: tap": config.network.mode == "tap"}
     if asked := ", ".join(what for what, is_asked in every.items() if is_asked):
         raise NotImplementedYet(f"not yet implemented: {asked}", hint="leave it out")
 
@@ -2772,14 +2840,15 @@ def check_host_kernel(host: Host, boot: Path = Path("/boot"), modules: Path = Pa
 def guestfs(host: Host, what: str, *argv: str) -> None:
     """Run a program of libguestfs; once more without KVM where it fails, for a KVM that opens need not work."""
     given = {name: value for name, value in host.environ.items() if name.startswith(("LIBGUESTFS_", "SUPERMIN_"))}
-    env, steps = host.child_env({"LIBGUESTFS_BACKEND": "direct", **given}), Steps(host.output, host.monotonic)
+    emulate = {} if kvm_works(host) else {"LIBGUESTFS_BACKEND_SETTINGS": "force_tcg"}
+    env, steps = host.child_env({"LIBGUESTFS_BACKEND": "direct", **emulate, **given}), Steps(host.output, host.monotonic)
     try:
         host.run(argv, timeout=1800, env=env, waiting=lambda: steps.waiting(what))
     except ProgramFailed:
-        settings = env.setdefault("LIBGUESTFS_BACKEND_SETTINGS", "force_tcg")
-        if "LIBGUESTFS_BACKEND_SETTINGS" in given or not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        if "LIBGUESTFS_BACKEND_SETTINGS" in env:
             raise
-        host.output.say(f"  {argv[0]} failed with KVM; once more without it ({settings}, slower)")
+        env["LIBGUESTFS_BACKEND_SETTINGS"] = "force_tcg"
+        host.output.say(f"  {argv[0]} failed with KVM; once more without it (force_tcg, slower)")
         host.run(argv, timeout=1800, env=env, waiting=lambda: steps.waiting(what))
     steps.done(what)
 
@@ -3055,8 +3124,9 @@ def _boot(host: Host, state: State) -> State:
     """Anchor, save, arm, and only then run. A guest that didn't come to run leaves no deadline behind."""
     state = anchored(state, host.clock())
     try:
-        state = arm_timer(host, save_state(state))
-        return save_state(launch(host, state))
+        state = save_state(launch(host, arm_timer(host, save_state(state))))
+        log_event(host, state, "started", expiresAt=_encode_time(state.expires_at), accel=state.ran_with)
+        return state
     except BaseException:
         if not running(state.files):
             disarm_timer(host, stopped(load_state(state.files)), None)
@@ -3068,9 +3138,10 @@ def _guarded(host: Host, state: State, *, anew: bool = False) -> State:
     even where there is one, or where it is disarmed."""
     if state.disarmed and not anew:
         return state
+    state = replace(state, timer=None if state.disarmed else state.timer)
     if state.expires_at is None and budget(state.lifetime) is not None:
         state = save_state(anchored(state, host.clock()))
-    return arm_timer(host, state, state.retry_at, fired=anew)
+    return arm_timer(host, state, fired=anew)
 
 
 def _finish_boot(host: Host, state: State) -> None:
@@ -3131,7 +3202,7 @@ def stop(host: Host, files: Files) -> None:
     with opened(host, files) as state:
         how = _halt(host, state)
         disarm_timer(host, stopped(state), None)
-    host.output.say(f"{state.name} is stopped" if how else f"{state.name} was not running")
+    host.output.say(f"{state.name} is stopped" if how else f"{state.name} was not running{past(state)}")
 
 
 def _halt(host: Host, state: State) -> str:
@@ -3153,7 +3224,7 @@ def pause(host: Host, files: Files) -> None:
     """Freeze the guest: its memory stays, its CPUs stand still. The deadline goes on counting."""
     with opened(host, files) as state, find_vm(files) as vm:
         if vm is None:
-            raise YclusterError(f"{state.name} is not running", hint="there is nothing to pause")
+            raise YclusterError(f"{state.name} is not running{past(state)}", hint="there is nothing to pause")
         pause_vm(host, files, vm)
     host.output.say(f"{state.name} is paused")
     say_deadline(host, state)
@@ -3164,7 +3235,8 @@ def resume(host: Host, files: Files) -> None:
     sweep(host, by="next command", spare=files)
     with opened(host, files) as state, find_vm(files) as vm:
         if vm is None:
-            raise YclusterError(f"{state.name} is stopped", hint=f"`ycluster start --name {state.name}` starts it")
+            hint = f"`ycluster start --name {state.name}` starts it, with a fresh budget"
+            raise YclusterError(f"{state.name} is stopped{past(state)}", hint=hint)
         halted = vm_status(host, files) != "running"
         if halted and state.expires_at is not None and state.expires_at <= host.now() and not state.disarmed:
             state = anchored(state, host.clock())
@@ -3319,28 +3391,53 @@ EVERY = Files(Path(), "")  # what --all names
 
 
 def reap(host: Host, files: Files, *, by: str, wait: float = 0.0, patience: float = LOCK_TIMEOUT) -> None:
-    """Carry out the expiry if it is due; re-arm if it is not; say so if nothing is armed. A deadline at most `wait` seconds
-    away is waited for. Raises YclusterError when the action failed; it is then tried again."""
+    """Carry out the expiry if it is due; re-arm, and warn where that is due, if it is not; say so if nothing is armed. What is
+    at most `wait` seconds away is waited for. Raises YclusterError when the action failed; it is then tried again."""
     if wait:
-        ahead = (current(host, files).expires_at or 0) - host.now()
+        ahead = wake_time(current(host, files)) - host.now()
         host.sleep(ahead if ahead <= wait else 0)
     with opened(host, files, patience=patience) as state:
         decision = decide(state, host.clock())
         if decision.do == "nothing":
             host.output.say(f"{state.name}: nothing to reap: {decision.why}")
-        elif decision.do == "rearm":
+        elif decision.do in ("rearm", "warn"):
+            state = replace(state, warned=state.expires_at if decision.do == "warn" else state.warned)
             state = arm_timer(host, state, fired=state.timer is not None and state.timer.backend == by)
             host.output.say(f"{state.name}: {decision.why}; armed by {state.timer.backend if state.timer else '-'}")
         else:
             host.output.say(f"{format_time(host.now())} {state.name}: {decision.why}: {decision.do} (by {by})")
             _expire(host, state, decision.do, by)
+    if decision.do == "warn":  # without the lock: whoever is warned may want to extend
+        _warn(host, state)
+
+
+def _warn(host: Host, state: State) -> None:
+    """Tell the user that the deadline comes, everywhere where it may be seen; and run their command, with the facts."""
+    left = (state.expires_at or 0) - host.now()
+    end = f"{PAST[state.on_expiry]} in {in_words(left)}, at {local_time(state.expires_at or 0)}"
+    way_out = f"`ycluster lifetime extend 2h --name {state.name}` gives it more time"
+    host.output.say(f"{format_time(host.now())} {state.name} will be {end}; {way_out}")
+    log_event(host, state, "warned", expiresAt=_encode_time(state.expires_at))
+    host.tell_terminals(f"ycluster: {state.name} will be {end}; {way_out}")
+    if host.which("notify-send"):
+        host.attempt(["notify-send", "--app-name=ycluster", f"{state.name} will be {end}", way_out], timeout=5)
+    facts = {
+        "NAME": state.name, "CONTEXT": state.context, "STATE": str(state.files.sidecar), "ON_EXPIRY": state.on_expiry,
+        "EXPIRES_AT": _encode_time(state.expires_at), "REMAINING_SECONDS": str(int(left)),
+    }  # fmt: skip
+    if state.on_warn:
+        env = host.child_env({f"YCLUSTER_{name}": value for name, value in facts.items()})
+        try:  # no longer than there is time: a watcher waits for it, and has a deadline to keep
+            host.run(["sh", "-c", state.on_warn], timeout=max(1.0, min(NOTICE_TIMEOUT, left)), env=env)
+        except YclusterError as error:
+            host.output.warn(f"{state.name}: lifetime.onWarn: {error}")
 
 
 def _expire(host: Host, state: State, action: str, by: str) -> None:
     """Act, with a second try armed first: should this one fail or be killed, the VM is not left without a guard."""
     again = int(host.now() + retry_delay(host.now() - (state.expires_at or 0)))
     try:
-        state = arm_timer(host, replace(state, retry_at=again), again, fired=True)
+        state = arm_timer(host, replace(state, retry_at=again), fired=True)
     except (YclusterError, OSError) as error:
         host.output.warn(f"{state.name}: no second try can be armed: {error}")
     done = "failed"
@@ -3352,6 +3449,7 @@ def _expire(host: Host, state: State, action: str, by: str) -> None:
             how = _halt(host, state)
         record = Reaped(at=int(host.now()), action=action, by=by, how=how or "was not running")
         host.output.say(f"{format_time(host.now())} {state.name}: {action}: {record.how}")
+        log_event(host, state, "reaped", action=action, by=by, how=record.how, late=record.at - (state.expires_at or record.at))
         done = "is done, but can't be written down"
         # A start that was cut off before QEMU ran, or a stop by the sibling, which leaves its deadline behind, must
         # not cost a disk: what never ran in this budget has nothing to be torn down for.
@@ -3360,6 +3458,7 @@ def _expire(host: Host, state: State, action: str, by: str) -> None:
         else:
             disarm_timer(host, replace(stopped(state), reaped=record), None)
     except Exception as error:
+        log_event(host, state, "failed", action=action, by=by, error=str(error))
         raise YclusterError(f"{state.name}: {action} {done}, again at {local_time(again)}: {error}") from error
 
 
@@ -3369,9 +3468,9 @@ def sweep(host: Host, *, by: str, spare: Files | None = None, every: bool = Fals
     failed = []
     for files in (files for files in discover(host) if files != spare):
         try:
-            wake = wake_time(state := current(host, files))
-            lost = wake < float("inf") and not (state.timer and state.timer.deadline == wake and is_armed(host, state))
-            if every or lost or wake <= host.now():
+            due = due_time(state := current(host, files))
+            lost = due < float("inf") and not (state.timer and state.timer.deadline == due and is_armed(host, state))
+            if every or lost or wake_time(state) <= host.now():
                 reap(host, files, by=by, patience=LOCK_TIMEOUT if every else 0.5)
         except Busy:
             failed.append(files.name)
@@ -3390,11 +3489,26 @@ def reap_all(host: Host, *, by: str) -> None:
         host.output.say("no clusters")
 
 
-def extend(host: Host, files: Files, nanoseconds: int) -> None:
+def extend(
+    host: Host, files: Files, nanoseconds: int | None = None, *, from_now: int | None = None, until: str | None = None, dry_run: bool = False
+) -> None:  # fmt: skip
     """Push the deadline out and re-arm. It never reaps first, even where the deadline has passed."""
-    with opened(host, files) as state:
-        state = _guarded(host, save_state(extended(state, nanoseconds, host.clock())))
-    host.output.say(f"{state.name}: extended by {format_duration(nanoseconds)}")
+    moment = None
+    if from_now is not None:
+        moment = int(host.now()) + -(-from_now // 10**9)
+    elif until is not None:
+        try:
+            moment = parse_until(until, host.now())
+        except ValueError as error:
+            raise UsageError(f"--until {error}", hint="such as 18:00, or 2026-01-31T18:00:00Z") from None
+    with opened(host, files) as before:
+        state = extended(before, nanoseconds or 0, host.clock(), until=moment)
+        by = (state.expires_at or 0) - (before.expires_at or 0)
+        if not dry_run:
+            state = _guarded(host, save_state(state))
+            log_event(host, state, "extended", seconds=by, expiresAt=_encode_time(state.expires_at))
+    done = "would be extended" if dry_run else "extended"
+    host.output.say(f"{state.name}: {f'{done} by {in_words(by)}' if by else 'its deadline is no earlier already'}")
     say_deadline(host, state)
 
 
@@ -3468,13 +3582,6 @@ def _watched(files: Files, by: str) -> bool:
     return wake_time(state) < float("inf")
 
 
-def wake_time(state: State) -> float:
-    """When to look into it: at the deadline, or when an action that failed is due again."""
-    if state.expires_at is None or state.disarmed:
-        return float("inf")
-    return max(state.expires_at, state.retry_at or 0)
-
-
 # --- looking
 def describe(host: Host, state: State) -> dict[str, Any]:
     """What `list -o json` and `status -o json` show of a cluster (shape version 1)."""
@@ -3483,11 +3590,18 @@ def describe(host: Host, state: State) -> dict[str, Any]:
         "onExpiry": state.on_expiry, "startedAt": _encode_time(state.started_at),
         "expiresAt": _encode_time(state.expires_at), "retryAt": _encode_time(state.retry_at),
         "remainingSeconds": None if state.expires_at is None else int(state.expires_at - host.now()),
+        "warnsAt": format_time(warn_time(state)) if warn_time(state) < float("inf") else "",
         "disarmed": state.disarmed, "reaped": _encode_record(state.reaped) if state.reaped else None,
         "sshPort": state.ssh_port,
         "portForwards": [{"host": forward.host, "guest": forward.guest} for forward in state.port_forwards],
-        "accel": state.ran_with, "disk": str(state.files.disk), "cacheDir": state.cache_dir,
+        "kubeconfig": state.kubeconfig, "accel": state.ran_with, "disk": str(state.files.disk), "cacheDir": state.cache_dir,
     }  # fmt: skip
+
+
+def port_words(shown: Mapping[str, Any]) -> str:
+    """The forwarded ports, without ssh's: `8080->80 6443`."""
+    pairs = [(forward["host"], forward["guest"]) for forward in shown["portForwards"]]
+    return " ".join(f"{host}->{guest}" if host != guest else str(host) for host, guest in pairs) or "-"
 
 
 def left_words(shown: Mapping[str, Any]) -> str:
@@ -3506,10 +3620,10 @@ def list_clusters(host: Host, form: str) -> None:
         return host.output.data(to_json({"version": 1, "clusters": found}))
     if not found:
         return host.output.say("no clusters; `ycluster provision -c DIR` makes one")
-    rows = [["NAME", "CONTEXT", "STATE", "LEFT", "ON EXPIRY", "SSH", "CACHEDIR"]]
+    rows = [["NAME", "CONTEXT", "STATE", "LEFT", "ON EXPIRY", "SSH", "PORTS", "CACHEDIR"]]
     for shown in found:
-        row = ["name", "context", "state", "", "onExpiry", "sshPort", "cacheDir"]
-        rows.append([str(shown[name]) if name else left_words(shown) for name in row])
+        row = [str(shown[name]) for name in ("name", "context", "state", "onExpiry", "sshPort", "cacheDir")]
+        rows.append([*row[:3], left_words(shown), *row[3:5], port_words(shown), row[5]])
     host.output.data(table(rows))
 
 
@@ -3535,12 +3649,18 @@ def status(host: Host, files: Files, form: str, *, guard: bool = False) -> None:
     rows += [["lifetime:", limit if budget(state.lifetime) is not None else "no budget (lifetime.maxRun is not set)"]]
     if state.expires_at is not None:
         rows.append(["deadline:", f"{local_time(state.expires_at)} ({left_words(shown)})"])
+    if shown["warnsAt"]:
+        rows.append(["warning:", local_time(warn_time(state))])
     if state.retry_at is not None:
         rows.append(["retry:", f"the {state.on_expiry} is under way, or failed; again at {local_time(state.retry_at)}"])
     if state.reaped:
-        rows.append(["expired:", in_past_tense(state.reaped)])
+        rows.append(["expired:", past(state)[2:]])
     if not guard:
-        rows += [["ssh:", shlex.join(ssh_argv(state))], ["disk:", shown["disk"]]]
+        rows += [["ports:", port_words(shown)], ["ssh:", shlex.join(ssh_argv(state))]]
+        if state.kubeconfig:
+            reach = ["kubectl", "--kubeconfig", state.kubeconfig, "--context", state.context, "get", "nodes"]
+            rows.append(["kubectl:", shlex.join(reach)])
+        rows.append(["disk:", shown["disk"]])
     elif state.expires_at is not None:
         stand = stands["backend"] if stands["armed"] else "NOTHING: `ycluster lifetime arm` mends it"
         rows += [["guard:", "disarmed by hand" if state.disarmed else stand]]
@@ -3550,12 +3670,88 @@ def status(host: Host, files: Files, form: str, *, guard: bool = False) -> None:
     host.output.data(table(rows))
 
 
+class Finding(NamedTuple):
+    """What doctor found of a thing; `level` is ok, warning or failure."""
+
+    name: str
+    level: str
+    text: str = ""
+    remedy: str = ""
+
+
+def doctor(host: Host, form: str) -> int:
+    """What this host can do, what is left over on it, and the command that mends each. It changes nothing."""
+    found = [*_of_host(host), *(list(_of_clusters(host)) or [Finding("clusters", "ok", "nothing is left over")])]
+    if form == "json":
+        host.output.data(to_json({"version": 1, "findings": [finding._asdict() for finding in found]}))
+    else:
+        rows = [[finding.level, finding.name, finding.text] for finding in found]
+        for line, finding in zip(table(rows).splitlines(), found):
+            host.output.data("\n    ".join([line, *finding.remedy.splitlines()]))
+    return PrerequisiteError.exit_code if any(finding.level == "failure" for finding in found) else 0
+
+
+def _look(name: str, level: str, act: Callable[..., object], *args: object) -> Finding:
+    """Ok, unless `act` raises what is wrong, and then of that level."""
+    try:
+        act(*args)
+    except (YclusterError, OSError) as error:
+        return Finding(name, level, str(error), getattr(error, "hint", ""))
+    return Finding(name, "ok")
+
+
+def _of_host(host: Host) -> Iterator[Finding]:
+    yield _look("vm", "failure", _check_host, host)
+    yield _look("kvm", "warning", try_kvm, host)
+    for timer in TIMERS[:-1]:
+        yield Finding(timer.name, "warning", *found) if (found := timer.unusable(host)) else Finding(timer.name, "ok")
+    yield _look("libguestfs", "warning", host.need, {"virt-customize": "libguestfs-tools"})
+    yield _look("host kernel", "warning", check_host_kernel, host)
+    yield _look("kubectl", "warning", host.need, {"kubectl": "kubernetes-client"})
+    yield _look("gcloud", "warning", host.need, {"gcloud": "google-cloud-cli"})
+    known = host.attempt(["timedatectl", "show", "--property=NTPSynchronized", "--value"], timeout=10)
+    wrong = ("warning", "nothing keeps it right", "sudo timedatectl set-ntp true")
+    yield Finding("clock", *(wrong if known == "no\n" else ["ok"]))
+
+
+def _of_clusters(host: Host) -> Iterator[Finding]:
+    """What is wrong with the clusters of this user, or left over of others."""
+    every = [(files, _look(files.name, "failure", load_state, files)) for files in discover(host)]
+    yield from (finding for _, finding in every if finding.level != "ok")
+    states = [current(host, files) for files, finding in every if finding.level == "ok"]
+    for state in states:
+        if due_time(state) < float("inf") and not is_armed(host, state):
+            remedy = f"ycluster lifetime arm --name {state.name}"
+            yield Finding(state.name, "failure", "no timer guards its deadline", remedy)
+        if state.expires_at is None and not running(state.files):
+            yield from (found for found in [_look(state.name, "warning", _check_ports, host, state)] if found.level != "ok")
+    for place in sorted({files.cache_dir for files, _ in every}):
+        found = os.statvfs(place)
+        if (free := found.f_bavail * found.f_frsize >> 30) < 10:
+            yield Finding("room", "warning", f"{place} has {free} GiB left; a disk grows to its diskSize", "ycluster teardown")
+        for disk in place.glob("*.qcow2"):
+            if not disk.with_suffix(".json").exists():
+                remedy = f"ycluster import {shlex.quote(str(disk))} -c DIR   (a copy; then remove it)"
+                yield Finding("disk", "warning", f"{disk}: no cluster claims it", remedy)
+    for pid in pids():
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            pidfile = Path(os.fsdecode(argv[argv.index(b"-pidfile") + 1]))
+            if pidfile.with_suffix(".vm.lock").exists() and not pidfile.with_suffix(".json").exists():
+                yield Finding("vm", "failure", f"{pidfile.stem} runs, its cluster is gone: nothing ends it", f"kill {pid}")
+    listing = ["systemctl", "--user", "list-units", "--type=timer", "--plain", "--no-legend", "ycluster-reap-*"]
+    units = {line.split()[0] for line in (host.attempt(listing, timeout=10) or "").splitlines() if line.strip()}
+    guards = {f"{unit}.timer" for state in states if state.timer for unit in (state.timer.id, state.timer.warning)}
+    if stale := sorted(units - guards):
+        yield Finding("timers", "warning", f"{len(stale)} that no cluster knows of", f"systemctl --user stop {' '.join(stale)}")
+
+
 def ssh(host: Host, files: Files, command: Sequence[str]) -> int:
     """Log in, or run a command; returns its exit status. One word is a shell command; of several each arrives as it is."""
     state = load_state(files)
     if (now := vm_status(host, files)) in ("stopped", "paused"):
         verb = "start" if now == "stopped" else "resume"
-        raise YclusterError(f"{state.name} is {now}", hint=f"`ycluster {verb} --name {state.name}`")
+        raise YclusterError(f"{state.name} is {now}{past(state)}", hint=f"`ycluster {verb} --name {state.name}`")
     host.need({"ssh": "openssh-client"})
     words = command[command[:1] == ["--"] :]
     words = words if len(words) < 2 else [shlex.join(words)]
@@ -3637,8 +3833,8 @@ class _ArgumentParser(argparse.ArgumentParser):
 
 def _verb(under: Any, name: str, parent: Any, text: str, run: Any, forms: Sequence[str] = (), example: str = "") -> Any:
     """A verb that calls `run` with the host and, under their names, with its arguments; the first form is the default one."""
-    epilog = f"example: {example}" if example else None
-    made = under.add_parser(name, help=text, description=text, parents=[parent], epilog=epilog, allow_abbrev=False)
+    made = under.add_parser(name, help=text, description=text, parents=[parent], allow_abbrev=False)
+    made.epilog = f"example: {example or made.prog + (parent.epilog or '')}"
     made.set_defaults(run=run)
     if forms:
         made.add_argument("-o", dest="form", choices=forms, default=forms[0], help=f"default: {forms[0]}")
@@ -3650,34 +3846,32 @@ def _parser() -> argparse.ArgumentParser:
     """The command line. Each verb carries what it runs."""
     common = _ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument("--verbose", action="store_true", help="show every program that is run, and tracebacks")
-    one = _ArgumentParser(add_help=False, parents=[common])
+    one = _ArgumentParser(add_help=False, parents=[common], epilog=" --name dev")
     which = one.add_mutually_exclusive_group()
     which.add_argument("--context", metavar="CTX", help="the cluster of this kubeconfig context")
     which.add_argument("--name", help="the cluster of this name")
     which.add_argument("-c", "--config", metavar="DIR", type=Path, help="the cluster of the config in DIR")
-    conf = _ArgumentParser(add_help=False, parents=[common])
+    conf = _ArgumentParser(add_help=False, parents=[common], epilog=" -c examples/dev")
     conf.add_argument("-c", "--config", dest="directory", metavar="DIR", type=Path, required=True, help="the config's directory")
 
     parser = _ArgumentParser(prog="ycluster", description="Dev clusters that expire on their own.", parents=[common], allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"ycluster {VERSION}")
     top = parser.add_subparsers(metavar="VERB", required=True)
-    _verb(top, "provision", conf, "create a cluster, boot it, wait until it is ready", provision, example="ycluster provision -c examples/dev")
+    _verb(top, "provision", conf, "create a cluster, boot it, wait until it is ready", provision)
     _verb(top, "start", one, "boot a stopped cluster, with a fresh budget", start)
     _verb(top, "stop", one, "power a cluster off; its disk stays", stop)
     _verb(top, "pause", one, "freeze a cluster; its memory stays", pause)
     _verb(top, "resume", one, "let a paused cluster go on", resume)
-    down = _verb(top, "teardown", one, "stop a cluster and remove its files", teardown)
-    down.add_argument("--keep-disk", action="store_true", help="keep the boot disk and its ssh key")
+    _verb(top, "teardown", one, "stop a cluster and remove its files", teardown).add_argument("--keep-disk", action="store_true", help="keep the boot disk and its ssh key")
+    _verb(top, "doctor", common, "what this host can do, and the command that mends what it can't", doctor, ("text", "json"))
     _verb(top, "list", common, "every cluster of yours", list_clusters, ("table", "json"))
     _verb(top, "status", one, "one cluster", status, ("text", "json"))
-    login = _verb(top, "ssh", one, "log in, or run a command in the guest", ssh, example="ycluster ssh --name demo -- uname -a")
-    login.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what to run, in the guest's shell")
+    _verb(top, "ssh", one, "log in, or run a command in the guest", ssh, example="ycluster ssh --name demo -- uname -a").add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what to run, in the guest's shell")
     _verb(top, "prepare-export", one, "make a cluster's disk fit to boot elsewhere; stops it", prepare_export)
     leave = _verb(top, "export", one, "write a stopped cluster's disk, keys and checksums to a folder", export, example="ycluster export ./bundle --format gcp-tar --name demo")
     leave.add_argument("bundle", metavar="BUNDLE_DIR", type=Path, help="a new folder")
     leave.add_argument("--format", dest="form", choices=CONVERT, default="qcow2", help="default: qcow2; gcp-tar is what Compute Engine imports")
-    come = _verb(top, "import", conf, "take a disk in for `provision` to boot", import_disk)
-    come.add_argument("disk", metavar="DISK", type=Path, help="qcow2, raw, vmdk or an exported .tar.gz")
+    _verb(top, "import", conf, "take a disk in for `provision` to boot", import_disk).add_argument("disk", metavar="DISK", type=Path, help="qcow2, raw, vmdk or an exported .tar.gz")
     schema = _verb(top, "schema", common, "JSON Schema of the config", _schema)
     schema.add_argument("which", nargs="?", choices=KINDS)
     schema.add_argument("--write", metavar="DIR", type=Path, help="write them all to DIR")
@@ -3689,13 +3883,17 @@ def _parser() -> argparse.ArgumentParser:
         every.add_argument("--all", dest="every", action="store_true", help="every cluster of yours")
         every.add_argument("--state", dest="sidecar", metavar="FILE", type=Path, help="the cluster of this sidecar")
         made.add_argument("--by", default="hand", help=argparse.SUPPRESS)
-    reaper.add_argument("--wait", type=positive_duration, default=0, help=argparse.SUPPRESS)
+    reaper.add_argument("--wait", metavar="DURATION", type=positive_duration, default=0, help=argparse.SUPPRESS)
     extender = _verb(life, "extend", one, "push the deadline out", extend, example="ycluster lifetime extend 2h --name demo")
-    extender.add_argument("nanoseconds", metavar="DURATION", type=positive_duration, help="a Go duration, such as 2h or 1h30m")
+    extender.usage = "%(prog)s (DURATION | --from-now DURATION | --until TIME) [--dry-run] [--name NAME | ...]"
+    way = extender.add_mutually_exclusive_group(required=True)
+    way.add_argument("nanoseconds", nargs="?", metavar="DURATION", type=positive_duration, help="a Go duration, such as 2h or 1h30m, behind the deadline")
+    way.add_argument("--from-now", metavar="DURATION", type=positive_duration, help="at least so long from now")
+    way.add_argument("--until", metavar="TIME", help="at least until the next 18:00, or an RFC 3339 time")
+    extender.add_argument("--dry-run", action="store_true", help="say what it would be; change nothing")
     _verb(life, "arm", one, "(re)install the timer", arm)
     _verb(life, "disarm", one, "take the timer away; the cluster then runs until you stop it", disarm)
-    flags = _verb(life, "gcp-flags", conf, "gcloud flags by which GCP deletes the instance", print_gcp_flags, ("shell", "lines", "json"), "flags=$(ycluster lifetime gcp-flags -c DIR) && gcloud compute instances create vm $flags")
-    flags.add_argument("--quiet", nargs="?", action="append", const="all", default=[], choices=("all", "onExpiry", "dataDisk", "restart"), help="leave out the warnings, or one of them")
+    _verb(life, "gcp-flags", conf, "gcloud flags by which GCP deletes the instance", print_gcp_flags, ("shell", "lines", "json"), "flags=$(ycluster lifetime gcp-flags -c DIR) && gcloud compute instances create vm $flags").add_argument("--quiet", nargs="?", action="append", const="all", default=[], choices=("all", "onExpiry", "dataDisk", "restart"), help="leave out the warnings, or one of them")
     cloud = _verb(life, "gcp-status", common, "budget and deadline of a Compute Engine instance", partial(gcp_status, stdin=sys.stdin), ("text", "json"))
     cloud.add_argument("instance", nargs="?", default="-", metavar="INSTANCE", help="what gcloud is asked for; -, the default, reads its JSON from stdin")
     for place in ("--zone", "--project"):

@@ -84,7 +84,7 @@ def main() -> None:
         for what, (seconds, kib) in least.items():
             above = (kib - base_kib) / 1024
             print(f"{what[:42]:42} {seconds * 1e3:8.1f} {seconds / base:7.2f} {kib / 1024:7.1f} {above:+7.1f}")
-        for verb in (["list"], ["list", "-o", "json"], ["lifetime", "reap", "--all"]):
+        for verb in (["list"], ["list", "-o", "json"], ["lifetime", "reap", "--all"], ["doctor"]):
             took = {n: min(measured([PYTHON, PROGRAM, *verb], home)[0] for _ in range(3)) for n, home in homes.items()}
             each = ", ".join(f"{n}: {(took[n] - took[1]) / (n - 1) * 1e3:.3f}" for n in (10, 100, 1000))
             print(f"{' '.join(verb)}: milliseconds that each of so many clusters adds: {each}")

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import struct
 import subprocess
 import time
 from collections.abc import Iterator
@@ -161,27 +160,17 @@ def blank_image(workshop: Path) -> Path:
     return image
 
 
-# xor ax,ax; mov ds,ax; mov ss,ax; mov sp,7C00h; mov si,7D00h; cmp byte [7DFDh],0; jne second; mov byte [7DFDh],1
-# push si; mov ax,4300h; mov si,7CF0h; int 13h (write this sector); pop si; jmp say; second: mov si,7D80h
+# xor ax,ax; mov ds,ax; mov ss,ax; mov sp,7C00h; mov si,7D00h
 # say: lodsb; test al,al; jz end; mov ah,0Eh; mov bx,7; int 10h; jmp say; end: hlt; jmp end
-_BOOT_SECTOR = (
-    "31c08ed88ed0bc007cbe007d803efd7d007511c606fd7d0156b80043bef07ccd135eeb03be807dac84c07409b40ebb0700cd10ebf2f4ebfd"
-)
+_BOOT_SECTOR = bytes.fromhex("31c08ed88ed0bc007cbe007dac84c07409b40ebb0700cd10ebf2f4ebfd")
 
 
 @pytest.fixture(scope="session")
 def panicking_image(workshop: Path) -> Path:
-    """A boot sector that panics as a kernel does: at its first boot it finds no timer, then no init."""
-    sector = bytearray(512)
-    panic = b"---[ end Kernel panic - not syncing: %s ]---\r\n"
-    for at, what in {
-        0: bytes.fromhex(_BOOT_SECTOR),
-        0xF0: struct.pack("<BBHHHQ", 16, 0, 1, 0x7C00, 0, 0),  # the disk address packet: one sector, from where we are
-        0x100: panic % b"IO-APIC + timer doesn't work!",
-        0x180: panic % b"No working init found.",
-        0x1FE: b"\x55\xaa",
-    }.items():
-        sector[at : at + len(what)] = what
+    """A boot sector that panics as a kernel does."""
+    sector = bytearray(_BOOT_SECTOR.ljust(510, b"\0") + b"\x55\xaa")
+    said = b"---[ end Kernel panic - not syncing: IO-APIC + timer doesn't work! ]---\r\n"
+    sector[0x100 : 0x100 + len(said)] = said
     image = workshop / "panicking.img"
     image.write_bytes(sector + bytes((64 << 20) - 512))
     return image
@@ -211,6 +200,7 @@ image: {image}
 k3s: {{install: none}}
 lifetime:
   maxRun: {max_run}
+  warn: "0"
   onExpiry: {on_expiry}
 """
         )

@@ -49,6 +49,7 @@ def test_provision_makes_a_labelled_ext4_data_disk_and_mounts_it(vm: Cluster, da
     assert guest(vm, "findmnt -no FSTYPE,LABEL /data/yolean") == "ext4   y-cluster-data"
     assert data_disk.stat().st_mode & 0o077 == 0 and os.listdir(data_disk.parent) == [data_disk.name]
     guest(vm, f"echo kept | sudo tee {DATA_NOTE}; sudo touch /root/.bash_history; sudo sync")
+    guest(vm, "sudo mkdir -p /etc/rancher/k3s; echo password | sudo tee /etc/rancher/k3s/registries.yaml")
 
 
 def test_prepare_export_shuts_down_clears_the_deadline_and_cleans_the_disk(vm: Cluster, data_disk: Path) -> None:
@@ -71,6 +72,7 @@ def test_prepare_export_shuts_down_clears_the_deadline_and_cleans_the_disk(vm: C
     every = {"/" + name for name in every}
     assert "/etc/machine-id" in every
     gone = {"/root/.bash_history", "/var/lib/cloud", "/etc/cloud/cloud.cfg.d/99-ycluster.cfg", "/data/yolean/note"}
+    gone |= {"/etc/rancher/k3s/registries.yaml"}
     gone |= {name for name in every if "cloud-init" in name and name.startswith("/etc/systemd/network")}
     assert not gone & every
 

@@ -5,6 +5,7 @@ The tests of this module go in order over the same VM: a boot takes a minute wit
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import time
@@ -178,6 +179,33 @@ def test_disarm_and_arm(vm: Cluster) -> None:
     assert len(our_timers(vm)) == 1 and vm.guard()["armed"]
 
 
+@pytest.mark.parametrize("backend", ["systemd", "at", "watcher"])
+def test_its_user_is_warned_and_extends_it_from_there(vm: Cluster, tmp_path: Path, backend: str) -> None:
+    """By a timer of the warning's own; the terminal sees it, and the command that it runs is not locked out."""
+    told = tmp_path / "told"
+    command = f"env >'{told}.part'; '{vm.program.path}' lifetime extend 1h --name {vm.name} && mv '{told}.part' '{told}'"
+    leader, follower = os.openpty()
+    os.fchmod(follower, 0o620)  # as `mesg y`
+    vm.set_deadline(25, warn="20s", onWarn=command, startedAt="2020-01-01T00:00:00Z")
+    vm.run("lifetime", "arm", YCLUSTER_TIMER=backend)
+    armed = our_timers(vm)
+    assert len(armed) == (2 if backend == "systemd" else 0)
+    wait_for("the warning", told.exists)
+    assert f"{vm.name} will be stopped in ".encode() in os.read(leader, 4096)
+    os.close(leader)
+    os.close(follower)
+    facts = dict(line.split("=", 1) for line in told.read_text().splitlines())
+    assert (facts["YCLUSTER_NAME"], facts["YCLUSTER_STATE"]) == (vm.name, str(vm.file(".json")))
+    assert 0 < int(facts["YCLUSTER_REMAINING_SECONDS"]) <= 20
+    assert 3600 < vm.status()["remainingSeconds"] <= 3625 and vm.status()["state"] == "running"
+    log = vm.program.home / ".local/state/ycluster/events.jsonl"
+    told_of = [event["event"] for event in map(json.loads, log.read_text().splitlines()) if event["name"] == vm.name]
+    assert told_of[-2:] == ["armed", "extended"] and told_of[-5:].count("warned") == 1
+    vm.set_deadline(3600, warn="0", onWarn="")
+    vm.run("lifetime", "arm", YCLUSTER_TIMER="systemd")
+    wait_for("one timer", lambda: len(our_timers(vm)) == 1 and our_timers(vm) != armed)
+
+
 def test_systemd_reaps_it_at_its_deadline(vm: Cluster) -> None:
     vm.run("ssh", "--", "echo kept > precious")  # no sync: the shutdown has to keep it
     vm.set_deadline(AHEAD)
@@ -250,7 +278,7 @@ def test_teardown_removes_the_clusters_files_and_no_others(vm: Cluster) -> None:
     foreign = vm.cache / "main-job-notes.txt"
     foreign.write_text("mine")
     vm.run("teardown")
-    left = {path.name for path in vm.cache.iterdir()} - {".kvm-unusable"}
+    left = {path.name for path in vm.cache.iterdir()}
     assert left == {"images", foreign.name}
     assert "nothing to tear down" in vm.run("teardown").stderr
     assert vm.run("status", code=4).stdout == ""

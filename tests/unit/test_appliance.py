@@ -239,18 +239,20 @@ def test_libguestfs_is_tried_again_without_kvm_and_only_then(
     host: Clocked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kvm = True
-    monkeypatch.setattr(os, "access", lambda path, mode: kvm if path == "/dev/kvm" else True)
-    fake_program(
-        tmp_path / "bin", "virt-x", f'echo "$LIBGUESTFS_BACKEND_SETTINGS" >>{tmp_path}/log; [ "$LIBGUESTFS_BACKEND_SETTINGS" ]'
-    )
+    monkeypatch.setattr(ycluster, "kvm_works", lambda host: kvm)
+    log = tmp_path / "log"
+    fake_program(tmp_path / "bin", "virt-x", f'echo "$LIBGUESTFS_BACKEND_SETTINGS" >>{log}; [ "$LIBGUESTFS_BACKEND_SETTINGS" ]')
     host.environ["PATH"] = f"{tmp_path / 'bin'}:{host.environ['PATH']}"
     ycluster.guestfs(host, "x", "virt-x")
-    assert (tmp_path / "log").read_text() == "\nforce_tcg\n"
+    assert log.read_text() == "\nforce_tcg\n"
     assert "failed with KVM; once more without it" in host.log.getvalue()
     kvm = False
+    ycluster.guestfs(host, "x", "virt-x")
+    assert log.read_text() == "\nforce_tcg\nforce_tcg\n", "a KVM that runs no VM isn't tried"
+    fake_program(tmp_path / "bin", "virt-x", f"echo fails >>{log}; exit 1")
     with pytest.raises(YclusterError):
         ycluster.guestfs(host, "x", "virt-x")
-    assert (tmp_path / "log").read_text() == "\nforce_tcg\n\n"
+    assert log.read_text().count("fails") == 1
 
 
 def test_start_without_its_data_disk_is_refused(cli: Cli, cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ CONFIGS = {
     "good": "name: demo\nk3s: {install: none}\nlifetime: {maxRun: 8h}\n",
     "bad": "nmae: demo\nmemory: lots\n",
     "k3s": "name: demo\nk3s: {install: script, source: /srv/k3s}\n",
-    "total": "k3s: {install: none}\nlifetime: {maxTotal: 24h}\n",
+    "tap": "k3s: {install: none}\nnetwork: {mode: tap}\n",
     "long": "k3s: {install: none}\nlifetime: {maxRun: 3000h}\n",
     "docker": "provider: docker\n",
     "multipass": "provider: multipass\n",
@@ -101,7 +101,7 @@ def shell(command: str, home: Path, **environ: str) -> Ran:
         ("provision -c multipass", 6, "not yet implemented for multipass"),
         ("stop -c docker", 6, "not yet implemented for docker"),
         ("teardown -c multipass", 6, "not yet implemented for multipass"),
-        ("provision -c total", 6, "lifetime.maxTotal"),
+        ("provision -c tap", 6, "network.mode: tap"),
         ("provision -c k3s", 6, "k3s.source: a folder of this host, with install: script"),
     ],
 )  # fmt: skip

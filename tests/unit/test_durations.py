@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ycluster import format_duration, format_time, in_words, local_time, parse_duration, parse_time
+from ycluster import format_duration, format_time, in_words, local_time, parse_duration, parse_time, parse_until
 
 NS, US, MS, S = 1, 10**3, 10**6, 10**9
 M, H = 60 * S, 3600 * S
@@ -148,3 +148,35 @@ def test_a_time_for_people_is_in_the_hosts_zone(monkeypatch: pytest.MonkeyPatch)
     finally:
         monkeypatch.undo()
         time.tzset()
+
+
+@pytest.mark.parametrize(
+    "text, now, then",
+    [
+        ("18:00", "2026-11-22T11:00:00Z", "2026-11-22T17:00:00Z"),
+        ("12:01", "2026-11-22T11:00:00Z", "2026-11-22T11:01:00Z"),
+        ("12:00", "2026-11-22T11:00:00Z", "2026-11-23T11:00:00Z"),
+        ("9:30", "2026-11-22T11:00:00Z", "2026-11-23T08:30:00Z"),
+        ("00:00", "2026-12-31T11:00:00Z", "2026-12-31T23:00:00Z"),
+        ("12:00", "2026-10-24T11:00:00Z", "2026-10-25T11:00:00Z"),
+        ("12:00", "2026-03-28T11:30:00Z", "2026-03-29T10:00:00Z"),
+        ("2026-11-22T10:00:00Z", "2026-11-22T11:00:00Z", "2026-11-22T10:00:00Z"),
+    ],
+    ids=["today", "in a minute", "now is tomorrow", "tomorrow", "midnight", "winter begins", "summer begins", "absolute"],
+)
+def test_until_is_the_next_time_at_which_a_clock_here_shows_it(
+    monkeypatch: pytest.MonkeyPatch, text: str, now: str, then: str
+) -> None:
+    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+    time.tzset()
+    try:
+        assert format_time(parse_until(text, parse_time(now))) == then
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+@pytest.mark.parametrize("text", ["", "24:00", "12:60", "18", "18:0", "6pm", "tomorrow", "18:00:00", "\u0661\u0668:00"])
+def test_until_refuses_what_is_no_time(text: str) -> None:
+    with pytest.raises(ValueError):
+        parse_until(text, 1795345200)

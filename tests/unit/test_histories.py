@@ -126,9 +126,11 @@ class Histories(RuleBasedStateMachine):
         self.files = {name: Files(self.cache, name) for name in NAMES}
         self.killed = False
         self.unguarded: set[str] = set()  # whose timer may be gone: it was lost, or its reap was killed
+        self.told: set[tuple[str, int]] = set()  # of which deadline they have been warned
         for name, action, run in zip(NAMES, actions, runs):
             self.config(name).mkdir()
-            text = f"name: {name}\ncontext: {name}\nk3s: {{install: none}}\nlifetime: {{maxRun: '{run}', onExpiry: {action}}}\n"
+            lifetime = f"{{maxRun: '{run}', onExpiry: {action}, warn: {'15s' if run == '40s' else '10m'}}}"
+            text = f"name: {name}\ncontext: {name}\nk3s: {{install: none}}\nlifetime: {lifetime}\n"
             (self.config(name) / "y-cluster-provision.yaml").write_text(text)
         self.patch = pytest.MonkeyPatch()
         for attr in ("find_vm", "vm_status", "launch", "stop_vm", "pause_vm", "resume_vm"):
@@ -141,6 +143,7 @@ class Histories(RuleBasedStateMachine):
         self.patch.setattr(ycluster, "fetch_image", lambda *args: Path("/image"))
         self.patch.setattr(ycluster, "make_disk", lambda host, state, image: state.files.disk.touch())
         self.patch.setattr(ycluster, "_check_ports", lambda host, state: None)
+        self.patch.setattr(ycluster, "_warn", self.warned)
         self.patch.setattr("ycluster.os.fsync", lambda fd: None)
         ycluster.provision(self.host, self.config("a"))
 
@@ -151,6 +154,13 @@ class Histories(RuleBasedStateMachine):
 
     def config(self, name: str) -> Path:
         return Path(self.dir.name) / name
+
+    def warned(self, host: Host, state: State) -> None:
+        assert state.expires_at is not None and host.now() < state.expires_at and not state.disarmed, "warned of nothing"
+        assert (state.name, state.expires_at) not in self.told, "warned twice of one deadline"
+        assert ycluster.load_state(state.files).warned == state.expires_at, "what is not saved is told again"
+        assert not ycluster.flock_held(state.files.lock), "whoever is warned may want to extend"
+        self.told.add((state.name, state.expires_at))
 
     def fatal(self, real: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def wrapped(argument: Any) -> Any:
@@ -307,7 +317,9 @@ class Histories(RuleBasedStateMachine):
         state = self.states().get(name)
         if state is not None and state.expires_at is not None:
             self.host.time = float(state.expires_at + late)
+            due = ycluster.warn_time(state) <= self.host.now() < state.expires_at
             self.reaping(name, None) if reaps else self.sweep()
+            assert not due or (name, state.expires_at) in self.told
 
     @rule()
     def sweep(self) -> None:

@@ -91,6 +91,51 @@ def test_a_disarmed_cluster_is_never_acted_on(now: float, deadline: int | None, 
     assert decide(state(expires_at=deadline, timer=DISARMED, on_expiry=action), at(now)).do == "nothing"
 
 
+# --- warned
+
+
+LATER = int(NOW) + 5 * HOUR
+
+
+@pytest.mark.parametrize(
+    "fields, wakes",
+    [
+        ({}, LATER - 600),
+        ({"warn": "1500ms"}, LATER - 2),
+        ({"warn": ""}, LATER),
+        ({"warn": "0"}, LATER),
+        ({"warn": "5h"}, LATER),
+        ({"warn": "4h59m59s"}, int(NOW) + 1),
+        ({"started_at": None, "warn": "5h"}, int(NOW)),
+        ({"warned": LATER}, LATER),
+        ({"warned": LATER - 1}, LATER - 600),
+        ({"retry_at": LATER + 60}, LATER + 60),
+        ({"timer": DISARMED}, float("inf")),
+        ({"expires_at": None}, float("inf")),
+    ],
+    ids=["10m", "rounded up", "unset", "off", "as long as the budget", "a second shorter", "a start unknown", "warned", "extended since",
+         "being reaped", "disarmed", "no deadline"],
+)  # fmt: skip
+def test_it_wakes_to_warn_once_and_then_at_the_deadline(fields: dict[str, object], wakes: float) -> None:
+    one = state(**{"expires_at": LATER, "started_at": int(NOW), "warn": "10m", **fields})
+    assert ycluster.wake_time(one) == wakes
+    assert ycluster.due_time(one) >= wakes
+
+
+@given(st.integers(1, 12 * HOUR), st.integers(0, 13 * HOUR))
+def test_a_warning_never_comes_in_the_place_of_the_expiry(lead: int, passed: int) -> None:
+    one = state(expires_at=int(NOW) + 12 * HOUR, started_at=int(NOW), warn=f"{lead}s")
+    decision = decide(one, at(NOW + passed)).do
+    if passed >= 12 * HOUR:
+        assert decision == "stop"
+    else:
+        assert decision == ("warn" if 12 * HOUR > lead >= 12 * HOUR - passed else "rearm")
+
+
+def test_a_start_forgets_what_was_warned_of() -> None:
+    assert anchored(state(warned=LATER), at(NOW)).warned is None
+
+
 # --- anchored and stopped
 
 
@@ -131,6 +176,38 @@ def test_a_stopped_cluster_is_never_acted_on(deadline: float, timer: ArmedTimer 
 
 
 # --- extended
+
+
+@pytest.mark.parametrize(
+    "until, expires",
+    [(LATER + 60, LATER + 60), (LATER, LATER), (LATER - 60, LATER), (int(NOW) - 60, LATER)],
+    ids=["later", "the same", "earlier", "past"],
+)
+def test_extend_until_a_moment_is_never_a_shortening(until: int, expires: int) -> None:
+    assert extended(state(expires_at=LATER), 0, at(NOW), until=until).expires_at == expires
+
+
+def test_no_extension_passes_the_cap_and_the_error_names_it() -> None:
+    one = state(expires_at=LATER, started_at=int(NOW), max_total="6h")
+    assert extended(one, HOUR * 10**9, at(NOW)).expires_at == int(NOW) + 6 * HOUR
+    with pytest.raises(ycluster.YclusterError, match=r"maxTotal, 6h from the start: ") as caught:
+        extended(one, HOUR * 10**9 + 1, at(NOW))
+    assert f"--until {ycluster.format_time(NOW + 6 * HOUR)}`" in caught.value.hint
+    with pytest.raises(ycluster.YclusterError, match="maxTotal"):
+        extended(one, 0, at(NOW), until=int(NOW) + 7 * HOUR)
+    assert extended(one, 0, at(NOW), until=int(NOW) + 6 * HOUR).expires_at == int(NOW) + 6 * HOUR
+
+
+def test_a_cap_that_has_been_passed_already_shortens_nothing() -> None:
+    one = state(expires_at=LATER, started_at=int(NOW), max_total="1h")
+    assert extended(one, 0, at(NOW), until=int(NOW)).expires_at == LATER
+
+
+def test_whoever_extends_is_not_warned_of_what_they_just_did() -> None:
+    one = state(expires_at=LATER, started_at=int(NOW), warn="10m", warned=LATER)
+    near, far = extended(one, 10**9, at(LATER - 60)), extended(one, HOUR * 10**9, at(LATER - 60))
+    assert ycluster.wake_time(near) == LATER + 1 == near.warned
+    assert ycluster.wake_time(far) == LATER + HOUR - 600
 
 
 @given(moments.map(int), budgets, moments)

@@ -252,6 +252,18 @@ def test_a_timer_of_another_version_is_no_obstacle(
     assert state.timer and state.timer.backend == "a"
 
 
+def test_the_warning_has_a_timer_of_its_own_which_comes_second_and_goes_with_the_first(
+    host: Clocked, cache: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]
+) -> None:
+    use(monkeypatch, Memory("a", log))
+    state = arm_timer(host, made(cache, expires_at=DEADLINE, warn="10m"))
+    assert state.timer == ArmedTimer("a", "a-0", DEADLINE, "a-1") and ycluster.load_state(state.files) == state
+    assert arm_timer(host, state) == state and log == ["arm a-0", "arm a-1"]
+    state = arm_timer(host, replace(state, warned=DEADLINE), fired=True)
+    assert state.timer == ArmedTimer("a", "a-2", DEADLINE)
+    assert sorted(log[3:]) == ["cancel a-0 while a-2 is saved", "cancel a-1 while a-2 is saved"]
+
+
 # --- the watcher, as a real process
 
 

@@ -341,29 +341,6 @@ def test_resume_fails_where_the_guest_does_not_go_on(
         ycluster.resume(host, files)
 
 
-@pytest.mark.parametrize(
-    "error, remembered",
-    [
-        (ycluster.ProgramFailed(["qemu"], 1, "failed to set MSR"), True),
-        (ycluster.GuestStopped("internal-error"), True),
-        (ycluster.QmpError("no answer in time"), False),
-        (OSError(errno.ENOSPC, "disk full"), False),
-    ],
-)
-def test_kvm_is_given_up_for_this_boot_on_evidence_only(
-    host: Clocked, files: Files, monkeypatch: pytest.MonkeyPatch, error: Exception, remembered: bool
-) -> None:
-    def spawn(host: ycluster.Host, state: ycluster.State, accel: str) -> None:
-        if accel == "kvm":
-            raise error
-
-    monkeypatch.setattr(ycluster, "_spawn_qemu", spawn)
-    monkeypatch.setattr(ycluster.os, "access", lambda *args: True)
-    state = made(files.cache_dir, machine="q35")
-    assert ycluster.launch(host, state).ran_with == "tcg"
-    assert (ycluster.accelerators(host, state) == ["tcg"]) is remembered
-
-
 def test_a_verb_cannot_be_put_to_sleep_with_a_lock_in_its_hand(files: Files, tmp_path: Path, processes: Processes) -> None:
     ends = ycluster.parse_time("2999-01-01T00:00:00Z")
     made(files.cache_dir, expires_at=ends, timer=ycluster.ArmedTimer("watcher", "watch", ends))

@@ -1,0 +1,308 @@
+"""What people see and hear: warnings, the log of events, the look of `list`, doctor, completion."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_timers import Memory
+from unit_support import NOW, Cli, Clocked, Processes, made
+
+import ycluster
+from ycluster import ArmedTimer, Files, Reaped, State
+
+SOON = int(NOW) + 600
+FAR_AHEAD = ycluster.parse_time("2100-01-01T00:00:00Z")
+
+
+@pytest.fixture
+def timer(monkeypatch: pytest.MonkeyPatch) -> Memory:
+    memory = Memory("memory", [])
+    monkeypatch.setattr(ycluster, "TIMERS", (memory,))
+    return memory
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What goes to the user's terminals, which are not to be troubled by a test."""
+    lines: list[str] = []
+    monkeypatch.setattr(ycluster.Host, "tell_terminals", lambda self, text: lines.append(text))
+    return lines
+
+
+def warned(cache: Path, **fields: Any) -> State:
+    return made(cache, **{"expires_at": SOON, "started_at": int(NOW) - 3600, "warn": "10m", **fields})
+
+
+def events(home: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (home / ".local/state/ycluster/events.jsonl").read_text().splitlines()]
+
+
+# --- warned before
+
+
+def test_a_warning_tells_terminals_the_log_and_a_command_and_only_once(
+    host: Clocked, home: Path, cache: Path, tmp_path: Path, timer: Memory, said: list[str]
+) -> None:
+    state = warned(cache, on_warn=f"env | grep ^YCLUSTER_ | sort >>'{tmp_path}/told'")
+    for _ in range(3):
+        ycluster.reap(host, state.files, by="hand")
+    assert len(said) == 1 and "demo will be stopped in 10m, at 2025-11-22" in said[0]
+    assert "`ycluster lifetime extend 2h --name demo`" in said[0]
+    assert (tmp_path / "told").read_text().splitlines() == [
+        "YCLUSTER_CONTEXT=local", f"YCLUSTER_EXPIRES_AT={ycluster.format_time(SOON)}", "YCLUSTER_NAME=demo",
+        "YCLUSTER_ON_EXPIRY=stop", "YCLUSTER_REMAINING_SECONDS=600", f"YCLUSTER_STATE={state.files.sidecar}",
+    ]  # fmt: skip
+    assert [event["event"] for event in events(home)] == ["armed", "warned"]
+    saved = ycluster.load_state(state.files)
+    assert saved.expires_at == SOON and saved.timer and saved.timer.deadline == SOON
+
+
+def test_a_command_that_fails_or_hangs_is_said_and_harms_nothing(
+    host: Clocked, cache: Path, timer: Memory, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = warned(cache, on_warn="echo broken >&2; exit 3")
+    ycluster.reap(host, state.files, by="hand")
+    assert "warning: demo: lifetime.onWarn: sh failed (exit 3): broken" in host.log.getvalue()
+    assert ycluster.load_state(state.files).warned == SOON
+
+
+def test_a_command_has_no_more_time_than_is_left(
+    host: Clocked, cache: Path, timer: Memory, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float] = []
+    monkeypatch.setattr(ycluster.Host, "run", lambda self, argv, *, timeout, **options: given.append(timeout))
+    monkeypatch.setattr(ycluster.Host, "which", lambda self, program: None)
+    for left in (600, 7, 0.2):
+        state = warned(cache, on_warn="true", expires_at=int(NOW) + 600)
+        host.time = NOW + 600 - left
+        ycluster._warn(host, state)
+    assert given == [60.0, 7.0, 1.0]
+
+
+def test_the_users_own_terminals_are_told_if_they_take_messages(host: Clocked) -> None:
+    heard = {}
+    for mode in (0o620, 0o600):
+        leader, follower = pty.openpty()
+        os.fchmod(follower, mode)
+        host.tell_terminals("time is up")
+        os.set_blocking(leader, False)
+        try:
+            heard[mode] = os.read(leader, 100)
+        except BlockingIOError:
+            heard[mode] = b""
+        os.close(leader)
+        os.close(follower)
+    assert b"time is up" in heard[0o620] and heard[0o600] == b""
+
+
+def test_a_terminal_that_was_halted_halts_nobody(host: Clocked) -> None:
+    leader, follower = pty.openpty()
+    os.fchmod(follower, 0o620)
+    try:
+        for _ in range(200):  # more than its buffer takes
+            host.tell_terminals("x" * 100)
+    finally:
+        os.close(leader)
+        os.close(follower)
+
+
+def test_the_config_says_when_and_how(cache: Path, tmp_path: Path) -> None:
+    path = tmp_path / "y-cluster-provision.yaml"
+    text = "lifetime: {maxRun: 8h, warn: 5m, onWarn: 'say ${NAME:-you}', maxTotal: 24h}\n"
+    config = ycluster.read_config(text, path)
+    assert isinstance(config, ycluster.QemuConfig)
+    state = ycluster.state_from_config(config, cache)
+    assert (state.warn, state.on_warn, state.max_total) == ("5m", "say ${NAME:-you}", "24h")
+
+
+# --- told afterwards
+
+
+def test_every_step_of_a_life_is_in_the_log_of_events(
+    cli: Cli, home: Path, cache: Path, timer: Memory, said: list[str]
+) -> None:
+    state = made(cache, expires_at=FAR_AHEAD, started_at=1)
+    cli("lifetime", "arm")
+    cli("lifetime", "extend", "1h")
+    ycluster.save_state(ycluster.replace(ycluster.load_state(state.files), expires_at=1_600_000_000))
+    cli("lifetime", "reap")
+    told = events(home)
+    assert [event["event"] for event in told] == ["armed", "armed", "extended", "armed", "reaped"]
+    assert {(event["name"], event["cacheDir"]) for event in told} == {("demo", str(cache))}
+    assert (told[2]["seconds"], told[2]["expiresAt"]) == (3600, ycluster.format_time(FAR_AHEAD + 3600))
+    assert {name: told[-1][name] for name in ("action", "by", "how")} == {
+        "action": "stop",
+        "by": "hand",
+        "how": "was not running",
+    }
+    assert told[-1]["late"] > 10**8
+    assert (home / ".local/state/ycluster/events.jsonl").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_reap_that_fails_is_in_the_log_too(
+    host: Clocked, home: Path, cache: Path, timer: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(host: Clocked, state: State) -> str:
+        raise ycluster.YclusterError("QEMU is alive")
+
+    monkeypatch.setattr(ycluster, "_halt", refuse)
+    state = made(cache, expires_at=int(NOW))
+    with pytest.raises(ycluster.YclusterError):
+        ycluster.reap(host, state.files, by="at")
+    assert events(home)[-1] | {"at": ""} == {
+        "at": "", "event": "failed", "name": "demo", "cacheDir": str(cache), "action": "stop", "by": "at", "error": "QEMU is alive",
+    }  # fmt: skip
+
+
+def test_a_full_log_makes_way_and_one_is_kept(host: Clocked, home: Path, cache: Path) -> None:
+    state, log = made(cache), home / ".local/state/ycluster/events.jsonl"
+    log.parent.mkdir(parents=True)
+    for _ in range(2):
+        log.write_text("x" * (ycluster.EVENTS_SIZE + 1))
+        ycluster.log_event(host, state, "started")
+        assert [event["event"] for event in events(home)] == ["started"]
+    assert sorted(path.name for path in log.parent.iterdir()) == ["events.1.jsonl", "events.jsonl"]
+
+
+def test_a_log_that_can_not_be_written_keeps_nothing_from_happening(host: Clocked, home: Path, cache: Path) -> None:
+    (home / ".local").write_text("no directory")
+    ycluster.log_event(host, made(cache), "started")
+
+
+def test_the_next_command_says_what_has_happened(cli: Cli, cache: Path) -> None:
+    made(cache, reaped=Reaped(int(NOW), "stop", "systemd", "guest-shutdown"))
+    for verb in ("ssh", "pause", "resume", "stop", "lifetime extend 1h"):
+        ran = cli(*verb.split())
+        assert "stopped 2025-11-22 " in ran.err and "by its 8h budget (systemd: guest-shutdown)" in ran.err, verb
+    assert "`ycluster start" in cli("ssh").err
+
+
+# --- extend
+
+
+@pytest.mark.parametrize("more", ["1h", "--from-now 800000h", "--until 2100-01-01T01:00:00Z"])
+def test_a_dry_run_says_what_would_be_and_changes_nothing(cli: Cli, cache: Path, timer: Memory, more: str) -> None:
+    state = made(cache, expires_at=FAR_AHEAD)
+    before = state.files.sidecar.read_bytes()
+    ran = cli("lifetime", "extend", *more.split(), "--dry-run")
+    assert ran.code == 0 and "demo: would be extended by " in ran.err and state.files.sidecar.read_bytes() == before
+    assert timer.standing == {}
+    assert "demo: extended by " in cli("lifetime", "extend", *more.split()).err
+    after = ycluster.load_state(state.files)
+    assert after.expires_at and after.expires_at >= FAR_AHEAD + 3600 and list(timer.standing.values()) == [after.expires_at]
+
+
+def test_what_would_be_no_extension_is_none(cli: Cli, cache: Path, timer: Memory) -> None:
+    made(cache, expires_at=FAR_AHEAD)
+    for more in ("--from-now 1h", "--until 18:00"):
+        ran = cli("lifetime", "extend", *more.split())
+        assert ran.code == 0 and "its deadline is no earlier already" in ran.err
+
+
+@pytest.mark.parametrize(
+    "more", ["1h --until 18:00", "--from-now 1h --until 18:00", "--until 25:00", "--from-now 0s", "--dry-run", "--until="]
+)
+def test_extend_wants_exactly_one_way_of_saying_it(cli: Cli, cache: Path, more: str) -> None:
+    state = made(cache, expires_at=FAR_AHEAD)
+    ran = cli("lifetime", "extend", *more.split())
+    assert (ran.code, ran.out) == (2, "") and ycluster.load_state(state.files) == state
+
+
+# --- how it looks
+
+
+def test_status_says_how_to_get_at_it(cli: Cli, cache: Path) -> None:
+    forwards = (ycluster.PortForward(80, 8080), ycluster.PortForward(6443, 6443))
+    made(cache, expires_at=FAR_AHEAD, started_at=1, warn="10m", port_forwards=forwards, kubeconfig="/home/me/k config")
+    out = cli("status").out
+    assert re.search(r"^ports: +8080->80 6443$", out, re.MULTILINE)
+    assert re.search(r"^kubectl: +kubectl --kubeconfig '/home/me/k config' --context local get nodes$", out, re.MULTILINE)
+    assert re.search(r"^warning: +2099-12-31 23:50:00 UTC$", out, re.MULTILINE)
+    assert json.loads(cli("status", "-o", "json").out)["warnsAt"] == "2099-12-31T23:50:00Z"
+
+
+# --- doctor
+
+
+def findings(cli: Cli) -> tuple[int, dict[str, dict[str, str]]]:
+    ran = cli("doctor", "-o", "json")
+    shown = json.loads(ran.out)
+    assert shown["version"] == 1
+    assert {tuple(finding) for finding in shown["findings"]} == {("name", "level", "text", "remedy")}
+    return ran.code, {finding["name"]: finding for finding in shown["findings"]}
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ycluster, "try_kvm", lambda host: None)
+
+
+def test_doctor_looks_at_the_host_and_changes_nothing(cli: Cli, home: Path, quick: None) -> None:
+    code, found = findings(cli)
+    assert set(found) >= {"vm", "kvm", "systemd", "at", "libguestfs", "host kernel", "kubectl", "gcloud", "clock", "clusters"}
+    assert (code, found["clusters"]["level"]) == (5 if found["vm"]["level"] == "failure" else 0, "ok")
+    assert list(home.iterdir()) == []
+    lines = cli("doctor").out.splitlines()
+    assert [line.split()[1] for line in lines if not line.startswith(" ")][:2] == ["vm", "kvm"]
+
+
+def test_doctor_names_what_is_missing_and_how_to_get_it(cli: Cli, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ycluster.Host, "which", lambda self, program: None)
+    code, found = findings(cli)
+    assert code == 5 and found["vm"]["level"] == "failure" and "apt-get install" in found["vm"]["remedy"]
+    assert found["kubectl"] == {
+        "name": "kubectl", "level": "warning", "text": "missing: kubectl", "remedy": "sudo apt-get install kubernetes-client",
+    }  # fmt: skip
+    assert "    sudo apt-get install openssh-client qemu-system-x86 qemu-utils" in cli("doctor").out
+
+
+def test_doctor_finds_what_is_left_over(
+    cli: Cli, cache: Path, quick: None, timer: Memory, processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(cache, "unguarded", expires_at=FAR_AHEAD)
+    made(cache, "disarmed", expires_at=FAR_AHEAD, timer=ArmedTimer("none", "", FAR_AHEAD))
+    (cache / "broken.json").write_text("{")
+    (cache / "nobodys.qcow2").touch()
+    gone = Files(cache, "gone")
+    gone.vm_lock.touch()
+    pid = processes.start("", "-pidfile", str(gone.pidfile)).pid
+    monkeypatch.setattr(
+        ycluster.Host, "attempt", lambda self, argv, *, timeout: "ycluster-reap-old.timer loaded\n" * ("list-units" in argv)
+    )
+    code, found = findings(cli)
+    assert code == 5 and not {"disarmed", "clusters"} & set(found)
+    assert (found["unguarded"]["level"], found["unguarded"]["remedy"]) == ("failure", "ycluster lifetime arm --name unguarded")
+    assert found["broken"]["level"] == "failure" and "not JSON" in found["broken"]["text"]
+    assert found["disk"]["level"] == "warning" and f"ycluster import {cache}/nobodys.qcow2" in found["disk"]["remedy"]
+    assert (found["vm"]["text"], found["vm"]["remedy"]) == ("gone runs, its cluster is gone: nothing ends it", f"kill {pid}")
+    assert found["timers"]["remedy"] == "systemctl --user stop ycluster-reap-old.timer"
+
+
+def test_doctor_tells_who_has_the_port_of_a_stopped_cluster(cli: Cli, cache: Path, quick: None, processes: Processes) -> None:
+    code = "import socket; s = socket.socket(); s.bind(('127.0.0.1', 0)); s.listen(); open(sys.argv[1], 'w').write(str(s.getsockname()[1]))"
+    processes.start("import sys; " + code, str(cache / "port"))
+    port = int((cache / "port").read_text())
+    made(cache, ssh_port=port)
+    _, found = findings(cli)
+    assert found["demo"]["level"] == "warning" and f"can't listen on port {port}: python" in found["demo"]["text"]
+
+
+def test_every_verb_has_an_example(cli: Cli) -> None:
+    """From the parser's own words, so that none is forgotten."""
+    verbs = re.findall(r"^    ([a-z][-a-z]+) ", cli("--help").out, re.MULTILINE)
+    inner = {"lifetime", "config"} & set(verbs)
+    words = [(verb,) for verb in verbs if verb not in inner]
+    words += [
+        (verb, name)
+        for verb in sorted(inner)
+        for name in re.findall(r"^    ([a-z][-a-z]+) ", cli(verb, "--help").out, re.MULTILINE)
+    ]
+    assert {"provision", "doctor"} <= set(verbs) and ("lifetime", "extend") in words
+    for argv in words:
+        assert re.search(rf"example:\s.*ycluster\s+{' '.join(argv)}", cli(*argv, "--help").out.replace("\n", " ")), argv
