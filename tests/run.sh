@@ -80,7 +80,7 @@ if wants matrix; then
     title "unit tests with ${matrix[*]:-no other Python: there is none at hand}"
     for other in "${matrix[@]}"; do
         tools=$(environment "$other" "${requirements[@]:0:2}")
-        beside "$other" env PYTHONPATH=. "$tools/bin/python" -m pytest -p no:cacheprovider -q tests/unit "$@"
+        beside "$other" env PYTHONPATH=. YCLUSTER_EXAMPLES=quick "$tools/bin/python" -m pytest -p no:cacheprovider -q tests/unit "$@"
     done
     collect
 fi

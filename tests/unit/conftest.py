@@ -9,8 +9,22 @@ import pytest
 from hypothesis import HealthCheck, settings
 from unit_support import Cli, Clocked, Processes
 
+import ycluster
+
 settings.register_profile("unit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("unit")
+# The same tests with fewer random examples: `tests/run.sh matrix`, after one Python has tried them all.
+settings.register_profile("quick", settings.get_profile("unit"), max_examples=20)
+settings.load_profile(os.environ.get("YCLUSTER_EXAMPLES", "unit"))
+
+
+@pytest.fixture(autouse=True)
+def _no_kvm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this host's KVM can do: its trial, which may take seconds, is not held anew in every test's home."""
+
+    def fails(host: ycluster.Host) -> None:
+        raise ycluster.PrerequisiteError("KVM has no trial in a unit test")
+
+    monkeypatch.setattr(ycluster, "try_kvm", fails)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from unit_support import Clocked, Processes, plain
+from unit_support import Clocked, Processes, plain, try_kvm
 
 import ycluster
 from ycluster import ACTIONS, Host, PortForward, State, qemu_argv
@@ -139,7 +139,7 @@ def trial(host: Booted, tmp_path: Path, qemu: str) -> str:
     program.chmod(0o755)
     host.environ["PATH"] = f"{tmp_path}/bin:/usr/bin:/bin"
     with pytest.raises(ycluster.PrerequisiteError) as caught:
-        ycluster.try_kvm(host)
+        try_kvm(host)
     return str(caught.value)
 
 
@@ -156,10 +156,10 @@ def test_the_trial_is_a_boot_sector_that_real_qemu_runs(home: Path, monkeypatch:
 
     monkeypatch.setattr(Clocked, "run", emulated)
     monkeypatch.setattr(Clocked, "monotonic", lambda self: ycluster.time.monotonic())
-    ycluster.try_kvm(Clocked(home))
+    try_kvm(Clocked(home))
     monkeypatch.setattr(ycluster, "KVM_TRIAL", bytes.fromhex("b011e6f4f4ebfd"))  # another number
     with pytest.raises(ycluster.PrerequisiteError, match="exit 35"):
-        ycluster.try_kvm(Clocked(home))
+        try_kvm(Clocked(home))
 
 
 def test_a_kvm_that_fails_the_trial_is_told_apart(

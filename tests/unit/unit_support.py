@@ -17,6 +17,7 @@ import ycluster
 from ycluster import Host, Output, State
 
 PROGRAM = Path(ycluster.__file__).resolve()
+try_kvm = ycluster.try_kvm  # the real one: conftest.py puts another in its place
 NOW = 1_763_800_000.0  # 2025-11-22T08:26:40Z
 
 
