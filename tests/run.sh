@@ -72,7 +72,14 @@ fi
 
 if wants unit; then
     title 'unit tests'
-    PYTHONPATH=. "${pytest[@]}" tests/unit "$@"
+    if (($#)); then
+        PYTHONPATH=. "${pytest[@]}" tests/unit "$@"
+    else # in two lanes
+        lanes=(tests/unit/test_{faults,histories,state,telling,timers,vm}.py)
+        beside 'unit tests, the rest' env PYTHONPATH=. "${pytest[@]}" -q tests/unit "${lanes[@]/#/--ignore=}"
+        beside 'unit tests that take long' env PYTHONPATH=. "${pytest[@]}" -q "${lanes[@]}"
+        collect
+    fi
 fi
 
 if wants matrix; then

@@ -411,7 +411,7 @@ class Histories(RuleBasedStateMachine):
                 assert standing or name in self.unguarded, f"no timer of {name} will ever fire"
 
 
-Histories.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+Histories.TestCase.settings = settings(max_examples=settings().max_examples * 3 // 2, stateful_step_count=40, deadline=None)
 TestHistories = Histories.TestCase
 
 

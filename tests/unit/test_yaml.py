@@ -244,7 +244,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     value_or_refusal(text)
 
 
-@settings(max_examples=500)
+@settings(max_examples=settings().max_examples * 5)
 @given(
     st.lists(
         st.sampled_from([*" \n:-?,[]{}#&|>'\"\\\ta1", "\n  ", "- ", "a: ", "|\n ", "---\n", "\n\n"]),
