@@ -1810,10 +1810,10 @@ class SystemdTimer:
     def unusable(self, host: Host) -> Unusable | None:
         if not host.which("systemd-run") or not host.which("systemctl"):
             return Unusable("systemd-run is not installed")
-        if host.attempt(["systemctl", "--user", "show", "--property=Version"], timeout=10) is None:
+        if host.attempt(["systemctl", "--user", "show", "--property=Version"], timeout=30) is None:
             return Unusable("no systemd user manager answers")
         lingers = ["loginctl", "show-user", str(os.getuid()), "--property=Linger", "--value"]
-        if Path("/var/lib/systemd/linger", host.user()).exists() or (host.attempt(lingers, timeout=10) or "").strip() == "yes":
+        if Path("/var/lib/systemd/linger", host.user()).exists() or (host.attempt(lingers, timeout=30) or "").strip() == "yes":
             return None
         why = f"{host.user()} does not linger: its systemd ends at the last logout, a VM does not"
         return Unusable(why, "loginctl enable-linger")
@@ -1842,7 +1842,7 @@ class SystemdTimer:
     def _waits(self, host: Host, unit: str) -> bool:
         # One that has fired goes on waiting for the clock to be set, without a time.
         argv = ["systemctl", "--user", "show", f"{unit}.timer", "--property=NextElapseUSecRealtime", "--value"]
-        return (host.attempt(argv, timeout=10) or "").strip() not in ("", "n/a")
+        return (host.attempt(argv, timeout=30) or "").strip() not in ("", "n/a")
 
     def armed(self, host: Host, files: Files, timer: ArmedTimer) -> bool:
         return files.program.exists() and self._waits(host, timer.id)  # without its program it fires in vain
@@ -1866,7 +1866,7 @@ class AtTimer:
             return Unusable("at is not installed", "sudo apt-get install at")
         if not self._daemon_runs():
             return Unusable("atd is not running", "sudo service atd start")
-        refused = host.attempt(["atq"], timeout=10) is None
+        refused = host.attempt(["atq"], timeout=30) is None
         return Unusable("at does not let this user in (at.allow, at.deny)") if refused else None
 
     def _daemon_runs(self) -> bool:
@@ -1886,7 +1886,7 @@ class AtTimer:
 
     def armed(self, host: Host, files: Files, timer: ArmedTimer) -> bool:
         # Not only our queue: while a job runs, atq lists it under `=`.
-        jobs = [line.split()[:1] for line in (host.attempt(["atq"], timeout=10) or "").splitlines()]
+        jobs = [line.split()[:1] for line in (host.attempt(["atq"], timeout=30) or "").splitlines()]
         return files.program.exists() and self._daemon_runs() and [timer.id] in jobs
 
     def cancel(self, host: Host, files: Files, timer: ArmedTimer) -> None:
@@ -3740,7 +3740,7 @@ def _of_clusters(host: Host) -> Iterator[Finding]:
             if pidfile.with_suffix(".vm.lock").exists() and not pidfile.with_suffix(".json").exists():
                 yield Finding("vm", "failure", f"{pidfile.stem} runs, its cluster is gone: nothing ends it", f"kill {pid}")
     listing = ["systemctl", "--user", "list-units", "--type=timer", "--plain", "--no-legend", "ycluster-reap-*"]
-    units = {line.split()[0] for line in (host.attempt(listing, timeout=10) or "").splitlines() if line.strip()}
+    units = {line.split()[0] for line in (host.attempt(listing, timeout=30) or "").splitlines() if line.strip()}
     guards = {f"{unit}.timer" for state in states if state.timer for unit in (state.timer.id, state.timer.warning)}
     if stale := sorted(units - guards):
         yield Finding("timers", "warning", f"{len(stale)} that no cluster knows of", f"systemctl --user stop {' '.join(stale)}")
