@@ -2139,14 +2139,17 @@ def _look_for_vm(files: Files) -> Vm | None:
     return None
 
 
-def _runs_with_pidfile(pid: int, pidfile: Path) -> bool:
-    """Whether it is ours. Any number may be in a pidfile; QEMU's argv names the file, started by the sibling, too."""
+def pidfiles(pid: int) -> list[str]:
+    """The pidfiles that a process's argv names, as that of QEMU does, started by the sibling, too."""
     with contextlib.suppress(OSError):
-        argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        named = [path for word, path in zip(argv, argv[1:]) if word == b"-pidfile"]
-        # The directory may be spelt otherwise there (a link, a relative path).
-        return os.path.realpath(os.fsencode(pidfile)) in map(os.path.realpath, named)
-    return False
+        argv = os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")
+        return [path for word, path in zip(argv, argv[1:]) if word == "-pidfile"]
+    return []
+
+
+def _runs_with_pidfile(pid: int, pidfile: Path) -> bool:
+    """Whether it is ours: any number may be in a pidfile. Its directory may be spelt otherwise there (a link, a relative path)."""
+    return os.path.realpath(pidfile) in map(os.path.realpath, pidfiles(pid))
 
 
 def _exited(pidfd: int, timeout: float) -> bool:
@@ -2340,11 +2343,11 @@ def launch(host: Host, state: State) -> State:
         listing = host.run([QEMU, "-machine", "help"], timeout=20).stdout
         found = re.search(r"^q35 .*\(alias of ([-.\w]+)\)", listing, re.MULTILINE)
         state = replace(state, machine=found.group(1) if found else "q35")
-    auto = "kvm" if state.accel == "auto" and kvm_works(host) else "tcg"
-    state = replace(state, ran_with=auto if state.accel == "auto" else state.accel)
-    _spawn_qemu(host, state, state.ran_with)
+    if (accel := state.accel) == "auto":
+        accel = "kvm" if kvm_works(host) else "tcg"
+    _spawn_qemu(host, state, accel)
     try:
-        return with_ports(host, state)
+        return with_ports(host, replace(state, ran_with=accel))
     except BaseException:
         with find_vm(state.files) as vm:
             if vm is not None:  # its guest has hardly run: there is nothing in it to lose
@@ -2840,7 +2843,7 @@ def check_host_kernel(host: Host, boot: Path = Path("/boot"), modules: Path = Pa
 def guestfs(host: Host, what: str, *argv: str) -> None:
     """Run a program of libguestfs; once more without KVM where it fails, for a KVM that opens need not work."""
     given = {name: value for name, value in host.environ.items() if name.startswith(("LIBGUESTFS_", "SUPERMIN_"))}
-    emulate = {} if kvm_works(host) else {"LIBGUESTFS_BACKEND_SETTINGS": "force_tcg"}
+    emulate = {} if "LIBGUESTFS_BACKEND_SETTINGS" in given or kvm_works(host) else {"LIBGUESTFS_BACKEND_SETTINGS": "force_tcg"}
     env, steps = host.child_env({"LIBGUESTFS_BACKEND": "direct", **emulate, **given}), Steps(host.output, host.monotonic)
     try:
         host.run(argv, timeout=1800, env=env, waiting=lambda: steps.waiting(what))
@@ -3414,13 +3417,13 @@ def reap(host: Host, files: Files, *, by: str, wait: float = 0.0, patience: floa
 def _warn(host: Host, state: State) -> None:
     """Tell the user that the deadline comes, everywhere where it may be seen; and run their command, with the facts."""
     left = (state.expires_at or 0) - host.now()
-    end = f"{PAST[state.on_expiry]} in {in_words(left)}, at {local_time(state.expires_at or 0)}"
+    end = f"{state.name} will be {PAST[state.on_expiry]} in {in_words(left)}, at {local_time(state.expires_at or 0)}"
     way_out = f"`ycluster lifetime extend 2h --name {state.name}` gives it more time"
-    host.output.say(f"{format_time(host.now())} {state.name} will be {end}; {way_out}")
+    host.output.say(f"{format_time(host.now())} {end}; {way_out}")
     log_event(host, state, "warned", expiresAt=_encode_time(state.expires_at))
-    host.tell_terminals(f"ycluster: {state.name} will be {end}; {way_out}")
+    host.tell_terminals(f"ycluster: {end}; {way_out}")
     if host.which("notify-send"):
-        host.attempt(["notify-send", "--app-name=ycluster", f"{state.name} will be {end}", way_out], timeout=5)
+        host.attempt(["notify-send", "--app-name=ycluster", end, way_out], timeout=5)
     facts = {
         "NAME": state.name, "CONTEXT": state.context, "STATE": str(state.files.sidecar), "ON_EXPIRY": state.on_expiry,
         "EXPIRES_AT": _encode_time(state.expires_at), "REMAINING_SECONDS": str(int(left)),
@@ -3493,10 +3496,8 @@ def extend(
     host: Host, files: Files, nanoseconds: int | None = None, *, from_now: int | None = None, until: str | None = None, dry_run: bool = False
 ) -> None:  # fmt: skip
     """Push the deadline out and re-arm. It never reaps first, even where the deadline has passed."""
-    moment = None
-    if from_now is not None:
-        moment = int(host.now()) + -(-from_now // 10**9)
-    elif until is not None:
+    moment = None if from_now is None else int(host.now()) + -(-from_now // 10**9)
+    if until is not None:
         try:
             moment = parse_until(until, host.now())
         except ValueError as error:
@@ -3681,7 +3682,8 @@ class Finding(NamedTuple):
 
 def doctor(host: Host, form: str) -> int:
     """What this host can do, what is left over on it, and the command that mends each. It changes nothing."""
-    found = [*_of_host(host), *(list(_of_clusters(host)) or [Finding("clusters", "ok", "nothing is left over")])]
+    troubles = [finding for finding in _of_clusters(host) if finding.level != "ok"]
+    found = [*_of_host(host), *(troubles or [Finding("clusters", "ok", "nothing is left over")])]
     if form == "json":
         host.output.data(to_json({"version": 1, "findings": [finding._asdict() for finding in found]}))
     else:
@@ -3716,16 +3718,16 @@ def _of_host(host: Host) -> Iterator[Finding]:
 
 def _of_clusters(host: Host) -> Iterator[Finding]:
     """What is wrong with the clusters of this user, or left over of others."""
-    every = [(files, _look(files.name, "failure", load_state, files)) for files in discover(host)]
-    yield from (finding for _, finding in every if finding.level != "ok")
-    states = [current(host, files) for files, finding in every if finding.level == "ok"]
+    every, states = discover(host), list[State]()
+    for files in every:
+        yield _look(files.name, "failure", lambda one: states.append(current(host, one)), files)
     for state in states:
         if due_time(state) < float("inf") and not is_armed(host, state):
             remedy = f"ycluster lifetime arm --name {state.name}"
             yield Finding(state.name, "failure", "no timer guards its deadline", remedy)
         if state.expires_at is None and not running(state.files):
-            yield from (found for found in [_look(state.name, "warning", _check_ports, host, state)] if found.level != "ok")
-    for place in sorted({files.cache_dir for files, _ in every}):
+            yield _look(state.name, "warning", _check_ports, host, state)
+    for place in sorted({files.cache_dir for files in every}):
         found = os.statvfs(place)
         if (free := found.f_bavail * found.f_frsize >> 30) < 10:
             yield Finding("room", "warning", f"{place} has {free} GiB left; a disk grows to its diskSize", "ycluster teardown")
@@ -3733,12 +3735,9 @@ def _of_clusters(host: Host) -> Iterator[Finding]:
             if not disk.with_suffix(".json").exists():
                 remedy = f"ycluster import {shlex.quote(str(disk))} -c DIR   (a copy; then remove it)"
                 yield Finding("disk", "warning", f"{disk}: no cluster claims it", remedy)
-    for pid in pids():
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            pidfile = Path(os.fsdecode(argv[argv.index(b"-pidfile") + 1]))
-            if pidfile.with_suffix(".vm.lock").exists() and not pidfile.with_suffix(".json").exists():
-                yield Finding("vm", "failure", f"{pidfile.stem} runs, its cluster is gone: nothing ends it", f"kill {pid}")
+    for pid, pidfile in [(each, Path(path)) for each in pids() for path in pidfiles(each) if path.endswith(".pid")]:
+        if pidfile.with_suffix(".vm.lock").exists() and not pidfile.with_suffix(".json").exists():
+            yield Finding("vm", "failure", f"{pidfile.stem} runs, its cluster is gone: nothing ends it", f"kill {pid}")
     listing = ["systemctl", "--user", "list-units", "--type=timer", "--plain", "--no-legend", "ycluster-reap-*"]
     units = {line.split()[0] for line in (host.attempt(listing, timeout=30) or "").splitlines() if line.strip()}
     guards = {f"{unit}.timer" for state in states if state.timer for unit in (state.timer.id, state.timer.warning)}

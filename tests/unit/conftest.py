@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
-from unit_support import Cli, Clocked, Processes
+from unit_support import Cli, Clocked, Memory, Processes
 
 import ycluster
 
@@ -60,6 +60,14 @@ def cli(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
     os.umask(umask)
     for number, handler in zip(signals, handlers):
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def timer(monkeypatch: pytest.MonkeyPatch) -> Memory:
+    """The only timer there is, in memory."""
+    memory = Memory("memory", [])
+    monkeypatch.setattr(ycluster, "TIMERS", (memory,))
+    return memory
 
 
 @pytest.fixture

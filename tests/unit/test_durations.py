@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -140,14 +141,18 @@ def test_an_offset_changes_the_clock_and_not_the_moment(seconds: int, offset: in
     assert parse_time(local) == seconds
 
 
-def test_a_time_for_people_is_in_the_hosts_zone(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def cet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A host in the zone of Stockholm."""
     monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
     time.tzset()
-    try:
-        assert local_time(1795345200) == "2026-11-22 12:00:00 CET"
-    finally:
-        monkeypatch.undo()
-        time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+def test_a_time_for_people_is_in_the_hosts_zone(cet: None) -> None:
+    assert local_time(1795345200) == "2026-11-22 12:00:00 CET"
 
 
 @pytest.mark.parametrize(
@@ -164,16 +169,8 @@ def test_a_time_for_people_is_in_the_hosts_zone(monkeypatch: pytest.MonkeyPatch)
     ],
     ids=["today", "in a minute", "now is tomorrow", "tomorrow", "midnight", "winter begins", "summer begins", "absolute"],
 )
-def test_until_is_the_next_time_at_which_a_clock_here_shows_it(
-    monkeypatch: pytest.MonkeyPatch, text: str, now: str, then: str
-) -> None:
-    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
-    time.tzset()
-    try:
-        assert format_time(parse_until(text, parse_time(now))) == then
-    finally:
-        monkeypatch.undo()
-        time.tzset()
+def test_until_is_the_next_time_at_which_a_clock_here_shows_it(cet: None, text: str, now: str, then: str) -> None:
+    assert format_time(parse_until(text, parse_time(now))) == then
 
 
 @pytest.mark.parametrize("text", ["", "24:00", "12:60", "18", "18:0", "6pm", "tomorrow", "18:00:00", "\u0661\u0668:00"])

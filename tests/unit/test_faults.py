@@ -18,8 +18,7 @@ from typing import Any, Callable
 
 import pytest
 import test_histories
-from test_timers import Memory
-from unit_support import PROGRAM, Cli, Clocked, Processes, Ran, made, tree
+from unit_support import PROGRAM, Cli, Clocked, Memory, Processes, Ran, made, tree
 
 import ycluster
 from ycluster import ArmedTimer, Files, Host, PortForward, Reaped, State
@@ -52,14 +51,6 @@ def told(ran: Ran, code: int, *says: object) -> None:
 def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
     """The power doesn't fail here, and hundreds of saves take their time."""
     monkeypatch.setattr("ycluster.os.fsync", lambda fd: None)
-
-
-@pytest.fixture
-def timer(monkeypatch: pytest.MonkeyPatch) -> Memory:
-    """The only timer there is, in memory."""
-    memory = Memory("memory", [])
-    monkeypatch.setattr(ycluster, "TIMERS", (memory,))
-    return memory
 
 
 @pytest.fixture

@@ -10,21 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_timers import Memory
-from unit_support import NOW, Cli, Clocked, Processes, made
+from unit_support import NOW, Cli, Clocked, Memory, Processes, made
 
 import ycluster
 from ycluster import ArmedTimer, Files, Reaped, State
 
 SOON = int(NOW) + 600
 FAR_AHEAD = ycluster.parse_time("2100-01-01T00:00:00Z")
-
-
-@pytest.fixture
-def timer(monkeypatch: pytest.MonkeyPatch) -> Memory:
-    memory = Memory("memory", [])
-    monkeypatch.setattr(ycluster, "TIMERS", (memory,))
-    return memory
 
 
 @pytest.fixture

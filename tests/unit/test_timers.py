@@ -17,42 +17,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from unit_support import NOW, Clocked, made
+from unit_support import NOW, Clocked, Memory, made
 
 import ycluster
-from ycluster import ArmedTimer, Files, Host, Output, State, Unusable, arm_timer, timer_argv, timers_for, unit_name
+from ycluster import ArmedTimer, Files, Host, Output, State, arm_timer, timer_argv, timers_for, unit_name
 
 labels = st.from_regex(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", fullmatch=True)
 DEADLINE = int(NOW) + 3600
-
-
-class Memory:
-    """A timer that is a set of ids, and can refuse. `log` is what happened, in order, over all timers of a test."""
-
-    survives = {"logout": "yes"}  # noqa: RUF012
-
-    def __init__(self, name: str, log: list[str], *, unusable: str = "", error: Exception | None = None) -> None:
-        self.name, self.log, self.reason, self.error = name, log, unusable, error
-        self.standing: dict[str, int] = {}
-
-    def unusable(self, host: Host) -> Unusable | None:
-        return Unusable(self.reason) if self.reason else None
-
-    def arm(self, host: Host, files: Files, deadline: int) -> str:
-        if self.error:
-            raise self.error
-        ident = f"{self.name}-{len(self.log)}"
-        self.standing[ident] = deadline
-        self.log.append(f"arm {ident}")
-        return ident
-
-    def armed(self, host: Host, files: Files, timer: ArmedTimer) -> bool:
-        return timer.id in self.standing
-
-    def cancel(self, host: Host, files: Files, timer: ArmedTimer) -> None:
-        saved = ycluster.load_state(files).timer
-        self.log.append(f"cancel {timer.id} while {saved.id if saved else None} is saved")
-        self.standing.pop(timer.id, None)
 
 
 @pytest.fixture

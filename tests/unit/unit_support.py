@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import ycluster
-from ycluster import Host, Output, State
+from ycluster import ArmedTimer, Files, Host, Output, State, Unusable
 
 PROGRAM = Path(ycluster.__file__).resolve()
 try_kvm = ycluster.try_kvm  # the real one: conftest.py puts another in its place
@@ -55,6 +55,35 @@ class Clocked(Host):
 
     def sleep(self, seconds: float) -> None:
         self.time += max(0.0, seconds)
+
+
+class Memory:
+    """A timer that is a set of ids, and can refuse. `log` is what happened, in order, over all timers of a test."""
+
+    survives = {"logout": "yes"}  # noqa: RUF012
+
+    def __init__(self, name: str, log: list[str], *, unusable: str = "", error: Exception | None = None) -> None:
+        self.name, self.log, self.reason, self.error = name, log, unusable, error
+        self.standing: dict[str, int] = {}
+
+    def unusable(self, host: Host) -> Unusable | None:
+        return Unusable(self.reason) if self.reason else None
+
+    def arm(self, host: Host, files: Files, deadline: int) -> str:
+        if self.error:
+            raise self.error
+        ident = f"{self.name}-{len(self.log)}"
+        self.standing[ident] = deadline
+        self.log.append(f"arm {ident}")
+        return ident
+
+    def armed(self, host: Host, files: Files, timer: ArmedTimer) -> bool:
+        return timer.id in self.standing
+
+    def cancel(self, host: Host, files: Files, timer: ArmedTimer) -> None:
+        saved = ycluster.load_state(files).timer
+        self.log.append(f"cancel {timer.id} while {saved.id if saved else None} is saved")
+        self.standing.pop(timer.id, None)
 
 
 class Ran(NamedTuple):
