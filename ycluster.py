@@ -2317,9 +2317,10 @@ def try_kvm(host: Host) -> None:
 
 
 def kvm_works(host: Host) -> bool:
-    """Whether KVM stands its trial, which is asked once in a boot of the host for each QEMU."""
+    """Whether KVM stands its trial, which is asked once in a boot of the host for each QEMU, and anew when it is opened to us."""
     version = host.attempt([QEMU, "--version"], timeout=20) or ""
-    trial, works = f"{host.boot_id()} {''.join(version.splitlines()[:1])}", True
+    opens = os.access("/dev/kvm", os.R_OK | os.W_OK)
+    trial, works = f"{host.boot_id()} {''.join(version.splitlines()[:1])} {opens}", True
     with contextlib.suppress(OSError, ValueError, YclusterError):
         *tried, verdict = (host.state_home() / "kvm-trial").read_text(encoding="utf-8").splitlines()
         if tried == [trial]:

@@ -201,6 +201,21 @@ def test_the_trial_is_held_once_in_a_boot(
     assert ycluster.kvm_works(host) is verdict and len(held) == 1 + again
 
 
+def test_the_trial_is_held_anew_once_the_device_is_opened_to_the_user(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after `usermod -aG kvm` and a new login, which is what the first trial advised."""
+    opens, real = False, os.access
+    monkeypatch.setattr("ycluster.os.access", lambda path, mode: opens if path == "/dev/kvm" else real(path, mode))
+
+    def hold(host: object) -> None:
+        if not opens:
+            raise ycluster.PrerequisiteError("/dev/kvm is closed to you")
+
+    monkeypatch.setattr(ycluster, "try_kvm", hold)
+    assert not ycluster.kvm_works(Booted(home))
+    opens = True
+    assert ycluster.kvm_works(Booted(home))
+
+
 def test_a_verdict_that_was_cut_off_or_can_not_be_kept_is_asked_for_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ycluster, "try_kvm", lambda host: None)
     host = Booted(home)
