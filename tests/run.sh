@@ -106,11 +106,11 @@ if wants e2e; then
     lanes=('tests/e2e/test_real_host.py tests/e2e/test_k3s.py' tests/e2e/test_appliance.py) rest=()
     for lane in "${lanes[@]}"; do
         read -ra files <<<"$lane"
-        beside "$lane" "${here[@]}" "${pytest[@]}" "${files[@]}"
+        beside "$lane" "${here[@]}" "${pytest[@]}" --durations=15 "${files[@]}"
         rest+=("${files[@]/#/--ignore=}")
     done
     status=0
-    "${here[@]}" "${pytest[@]}" tests/e2e "${rest[@]}" || status=$?
+    "${here[@]}" "${pytest[@]}" --durations=25 tests/e2e "${rest[@]}" || status=$?
     collect || status=$?
     exit "$status"
 fi

@@ -16,7 +16,7 @@ class Missing(Exception):
     """A part that this host lacks, and that can't be started here."""
 
 
-def wait_for(what: str, ready: Callable[[], Any], timeout: float = 180) -> Any:
+def wait_for(what: str, ready: Callable[[], Any], timeout: float = 600) -> Any:
     """Poll until `ready` gives something true; the bound is generous, since machines are shared and noisy."""
     until = time.monotonic() + timeout
     while True:

@@ -35,6 +35,23 @@ while True:
             os._exit(0)
 """
 CACHE = "/home/dev/.cache/y-cluster-qemu"
+# A cluster whose VM is started just now, and a deadline near enough to wait for; no verb shortens one.
+WRITE = """\
+import json, os, pathlib, time
+def moment(epoch):
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(epoch))
+sidecar = pathlib.Path.home() / ".cache/y-cluster-qemu/demo.json"
+kept = json.loads(sidecar.read_text()) if sidecar.exists() else {{
+    "version": 1, "name": "demo", "context": "demo", "lifetime": "1h", "ranWith": "tcg", "onExpiry": "{on_expiry}",
+    "bootId": open("/proc/sys/kernel/random/boot_id").read().strip(),
+    "bootedAt": moment(time.time() - float(open("/proc/uptime").read().split()[0])),
+}}
+beside = sidecar.with_suffix(".edited")
+beside.touch(0o600)
+beside.write_text(json.dumps({{**kept, "expiresAt": moment(time.time() + {seconds})}}))
+beside.replace(sidecar)
+"""
+SOON = 60  # seconds: time enough for a login that arms it, on a busy machine, too
 
 
 @dataclass
@@ -44,46 +61,47 @@ class RealHost:
     vm: Cluster
     port: int
 
-    def root(self, command: str, code: int | None = 0) -> str:
-        done = self.vm.run("ssh", "--", f"sudo sh -c '{command}'", code=code)
+    def root(self, script: str, code: int | None = 0) -> str:
+        argv = [str(self.vm.program.path), "ssh", "-c", str(self.vm.directory), "--", "sudo sh"]
+        done = subprocess.run(
+            argv, input=script, text=True, capture_output=True, env=self.vm.program.environ(), timeout=900
+        )  # fmt: skip
+        print(f"root# {script}\n{done.stdout}{done.stderr}")
+        assert code is None or done.returncode == code, done.stderr
         return done.stdout.strip()
 
     def login(self, command: str, code: int | None = 0, stdin: str = "") -> str:
         """A login of dev's from its beginning to its end."""
         argv = ["ssh", "-F", "/dev/null", "-i", str(self.vm.file("-ssh")), "-p", str(self.port), "-o", "BatchMode=yes"]
         argv += ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]
-        done = subprocess.run([*argv, "dev@127.0.0.1", command], input=stdin, text=True, capture_output=True, timeout=300)
+        done = subprocess.run([*argv, "dev@127.0.0.1", command], input=stdin, text=True, capture_output=True, timeout=900)
         print(f"dev$ {command}\n{done.stdout}{done.stderr}")
         assert code is None or done.returncode == code, done.stderr
         return done.stdout.strip()
 
-    def fresh(self, seconds: int, on_expiry: str = "stop") -> None:
-        """A cluster of dev's whose VM (a stand-in, run by a system service) has been started just now."""
-        self.root("systemctl stop stand-in; systemctl reset-failed stand-in; true")
-        self.login("ycluster lifetime disarm; rm -rf .cache/y-cluster-qemu; mkdir -p -m 700 .cache/y-cluster-qemu", None)
-        ends = self.root(f'date -u -d "+{seconds} sec" +%Y-%m-%dT%H:%M:%SZ')
-        boot = self.root("cat /proc/sys/kernel/random/boot_id")
-        began = self.root('date -u -d "@$(($(date +%s) - $(cut -d. -f1 /proc/uptime)))" +%Y-%m-%dT%H:%M:%SZ')
-        sidecar = {"version": 1, "name": "demo", "context": "demo", "lifetime": "1h", "onExpiry": on_expiry}
-        sidecar |= {"expiresAt": ends, "bootId": boot, "bootedAt": began, "ranWith": "tcg"}
+    def fresh(self, on_expiry: str = "stop") -> None:
+        """A cluster of dev's, with an hour left and no timer, whose VM is a stand-in that a system service runs."""
         self.login(
-            "umask 077; cat >.cache/y-cluster-qemu/demo.json; echo kept >.cache/y-cluster-qemu/demo.qcow2",
-            stdin=json.dumps(sidecar),
+            f"ycluster lifetime disarm; rm -rf {CACHE}; mkdir -p -m 700 {CACHE}; echo kept >{CACHE}/demo.qcow2; python3",
+            stdin=WRITE.format(seconds=3600, on_expiry=on_expiry),
         )
-        run = f"systemd-run --quiet --collect --uid=dev --unit=stand-in python3 /home/dev/stand-in.py -pidfile {CACHE}/demo.pid"
-        self.root(run)
-        wait_for("the stand-in", lambda: self.status()["state"] == "running")
+        self.root(
+            "systemctl stop stand-in; systemctl reset-failed stand-in\n"
+            f"systemd-run -q --collect --uid=dev --unit=stand-in python3 /home/dev/stand-in.py -pidfile {CACHE}/demo.pid"
+        )
+        self.wait_within(f"[ -S {CACHE}/demo.qmp ]")
 
     def status(self) -> dict[str, Any]:
         shown: dict[str, Any] = json.loads(self.login("ycluster lifetime status -o json"))
         return shown
 
-    def arm(self) -> str:
-        """The timer that a login arms."""
-        self.login("ycluster lifetime arm")
-        guard = self.status()["enforcement"]
+    def arm(self, within: int = 0, beforehand: str = "true") -> dict[str, Any]:
+        """What enforces the deadline once a login has armed it, `within` seconds of it."""
+        sooner = WRITE.format(seconds=within, on_expiry="") if within else ""
+        asked = f"{beforehand}; python3 - && ycluster lifetime arm >&2 && ycluster lifetime status -o json"
+        guard: dict[str, Any] = json.loads(self.login(asked, stdin=sooner))["enforcement"]
         assert guard["armed"], guard
-        return str(guard["backend"])
+        return guard
 
     def log_out_for_good(self) -> None:
         """Until the user's systemd has ended, which is some seconds after the last logout."""
@@ -130,19 +148,18 @@ def test_the_one_file_serves_an_appliance_host(host: RealHost) -> None:
 
 
 def test_without_lingering_at_reaps_after_the_logout_and_its_job_keeps_no_secret(host: RealHost) -> None:
-    host.fresh(70)
-    host.login("export SECRET=hunter2 KUBECONFIG=/nowhere; ycluster lifetime arm")
-    assert host.status()["enforcement"]["backend"] == "at"
-    assert "enable-linger" in host.status()["enforcement"]["improve"]
+    host.fresh()
+    guard = host.arm(SOON, "export SECRET=hunter2 KUBECONFIG=/nowhere")
+    assert guard["backend"] == "at" and "enable-linger" in guard["improve"]
     assert host.root("grep -l hunter2 /var/spool/cron/atjobs/*; true") == ""
     host.log_out_for_good()
     host.wait_for_the_reap("at")
 
 
 def test_without_lingering_and_atd_the_watcher_reaps_after_the_logout(host: RealHost) -> None:
-    host.fresh(60)
+    host.fresh()
     host.root("systemctl stop atd")
-    assert host.arm() == "watcher"
+    assert host.arm(SOON)["backend"] == "watcher"
     host.root("mv /usr/local/bin/ycluster /root/")  # it runs its own copy
     try:
         host.wait_for_the_reap("watcher")
@@ -151,8 +168,8 @@ def test_without_lingering_and_atd_the_watcher_reaps_after_the_logout(host: Real
 
 
 def test_a_stopped_atd_is_noticed_and_the_next_command_arms_again(host: RealHost) -> None:
-    host.fresh(3600)
-    assert host.arm() == "at"
+    host.fresh()
+    assert host.arm()["backend"] == "at"
     host.root("systemctl stop atd")
     assert not host.status()["enforcement"]["armed"]
     assert "NOTHING" in host.login("ycluster lifetime status")
@@ -164,14 +181,14 @@ def test_a_stopped_atd_is_noticed_and_the_next_command_arms_again(host: RealHost
 
 def test_with_lingering_systemd_reaps_after_the_logout(host: RealHost) -> None:
     host.root("loginctl enable-linger dev")
-    host.fresh(45)
-    assert host.arm() == "systemd"
+    host.fresh()
+    assert host.arm(SOON)["backend"] == "systemd"
     host.wait_for_the_reap("systemd")
 
 
 def test_a_stopped_user_manager_is_noticed_and_the_next_command_arms_again(host: RealHost) -> None:
-    host.fresh(3600)
-    assert host.arm() == "systemd"
+    host.fresh()
+    assert host.arm()["backend"] == "systemd"
     host.root("systemctl stop user@$(id -u dev)")
     assert not host.status()["enforcement"]["armed"]
     host.login("ycluster lifetime reap --all")
@@ -181,8 +198,8 @@ def test_a_stopped_user_manager_is_noticed_and_the_next_command_arms_again(host:
 
 @pytest.mark.parametrize("timer", ["systemd", "watcher"])
 def test_a_clock_that_is_set_moves_the_deadline_along(host: RealHost, timer: str) -> None:
-    host.fresh(3600)
-    host.login(f"YCLUSTER_TIMER={timer} ycluster lifetime arm")
+    host.fresh()
+    host.arm(beforehand=f"export YCLUSTER_TIMER={timer}")
     for step in ("+3 hours", "-6 hours", "+3 hours"):
         host.root(f'date -s "{step}" >/dev/null')
         shown = host.status()
@@ -193,16 +210,16 @@ def test_a_clock_that_is_set_moves_the_deadline_along(host: RealHost, timer: str
 
 
 def test_after_a_reboot_nothing_is_torn_down_and_whoever_has_the_pid_now_is_left_alone(host: RealHost) -> None:
-    host.fresh(60, on_expiry="teardown")
-    assert host.arm() == "systemd"
-    before = host.root("cat /proc/sys/kernel/random/boot_id")
+    host.fresh(on_expiry="teardown")
+    before = host.root("touch /etc/cloud/cloud-init.disabled; cat /proc/sys/kernel/random/boot_id")  # which takes its time
+    assert host.arm(SOON)["backend"] == "systemd"
     host.root("systemctl reboot", None)
 
     def after() -> bool:
         done = host.vm.run("ssh", "--", "cat /proc/sys/kernel/random/boot_id", code=None)
         return done.returncode == 0 and done.stdout.strip() not in ("", before)
 
-    wait_for("the next boot", after, 300)
+    wait_for("the next boot", after, 900)
     host.root(
         f"systemd-run --quiet --uid=dev --unit=innocent sleep infinity; systemctl show -P MainPID innocent >{CACHE}/demo.pid"
     )
