@@ -118,8 +118,14 @@ def test_an_instance_that_has_gone_is_no_such_cluster(sh: Shell) -> None:
     assert done.stdout == "" and "vm" in done.stderr and "deleted" in done.stderr and len(done.stderr.splitlines()) <= 3
 
 
-def test_the_readme_s_commands_are_true(api: ComputeApi, sh: Shell) -> None:
-    block = (ROOT / "README.md").read_text().partition("## Cloud\n")[2].partition("```sh\n")[2].partition("```")[0]
+def test_the_commands_in_the_docs_are_true(api: ComputeApi, sh: Shell) -> None:
+    block = (
+        (ROOT / "docs" / "appliances.md")
+        .read_text()
+        .partition("## Compute Engine\n")[2]
+        .partition("```sh\n")[2]
+        .partition("```")[0]
+    )
     assert block.count("gcloud") == 1 and block.count("gcp-status") == 1
     done = sh("set -e\n" + block.replace("ZONE", "europe-north1-a").replace("DIR", "limited"))
     assert instance(api)["scheduling"]["maxRunDuration"] == LIMIT["maxRunDuration"]

@@ -1,0 +1,132 @@
+"""What README.md and docs/ say is so: commands, JSON shapes, exit codes. What the commands do is run in tests/e2e."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_gcp import described
+from unit_support import NOW, PROGRAM, Cli, Clocked, Memory, made
+
+import ycluster
+from ycluster import PortForward
+
+ROOT = PROGRAM.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
+LATER = int(NOW) + 4000
+
+
+def commands(page: Path) -> list[str]:
+    """Every ycluster command on a page: in a block of shell, in the text, or as a heading."""
+    text = page.read_text()
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    rest = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in re.sub(r"<<'(\w+)'\n.*?^\1$", "", block, flags=re.M | re.S).splitlines()]
+    spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", rest)]
+    spans += re.findall(r"^#+ (.*)$", rest, re.MULTILINE)
+    asked = r"(?:^|[(;&|]\s*|\s)ycluster ([a-z][^#;&|)]*)"
+    found = [match[1] for line in lines for match in re.finditer(asked, line.split(" #")[0])]
+    return found + [match[1] for span in spans if (match := re.fullmatch(r"ycluster ([a-z].*)", span))]
+
+
+def test_every_command_in_the_docs_is_one_that_the_program_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    every = [(page.name, command) for page in PAGES for command in commands(page)]
+    assert len(every) > 40 and {page for page, _ in every} >= {"README.md", "json.md", "ci.md", "developer.md"}
+    whole = 0
+    for page, command in every:
+        words = shlex.split(command)
+        try:
+            assert ycluster._parser().parse_args(words).run, (page, command)
+            whole += 1
+        except SystemExit:  # a verb that is spoken of without all that it wants
+            with pytest.raises(SystemExit) as ended:
+                ycluster._parser().parse_args([*words, "--help"])
+            helped = capsys.readouterr().out
+            assert ended.value.code == 0 and all(word in helped for word in words if word[0] == "-"), (page, command)
+    assert whole > 30
+
+
+def shape(value: object) -> object:
+    """The names in a JSON value, and the sorts of its values."""
+    if isinstance(value, dict):
+        return {name: shape(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [shape(inner) for inner in value[:1]]
+    return type(value).__name__
+
+
+def documented(heading: str) -> Any:
+    """The JSON under a heading of docs/json.md."""
+    text = (ROOT / "docs" / "json.md").read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    block = re.search(r"^```json\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert block, heading
+    return json.loads(block[1])
+
+
+def test_the_json_of_clusters_is_as_documented(cli: Cli, cache: Path, timer: Memory) -> None:
+    ahead = ycluster.parse_time("2100-01-01T00:00:00Z")
+    made(cache, expires_at=ahead, port_forwards=(PortForward(80, 8080),))
+    cli("lifetime", "arm")
+    listed = json.loads(cli("list", "-o", "json").out)
+    assert shape(listed) == shape(documented("ycluster list -o json"))
+    one = {"version": 1, **listed["clusters"][0]}
+    assert shape(json.loads(cli("status", "-o", "json").out)) == shape(one)
+    guarded = json.loads(cli("lifetime", "status", "-o", "json").out)
+    assert shape(guarded.pop("enforcement")) == shape(documented("ycluster lifetime status -o json"))
+    assert shape(guarded) == shape(one)
+
+
+def test_the_json_of_an_expiry_is_as_documented(cli: Cli, cache: Path) -> None:
+    made(cache, reaped=ycluster.Reaped(int(NOW), "stop", "systemd", "guest-shutdown"))
+    [reaped] = [cluster["reaped"] for cluster in json.loads(cli("list", "-o", "json").out)["clusters"]]
+    said = re.search(r"- `reaped`: (.*?)\n- ", (ROOT / "docs" / "json.md").read_text(), re.DOTALL)
+    assert said and {name for name in re.findall(r"`(\w+)`", said[1]) if name in reaped} == set(reaped)
+
+
+def test_the_json_of_the_cloud_is_as_documented(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shape({"version": 1, **ycluster.gcp_lifetime(json.dumps(described()), NOW)}) == shape(
+        documented("ycluster lifetime gcp-status -o json")
+    )
+    (tmp_path / "y-cluster-provision.yaml").write_text("lifetime: {maxRun: 8h, onExpiry: teardown}\n")
+    printed = cli("lifetime", "gcp-flags", "--quiet", "-o", "json", "-c", tmp_path).out
+    assert json.loads(printed) == documented("ycluster lifetime gcp-flags -o json")
+
+
+def test_the_json_of_doctor_is_as_documented(cli: Cli) -> None:
+    assert shape(json.loads(cli("doctor", "-o", "json").out)) == shape(documented("ycluster doctor -o json"))
+
+
+def test_the_log_of_events_is_as_documented(
+    host: Clocked, home: Path, cache: Path, timer: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(host: Clocked, state: ycluster.State) -> str:
+        raise ycluster.YclusterError("QEMU is alive")
+
+    monkeypatch.setattr(ycluster.Host, "tell_terminals", lambda self, text: None)
+    monkeypatch.setattr(ycluster, "launch", lambda host, state: ycluster.replace(state, ran_with="kvm"))
+    state = ycluster._boot(host, made(cache, lifetime="1h", warn="10m"))
+    host.time += 3100
+    ycluster.reap(host, state.files, by="memory")
+    ycluster.extend(host, state.files, 10**9)
+    host.time += 1000
+    with monkeypatch.context() as broken, pytest.raises(ycluster.YclusterError):
+        broken.setattr(ycluster, "_halt", refuse)
+        ycluster.reap(host, state.files, by="memory")
+    host.time += 1000
+    ycluster.reap(host, state.files, by="memory")
+    log = [json.loads(line) for line in (home / ".local/state/ycluster/events.jsonl").read_text().splitlines()]
+    block = (ROOT / "docs" / "json.md").read_text().partition("```jsonl\n")[2].partition("```")[0]
+    said = {line["event"]: shape(line) for line in map(json.loads, block.splitlines())}
+    assert {line["event"]: shape(line) for line in log} == said
+
+
+def test_the_exit_codes_in_the_readme_are_those_of_the_program() -> None:
+    def codes(text: str) -> list[str]:
+        listed = " ".join(text.partition("Exit codes:")[2].split()).partition("130 interrupted")[0]
+        return re.findall(r"(\d+) ([a-z]+)", listed)
+
+    assert codes((ROOT / "README.md").read_text()) == codes(ycluster.__doc__ or "") != []
