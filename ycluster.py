@@ -155,11 +155,13 @@ class Interrupted(BaseException):
 class Output:
     """Where words go. stdout is for data alone; everything a person reads on the way goes to stderr."""
 
-    def __init__(self, stdout: IO[str], stderr: IO[str], *, verbose: bool = False) -> None:
+    def __init__(self, stdout: IO[str], stderr: IO[str], *, verbose: bool = False, colours: bool = False) -> None:
         self.stdout, self.stderr, self.verbose = stdout, stderr, verbose
-        self.live = stderr.isatty()
+        self.live, self.shown = stderr.isatty(), stdout.isatty()
+        self.colours = colours and self.shown
 
-    def data(self, text: str) -> None:
+    def data(self, text: str, colour: str = "") -> None:
+        text = f"\x1b[{colour}m{text}\x1b[m" if colour and self.colours else text
         self.stdout.write(text if text.endswith("\n") or not text else text + "\n")
         self.stdout.flush()
 
@@ -209,17 +211,19 @@ class Steps:
         self.output.say(f"  {what} ({self.monotonic() - self.began:.1f} s)")
 
 
-def columns() -> int:
+def columns(fd: int = 2) -> int:
     """The width of the terminal, or 80. (shutil knows it as well, and loads three decompressors.)"""
     try:
-        return os.get_terminal_size(2).columns or 80
+        return os.get_terminal_size(fd).columns or 80
     except OSError:
         return 80
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Left-aligned columns, two spaces apart."""
+def table(rows: Sequence[Sequence[str]], width: int = 1 << 20) -> str:
+    """Left-aligned columns, two spaces apart: as many as fit into the width, the first in any case."""
     widths = [max(map(len, column)) for column in zip(*rows)]
+    while len(widths) > 1 and sum(widths) + 2 * len(widths) - 2 > width:
+        widths.pop()
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
@@ -2842,18 +2846,11 @@ def check_host_kernel(host: Host, boot: Path = Path("/boot"), modules: Path = Pa
 
 
 def guestfs(host: Host, what: str, *argv: str) -> None:
-    """Run a program of libguestfs; once more without KVM where it fails, for a KVM that opens need not work."""
+    """Run a program of libguestfs, with KVM where that stands its trial."""
     given = {name: value for name, value in host.environ.items() if name.startswith(("LIBGUESTFS_", "SUPERMIN_"))}
     emulate = {} if "LIBGUESTFS_BACKEND_SETTINGS" in given or kvm_works(host) else {"LIBGUESTFS_BACKEND_SETTINGS": "force_tcg"}
     env, steps = host.child_env({"LIBGUESTFS_BACKEND": "direct", **emulate, **given}), Steps(host.output, host.monotonic)
-    try:
-        host.run(argv, timeout=1800, env=env, waiting=lambda: steps.waiting(what))
-    except ProgramFailed:
-        if "LIBGUESTFS_BACKEND_SETTINGS" in env:
-            raise
-        env["LIBGUESTFS_BACKEND_SETTINGS"] = "force_tcg"
-        host.output.say(f"  {argv[0]} failed with KVM; once more without it (force_tcg, slower)")
-        host.run(argv, timeout=1800, env=env, waiting=lambda: steps.waiting(what))
+    host.run(argv, timeout=1800, env=env, waiting=lambda: steps.waiting(what))
     steps.done(what)
 
 
@@ -3485,14 +3482,6 @@ def sweep(host: Host, *, by: str, spare: Files | None = None, every: bool = Fals
     return failed
 
 
-def reap_all(host: Host, *, by: str) -> None:
-    """`reap` for every cluster of this user; raises at the end where one could not be."""
-    if failed := sweep(host, by=by, every=True):
-        raise YclusterError(f"not reaped: {', '.join(failed)}")
-    if not discover(host):
-        host.output.say("no clusters")
-
-
 def extend(
     host: Host, files: Files, nanoseconds: int | None = None, *, from_now: int | None = None, until: str | None = None, dry_run: bool = False
 ) -> None:  # fmt: skip
@@ -3606,13 +3595,20 @@ def port_words(shown: Mapping[str, Any]) -> str:
     return " ".join(f"{host}->{guest}" if host != guest else str(host) for host, guest in pairs) or "-"
 
 
-def left_words(shown: Mapping[str, Any]) -> str:
-    """What `list` has under LEFT."""
+def left_words(shown: Mapping[str, Any], bar: bool = False) -> str:
+    """What `list` has under LEFT; with a bar of the time since its start."""
     if (left := shown["remainingSeconds"]) is None:
         return "-"
     if shown.get("disarmed"):
         return "disarmed"
-    return in_words(left) if left > 0 else f"OVERDUE {in_words(left)}"
+    words = in_words(left) if left > 0 else f"OVERDUE {in_words(left)}"
+    if not bar or not shown["startedAt"]:
+        return words
+    whole = max(1, parse_time(shown["expiresAt"]) - parse_time(shown["startedAt"]))
+    return f"{'#' * round(10 * min(max(0, left), whole) / whole):.<10} {words}"
+
+
+COLOURS = {"stopped": "2", "paused": "33", "unresponsive": "31", "unseen": "33"}  # dim, yellow, red (ECMA-48, SGR)
 
 
 def list_clusters(host: Host, form: str) -> None:
@@ -3622,11 +3618,13 @@ def list_clusters(host: Host, form: str) -> None:
         return host.output.data(to_json({"version": 1, "clusters": found}))
     if not found:
         return host.output.say("no clusters; `ycluster provision -c DIR` makes one")
-    rows = [["NAME", "CONTEXT", "STATE", "LEFT", "ON EXPIRY", "SSH", "PORTS", "CACHEDIR"]]
+    rows = [["NAME", "STATE", "LEFT", "CONTEXT", "ON EXPIRY", "SSH", "PORTS", "CACHEDIR"]]
     for shown in found:
-        row = [str(shown[name]) for name in ("name", "context", "state", "onExpiry", "sshPort", "cacheDir")]
-        rows.append([*row[:3], left_words(shown), *row[3:5], port_words(shown), row[5]])
-    host.output.data(table(rows))
+        row = [str(shown[name]) for name in ("name", "state", "context", "onExpiry", "sshPort", "cacheDir")]
+        rows.append([*row[:2], left_words(shown, host.output.shown), *row[2:5], port_words(shown), row[5]])
+    for line, shown in zip(table(rows, columns(1) if host.output.shown else 1 << 20).splitlines(), [{}, *found]):
+        overdue = shown and left_words(shown).startswith("OVERDUE")
+        host.output.data(line, "31" if overdue else COLOURS.get(shown.get("state", ""), ""))
 
 
 def status(host: Host, files: Files, form: str, *, guard: bool = False) -> None:
@@ -3650,7 +3648,7 @@ def status(host: Host, files: Files, form: str, *, guard: bool = False) -> None:
     limit = f"{state.lifetime} from each start, then {state.on_expiry}"
     rows += [["lifetime:", limit if budget(state.lifetime) is not None else "no budget (lifetime.maxRun is not set)"]]
     if state.expires_at is not None:
-        rows.append(["deadline:", f"{local_time(state.expires_at)} ({left_words(shown)})"])
+        rows.append(["deadline:", f"{local_time(state.expires_at)} ({left_words(shown, host.output.shown)})"])
     if shown["warnsAt"]:
         rows.append(["warning:", local_time(warn_time(state))])
     if state.retry_at is not None:
@@ -3925,7 +3923,9 @@ def _files(host: Host, args: dict[str, Any]) -> Files:
 
 def _reap(host: Host, files: Files, by: str, wait: int) -> None:
     if files == EVERY:
-        return reap_all(host, by=by)
+        if failed := sweep(host, by=by, every=True):
+            raise YclusterError(f"not reaped: {', '.join(failed)}")
+        return None if discover(host) else host.output.say("no clusters")
     # A person may be told to come back; a timer fires once, so it waits for as long as the cluster is worked on.
     reap(host, files, by=by, wait=wait / 10**9, patience=LOCK_TIMEOUT if by == "hand" else float("inf"))
 
@@ -3955,7 +3955,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in streams:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    output = Output(*streams)
+    output = Output(*streams, colours=not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb")
     os.umask(0o077)  # what other programs write for us (keys, sockets, disks) is nobody else's business either
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup

@@ -1,8 +1,9 @@
-"""The README's first command, from a copy of what would be committed, as a newcomer runs it."""
+"""The commands of README.md and docs/, from a copy of what would be committed, as a newcomer runs them."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -61,3 +62,48 @@ def test_an_ordinary_user_without_the_packages_is_given_the_one_line(clone: Path
     [line] = [line for line in done.stderr.splitlines() if "apt-get install" in line]
     assert "qemu-system-x86" in line and "python3" in line
     assert not (clone / "dist").exists() or (clone / "dist" / "ycluster").exists()
+
+
+def block(page: str, heading: str, language: str = "sh") -> str:
+    """The first block of a language under a heading."""
+    found = re.search(rf"^#+ {heading}\n.*?^```{language}\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    assert found, heading
+    return found[1]
+
+
+def test_the_commands_of_the_readme_and_of_its_pages_do_what_they_say(clone: Path, guest_image: Path, tmp_path: Path) -> None:
+    """One after the other in one HOME, from the build to the uninstall. Only the image is put in, as a mirror has no Ubuntu's."""
+    image = f'\nimage: "{guest_image}"\n'
+    twenty, _, rest = (
+        block("README.md", "Twenty lines").replace("\nname: dev\n", f"\nname: dev{image}").partition("ycluster pause")
+    )
+    assert "ycluster provision -c dev" in twenty and "ycluster stop" in rest and image in twenty
+    more = block("docs/developer.md", "For a developer with a laptop").splitlines()
+    more = [line for line in more if not re.match(r"ycluster (provision|stop|start) ", line)]  # each boot takes a minute
+    assert len(more) > 6
+    config = block("docs/ci.md", "For CI, and for agents", "yaml") + image
+    job = block("docs/ci.md", "For CI, and for agents")
+    uninstall = block("README.md", "Upgrade and uninstall")
+    script = tmp_path / "script"
+    lines = [
+        "set -eux -o pipefail",
+        twenty,
+        *more,
+        f"ycluster pause{rest}",
+        "mkdir ci",
+        "cat >ci/y-cluster-provision.yaml <<'YAML'",
+    ]
+    script.write_text("\n".join([*lines, f"{config}YAML", f"({job})", uninstall]))
+    home = tmp_path / "home"
+    home.mkdir()
+    environ = {
+        "PATH": f"{home}/bin:/usr/local/bin:/usr/bin:/bin",
+        "HOME": str(home),
+        "YCLUSTER_BUILD_CACHE": os.environ.get("YCLUSTER_BUILD_CACHE", str(tmp_path / "build")),
+    }
+    done = subprocess.run(["bash", script], cwd=clone, env=environ, text=True, capture_output=True, timeout=1800)
+    print(done.stdout, done.stderr)
+    assert done.returncode == 0
+    assert len(re.findall("^Linux (?:dev|job) ", done.stdout, re.MULTILINE)) == 2
+    assert "dev is torn down" in done.stderr and "job is torn down" in done.stderr
+    assert [path for path in home.rglob("*") if not path.is_dir()] == []

@@ -330,7 +330,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule()
     def reap_all(self) -> None:
-        end = self.command(lambda: ycluster.reap_all(self.host, by="hand"))
+        end = self.command(lambda: ycluster._reap(self.host, ycluster.EVERY, "hand", 0))
         assert self.overdue(patient=False) == [] or (self.world.stubborn and end == "failed")
         for name in self.states():
             self.guarded(name)

@@ -405,7 +405,7 @@ def test_what_is_no_cluster_is_not_discovered(cache: Path, host: Clocked) -> Non
 def test_the_sibling_may_have_named_its_cluster_anything(cache: Path, host: Clocked, name: str) -> None:
     state = made(cache, name=name, expires_at=5)
     assert ycluster.discover(host) == [state.files]
-    ycluster.reap_all(host, by="hand")
+    ycluster._reap(host, ycluster.EVERY, "hand", 0)
     assert ycluster.load_state(state.files).reaped
 
 

@@ -1,4 +1,4 @@
-"""What people see and hear: warnings, the log of events, the look of `list`, doctor, completion."""
+"""What people see and hear: warnings, the log of events, the look of `list`, doctor."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import json
 import os
 import pty
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from unit_support import NOW, Cli, Clocked, Memory, Processes, made
+from unit_support import NOW, PROGRAM, Cli, Clocked, Memory, Processes, made
 
 import ycluster
 from ycluster import ArmedTimer, Files, Reaped, State
@@ -207,6 +209,50 @@ def test_extend_wants_exactly_one_way_of_saying_it(cli: Cli, cache: Path, more: 
 
 
 # --- how it looks
+
+
+def on_terminal(argv: list[str], home: Path, width: int, **environ: str) -> str:
+    """What a command shows on a terminal of that width."""
+    leader, follower = pty.openpty()
+    subprocess.run(["stty", "cols", str(width)], stdin=follower, check=True)
+    env = {"PATH": os.environ["PATH"], "HOME": str(home), "TERM": "xterm", **environ}
+    process = subprocess.Popen(argv, stdin=follower, stdout=follower, stderr=follower, env=env)
+    os.close(follower)
+    shown = b""
+    try:
+        while chunk := os.read(leader, 65536):
+            shown += chunk
+    except OSError:  # the other end is closed
+        pass
+    os.close(leader)
+    assert process.wait() == 0, shown
+    return shown.decode().replace("\r\n", "\n")
+
+
+LIST = [sys.executable, str(PROGRAM), "list"]
+
+
+def test_list_has_bars_and_colours_on_a_terminal_and_none_elsewhere(home: Path, cache: Path) -> None:
+    made(cache, "late", expires_at=1_700_000_000, started_at=1_600_000_000)
+    made(cache, "other", expires_at=FAR_AHEAD, started_at=1)
+    made(cache, "unarmed")
+    shown = on_terminal(LIST, home, 250)
+    assert re.search(r"^\x1b\[31mlate +stopped +\.{10} OVERDUE [0-9dhms ]+ .*\x1b\[m$", shown, re.MULTILINE)
+    assert re.search(r"^\x1b\[2mother +stopped +#{6}\.{4} \d+d .*\x1b\[m$", shown, re.MULTILINE), "of 1970 to 2100"
+    assert re.search(r"^\x1b\[2munarmed +stopped +- ", shown, re.MULTILINE) and shown.startswith("NAME ")
+    plain = [on_terminal(LIST, home, 250, NO_COLOR="1"), on_terminal(LIST, home, 250, TERM="dumb")]
+    assert plain == [re.sub(r"\x1b\[\d*m", "", shown)] * 2
+    piped = subprocess.run(LIST, env={"HOME": str(home)}, capture_output=True, text=True).stdout
+    assert "\x1b" not in piped and "#" not in piped and "OVERDUE" in piped
+
+
+def test_a_narrow_terminal_shows_what_matters_most_and_wraps_nothing(home: Path, cache: Path) -> None:
+    made(cache, expires_at=FAR_AHEAD, started_at=1)
+    for width in (250, 120, 80, 60, 40, 20, 1):
+        lines = on_terminal(LIST, home, width, NO_COLOR="1").splitlines()
+        assert width == 1 or all(len(line) <= width for line in lines)
+        assert lines[0].split()[0] == "NAME" and lines[1].split()[0] == "demo"
+    assert "LEFT" in on_terminal(LIST, home, 50)
 
 
 def test_status_says_how_to_get_at_it(cli: Cli, cache: Path) -> None:
