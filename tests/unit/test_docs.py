@@ -50,6 +50,15 @@ def test_every_command_in_the_docs_is_one_that_the_program_takes(capsys: pytest.
     assert whole > 30
 
 
+def test_every_config_in_the_docs_is_good(tmp_path: Path) -> None:
+    pages = [page.read_text() for page in PAGES]
+    blocks = [block for text in pages for block in re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)]
+    blocks += [block for text in pages for block in re.findall(r"<<'YAML'\n(.*?)^YAML", text, re.MULTILINE | re.DOTALL)]
+    assert len(blocks) >= 5
+    for block in blocks:
+        ycluster.read_config(block, tmp_path / "y-cluster-provision.yaml")
+
+
 def shape(value: object) -> object:
     """The names in a JSON value, and the sorts of its values."""
     if isinstance(value, dict):
