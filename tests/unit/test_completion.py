@@ -1,0 +1,105 @@
+"""The completion in examples/completion/: what the parser says, in real shells on a terminal."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from unit_support import PROGRAM, made
+
+FOLDER = PROGRAM.parent / "examples" / "completion"
+LOAD = {
+    "bash": f"source {FOLDER}/ycluster.bash",
+    "zsh": f"autoload -Uz compinit bashcompinit; compinit -u -D; bashcompinit; source {FOLDER}/ycluster.bash",
+    "fish": f"source {FOLDER}/ycluster.fish",
+}
+TYPED = {
+    "ycluster provis": "ycluster provision",
+    "ycluster lifetime ext": "ycluster lifetime extend",
+    "ycluster lifetime extend --unt": "ycluster lifetime extend --until",
+    "ycluster stop --name al": "ycluster stop --name alpha",
+    "ycluster lifetime status --context wo": "ycluster lifetime status --context work",
+    "ycluster export --format gc": "ycluster export --format gcp-tar",
+    "ycluster list -o j": "ycluster list -o json",
+    "ycluster schema mul": "ycluster schema multipass",
+}
+
+
+def test_the_files_are_what_the_parser_says(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, PROGRAM.parent / "scripts" / "write-completion.py", tmp_path], check=True)
+    for path in FOLDER.iterdir():
+        assert path.read_text() == (tmp_path / path.name).read_text(), "scripts/write-completion.py refreshes it"
+    assert len(list(FOLDER.iterdir())) == len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.fixture
+def env(home: Path, cache: Path, tmp_path: Path) -> dict[str, str]:
+    """A host with `ycluster` on its PATH, and two clusters."""
+    made(cache, "alpha", context="work")
+    made(cache, "beta", context=f"$(touch {tmp_path}/harm)")
+    program = tmp_path / "bin" / "ycluster"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} {PROGRAM} "$@"\n')
+    program.chmod(0o755)
+    path = f"{program.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return {"PATH": path, "HOME": str(home), "TERM": "xterm", "PS1": "", "LANG": "C.UTF-8"}
+
+
+def need(shell: str) -> None:
+    if not shutil.which(shell):
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"missing in CI: {shell}")
+        pytest.skip(f"{shell} is not installed")
+
+
+def read_until(leader: int, wanted: str) -> str:
+    """What the terminal shows, up to a line that matches."""
+    shown, until = "", time.monotonic() + 120
+    while not (found := re.search(wanted, shown, re.MULTILINE)):
+        assert time.monotonic() < until, f"no {wanted} in {shown!r}"
+        if select.select([leader], [], [], 1)[0]:
+            text = os.read(leader, 65536).decode("utf-8", "replace")
+            shown += re.sub(r"\r|\x1b\[[?0-9;]*[A-Za-z]|\x1b[=>]", "", text)
+    return found[1]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_what_is_typed_is_completed(env: dict[str, str], tmp_path: Path, shell: str) -> None:
+    need(shell)
+    leader, follower = pty.openpty()
+    argv = [shell, "-f"] if shell == "zsh" else [shell, "--norc", "--noprofile"]
+    process = subprocess.Popen(
+        [*argv, "-i"], stdin=follower, stdout=follower, stderr=follower, env=env, cwd=tmp_path, start_new_session=True
+    )
+    try:
+        os.write(leader, f"{LOAD[shell]}; echo REA''DY\n".encode())
+        read_until(leader, "^(READY)$")
+        for typed, completed in TYPED.items():
+            os.write(leader, f"{typed}\t\x01echo SA''ID \n".encode())  # Ctrl-A: what the line has become is printed
+            assert read_until(leader, r"^SAID (.*)\n").strip() == completed
+        os.write(leader, b"ycluster stop --context \t\x15echo NO''NE\n")
+        read_until(leader, "^(NONE)$")
+    finally:
+        process.kill()
+        process.wait()
+        os.close(leader)
+        os.close(follower)
+    assert not (tmp_path / "harm").exists()
+
+
+def test_fish_completes_what_is_typed(env: dict[str, str], tmp_path: Path) -> None:
+    need("fish")
+    for typed, completed in TYPED.items():
+        argv = ["fish", "--no-config", "-c", f"{LOAD['fish']}; complete -C {typed!r}"]
+        done = subprocess.run(argv, env=env, cwd=tmp_path, text=True, capture_output=True, timeout=120)
+        words = [line.split("\t")[0] for line in done.stdout.splitlines()]
+        assert words == [completed.split()[-1]], done.stderr
+    assert not (tmp_path / "harm").exists()
