@@ -108,7 +108,7 @@ def test_every_port_is_bound_to_loopback_and_every_file_is_private(vm: Cluster) 
 def test_list_shows_it_wherever_its_cache_dir_is(vm: Cluster, program: Program) -> None:
     header, *rows = (line.split()[:3] for line in program.run("list").stdout.splitlines())
     assert header == ["NAME", "STATE", "LEFT"]
-    assert [vm.name, vm.name, "running"] in rows
+    assert [vm.name, "running"] in [row[:2] for row in rows]
 
 
 def test_pause_frees_the_cpu_keeps_the_deadline_and_twice_is_once(vm: Cluster) -> None:
