@@ -26,7 +26,9 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def test_the_quickstart_ends_with_the_vm_gone_and_the_disk_there(clone: Path, guest_image: Path, tmp_path: Path) -> None:
+def test_the_quickstart_ends_with_the_vm_gone_and_the_disk_there(
+    clone: Path, guest_image: Path, tmp_path: Path, user_manager: None, atd: None
+) -> None:
     environ = {
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "HOME": str(tmp_path),
@@ -71,7 +73,9 @@ def block(page: str, heading: str, language: str = "sh") -> str:
     return found[1]
 
 
-def test_the_commands_of_the_readme_and_of_its_pages_do_what_they_say(clone: Path, guest_image: Path, tmp_path: Path) -> None:
+def test_the_commands_of_the_readme_and_of_its_pages_do_what_they_say(
+    clone: Path, guest_image: Path, tmp_path: Path, user_manager: None, atd: None
+) -> None:
     """One after the other in one HOME, from the build to the uninstall. Only the image is put in, as a mirror has no Ubuntu's."""
     image = f'\nimage: "{guest_image}"\n'
     twenty, _, rest = (
