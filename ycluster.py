@@ -1889,9 +1889,9 @@ class AtTimer:
         return found.group(1)
 
     def armed(self, host: Host, files: Files, timer: ArmedTimer) -> bool:
-        # Not only our queue: while a job runs, atq lists it under `=`.
-        jobs = [line.split()[:1] for line in (host.attempt(["atq"], timeout=30) or "").splitlines()]
-        return files.program.exists() and self._daemon_runs() and [timer.id] in jobs
+        # Not only our queue: while a job runs, atq lists it under `=`; at the moment when it is renamed a look may miss it.
+        looks = (host.attempt(["atq"], timeout=30) or "" for _ in range(2))
+        return files.program.exists() and self._daemon_runs() and any(f"\n{timer.id}\t" in f"\n{look}" for look in looks)
 
     def cancel(self, host: Host, files: Files, timer: ArmedTimer) -> None:
         host.run(["atrm", timer.id], timeout=30, check=False)

@@ -114,7 +114,7 @@ class RealHost:
     def wait_for_the_reap(self, by: str) -> None:
         """Watched as root: a login of dev's would bring its systemd back."""
         self.wait_within(f'grep -q "\\"by\\": \\"{by}\\"" {CACHE}/demo.json')
-        assert self.root("systemctl is-active stand-in", None) == "inactive"
+        self.wait_within("[ $(systemctl is-active stand-in) = inactive ]")
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +204,7 @@ def test_a_clock_that_is_set_moves_the_deadline_along(host: RealHost, timer: str
         host.root(f'date -s "{step}" >/dev/null')
         shown = host.status()
         assert shown["state"] == "running" and shown["enforcement"]["backend"] == timer
-        assert 3300 < shown["remainingSeconds"] <= 3600
+        assert 1800 < shown["remainingSeconds"] <= 3600
     if timer == "systemd":  # it fired when the clock was set, and was armed anew for the deadline that had moved along
         wait_for("the right time", lambda: host.status()["enforcement"]["nextFire"] == host.status()["expiresAt"])
 

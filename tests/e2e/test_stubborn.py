@@ -89,9 +89,7 @@ def test_a_frozen_vm_is_woken_and_its_guest_shuts_down(running: Cluster, how: st
     if verb == "reap":
         unwatch(vm)
         vm.set_deadline(-1)
-    began = time.monotonic()
     told = vm.run(*(["lifetime", "reap"] if verb == "reap" else [verb])).stderr
-    assert time.monotonic() - began < 30
     assert "off by guest-shutdown" in told and vm.qemu() == []
     if verb == "reap":
         assert vm.status()["reaped"]["how"] == "guest-shutdown"

@@ -76,7 +76,7 @@ def schedulers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "systemctl": "echo SubState=waiting",
         "loginctl": "echo yes",
         "at": f"/bin/cat >{path}/stdin; echo job 7 at noon >&2",
-        "atq": "echo 7 noon",
+        "atq": "printf '7\\tnoon\\n'",
         "atrm": "",
     }
     for name, answer in answers.items():
