@@ -52,7 +52,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 
 budget=${QUICKSTART_MAXRUN:-2m} # from the start of the boot, which takes minutes where it is emulated
-if [[ -z ${QUICKSTART_MAXRUN:-} ]] && ! "$yc" doctor | grep '^ok *kvm' >/dev/null; then budget=6m; fi
+if [[ -z ${QUICKSTART_MAXRUN:-} ]] && ! "$yc" doctor | grep '^ok *kvm' >/dev/null; then budget=10m; fi
 
 config=${XDG_CACHE_HOME:-$HOME/.cache}/ycluster-quickstart
 mkdir -p "$config"

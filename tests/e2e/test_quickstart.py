@@ -35,7 +35,7 @@ def test_the_quickstart_ends_with_the_vm_gone_and_the_disk_there(
         "YCLUSTER_GUEST_CACHE": str(guest_image.parent),
         "YCLUSTER_BUILD_CACHE": os.environ.get("YCLUSTER_BUILD_CACHE", str(tmp_path / "build")),
     }
-    done = subprocess.run(["scripts/quickstart.sh"], cwd=clone, env=environ, text=True, capture_output=True, timeout=1200)
+    done = subprocess.run(["scripts/quickstart.sh"], cwd=clone, env=environ, text=True, capture_output=True, timeout=1800)
     print(done.stdout, done.stderr)
     assert done.returncode == 0
     assert "hello from quickstart" in done.stdout
