@@ -24,9 +24,9 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-COLUMNS, FONT, LINE = 104, 14, 20  # characters; pixels
+COLUMNS, FONT, LINE = 90, 14, 20  # characters; pixels
 LONGEST = 1.2  # seconds that a pause is shown for
-CONFIG = "name: dev\ncontext: dev\nmemory: 1024\nsshPort: 0\nportForwards: []\nimage: {image}\nk3s: {{install: none}}\nlifetime: {{maxRun: 5m}}\n"
+CONFIG = "name: dev\ncontext: dev\nmemory: 1024\nsshPort: 0\nportForwards: []\nimage: {image}\nk3s: {{install: none}}\nlifetime: {{maxRun: 6m}}\n"
 COMMANDS = ("ycluster provision -c dev", "ycluster list", "ycluster lifetime status", "ycluster ssh -- uname -sr")
 AFTERWARDS = ("ycluster list", "ycluster ssh -- uname -sr", "ycluster teardown")
 STYLES = {
@@ -67,14 +67,17 @@ def run(command: str, home: Path) -> list[tuple[float, str]]:
 
 def lines(command: str, said: list[tuple[float, str]], began: float) -> list[Line]:
     """The lines of a command: its own, then each at the moment when it was complete."""
-    found, at, rest = [Line(began, f"$ {command}", "prompt")], began + 0.6, ""
+    found, at, rest, waited = [Line(began, f"$ {command}", "prompt")], began + 0.6, "", 0.0
     for pause, text in said:
-        at += min(pause, LONGEST)
+        waited += pause
         *complete, rest = (rest + text).replace("\r\n", "\n").split("\n")
         for line in complete:
+            at, waited = at + min(waited, LONGEST), 0.0
             last = re.split(r"\r(?:\x1b\[K)?", line)[-1]  # what a redrawn line came to be
             style = re.match(r"\x1b\[(\d+)m", last)
-            found.append(Line(at, re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", last)[:COLUMNS], style[1] if style else ""))
+            plain = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", last)
+            pieces = [plain[start : start + COLUMNS] for start in range(0, len(plain) or 1, COLUMNS)]
+            found.extend(Line(at, piece, style[1] if style else "") for piece in pieces)
     return found
 
 
@@ -91,6 +94,7 @@ def svg(shown: list[Line]) -> str:
 <style>
 text{{font:{FONT}px ui-monospace,Menlo,Consolas,monospace;white-space:pre;fill:#e6edf3;opacity:0;animation:show .1s linear forwards}}
 @keyframes show{{to{{opacity:1}}}}
+@media (prefers-reduced-motion){{text{{opacity:1;animation:none}}}}
 {rules}
 </style>
 <rect width="100%" height="100%" rx="8" fill="#0d1117"/>
@@ -116,7 +120,7 @@ def main() -> int:
         try:
             for command in COMMANDS:
                 show(command)
-            shown.append(Line(shown[-1].at + 1.5, "# nobody comes back, and five minutes after the start:", "note"))
+            shown.append(Line(shown[-1].at + 1.5, "# nobody comes back, and six minutes after the start:", "note"))
             while True:
                 asked = "".join(text for _, text in run("ycluster status -o json 2>/dev/null", home))
                 if json.loads(asked)["reaped"]:
