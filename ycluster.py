@@ -412,9 +412,10 @@ def pids() -> list[int]:
     return [int(path.name) for path in Path("/proc").glob("[0-9]*")]
 
 
-def process_stat(pid: int) -> tuple[str, str]:
-    """The name of a process and the kernel's letter for its state (T: stopped by a signal); empty once it is gone."""
+def process_stat(process: int | Path) -> tuple[str, str]:
+    """A process's name, by its pid or pidfile, and the kernel's letter for its state (T: stopped); empty once it is gone."""
     with contextlib.suppress(OSError, ValueError, IndexError):
+        pid = int(process.read_text(encoding="ascii")) if isinstance(process, Path) else process
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
         return stat[stat.index("(") + 1 : stat.rindex(")")], stat[stat.rindex(")") :].split()[1]
     return "", ""
@@ -1864,18 +1865,16 @@ class AtTimer:
         "clock": "forward; set back, it fires that much later, unless a command comes by before",
     }  # fmt: skip
     QUEUE = "c"  # the later the letter, the lower the priority
+    # By this file at(1) finds its daemon: with none it warns, exits 0 and never runs the job. Another atd has another spool.
+    PIDFILE = Path("/run/atd.pid")
 
     def unusable(self, host: Host) -> Unusable | None:
         if not host.which("at"):
             return Unusable("at is not installed", "sudo apt-get install at")
-        if not self._daemon_runs():
+        if process_stat(self.PIDFILE)[0] != "atd":
             return Unusable("atd is not running", "sudo service atd start")
         refused = host.attempt(["atq"], timeout=30) is None
         return Unusable("at does not let this user in (at.allow, at.deny)") if refused else None
-
-    def _daemon_runs(self) -> bool:
-        """With no daemon at(1) warns, exits 0 and never runs the job."""
-        return any(process_stat(pid)[0] == "atd" for pid in pids())
 
     def arm(self, host: Host, files: Files, deadline: int) -> str:
         command = shlex.join(timer_argv(host, files, self.name, "reap", "--wait", f"{AT_EARLY:.0f}s"))
@@ -1891,7 +1890,8 @@ class AtTimer:
     def armed(self, host: Host, files: Files, timer: ArmedTimer) -> bool:
         # Not only our queue: while a job runs, atq lists it under `=`; at the moment when it is renamed a look may miss it.
         looks = (host.attempt(["atq"], timeout=30) or "" for _ in range(2))
-        return files.program.exists() and self._daemon_runs() and any(f"\n{timer.id}\t" in f"\n{look}" for look in looks)
+        runs = files.program.exists() and process_stat(self.PIDFILE)[0] == "atd"
+        return runs and any(f"\n{timer.id}\t" in f"\n{look}" for look in looks)
 
     def cancel(self, host: Host, files: Files, timer: ArmedTimer) -> None:
         host.run(["atrm", timer.id], timeout=30, check=False)

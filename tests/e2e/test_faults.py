@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Callable
 
 import pytest
 from conftest import Cluster, Program, need, wait_for
+
+import ycluster
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +110,22 @@ def test_no_scheduler_and_no_home_still_get_their_reap(program: Program, tmp_pat
     done = subprocess.run(argv, text=True, capture_output=True, cwd="/", env={"PATH": "/usr/bin:/bin"})
     assert done.returncode == 0, done.stderr
     assert "was not running" in done.stderr and "2020" not in sidecar.read_text()
+
+
+def test_an_atd_of_another_mount_namespace_is_not_taken_for_ours() -> None:
+    own = ["unshare", "--mount", "--propagation", "private", str(Path(__file__).with_name("in-namespace.sh"))]
+    code = "import sys, os, ycluster; host = ycluster.Host(os.environ, ycluster.Output(sys.stdout, sys.stderr)); "
+    ask = [sys.executable, "-c", code + "print(ycluster.AtTimer().unusable(host))"]
+    env = {**os.environ, "PYTHONPATH": str(Path(ycluster.__file__).parent)}
+
+    def asked(*where: str) -> str:
+        return subprocess.run([*where, *ask], env=env, check=True, capture_output=True, text=True).stdout
+
+    foreign = subprocess.Popen([*own, "atd", "-f"])
+    try:
+        inside = ("nsenter", f"--mount=/proc/{foreign.pid}/ns/mnt")
+        wait_for("atd, to whoever shares its files", lambda: asked(*inside) == "None\n")
+        assert "atd is not running" in asked(*own)
+    finally:
+        foreign.terminate()
+        foreign.wait(60)

@@ -144,7 +144,9 @@ def test_the_exit_codes_in_the_readme_are_those_of_the_program() -> None:
 
 def test_the_recording_is_of_commands_that_exist_and_of_a_cluster_that_expired() -> None:
     assert "(docs/recording.svg)" in (ROOT / "README.md").read_text()
-    texts = [text.text or "" for text in ElementTree.parse(ROOT / "docs" / "recording.svg").iter() if text.tag.endswith("}text")]
+    texts = [
+        text.text or "" for text in ElementTree.parse(ROOT / "docs" / "recording.svg").iter() if text.tag.endswith("}text")
+    ]
     typed = [text[len("$ ycluster ") :] for text in texts if text.startswith("$ ycluster ")]
     assert len(typed) >= 7 and all(ycluster._parser().parse_args(shlex.split(command)).run for command in typed)
     assert any("by its 6m budget" in text for text in texts)
