@@ -83,7 +83,8 @@ def schedulers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (path / name).write_text(keep + answer + "\n")
         (path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(path))
-    monkeypatch.setattr(ycluster.AtTimer, "_daemon_runs", lambda self: True)
+    real, pidfile = ycluster.process_stat, ycluster.AtTimer.PIDFILE
+    monkeypatch.setattr(ycluster, "process_stat", lambda process: ("atd", "S") if process == pidfile else real(process))
     return path
 
 
