@@ -1866,12 +1866,12 @@ class AtTimer:
     }  # fmt: skip
     QUEUE = "c"  # the later the letter, the lower the priority
     # By this file at(1) finds its daemon: with none it warns, exits 0 and never runs the job. Another atd has another spool.
-    PIDFILE = Path("/run/atd.pid")
+    daemon_runs = property(lambda self: process_stat(Path("/run/atd.pid"))[0] == "atd")
 
     def unusable(self, host: Host) -> Unusable | None:
         if not host.which("at"):
             return Unusable("at is not installed", "sudo apt-get install at")
-        if process_stat(self.PIDFILE)[0] != "atd":
+        if not self.daemon_runs:
             return Unusable("atd is not running", "sudo service atd start")
         refused = host.attempt(["atq"], timeout=30) is None
         return Unusable("at does not let this user in (at.allow, at.deny)") if refused else None
@@ -1890,8 +1890,7 @@ class AtTimer:
     def armed(self, host: Host, files: Files, timer: ArmedTimer) -> bool:
         # Not only our queue: while a job runs, atq lists it under `=`; at the moment when it is renamed a look may miss it.
         looks = (host.attempt(["atq"], timeout=30) or "" for _ in range(2))
-        runs = files.program.exists() and process_stat(self.PIDFILE)[0] == "atd"
-        return runs and any(f"\n{timer.id}\t" in f"\n{look}" for look in looks)
+        return files.program.exists() and self.daemon_runs and any(f"\n{timer.id}\t" in f"\n{look}" for look in looks)
 
     def cancel(self, host: Host, files: Files, timer: ArmedTimer) -> None:
         host.run(["atrm", timer.id], timeout=30, check=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,6 +114,7 @@ def test_no_scheduler_and_no_home_still_get_their_reap(program: Program, tmp_pat
 
 
 def test_an_atd_of_another_mount_namespace_is_not_taken_for_ours() -> None:
+    need(os.geteuid() == 0 and shutil.which("atd"), "needs root, for mounts of its own, and atd")
     own = ["unshare", "--mount", "--propagation", "private", str(Path(__file__).with_name("in-namespace.sh"))]
     code = "import sys, os, ycluster; host = ycluster.Host(os.environ, ycluster.Output(sys.stdout, sys.stderr)); "
     ask = [sys.executable, "-c", code + "print(ycluster.AtTimer().unusable(host))"]
