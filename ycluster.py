@@ -3734,7 +3734,8 @@ def _of_clusters(host: Host) -> Iterator[Finding]:
                 remedy = f"ycluster import {shlex.quote(str(disk))} -c DIR   (a copy; then remove it)"
                 yield Finding("disk", "warning", f"{disk}: no cluster claims it", remedy)
     for pid, pidfile in [(each, Path(path)) for each in pids() for path in pidfiles(each) if path.endswith(".pid")]:
-        if pidfile.with_suffix(".vm.lock").exists() and not pidfile.with_suffix(".json").exists():
+        files = Files(pidfile.parent, pidfile.stem)  # another user's cannot be seen into, and are none of ours
+        if os.path.exists(files.vm_lock) and not os.path.exists(files.sidecar):
             yield Finding("vm", "failure", f"{pidfile.stem} runs, its cluster is gone: nothing ends it", f"kill {pid}")
     listing = ["systemctl", "--user", "list-units", "--type=timer", "--plain", "--no-legend", "ycluster-reap-*"]
     units = {line.split()[0] for line in (host.attempt(listing, timeout=30) or "").splitlines() if line.strip()}
