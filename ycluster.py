@@ -3736,7 +3736,7 @@ def _of_clusters(host: Host) -> Iterator[Finding]:
     for pid, pidfile in [(each, Path(path)) for each in pids() for path in pidfiles(each) if path.endswith(".pid")]:
         files = Files(pidfile.parent, pidfile.stem)  # another user's cannot be seen into, and are none of ours
         if os.path.exists(files.vm_lock) and not os.path.exists(files.sidecar):
-            yield Finding("vm", "failure", f"{pidfile.stem} runs, its cluster is gone: nothing ends it", f"kill {pid}")
+            yield Finding("vm", "failure", f"{files.name} runs, its cluster is gone: nothing ends it", f"kill {pid}")
     listing = ["systemctl", "--user", "list-units", "--type=timer", "--plain", "--no-legend", "ycluster-reap-*"]
     units = {line.split()[0] for line in (host.attempt(listing, timeout=30) or "").splitlines() if line.strip()}
     guards = {f"{unit}.timer" for state in states if state.timer for unit in (state.timer.id, state.timer.warning)}

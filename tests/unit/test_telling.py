@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pty
@@ -278,17 +277,11 @@ def findings(cli: Cli) -> tuple[int, dict[str, dict[str, str]]]:
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(monkeypatch: pytest.MonkeyPatch, processes: Processes) -> None:
     """No KVM to try; and of the processes only this test's: the same tests run beside it, on other Pythons."""
     every = ycluster.pids
     monkeypatch.setattr(ycluster, "try_kvm", lambda host: None)
-    monkeypatch.setattr(ycluster, "pids", lambda: [pid for pid in every() if parent(pid) == os.getpid()])
-
-
-def parent(pid: int) -> int:
-    with contextlib.suppress(OSError):  # it has ended
-        return int(Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[1])
-    return 0
+    monkeypatch.setattr(ycluster, "pids", lambda: [process.pid for process in processes.started if process.pid in every()])
 
 
 def test_doctor_looks_at_the_host_and_changes_nothing(cli: Cli, home: Path, quick: None) -> None:
