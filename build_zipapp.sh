@@ -45,11 +45,15 @@ import sys
 if sys.version_info < (3, 9):
     sys.exit("ycluster: needs Python 3.9 or later; this is %d.%d" % sys.version_info[:2])
 
+import gc
+
+gc.disable()  # while everything that is made is there to stay
 import marshal
 import os
 import types
 from importlib.util import source_hash  # what a .pyc is checked by; hashlib would take longer than all else here
 
+SOURCE = "@SOURCE@"  # the digest of ycluster.py, so that it is unpacked only where its compiled code is not kept
 PATH = os.path.join(os.path.dirname(__file__), "site-packages", "ycluster.py")
 
 
@@ -82,14 +86,13 @@ def keep(path, code):
             raise
 
 
-source = __loader__.get_data(PATH)
-name = source_hash(source + sys.version.encode()).hex()
+name = source_hash((SOURCE + sys.version).encode()).hex()
 cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
 path = os.path.join(cache, "ycluster", name) if os.path.isabs(cache) else ""
 try:
     code = kept(path)
 except OSError:
-    code = compile(source, PATH, "exec", dont_inherit=True)
+    code = compile(__loader__.get_data(PATH), PATH, "exec", dont_inherit=True)
     try:
         keep(path, code)
     except OSError:
@@ -97,8 +100,10 @@ except OSError:
 sys.modules["ycluster"] = module = types.ModuleType("ycluster")
 module.__dict__.update(__file__=PATH, __loader__=__loader__)
 exec(code, module.__dict__)
-sys.exit(module.main())
+gc.enable()
+module.run()
 PYTHON
+sed -i "s/@SOURCE@/$(sha256sum ycluster.py | cut -d' ' -f1)/" "$work/__main__.py"
 
 mkdir -p dist
 "$tools/bin/shiv" --site-packages "$work/site" --reproducible --compressed \

@@ -10,7 +10,7 @@ How it flows: file -> `Config` -> `State` -> a pure decision or argv -> one effe
 takes the time as an argument; what acts is small. A verb loads under the lock, decides, and acts.
 
 The map: each section uses only what stands above it.
-   1 constants          names, pins and bounds
+   1 constants          names, pins and bounds; `Record`, what every value here is
    2 errors             one exception a kind; each carries its exit code and a remedy
    3 output             stdout carries data; progress, warnings and errors go to stderr
    4 host effects       `Host`: clock, environment, programs, files, locks. Nothing else touches them
@@ -39,7 +39,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import fcntl
 import json
 import os
@@ -48,17 +47,26 @@ import re
 import select
 import shlex
 import signal
-import stat
-import subprocess
 import sys
 import time
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Callable, NamedTuple, NoReturn, Union
+from types import SimpleNamespace
+
+TYPE_CHECKING = False  # typing takes longer to import than a verb may take to start
+if TYPE_CHECKING:
+    import subprocess
+    from typing import IO, Any, Callable, NoReturn, TypeAlias, TypeVar, dataclass_transform
+
+    AnyRecord = TypeVar("AnyRecord", bound="Record")
+else:
+
+    def dataclass_transform(**options):
+        return lambda cls: cls
+
 
 # === 1 constants =====================================================================================
 
@@ -79,8 +87,7 @@ BIND_ADDRESS = "127.0.0.1"  # a forward on every interface would publish ssh to 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # GCE's bounds for max-run-duration (cloud.google.com/compute/docs/instances/limit-vm-runtime).
-GCP_MIN_SECONDS = 30
-GCP_MAX_SECONDS = 120 * 86400
+GCP_MIN_SECONDS, GCP_MAX_SECONDS = 30, 120 * 86400
 GCP_PIPE = "gcloud compute instances describe NAME --format=json | ycluster lifetime gcp-status"
 
 READY_TIMEOUT = 600.0  # seconds; a cold first boot without KVM takes one to five minutes
@@ -92,6 +99,40 @@ CLOCK_STEP = 30.0  # seconds that the wall clock may be set by before deadlines 
 NOTICE_TIMEOUT = 60.0  # seconds that onWarn may take
 EVENTS_SIZE = 1 << 20  # bytes of the log of events, until it makes way for a new one
 SLEEPER = 5.0  # seconds of waiting for a lock before a holder that was put to sleep (SIGSTOP) is woken
+
+REQUIRED = object()  # in the place of the default of a key
+
+
+@dataclass_transform(frozen_default=True)
+class Record(SimpleNamespace):
+    """A frozen value: its fields are what its class annotates, with their defaults, or with what has one as its `default`.
+    dataclasses do the same by inspect and a compiler, which takes longer than most verbs."""
+
+    fields: Mapping[str, object] = {}  # of the class: every name
+    defaults: Mapping[str, Any] = {}
+
+    def __init_subclass__(cls) -> None:
+        names, own = vars(cls).get("__annotations__", {}), vars(cls).items()
+        given = {name: value for name, value in own if name in names and getattr(value, "default", 0) is not REQUIRED}
+        cls.fields = {**cls.fields, **names}
+        cls.defaults = {**cls.defaults, **{name: getattr(value, "default", value) for name, value in given.items()}}
+
+    def __init__(self, *values: Any, **named: Any) -> None:
+        given = {**self.defaults, **dict(zip(self.fields, values)), **named}
+        if len(values) > len(self.fields) or given.keys() != self.fields.keys():
+            raise TypeError(f"{type(self).__name__} has the fields {', '.join(self.fields)}, not {values} {named}")
+        super().__init__(**{name: given[name] for name in self.fields})
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{name}: a {type(self).__name__} does not change; `replace` makes another")
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(tuple(vars(self).values()))
+
+
+def replace(record: AnyRecord, **changes: Any) -> AnyRecord:
+    """The same but for some fields."""
+    return type(record)(**{**vars(record), **changes})
 
 
 # === 2 errors ========================================================================================
@@ -108,32 +149,28 @@ class YclusterError(Exception):
         self.hint = hint
 
 
+# fmt: off
 class UsageError(YclusterError, code=2):
     """The command line asks for something that has no meaning."""
-
 
 class ConfigError(YclusterError, code=3):
     """The config file is missing, unreadable or wrong."""
 
-
 class StateError(YclusterError, code=4):
     """No such cluster, or its sidecar can't be read."""
-
 
 class PrerequisiteError(YclusterError, code=5):
     """The host lacks a program, a permission or a free port."""
 
-
 class NotImplementedYet(YclusterError, code=6):
     """Valid, but this version or this provider doesn't do it."""
-
 
 class TimedOut(YclusterError, code=7):
     """Something bounded took longer than its bound."""
 
-
 class Busy(TimedOut, code=7):
     """Another ycluster holds the cluster's lock."""
+# fmt: on
 
 
 class ProgramFailed(YclusterError):
@@ -202,8 +239,7 @@ class Steps:
         """Call as often as you like while waiting for `what`."""
         if (now := self.monotonic()) - self.beat >= (0.2 if self.output.live else self.HEARTBEAT):
             self.beat = now
-            show = self.output.draw if self.output.live else self.output.say
-            show(f"  {what} ... {now - self.began:.0f} s")
+            (self.output.draw if self.output.live else self.output.say)(f"  {what} ... {now - self.began:.0f} s")
 
     def done(self, what: str) -> None:
         self.output.draw("")
@@ -213,10 +249,9 @@ class Steps:
 
 def columns(fd: int = 2) -> int:
     """The width of the terminal, or 80. (shutil knows it as well, and loads three decompressors.)"""
-    try:
+    with contextlib.suppress(OSError):
         return os.get_terminal_size(fd).columns or 80
-    except OSError:
-        return 80
+    return 80
 
 
 def table(rows: Sequence[Sequence[str]], width: int = 1 << 20) -> str:
@@ -227,16 +262,12 @@ def table(rows: Sequence[Sequence[str]], width: int = 1 << 20) -> str:
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
-def to_json(value: object) -> str:
-    """Indented, and ASCII: what no terminal and no file can hold (half a surrogate pair) survives as an escape."""
-    return json.dumps(value, indent=2)
+# In ASCII: what no terminal and no file can hold (half a surrogate pair) survives as an escape.
+to_json = partial(json.dumps, indent=2)
 
 
 # === 4 host effects ==================================================================================
-Done = subprocess.CompletedProcess[str]  # a negative returncode is the signal that ended it
-
-
-class Clock(NamedTuple):
+class Clock(Record):
     """One look at the time: `now`, and when this boot began by the wall clock, which moves when that is set."""
 
     now: float
@@ -250,16 +281,10 @@ class Host:
     def __init__(self, environ: Mapping[str, str], output: Output) -> None:
         self.environ, self.output = dict(environ), output
 
-    def now(self) -> float:
-        """Seconds since the epoch, UTC: the time that is stored. The monotonic one is waited on."""
-        return time.time()
+    now = staticmethod(time.time)  # seconds since the epoch, UTC: the time that is stored
+    monotonic = staticmethod(time.monotonic)  # the one that is waited on
 
-    def monotonic(self) -> float:
-        return time.monotonic()
-
-    def uptime(self) -> float:
-        """Seconds since the boot, suspends included. Nobody can set this clock."""
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    uptime = staticmethod(partial(time.clock_gettime, time.CLOCK_BOOTTIME))  # seconds, suspends included; nobody can set it
 
     def clock(self) -> Clock:
         now = self.now()
@@ -316,9 +341,11 @@ class Host:
         self, argv: Sequence[str], *, timeout: float, check: bool = True, stdin: str | None = None,
         cwd: Path | None = None, env: Mapping[str, str] | None = None, pass_fds: Sequence[int] = (),
         waiting: Callable[[], object] = lambda: None,
-    ) -> Done:  # fmt: skip
+    ) -> subprocess.CompletedProcess[str]:  # fmt: skip
         """Run a program to its end, at most `timeout` seconds, with `waiting` called meanwhile. Raises PrerequisiteError when
         it isn't there, TimedOut past the bound (it is killed), ProgramFailed when it exits with anything but 0 (`check`)."""
+        import subprocess
+
         self.output.debug(shlex.join(argv))
         if (program := self.which(argv[0])) is None:
             raise PrerequisiteError(f"{argv[0]}: no such program on PATH")
@@ -340,7 +367,7 @@ class Host:
                     process.kill()
         if output is None:
             raise TimedOut(f"{argv[0]} gave no answer within {timeout:.0f} s: {shlex.join(argv)}")
-        done = Done(tuple(argv), process.returncode, *output)
+        done = subprocess.CompletedProcess(tuple(argv), process.returncode, *output)
         if check and done.returncode != 0:
             raise ProgramFailed(argv, done.returncode, done.stderr or done.stdout)
         return done
@@ -353,6 +380,8 @@ class Host:
 
     def spawn(self, argv: Sequence[str], log: Path) -> None:
         """Start a program that outlives this one: a session of its own, cwd /, its output appended to `log`."""
+        import subprocess
+
         self.output.debug(shlex.join(argv) + " &")
         with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as to:
             subprocess.Popen(
@@ -361,6 +390,8 @@ class Host:
 
     def interactive(self, argv: Sequence[str]) -> int:
         """Run a program on this terminal and return its exit status."""
+        import subprocess
+
         self.output.debug(shlex.join(argv))
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         terminal = {"TERM": self.environ["TERM"]} if self.environ.get("TERM") else {}
@@ -371,7 +402,7 @@ class Host:
         """Write to this user's terminals that take messages, mesg(1). wall(1) would write to everybody's."""
         for name in Path("/dev/pts").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                if (found := name.stat()).st_uid == os.getuid() and found.st_mode & stat.S_IWGRP:
+                if (found := name.stat()).st_uid == os.getuid() and found.st_mode & 0o020:
                     # One that was halted by Ctrl-S must not halt us.
                     with descriptor(os.open(name, os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)) as terminal:
                         os.write(terminal, f"\r\n{text}\r\n".encode())
@@ -582,10 +613,9 @@ def _copy(host: Host, source: Any, part: Path, have: int, what: str) -> None:
 
 
 # === 5 durations =====================================================================================
-
 # Both of Unicode's are taken: the micro sign and the Greek mu.
 _UNITS = {"ns": 1, "us": 10**3, "\u00b5s": 10**3, "\u03bcs": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
-_TERM = re.compile(r"(?=.)([0-9]*)(\.[0-9]*)?([^.0-9]*)", re.DOTALL)
+_TERM = r"(?s)(?=.)([0-9]*)(\.[0-9]*)?([^.0-9]*)"  # a text, like every pattern here: `re` compiles it at its first use
 
 
 def parse_duration(text: str) -> int:
@@ -598,7 +628,7 @@ def parse_duration(text: str) -> int:
     if not rest:
         raise invalid
     total = 0
-    for whole, fraction, unit in _TERM.findall(rest):
+    for whole, fraction, unit in re.findall(_TERM, rest):
         digits = whole.lstrip("0") or "0"
         if (not whole and len(fraction) < 2) or len(digits) > 19 or int(digits) > 1 << 63:
             raise invalid
@@ -646,16 +676,15 @@ def in_words(seconds: float) -> str:
 
 
 _LATEST = 32503679999  # 2999-12-31T23:59:59Z, in seconds since the epoch
-_RFC3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|z|[+-]\d\d:\d\d)", re.ASCII)
+_RFC3339 = r"(?a)(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|z|[+-]\d\d:\d\d)"
 
 
 def parse_time(text: str) -> int:
     """Seconds since the epoch of an RFC 3339 time, a fraction rounded up. Raises ValueError."""
-    if (match := _RFC3339.fullmatch(text)) is None:
+    if (match := re.fullmatch(_RFC3339, text)) is None:
         raise ValueError(f"{text!r} is no RFC 3339 time")
     date, clock, fraction, zone = match.groups()
-    offset = "+00:00" if zone in "Zz" else zone
-    moment = datetime.strptime(f"{date}T{clock}{offset}", "%Y-%m-%dT%H:%M:%S%z")
+    moment = datetime.fromisoformat(f"{date}T{clock}{'+00:00' if zone in 'Zz' else zone}")
     whole = int(moment.timestamp()) + (1 if fraction and fraction.strip("0") else 0)
     if not 0 <= whole <= _LATEST:
         raise ValueError(f"{text!r} is before 1970 or after 2999")
@@ -690,8 +719,8 @@ def parse_until(text: str, now: float) -> int:
 # next token, which is the first on its line, or the end of the text; `indent` is the column of the collection that they
 # stand in (-1 in the document itself). A character is looked at a fixed number of times at most.
 
-Scalar = Union[None, bool, int, float, str]
-YamlValue = Union[Scalar, "list[Node]", "dict[str, Node]"]
+Scalar: TypeAlias = "None | bool | int | float | str"
+YamlValue: TypeAlias = "Scalar | list[Node] | dict[str, Node]"
 
 _MAX_TEXT = 256 * 1024  # characters; a config has a few thousand, and reading takes some µs each
 _MAX_DEPTH = 100  # collections around a value; each takes two Python frames
@@ -700,39 +729,37 @@ _MAX_NUMBER = 640  # characters; with PYTHONINTMAXSTRDIGITS at its lowest, int()
 
 # Not c-printable [1], a byte order mark, or one of the three that break a line in YAML 1.1 only.
 _FORBIDDEN = "[^\t\n -~\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"  # takes long to compile
-_MARKER = re.compile(r"^(?:---|\.\.\.)(?![^ \t\n])", re.MULTILINE)  # c-forbidden [206], even in a scalar
-_DASH = re.compile(r"-(?![^ \t\n])")
-_TOKEN = re.compile(r"(?:[ \t\n]+|(?<![^ \t\n])#[^\n]*)*")  # up to a token: section 6.6
+_MARKER = r"(?m)^(?:---|\.\.\.)(?![^ \t\n])"  # c-forbidden [206], even in a scalar
+_DASH = r"-(?![^ \t\n])"
+_TOKEN = r"(?:[ \t\n]+|(?<![^ \t\n])#[^\n]*)*"  # up to a token: section 6.6
 # A scalar and the blanks behind it: double quoted, single quoted, or plain. A plain one starts with ns-plain-first [126] and
 # goes up to what is no ns-plain-char [130]; inside of [] and {} both are fewer. libyaml reads [?x] as a key.
 _QUOTED = r"""(?m)(?:"([^"\\\n]*(?:\\.[^"\\\n]*)*)"|'([^'\n]*(?:''[^'\n]*)*)'(?!'))[ \t]*|(?![,\[\]{}#&*!|>'"%@`])"""
-_SCALAR = re.compile(_QUOTED + r"(?![-?:](?![^ \t\n]))(.+?)(?=:(?![^ \t\n])|(?<=[ \t])#|$)")
-_FLOW_SCALAR = re.compile(_QUOTED + r"(?!\?|[-:](?![^ \t\n,\[\]{}]))(.+?)(?=:(?![^ \t\n,\[\]{}])|(?<=[ \t])#|[,\[\]{}]|$)")
-_ESCAPE = re.compile(r"(?:\\u[dD][89abAB]..)?\\u[0-9a-fA-F]{4}|\\x[0-9a-fA-F]{2}|\\U[0-9a-fA-F]{8}|\\.")
+_SCALAR = _QUOTED + r"(?![-?:](?![^ \t\n]))(.+?)(?=:(?![^ \t\n])|(?<=[ \t])#|$)"
+_FLOW_SCALAR = _QUOTED + r"(?!\?|[-:](?![^ \t\n,\[\]{}]))(.+?)(?=:(?![^ \t\n,\[\]{}])|(?<=[ \t])#|[,\[\]{}]|$)"
+_ESCAPE = r"(?:\\u[dD][89abAB]..)?\\u[0-9a-fA-F]{4}|\\x[0-9a-fA-F]{2}|\\U[0-9a-fA-F]{8}|\\."
 _ESCAPED = dict(zip('0abt\tnvfre "/\\N_LP', '\0\a\b\t\t\n\v\f\r\x1b "/\\\x85\xa0\u2028\u2029'))  # [42] to [58]
 # Section 8.1.3: a line end between lines that start with no blank is a space, or one less of several.
-_FOLDED = re.compile(r"^([^ \t\n].*)\n(\n*)(?=[^ \t\n])", re.MULTILINE)
-_BLOCK_HEADER = re.compile(r"[|>]([-+]?)(?:[ \t]+(?:#.*)?)?(?:\n|\Z)([ \n]*)")  # and what is blank below it
+_FOLDED = r"(?m)^([^ \t\n].*)\n(\n*)(?=[^ \t\n])"
+_BLOCK_HEADER = r"[|>]([-+]?)(?:[ \t]+(?:#.*)?)?(?:\n|\Z)([ \n]*)"  # and what is blank below it
 
 # The core schema, section 10.3.2.
 _NULL = frozenset(("", "~", "null", "Null", "NULL"))
 _BOOLS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
-_INT = re.compile(r"[-+]?[0-9]+|0x[0-9a-fA-F]+")
-_FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
-_NOT_FINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
-_JSON_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
+_INT = r"[-+]?[0-9]+|0x[0-9a-fA-F]+"
+_FLOAT = r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+_NOT_FINITE = frozenset((*(sign + inf for sign in ("", "-", "+") for inf in (".inf", ".Inf", ".INF")), ".nan", ".NaN", ".NAN"))
+_JSON_NUMBER = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?"
 # What YAML 1.1 (https://yaml.org/type/) reads differently: booleans, octal and other bases, 1_000, +1e3, base 60, dates.
 # JSON numbers are not looked up here: 1e3 is a text to YAML 1.1, but all of JSON is taken.
-_AMBIGUOUS = re.compile(
-    r"""y|Y|yes|Yes|YES|n|N|no|No|NO|on|On|ON|off|Off|OFF|=|<<
-    |[-+]?0[0-9_]+|[-+]?0o[0-7_]+|[-+]?0b[01_]+|[-+]0x[0-9a-fA-F_]+|0x[0-9a-fA-F]*_[0-9a-fA-F_]*
+_WORDS = frozenset(("=", *"yYnN", "yes", "Yes", "YES", "no", "No", "NO", "on", "On", "ON", "off", "Off", "OFF"))
+_NUMERIC = "0123456789-+._:abcdefABCDEFoxTtZ \t"  # no other character is in what the next patterns match
+_AMBIGUOUS = r"""(?x)[-+]?0[0-9_]+|[-+]?0o[0-7_]+|[-+]?0b[01_]+|[-+]0x[0-9a-fA-F_]+|0x[0-9a-fA-F]*_[0-9a-fA-F_]*
     |(?=[^_]+_)(?=[^0-9]*[0-9])[-+]?[0-9_]*(?:\.[0-9_]*)?(?:[eE][-+]?[0-9_]+)?
     |[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][0-9]+|[-+]?[0-9]+[eE][-+][0-9]+
     |[-+]?[1-9][0-9_]*(?::[0-5]?[0-9])+|[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+\.[0-9_]*
     |[0-9]{4}-[0-9]{2}-[0-9]{2}|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}(?:[Tt]|[ \t]+)[0-9]{1,2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]*)?
-     (?:[ \t]*(?:Z|[-+][0-9]{1,2}(?::[0-9]{2})?))?""",
-    re.VERBOSE,
-)
+     (?:[ \t]*(?:Z|[-+][0-9]{1,2}(?::[0-9]{2})?))?"""
 _REFUSED = (  # what can't start a plain scalar, and why
     ("&*", "anchors and aliases are not supported; write the value out where it is needed"),
     ("!", "tags are not supported; leave the tag out"),
@@ -746,8 +773,7 @@ _REFUSED = (  # what can't start a plain scalar, and why
 )
 
 
-@dataclass(frozen=True)
-class Node:
+class Node(Record):
     """One parsed value and where it stands: 1-based line and column, in characters. `source` is what a plain scalar was
     resolved from ("8192" for 8192, "" for a missing value), and None for everything else. A value in a mapping has the
     position of its key too; elsewhere that is 0, 0."""
@@ -760,8 +786,7 @@ class Node:
     key_column: int = 0
 
 
-@dataclass(frozen=True)
-class _YamlReader:
+class _YamlReader(Record):
     """Reads a text that has "\\n" for all line ends and no byte order mark; `starts` is where its lines start."""
 
     text: str
@@ -776,6 +801,9 @@ class _YamlReader:
         """The 0-based column of pos; -1 at the end of the text, which closes every collection."""
         return self.place(pos)[1] - 1 if pos < len(self.text) else -1
 
+    def match(self, pattern: str, pos: int) -> re.Match[str] | None:
+        return re.compile(pattern).match(self.text, pos)
+
     def node(self, pos: int, value: YamlValue, source: str | None = None) -> Node:
         return Node(value, *self.place(pos), source)
 
@@ -786,7 +814,7 @@ class _YamlReader:
 
     def skip(self, pos: int) -> int:
         """Behind blanks, line ends and comments; a comment has a blank or a line start before it, section 6.6."""
-        match = _TOKEN.match(self.text, pos)
+        match = self.match(_TOKEN, pos)
         return match.end() if match else pos
 
     def next_token(self, pos: int) -> tuple[int, int | None]:
@@ -810,7 +838,7 @@ class _YamlReader:
     def block_node(self, start: int, indent: int, depth: int, parent: str) -> tuple[int, Node]:
         """What follows the indicator `parent` ("-", ":", or "" in the document) that ends at start; section 8."""
         pos, column = self.next_token(start)
-        dash = _DASH.match(self.text, pos)
+        dash = self.match(_DASH, pos)
         lined_up = dash and parent == ":" and column == indent  # seq-space [201]
         if column is not None and column <= indent and not lined_up:
             return pos, self.node(start, None, "")
@@ -841,7 +869,7 @@ class _YamlReader:
     def block_sequence(self, first: int, depth: int) -> tuple[int, Node]:
         items: list[Node] = []
         pos, indent = first, self.indent(first)
-        while self.indent(pos) == indent and _DASH.match(self.text, pos):
+        while self.indent(pos) == indent and self.match(_DASH, pos):
             pos, item = self.block_node(pos + 1, indent, depth + 1, "-")
             items.append(item)
         return pos, self.node(first, items)
@@ -881,8 +909,7 @@ class _YamlReader:
         """The flow collection or scalar at pos; `flow` tells whether it stands inside of [] or {}."""
         self.check_depth(pos, depth)
         if self.text[pos] in "[{":
-            collection = self.flow_sequence if self.text[pos] == "[" else self.flow_mapping
-            return collection(pos, indent, depth)
+            return (self.flow_sequence if self.text[pos] == "[" else self.flow_mapping)(pos, indent, depth)
         end, value, source = self.scalar(pos, flow)
         return end, self.node(pos, value, source)
 
@@ -938,7 +965,7 @@ class _YamlReader:
 
     def scalar(self, pos: int, flow: bool) -> tuple[int, Scalar, str | None]:
         """The scalar at pos, up to the token behind it on its line; its value; the text of a plain one. Section 7.3."""
-        if not (match := (_FLOW_SCALAR if flow else _SCALAR).match(self.text, pos)):
+        if not (match := self.match(_FLOW_SCALAR if flow else _SCALAR, pos)):
             if self.text[pos] in "\"'":
                 hint = "close it there; write text of several lines as a block: |"
                 raise self.error(pos, "nothing closes this quote on its line", hint)
@@ -949,7 +976,7 @@ class _YamlReader:
             return match.end(), self.resolve(pos, source), source
         if single is not None:
             return match.end(), single.replace("''", "'"), None
-        return match.end(), _ESCAPE.sub(lambda escape: self.unescape(pos + 1 + escape.start(), escape[0]), double), None
+        return match.end(), re.sub(_ESCAPE, lambda escape: self.unescape(pos + 1 + escape.start(), escape[0]), double), None
 
     def unescape(self, pos: int, escape: str) -> str:
         """The character that the escape at pos stands for: section 5.7, and the surrogate pairs of JSON."""
@@ -964,7 +991,7 @@ class _YamlReader:
 
     def block_scalar(self, first: int, indent: int) -> tuple[int, Node]:
         """The literal or folded scalar whose header is at first: section 8.1."""
-        if not (header := _BLOCK_HEADER.match(self.text, first)):
+        if not (header := self.match(_BLOCK_HEADER, first)):
             hint = "start the text on the next line, indented, without a digit; or quote it"
             raise self.error(first, "not the header of a block scalar", hint)
         chomp, start, content = header[1], header.start(2), header.end()
@@ -981,7 +1008,7 @@ class _YamlReader:
             raise self.error(end, "the file ends within a line of a block scalar; readers differ on that", hint)
         text = "\n".join(line[width:] for line in self.text[start:end].split("\n"))
         body = text.rstrip("\n")
-        value = body if self.text[first] == "|" else _FOLDED.sub(lambda match: match[1] + (match[2] or " "), body)
+        value: str = body if self.text[first] == "|" else re.sub(_FOLDED, lambda match: match[1] + (match[2] or " "), body)
         value += {"+": text[len(body) :], "-": ""}.get(chomp, "\n" if body else "")
         self.refuse_tab(end, end + 1)  # neither a blank line, section 8.1.2, nor part of the text
         return self.next_token(end)[0], self.node(first, value)
@@ -992,14 +1019,15 @@ class _YamlReader:
             return _BOOLS.get(text)
         if text == "<<":
             raise self.error(pos, "merge keys are not supported", "write the merged entries out")
-        if not _JSON_NUMBER.fullmatch(text) and _AMBIGUOUS.fullmatch(text):
+        numeric = text[0] in "-+.0123456789" and not text.strip(_NUMERIC)
+        if text in _WORDS or (numeric and not re.fullmatch(_JSON_NUMBER, text) and re.fullmatch(_AMBIGUOUS, text)):
             hint = f'quote it if it is a text: "{text}"; else write true, false or a decimal number'
             raise self.error(pos, "YAML 1.1 and YAML 1.2 read this differently", hint)
-        if text[0] not in "-+.0123456789" or not (_INT.fullmatch(text) or _FLOAT.fullmatch(text)):
-            return float(text.replace(".", "")) if _NOT_FINITE.fullmatch(text) else text
+        if not numeric or not (re.fullmatch(_INT, text) or re.fullmatch(_FLOAT, text)):
+            return float(text.replace(".", "")) if text in _NOT_FINITE else text
         if len(text) > _MAX_NUMBER:
             raise self.error(pos, f"a number of more than {_MAX_NUMBER} characters", "quote it")
-        return int(text, 16 if text.startswith("0x") else 10) if _INT.fullmatch(text) else float(text)
+        return int(text, 16 if text.startswith("0x") else 10) if re.fullmatch(_INT, text) else float(text)
 
 
 def parse_yaml(text: str, file: str) -> Node:
@@ -1012,7 +1040,7 @@ def parse_yaml(text: str, file: str) -> Node:
     if bad := re.search("[^\t\n -~]" if text.isascii() else _FORBIDDEN, text):
         hint = f'remove it, or write "\\u{ord(bad.group()):04x}" in double quotes'
         raise src.error(bad.start(), f"the character U+{ord(bad.group()):04X} may not stand here", hint)
-    first, start, markers = src.skip(0), 0, list(_MARKER.finditer(text))
+    first, start, markers = src.skip(0), 0, list(re.finditer(_MARKER, text))
     if text.startswith("%", first):
         raise src.refused(first)
     if markers and markers[0].group() == "---" and markers[0].start() == first:
@@ -1024,8 +1052,7 @@ def parse_yaml(text: str, file: str) -> Node:
 
 
 # === 7 config and schema =============================================================================
-@dataclass(frozen=True)
-class Item:
+class Item(Record):
     """A node of the config and the path that leads to it. `wrong` collects all that is wrong: line, column, what."""
 
     node: Node
@@ -1091,23 +1118,25 @@ class Item:
         return self.file(urllib.parse.unquote(text[7:]) if text.startswith("file:///") else text).as_uri()
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(Record):
     """How a value is written: `parse` reads an Item, or a sidecar's value (ValueError says what is wrong); `show` undoes it."""
 
     parse: Callable[[Any], Any]
-    schema: Mapping[str, Any] = field(default_factory=dict)
+    schema: Mapping[str, Any] = {}
     show: Callable[[Any], Any] = lambda value: value
+    default: Any = REQUIRED
 
 
-def key(kind: Kind, doc: str = "", default: Any = dataclasses.MISSING) -> Any:
-    """Declare one key of the config, or of the sidecar, as a dataclass field, spelt in camelCase in the file. Nothing
+def key(kind: Kind, doc: str = "", default: Any = REQUIRED) -> Any:
+    """Declare one key of the config, or of the sidecar, as a field of a Record, spelt in camelCase in the file. Nothing
     else knows of it: reading, defaults, validation, `config show` and the schemas all come from here."""
-    shown = {} if default is dataclasses.MISSING else {"default": kind.show(default)}
-    metadata = {"kind": replace(kind, schema={"description": doc, **shown, **kind.schema})}
-    if isinstance(default, dict):  # dataclasses take no mutable default
-        return field(default_factory=dict, metadata=metadata)
-    return field(default=default, metadata=metadata)
+    shown = {} if default is REQUIRED else {"default": kind.show(default)}
+    return replace(kind, schema={"description": doc, **shown, **kind.schema}, default=default)
+
+
+def keys_of(cls: Any) -> dict[str, Kind]:
+    """The keys that a Record declares, by the names of its fields."""
+    return {name: kind for name in cls.fields if isinstance(kind := getattr(cls, name, None), Kind)}
 
 
 def _camel(attr: str) -> str:
@@ -1115,19 +1144,19 @@ def _camel(attr: str) -> str:
 
 
 def section(cls: Any) -> Kind:
-    """The kind of a mapping whose keys a dataclass declares; keys that it doesn't have are refused."""
-    keys = {_camel(item.name): item for item in dataclasses.fields(cls) if "kind" in item.metadata}
-    kinds: dict[str, Kind] = {name: item.metadata["kind"] for name, item in keys.items()}
-    required = [name for name, kind in kinds.items() if "default" not in kind.schema]
+    """The kind of a mapping whose keys a Record declares; keys that it doesn't have are refused."""
+    attrs = {_camel(attr): attr for attr in keys_of(cls)}
+    kinds = dict(zip(attrs, keys_of(cls).values()))
+    required = [name for name, kind in kinds.items() if kind.default is REQUIRED]
 
     def parse(item: Item) -> Any:
         values = item.entries(kinds)
         for name in set(required).difference(values):
             item.refuse(item.node.line, item.node.column, f".{name}", "is missing")
-        return cls(**{keys[name].name: values.get(name) for name in (*required, *values)})
+        return cls(**{attrs[name]: values.get(name) for name in (*required, *values)})
 
     schema = {**shape(kinds).schema, **({"required": required} if required else {})}
-    return Kind(parse, schema, lambda value: {name: kinds[name].show(getattr(value, keys[name].name)) for name in keys})
+    return Kind(parse, schema, lambda value: {name: kind.show(getattr(value, attrs[name])) for name, kind in kinds.items()})
 
 
 def shape(kinds: Mapping[str, Kind]) -> Kind:
@@ -1212,25 +1241,20 @@ _REGISTRIES = shape({
 })
 
 
-@dataclass(frozen=True)
-class PortForward:
+class PortForward(Record):
     """A TCP port of the host that leads to one of the guest."""
 
     guest: int = key(_number(1, 65535, "a TCP port"), "Guest port.")
     host: int = key(_HOST_PORT, "Host port. Empty or 0: QEMU chooses a free one.", 0)
 
-
-@dataclass(frozen=True)
-class K3s:
+class K3s(Record):
     """Which k3s, and how it comes into the guest."""
 
     version: str = key(_pattern(r"v[0-9]+\.[0-9]+\.[0-9]+(-[0-9A-Za-z.]+)?\+k3s[0-9]+", "a k3s release such as v1.35.6+k3s1"), "The k3s release.", K3S_VERSION)
     install: str = key(_choice("airgap", "script", "none"), "airgap: the host hands k3s to the guest; script: the guest fetches it; none: a plain VM.", "airgap")
     source: str = key(Kind(lambda item: item.text() and item.image().rstrip("/"), {"type": "string"}), "A base URL or a folder with the release's files, for mirrors.", "")
 
-
-@dataclass(frozen=True)
-class Lifetime:
+class Lifetime(Record):
     """The budget, and what happens at its end. Durations are Go's, as text."""
 
     max_run: str = key(_DURATION, "Wall-clock budget from each start, as a Go duration (8h, 90m, 1h30m). Empty or \"0\": none.", "")
@@ -1239,9 +1263,7 @@ class Lifetime:
     on_warn: str = key(_COMMAND, "A shell command to run at that moment, with YCLUSTER_NAME and other facts in its environment.", "")
     max_total: str = key(_DURATION, "What no extension passes, counted from the start, as a Go duration. Empty or \"0\": none.", "")
 
-
-@dataclass(frozen=True)
-class Network:
+class Network(Record):
     """How the VM is attached. Only user mode is implemented here; tap is the sibling's."""
 
     mode: str = key(_choice("user", "tap"), "user: forwarded ports, no host set-up; tap: a tap device of the operator's (y-cluster only).", "user")
@@ -1251,9 +1273,7 @@ class Network:
     gateway: str = key(_STRING, "Tap mode only.", "")
     dns: tuple[str, ...] = key(list_of(_STRING), "Tap mode only.", ())
 
-
-@dataclass(frozen=True)
-class Config:
+class Config(Record):
     """A checked config, defaults filled: the keys that are common to every provider."""
 
     provider: str = key(_choice(*PROVIDERS), "What runs the cluster.", "qemu")
@@ -1269,8 +1289,6 @@ class Config:
     lifetime: Lifetime = key(section(Lifetime), "How long the cluster may run, and what happens then.", Lifetime())
     file: Path = Path()
 
-
-@dataclass(frozen=True)
 class QemuConfig(Config):
     """The keys of `provider: qemu`."""
 
@@ -1286,13 +1304,9 @@ class QemuConfig(Config):
     cpu_model: str = key(_pattern(r"[-_.,=+A-Za-z0-9]*", "a QEMU CPU model"), "QEMU's -cpu. Empty: host with KVM, max with TCG.", "")
     ssh_user: str = key(_pattern(r"[a-z_][-a-z0-9_]{0,31}", "a user name"), "The login that cloud-init makes.", "ystack")
 
-
-@dataclass(frozen=True)
 class _MultipassK3s(K3s):
     install: str = key(_choice("airgap", "script", "none"), "How k3s comes into the guest.", "script")
 
-
-@dataclass(frozen=True)
 class MultipassConfig(Config):
     k3s: K3s = key(section(_MultipassK3s), "The Kubernetes inside.", _MultipassK3s())
     port_forwards: tuple[PortForward, ...] = key(list_of(section(PortForward)), "Multipass's guests have addresses of their own.", ())
@@ -1333,7 +1347,7 @@ def read_config(text: str, path: Path) -> Config:
     if not item.wrong:
         config = replace(config, file=path)
         if not config.port_forwards and config.k3s.install != "none":
-            config = replace(config, port_forwards=type(config).port_forwards)
+            config = replace(config, port_forwards=config.defaults["port_forwards"])
         if isinstance(config, QemuConfig) and config.image == DEFAULT_IMAGE and not config.image_sha256:
             config = replace(config, image_sha256=DEFAULT_IMAGE_SHA256)
     if not item.wrong and isinstance(config, QemuConfig):  # rules between keys, where each alone is right
@@ -1393,8 +1407,7 @@ def schema_for(which: str) -> dict[str, Any]:
 
 
 # === 8 state sidecar =================================================================================
-@dataclass(frozen=True)
-class Files:
+class Files(Record):
     """What a cluster owns on disk: everything under its cacheDir that begins with its name."""
 
     cache_dir: Path
@@ -1441,28 +1454,21 @@ _port = partial(_checked, lambda text: len(text) < 6 and not text.strip("0123456
 _action = partial(_checked, ("", *ACTIONS).__contains__, f"is none of {', '.join(ACTIONS)}")
 
 
-def _decode_budget(value: Any) -> str:
-    budget(_str(value))
-    return str(value)
-
-
 def _tuple_of(kind: Kind) -> Kind:
     """The kind of a list in a sidecar, read as a tuple."""
     return Kind(lambda value: tuple(map(kind.parse, _list_of(value))), show=lambda values: list(map(kind.show, values)))
 
 
 def _record(cls: Any, **kinds: Kind) -> Kind:
-    """The kind of an object that holds the fields of a dataclass. The sibling writes Host for `host`."""
+    """The kind of an object that holds the fields of a Record. The sibling writes Host for `host`."""
 
     def parse(value: Any) -> Any:
-        given = _dict_of(value)
-        return cls(**{name.lower(): kind.parse(given.get(name, "")) for name, kind in kinds.items()})
+        return cls(**{name.lower(): kind.parse(_dict_of(value).get(name, "")) for name, kind in kinds.items()})
 
     return Kind(parse, show=lambda value: value and {name: kinds[name].show(getattr(value, name.lower())) for name in kinds})
 
 
-@dataclass(frozen=True)
-class ArmedTimer:
+class ArmedTimer(Record):
     """The timer that guards a cluster, as its backend knows it. Backend `none`: the user has disarmed it."""
 
     backend: str
@@ -1471,8 +1477,7 @@ class ArmedTimer:
     warning: str = ""  # the id of a second one, which fires to warn
 
 
-@dataclass(frozen=True)
-class Reaped:
+class Reaped(Record):
     """The last expiry that was carried out: when, what was done, what fired it and how the VM ended."""
 
     at: int
@@ -1482,6 +1487,7 @@ class Reaped:
 
 
 _TEXT = Kind(_str)
+_BUDGET = Kind(lambda value: (_str(value), budget(value))[0])
 _PORT = Kind(lambda value: int(_port(_str(value)) or 0), show=str)
 _ACTION = Kind(lambda value: _action(value) or "stop")  # unset is stop, as in the sibling
 _MOMENT = Kind(lambda value: parse_time(_str(value)), show=format_time)
@@ -1491,8 +1497,7 @@ _REAPED = _record(Reaped, at=_MOMENT, action=Kind(lambda value: _ACTION.parse(_s
 _encode_time, _encode_record = _TIME.show, _REAPED.show
 
 
-@dataclass(frozen=True)
-class State:
+class State(Record):
     """The sidecar; what is no `key` is a string. `extra` holds the fields unknown here; they are written back as they were."""
 
     name: str
@@ -1506,11 +1511,11 @@ class State:
     bind_address: str = BIND_ADDRESS
     k3s: Mapping[str, Any] = key(Kind(_dict_of), default={})
     kubeconfig: str = ""  # the file of the user's that knows of it
-    lifetime: str = key(Kind(_decode_budget), default="")  # a Go duration; "" or "0": no budget
+    lifetime: str = key(_BUDGET, default="")  # a Go duration; "" or "0": no budget
     on_expiry: str = key(_ACTION, default="stop")
-    warn: str = key(Kind(_decode_budget), default="")  # a Go duration before the deadline; "" or "0": no warning
+    warn: str = key(_BUDGET, default="")  # a Go duration before the deadline; "" or "0": no warning
     on_warn: str = ""  # a shell command
-    max_total: str = key(Kind(_decode_budget), default="")  # a Go duration from the start; "" or "0": no cap
+    max_total: str = key(_BUDGET, default="")  # a Go duration from the start; "" or "0": no cap
     expires_at: int | None = key(_TIME, default=None)  # seconds since the epoch
     started_at: int | None = key(_TIME, default=None)  # None: never started
     retry_at: int | None = key(_TIME, default=None)  # an expiry is under way
@@ -1529,7 +1534,7 @@ class State:
     auto_ports: tuple[int, ...] = key(_tuple_of(_PORT), default=())  # of the guest, with a new port of the host at each start
     timer: ArmedTimer | None = key(_record(ArmedTimer, backend=_TEXT, id=_TEXT, deadline=_MOMENT, warning=_TEXT), default=None)
     reaped: Reaped | None = key(_REAPED, default=None)
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = {}
 
     @property
     def files(self) -> Files:
@@ -1549,8 +1554,7 @@ class State:
         return BIND_ADDRESS if self.bind_address == "0.0.0.0" else self.bind_address
 
 
-_FIELDS = [item for item in dataclasses.fields(State) if item.name != "extra"]
-_STORED = {_camel(item.name): (item, item.metadata.get("kind", _TEXT)) for item in _FIELDS}
+_STORED = {_camel(name): (name, keys_of(State).get(name, _TEXT)) for name in State.fields if name != "extra"}
 
 
 def _unreadable(path: Path, why: object) -> StateError:
@@ -1569,9 +1573,9 @@ def decode_state(text: str, path: Path) -> State:
         if (version := data.pop("version", None)) != 1:
             why = f"{path}: version {version!r:.40}, and this ycluster knows version 1"
             raise StateError(why, hint="use the ycluster that wrote it")
-        for what, (item, kind) in _STORED.items():
+        for what, (name, kind) in _STORED.items():
             if (value := data.get(what)) is not None:
-                values[item.name] = kind.parse(value)
+                values[name] = kind.parse(value)
     except (ValueError, OverflowError, RecursionError) as error:
         raise _unreadable(path, f"{what} {error}") from None
     if values.get("name") != path.stem:
@@ -1584,9 +1588,10 @@ def decode_state(text: str, path: Path) -> State:
 def encode_state(state: State) -> str:
     """The sidecar's text, ASCII; the inverse of `decode_state`."""
     data: dict[str, Any] = {"version": 1}
-    for name, (item, kind) in _STORED.items():
-        value = getattr(state, item.name)
-        if value not in (None, "", ()) or item.default or name == "portForwards":  # what is empty by default is left out
+    for name, (attr, kind) in _STORED.items():
+        value = getattr(state, attr)
+        # What is empty by default is left out.
+        if value not in (None, "", ()) or State.defaults.get(attr, True) or name == "portForwards":
             data[name] = kind.show(value)
     return to_json({**data, **state.extra}) + "\n"
 
@@ -1610,16 +1615,14 @@ def save_state(state: State) -> State:
 
 
 def state_from_config(config: QemuConfig, cache_dir: Path) -> State:
-    """The state of a cluster that is about to be made."""
+    """The state of a cluster that is about to be made. What both have under one name is of the same kind, but for some."""
+    same = {name: value for name, value in {**vars(config.lifetime), **vars(config)}.items() if name in State.fields}
     ports = [*config.port_forwards, PortForward(host=config.ssh_port, guest=22)]
-    return State(
-        name=config.name, cache_dir=str(cache_dir), context=config.context, disk_size=config.disk_size,
-        memory=str(config.memory), cpus=str(config.cpus), ssh_port=config.ssh_port,
-        port_forwards=config.port_forwards, bind_address=config.network.bind_address or BIND_ADDRESS,
-        k3s={"Version": config.k3s.version, "Install": config.k3s.install, "Source": config.k3s.source}, lifetime=config.lifetime.max_run,
-        on_expiry=config.lifetime.on_expiry, warn=config.lifetime.warn, on_warn=config.lifetime.on_warn,
-        max_total=config.lifetime.max_total, image=config.image, data_disk=str(config.data_disk or ""), ssh_user=config.ssh_user,
-        accel=config.accel, cpu_model=config.cpu_model, auto_ports=tuple(forward.guest for forward in ports if forward.host == 0),
+    return replace(
+        State(**same), cache_dir=str(cache_dir), memory=str(config.memory), cpus=str(config.cpus), lifetime=config.lifetime.max_run,
+        k3s={"Version": config.k3s.version, "Install": config.k3s.install, "Source": config.k3s.source},
+        bind_address=config.network.bind_address or BIND_ADDRESS, data_disk=str(config.data_disk or ""),
+        auto_ports=tuple(forward.guest for forward in ports if forward.host == 0),
     )  # fmt: skip
 
 
@@ -1667,7 +1670,7 @@ def discover(host: Host) -> list[Files]:
 
 
 # === 9 lifetime decisions ============================================================================
-class Decision(NamedTuple):
+class Decision(Record):
     """What `reap` has to do: `nothing`, `rearm`, `warn`, or one of ACTIONS, and why."""
 
     do: str
@@ -1776,13 +1779,6 @@ def retry_delay(late: float) -> float:
 
 
 # === 10 timers =======================================================================================
-class Unusable(NamedTuple):
-    """Why a timer would not outlive what the VM outlives, and the command that would change that, if one would."""
-
-    why: str
-    remedy: str = ""
-
-
 def timer_argv(host: Host, files: Files, backend: str, *verb: str) -> list[str]:
     """What a timer runs: the private copy, by absolute paths, in an isolated Python with no site-packages."""
     program = [host.interpreter(), "-I", "-S", str(files.program)]
@@ -1812,16 +1808,15 @@ class SystemdTimer:
         "reboot": "not needed: the VM ends with the host", "clock": "yes: it fires when the clock is set, too",
     }  # fmt: skip
 
-    def unusable(self, host: Host) -> Unusable | None:
-        if not host.which("systemd-run") or not host.which("systemctl"):
-            return Unusable("systemd-run is not installed")
+    def check(self, host: Host) -> None:
+        host.need({"systemd-run": "systemd", "systemctl": "systemd"})
         if host.attempt(["systemctl", "--user", "show", "--property=Version"], timeout=30) is None:
-            return Unusable("no systemd user manager answers")
+            raise PrerequisiteError("no systemd user manager answers")
         lingers = ["loginctl", "show-user", str(os.getuid()), "--property=Linger", "--value"]
-        if Path("/var/lib/systemd/linger", host.user()).exists() or (host.attempt(lingers, timeout=30) or "").strip() == "yes":
-            return None
-        why = f"{host.user()} does not linger: its systemd ends at the last logout, a VM does not"
-        return Unusable(why, "loginctl enable-linger")
+        kept = Path("/var/lib/systemd/linger", host.user()).exists()
+        if not kept and (host.attempt(lingers, timeout=30) or "").strip() != "yes":
+            why = f"{host.user()} does not linger: its systemd ends at the last logout, a VM does not"
+            raise PrerequisiteError(why, hint="loginctl enable-linger")
 
     def arm(self, host: Host, files: Files, deadline: int) -> str:
         command = timer_argv(host, files, self.name, "reap")
@@ -1868,13 +1863,12 @@ class AtTimer:
     # By this file at(1) finds its daemon: with none it warns, exits 0 and never runs the job. Another atd has another spool.
     daemon_runs = property(lambda self: process_stat(Path("/run/atd.pid"))[0] == "atd")
 
-    def unusable(self, host: Host) -> Unusable | None:
-        if not host.which("at"):
-            return Unusable("at is not installed", "sudo apt-get install at")
+    def check(self, host: Host) -> None:
+        host.need({"at": "at"})
         if not self.daemon_runs:
-            return Unusable("atd is not running", "sudo service atd start")
-        refused = host.attempt(["atq"], timeout=30) is None
-        return Unusable("at does not let this user in (at.allow, at.deny)") if refused else None
+            raise PrerequisiteError("atd is not running", hint="sudo service atd start")
+        if host.attempt(["atq"], timeout=30) is None:
+            raise PrerequisiteError("at does not let this user in (at.allow, at.deny)")
 
     def arm(self, host: Host, files: Files, deadline: int) -> str:
         command = shlex.join(timer_argv(host, files, self.name, "reap", "--wait", f"{AT_EARLY:.0f}s"))
@@ -1905,8 +1899,8 @@ class WatcherTimer:
         "reboot": "not needed: the VM ends with the host", "clock": "yes: it goes by the time since boot",
     }  # fmt: skip
 
-    def unusable(self, host: Host) -> Unusable | None:
-        return None
+    def check(self, host: Host) -> None:
+        """It can always be had."""
 
     def arm(self, host: Host, files: Files, deadline: int) -> str:
         if not flock_held(files.watch_lock):
@@ -1926,7 +1920,7 @@ class WatcherTimer:
 
 
 # A way to have `ycluster lifetime reap` run at a time; what `arm` returns is the backend's own name for that arming.
-Timer = Union[SystemdTimer, AtTimer, WatcherTimer]
+Timer: TypeAlias = "SystemdTimer | AtTimer | WatcherTimer"
 TIMERS: tuple[Timer, ...] = (SystemdTimer(), AtTimer(), WatcherTimer())  # best first
 
 
@@ -1961,16 +1955,16 @@ def arm_timer(host: Host, state: State, *, fired: bool = False) -> State:
     refused: list[str] = []
     for backend in chosen:
         try:
-            if (unusable := backend.unusable(host)) is None:
-                mark = ArmedTimer(backend.name, backend.arm(host, state.files, deadline), deadline)
-                if host.now() < warning < deadline:  # one more, which the deadline's own does not depend on
-                    mark = replace(mark, warning=backend.arm(host, state.files, int(warning)))
-                log_event(host, state, "armed", by=backend.name, deadline=format_time(deadline))
-                return disarm_timer(host, state, mark)
+            backend.check(host)
+            mark = ArmedTimer(backend.name, backend.arm(host, state.files, deadline), deadline)
+            if host.now() < warning < deadline:  # one more, which the deadline's own does not depend on
+                mark = replace(mark, warning=backend.arm(host, state.files, int(warning)))
+            log_event(host, state, "armed", by=backend.name, deadline=format_time(deadline))
+            return disarm_timer(host, state, mark)
         except (YclusterError, OSError) as error:
-            unusable = Unusable(str(error))
-            host.output.warn(f"timer {backend.name}: {error}")
-        refused.append(f"{backend.name}: {unusable.why}")
+            if not isinstance(error, PrerequisiteError):
+                host.output.warn(f"timer {backend.name}: {error}")
+            refused.append(f"{backend.name}: {error}")
     save_state(replace(state, timer=None))
     why = f"{state.name}: no timer can be armed; its deadline is saved, and nothing fires it ({'; '.join(refused)})"
     hint = "have `ycluster lifetime reap --all` run by a scheduler of yours, or unset YCLUSTER_TIMER"
@@ -2105,7 +2099,7 @@ class Qmp:
 
 
 # === 13 VM process ===================================================================================
-class Vm(NamedTuple):
+class Vm(Record):
     """A running QEMU that is known to be ours. `pidfd` can't come to mean another process; close it."""
 
     pid: int
@@ -2438,12 +2432,9 @@ def user_data(state: State, login_key: str, host_private: str, host_public: str,
     datasource list keeps a disk that boots elsewhere from asking every cloud for its metadata."""
     pin = {"path": "/etc/cloud/cloud.cfg.d/99-ycluster.cfg", "content": "datasource_list: [NoCloud, None]\n"}
     mirrors = {"path": "/etc/rancher/k3s/registries.yaml", "permissions": "0600", "content": to_json(registries)}
-    login = {
-        "name": state.ssh_user, "shell": "/bin/bash", "sudo": "ALL=(ALL) NOPASSWD:ALL", "lock_passwd": True,
-        "ssh_authorized_keys": [login_key.strip()],
-    }  # fmt: skip
+    login = {"name": state.ssh_user, "shell": "/bin/bash", "sudo": "ALL=(ALL) NOPASSWD:ALL", "lock_passwd": True}
     cloud_config = {
-        "hostname": state.name, "users": [login], "ssh_deletekeys": True,
+        "hostname": state.name, "users": [{**login, "ssh_authorized_keys": [login_key.strip()]}], "ssh_deletekeys": True,
         "ssh_keys": {"ed25519_private": host_private, "ed25519_public": host_public.strip()}, "package_update": False,
         "write_files": [pin, mirrors] if registries else [pin], "bootcmd": [MOUNT_DATA] if state.data_disk else [],
     }  # fmt: skip
@@ -2502,7 +2493,8 @@ def ssh_banner(address: str, port: int, timeout: float, waiting: Callable[[], ob
     return False
 
 
-Stage = tuple[str, Callable[[Callable[[], object]], bool]]  # its name, and whether it is reached; called while that is asked
+# Its name, and whether it is reached; what that is given is called while it is asked.
+Stage: TypeAlias = "tuple[str, Callable[[Callable[[], object]], bool]]"
 
 
 def wait_ready(host: Host, state: State, *, timeout: float, more: Sequence[Stage] = ()) -> None:
@@ -2880,9 +2872,8 @@ def make_data_disk(host: Host, path: Path, size: str) -> None:
 
 # --- bundles: a disk that leaves this host, and comes in
 WINDOW = 1 << 28  # bytes that are laid out raw at a time on the way into a tar: what an export takes besides its result
-CONVERT: Mapping[str, tuple[str, ...]] = {
-    "qcow2": ("-O", "qcow2"), "raw": ("-O", "raw"), "vmdk": ("-O", "vmdk", "-o", "subformat=streamOptimized"), "gcp-tar": (),
-}  # fmt: skip
+QCOW2, RAW, VMDK = ("-O", "qcow2"), ("-O", "raw"), ("-O", "vmdk", "-o", "subformat=streamOptimized")
+CONVERT: Mapping[str, tuple[str, ...]] = {"qcow2": QCOW2, "raw": RAW, "vmdk": VMDK, "gcp-tar": ()}
 BUNDLE_README = """\
 {name}: a boot disk exported by ycluster {version}. `sha256sum -c SHA256SUMS` checks what is here.
 
@@ -2958,8 +2949,6 @@ def sparse_header(name: str, size: int, spans: Sequence[tuple[int, int]]) -> byt
 
 
 # === 19 commands =====================================================================================
-
-
 # --- which cluster
 def files_of(host: Host, config: QemuConfig) -> Files:
     return Files((config.cache_dir or default_cache_dir(host)).resolve(), config.name)
@@ -3040,8 +3029,6 @@ def provision(host: Host, directory: Path) -> None:
     _check_ports(host, state)
     if state.data_disk:
         check_data_disk(host, state.data_disk)
-    if files.cache_dir.exists() and not files.cache_dir.is_dir():
-        raise ConfigError(f"{config.file}: cacheDir {files.cache_dir} is not a directory")
     files.cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Outside the lock: both take long, and touch no cluster.
     image = files.disk if imported else fetch_image(host, config, files.cache_dir)
@@ -3315,8 +3302,6 @@ def prepare_export(host: Host, files: Files) -> None:
 
 def export(host: Host, files: Files, bundle: Path, form: str) -> None:
     """Write the boot disk, flattened, with its keys, checksums and a README into a new folder, whole or not at all."""
-    import shutil
-
     bundle = bundle.resolve()
     with opened(host, files) as state:
         if running(files):
@@ -3339,7 +3324,7 @@ def export(host: Host, files: Files, bundle: Path, form: str) -> None:
             disk = part / (state.name + (".tar.gz" if form == "gcp-tar" else f".{form}"))
             write_disk(host, files.disk, form, disk)
             for path in filter(Path.exists, (files.ssh_key, files.ssh_pub, files.known_hosts)):
-                shutil.copy(path, part / path.name.replace(f"{state.name}-known", "known"))
+                write_file(part / path.name.replace(f"{state.name}-known", "known"), path.read_bytes())
             readme = BUNDLE_README.format(name=state.name, version=VERSION, disk=disk.name, user=state.ssh_user)
             write_file(part / "README", readme.encode())
             steps, names = Steps(host.output, host.monotonic), sorted(path.name for path in part.iterdir())
@@ -3626,69 +3611,13 @@ def list_clusters(host: Host, form: str) -> None:
         host.output.data(line, "31" if overdue else COLOURS.get(shown.get("state", ""), ""))
 
 
-def status(host: Host, files: Files, form: str, *, guard: bool = False) -> None:
-    """One cluster; with `guard` (`lifetime status`) who enforces its deadline, else how to get at it."""
-    state = current(host, files)
-    shown = describe(host, state)
-    if guard:
-        backend, armed = timer_named(state.timer.backend) if state.timer else None, is_armed(host, state)
-        better = TIMERS[: TIMERS.index(backend)] if backend else ()
-        remedies = [unusable.remedy for unusable in (timer.unusable(host) for timer in better) if unusable and unusable.remedy]
-        stands: dict[str, Any] = {
-            "backend": backend.name if backend else "", "armed": armed,
-            "nextFire": format_time(state.timer.deadline) if armed and state.timer else "",
-            "survives": dict(backend.survives) if backend else {}, "improve": remedies[0] if remedies else "",
-        }  # fmt: skip
-        shown["enforcement"] = stands
-    if form == "json":
-        return host.output.data(to_json({"version": 1, **shown}))
-    with_what = f" ({shown['accel']})" if shown["accel"] and shown["state"] != "stopped" else ""
-    rows = [["cluster:", f"{state.name} (context {state.context})"], ["state:", shown["state"] + with_what]]
-    limit = f"{state.lifetime} from each start, then {state.on_expiry}"
-    rows += [["lifetime:", limit if budget(state.lifetime) is not None else "no budget (lifetime.maxRun is not set)"]]
-    if state.expires_at is not None:
-        rows.append(["deadline:", f"{local_time(state.expires_at)} ({left_words(shown, host.output.shown)})"])
-    if shown["warnsAt"]:
-        rows.append(["warning:", local_time(warn_time(state))])
-    if state.retry_at is not None:
-        rows.append(["retry:", f"the {state.on_expiry} is under way, or failed; again at {local_time(state.retry_at)}"])
-    if state.reaped:
-        rows.append(["expired:", past(state)[2:]])
-    if not guard:
-        rows += [["ports:", port_words(shown)], ["ssh:", shlex.join(ssh_argv(state))]]
-        if state.kubeconfig:
-            reach = ["kubectl", "--kubeconfig", state.kubeconfig, "--context", state.context, "get", "nodes"]
-            rows.append(["kubectl:", shlex.join(reach)])
-        rows.append(["disk:", shown["disk"]])
-    elif state.expires_at is not None:
-        stand = stands["backend"] if stands["armed"] else "NOTHING: `ycluster lifetime arm` mends it"
-        rows += [["guard:", "disarmed by hand" if state.disarmed else stand]]
-        rows += [[f"  {what}:", how] for what, how in stands["survives"].items()]
-        if stands["improve"]:
-            rows.append(["  better:", f"`{stands['improve']}`, then `ycluster lifetime arm`"])
-    host.output.data(table(rows))
-
-
-class Finding(NamedTuple):
+class Finding(Record):
     """What doctor found of a thing; `level` is ok, warning or failure."""
 
     name: str
     level: str
     text: str = ""
     remedy: str = ""
-
-
-def doctor(host: Host, form: str) -> int:
-    """What this host can do, what is left over on it, and the command that mends each. It changes nothing."""
-    troubles = [finding for finding in _of_clusters(host) if finding.level != "ok"]
-    found = [*_of_host(host), *(troubles or [Finding("clusters", "ok", "nothing is left over")])]
-    if form == "json":
-        host.output.data(to_json({"version": 1, "findings": [finding._asdict() for finding in found]}))
-    else:
-        rows = [[finding.level, finding.name, finding.text] for finding in found]
-        for line, finding in zip(table(rows).splitlines(), found):
-            host.output.data("\n    ".join([line, *finding.remedy.splitlines()]))
-    return PrerequisiteError.exit_code if any(finding.level == "failure" for finding in found) else 0
 
 
 def _look(name: str, level: str, act: Callable[..., object], *args: object) -> Finding:
@@ -3700,11 +3629,61 @@ def _look(name: str, level: str, act: Callable[..., object], *args: object) -> F
     return Finding(name, "ok")
 
 
+def status(host: Host, files: Files, form: str, *, guard: bool = False) -> None:
+    """One cluster; with `guard` (`lifetime status`) who enforces its deadline, else how to get at it."""
+    state = current(host, files)
+    shown = describe(host, state)
+    if guard:
+        backend, armed = timer_named(state.timer.backend) if state.timer else None, is_armed(host, state)
+        better = TIMERS[: TIMERS.index(backend)] if backend else ()
+        remedies = [remedy for timer in better if (remedy := _look(timer.name, "warning", timer.check, host).remedy)]
+        stands: dict[str, Any] = {
+            "backend": backend.name if backend else "", "armed": armed,
+            "nextFire": format_time(state.timer.deadline) if armed and state.timer else "",
+            "survives": dict(backend.survives) if backend else {}, "improve": remedies[0] if remedies else "",
+        }  # fmt: skip
+        shown["enforcement"] = stands
+    if form == "json":
+        return host.output.data(to_json({"version": 1, **shown}))
+    with_what = f" ({shown['accel']})" if shown["accel"] and shown["state"] != "stopped" else ""
+    limit = f"{state.lifetime} from each start, then {state.on_expiry}"
+    rows = {
+        "cluster:": f"{state.name} (context {state.context})", "state:": shown["state"] + with_what,
+        "lifetime:": limit if budget(state.lifetime) is not None else "no budget (lifetime.maxRun is not set)",
+        "deadline:": state.expires_at and f"{local_time(state.expires_at)} ({left_words(shown, host.output.shown)})",
+        "warning:": shown["warnsAt"] and local_time(warn_time(state)),
+        "retry:": state.retry_at and f"the {state.on_expiry} is under way, or failed; again at {local_time(state.retry_at)}",
+        "expired:": past(state)[2:],
+    }  # fmt: skip
+    if not guard:
+        reach = ["kubectl", "--kubeconfig", state.kubeconfig, "--context", state.context, "get", "nodes"]
+        rows.update({"ports:": port_words(shown), "ssh:": shlex.join(ssh_argv(state))})
+        rows.update({"kubectl:": state.kubeconfig and shlex.join(reach), "disk:": shown["disk"]})
+    elif state.expires_at is not None:
+        stand = stands["backend"] if stands["armed"] else "NOTHING: `ycluster lifetime arm` mends it"
+        rows["guard:"] = "disarmed by hand" if state.disarmed else stand
+        rows.update({f"  {what}:": how for what, how in stands["survives"].items()})
+        rows["  better:"] = stands["improve"] and f"`{stands['improve']}`, then `ycluster lifetime arm`"
+    host.output.data(table([(name, text) for name, text in rows.items() if text]))
+
+
+def doctor(host: Host, form: str) -> int:
+    """What this host can do, what is left over on it, and the command that mends each. It changes nothing."""
+    troubles = [finding for finding in _of_clusters(host) if finding.level != "ok"]
+    found = [*_of_host(host), *(troubles or [Finding("clusters", "ok", "nothing is left over")])]
+    if form == "json":
+        host.output.data(to_json({"version": 1, "findings": [vars(finding) for finding in found]}))
+    else:
+        rows = [[finding.level, finding.name, finding.text] for finding in found]
+        for line, finding in zip(table(rows).splitlines(), found):
+            host.output.data("\n    ".join([line, *finding.remedy.splitlines()]))
+    return PrerequisiteError.exit_code if any(finding.level == "failure" for finding in found) else 0
+
+
 def _of_host(host: Host) -> Iterator[Finding]:
     yield _look("vm", "failure", _check_host, host)
     yield _look("kvm", "warning", try_kvm, host)
-    for timer in TIMERS[:-1]:
-        yield Finding(timer.name, "warning", *found) if (found := timer.unusable(host)) else Finding(timer.name, "ok")
+    yield from (_look(timer.name, "warning", timer.check, host) for timer in TIMERS[:-1])
     yield _look("libguestfs", "warning", host.need, {"virt-customize": "libguestfs-tools"})
     yield _look("host kernel", "warning", check_host_kernel, host)
     yield _look("kubectl", "warning", host.need, {"kubectl": "kubernetes-client"})
@@ -3792,17 +3771,17 @@ def gcp_status(host: Host, instance: str, zone: str | None, project: str | None,
         raise YclusterError(f"this is not the JSON of one instance: {why}", hint=GCP_PIPE) from None
     if form == "json":
         return host.output.data(to_json({"version": 1, **shown}))
-    rows = [["instance:", f"{shown['name']} (zone {shown['zone']})"], ["state:", shown["state"]]]
+    limit = f"{shown['maxRun']} from each start" if shown["maxRun"] else f"until {shown['terminationTime']}"
+    ends = f"{local_time(parse_time(shown['expiresAt']))} ({left_words(shown)})" if shown["expiresAt"] else ""
+    rows = {"instance:": f"{shown['name']} (zone {shown['zone']})", "state:": shown["state"]}
     if shown["maxRun"] or shown["terminationTime"]:
-        limit = f"{shown['maxRun']} from each start" if shown["maxRun"] else f"until {shown['terminationTime']}"
-        ends = f"{local_time(parse_time(shown['expiresAt']))} ({left_words(shown)})" if shown["expiresAt"] else ""
-        rows += [["lifetime:", f"{limit}, then {shown['onExpiry']}"]]
-        rows += [["deadline:", ends or f"nothing counts while it is {shown['state']}"]]
+        rows["lifetime:"] = f"{limit}, then {shown['onExpiry']}"
+        rows["deadline:"] = ends or f"nothing counts while it is {shown['state']}"
     else:
         change = f"gcloud compute instances set-scheduling {shown['name']} --zone={shown['zone']}"
-        rows += [["lifetime:", "no budget: NOTHING ends it. This gives it one, but only while it is TERMINATED:"]]
-        rows += [["  better:", change + " $(ycluster lifetime gcp-flags -c DIR)"]]
-    host.output.data(table(rows))
+        rows["lifetime:"] = "no budget: NOTHING ends it. This gives it one, but only while it is TERMINATED:"
+        rows["  better:"] = change + " $(ycluster lifetime gcp-flags -c DIR)"
+    host.output.data(table([*rows.items()]))
 
 
 def config_check(host: Host, directory: Path) -> None:
@@ -3820,97 +3799,12 @@ def config_check(host: Host, directory: Path) -> None:
 
 
 # === 20 CLI ==========================================================================================
-
-
-class _ArgumentParser(argparse.ArgumentParser):
-    """It measures the terminal once. argparse would do so for every argument, with shutil."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(formatter_class=partial(argparse.HelpFormatter, width=columns() - 2), **options)
-
-
-def _verb(under: Any, name: str, parent: Any, text: str, run: Any, forms: Sequence[str] = (), example: str = "") -> Any:
-    """A verb that calls `run` with the host and, under their names, with its arguments; the first form is the default one."""
-    made = under.add_parser(name, help=text, description=text, parents=[parent], allow_abbrev=False)
-    made.epilog = f"example: {example or made.prog + (parent.epilog or '')}"
-    made.set_defaults(run=run)
-    if forms:
-        made.add_argument("-o", dest="form", choices=forms, default=forms[0], help=f"default: {forms[0]}")
-    return made
-
-
-# fmt: off
-def _parser() -> argparse.ArgumentParser:
-    """The command line. Each verb carries what it runs."""
-    common = _ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
-    common.add_argument("--verbose", action="store_true", help="show every program that is run, and tracebacks")
-    one = _ArgumentParser(add_help=False, parents=[common], epilog=" --name dev")
-    which = one.add_mutually_exclusive_group()
-    which.add_argument("--context", metavar="CTX", help="the cluster of this kubeconfig context")
-    which.add_argument("--name", help="the cluster of this name")
-    which.add_argument("-c", "--config", metavar="DIR", type=Path, help="the cluster of the config in DIR")
-    conf = _ArgumentParser(add_help=False, parents=[common], epilog=" -c examples/dev")
-    conf.add_argument("-c", "--config", dest="directory", metavar="DIR", type=Path, required=True, help="the config's directory")
-
-    parser = _ArgumentParser(prog="ycluster", description="Dev clusters that expire on their own.", parents=[common], allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=f"ycluster {VERSION}")
-    top = parser.add_subparsers(metavar="VERB", required=True)
-    _verb(top, "provision", conf, "create a cluster, boot it, wait until it is ready", provision)
-    _verb(top, "start", one, "boot a stopped cluster, with a fresh budget", start)
-    _verb(top, "stop", one, "power a cluster off; its disk stays", stop)
-    _verb(top, "pause", one, "freeze a cluster; its memory stays", pause)
-    _verb(top, "resume", one, "let a paused cluster go on", resume)
-    _verb(top, "teardown", one, "stop a cluster and remove its files", teardown).add_argument("--keep-disk", action="store_true", help="keep the boot disk and its ssh key")
-    _verb(top, "doctor", common, "what this host can do, and the command that mends what it can't", doctor, ("text", "json"))
-    _verb(top, "list", common, "every cluster of yours", list_clusters, ("table", "json"))
-    _verb(top, "status", one, "one cluster", status, ("text", "json"))
-    _verb(top, "ssh", one, "log in, or run a command in the guest", ssh, example="ycluster ssh --name demo -- uname -a").add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what to run, in the guest's shell")
-    _verb(top, "prepare-export", one, "make a cluster's disk fit to boot elsewhere; stops it", prepare_export)
-    leave = _verb(top, "export", one, "write a stopped cluster's disk, keys and checksums to a folder", export, example="ycluster export ./bundle --format gcp-tar --name demo")
-    leave.add_argument("bundle", metavar="BUNDLE_DIR", type=Path, help="a new folder")
-    leave.add_argument("--format", dest="form", choices=CONVERT, default="qcow2", help="default: qcow2; gcp-tar is what Compute Engine imports")
-    _verb(top, "import", conf, "take a disk in for `provision` to boot", import_disk).add_argument("disk", metavar="DISK", type=Path, help="qcow2, raw, vmdk or an exported .tar.gz")
-    schema = _verb(top, "schema", common, "JSON Schema of the config", _schema)
-    schema.add_argument("which", nargs="?", choices=KINDS)
-    schema.add_argument("--write", metavar="DIR", type=Path, help="write them all to DIR")
-    life = top.add_parser("lifetime", help="the budget of a cluster and the timer that enforces it").add_subparsers(metavar="VERB", required=True)
-    _verb(life, "status", one, "budget, deadline, and who enforces it", partial(status, guard=True), ("text", "json"))
-    reaper = _verb(life, "reap", one, "carry out the expiry if it is due, else re-arm", _reap)
-    for made in (reaper, _verb(life, "watch", one, "wait in the foreground for deadlines and reap", watch)):
-        every = made.add_mutually_exclusive_group()
-        every.add_argument("--all", dest="every", action="store_true", help="every cluster of yours")
-        every.add_argument("--state", dest="sidecar", metavar="FILE", type=Path, help="the cluster of this sidecar")
-        made.add_argument("--by", default="hand", help=argparse.SUPPRESS)
-    reaper.add_argument("--wait", metavar="DURATION", type=positive_duration, default=0, help=argparse.SUPPRESS)
-    extender = _verb(life, "extend", one, "push the deadline out", extend, example="ycluster lifetime extend 2h --name demo")
-    extender.usage = "%(prog)s (DURATION | --from-now DURATION | --until TIME) [--dry-run] [--name NAME | ...]"
-    way = extender.add_mutually_exclusive_group(required=True)
-    way.add_argument("nanoseconds", nargs="?", metavar="DURATION", type=positive_duration, help="a Go duration, such as 2h or 1h30m, behind the deadline")
-    way.add_argument("--from-now", metavar="DURATION", type=positive_duration, help="at least so long from now")
-    way.add_argument("--until", metavar="TIME", help="at least until the next 18:00, or an RFC 3339 time")
-    extender.add_argument("--dry-run", action="store_true", help="say what it would be; change nothing")
-    _verb(life, "arm", one, "(re)install the timer", arm)
-    _verb(life, "disarm", one, "take the timer away; the cluster then runs until you stop it", disarm)
-    _verb(life, "gcp-flags", conf, "gcloud flags by which GCP deletes the instance", print_gcp_flags, ("shell", "lines", "json"), "flags=$(ycluster lifetime gcp-flags -c DIR) && gcloud compute instances create vm $flags").add_argument("--quiet", nargs="?", action="append", const="all", default=[], choices=("all", "onExpiry", "dataDisk", "restart"), help="leave out the warnings, or one of them")
-    cloud = _verb(life, "gcp-status", common, "budget and deadline of a Compute Engine instance", partial(gcp_status, stdin=sys.stdin), ("text", "json"))
-    cloud.add_argument("instance", nargs="?", default="-", metavar="INSTANCE", help="what gcloud is asked for; -, the default, reads its JSON from stdin")
-    for place in ("--zone", "--project"):
-        cloud.add_argument(place, help=f"{place} of gcloud")
-    config = top.add_parser("config", help="look at a config").add_subparsers(metavar="VERB", required=True)
-    _verb(config, "check", conf, "exit 0, or 3 with every problem", config_check)
-    _verb(config, "show", conf, "the effective config as JSON", lambda host, directory: host.output.data(to_json(show_config(load_config(directory)))))
-    return parser
-# fmt: on
-
-
 def _files(host: Host, args: dict[str, Any]) -> Files:
     """The cluster that the command line names, by what is taken out of its arguments."""
     context, name, config = args.pop("context"), args.pop("name"), args.pop("config")
     sidecar, every = args.pop("sidecar", None), args.pop("every", False)
     if "" in (context, name):
         raise UsageError("--context and --name want a name, and this one is empty", hint="an unset variable?")
-    if (context or name or config) and (sidecar or every):
-        raise UsageError("--state and --all say which already; leave out --context, --name and -c")
     if sidecar:
         path = Path(os.path.abspath(sidecar))
         if path.suffix != ".json":
@@ -3944,6 +3838,101 @@ def _schema(host: Host, which: str | None, write: Path | None) -> None:
         host.output.say(f"  {path}")
 
 
+# fmt: off
+def _arg(*names: str, **options: Any) -> Any:
+    """An argument, as what adds it to a parser."""
+    return lambda parser: parser.add_argument(*names, **options)
+
+def _either(*arguments: Any, **options: Any) -> Any:
+    """Arguments of which one is given at most; exactly one, if `required`."""
+    return lambda parser: _fill(parser.add_mutually_exclusive_group(**options), arguments)
+
+def _fill(parser: Any, arguments: Sequence[Any]) -> None:
+    for add in arguments:
+        add(parser)
+
+class Verb(Record):
+    """What the command line calls: `run`, with the host and, under their names, with its arguments."""
+
+    takes: tuple[Any, ...]
+    text: str
+    run: Callable[..., object]
+    more: tuple[Any, ...] = ()
+    example: str = ""
+    usage: str | None = None
+
+def _forms(*forms: str) -> Any:
+    return _arg("-o", dest="form", choices=forms, default=forms[0], help=f"default: {forms[0]}")
+
+COMMON = (_arg("--verbose", action="store_true", default=argparse.SUPPRESS, help="show every program that is run, and tracebacks"),)
+WHICH = (
+    _arg("--context", metavar="CTX", help="the cluster of this kubeconfig context"), _arg("--name", help="the cluster of this name"),
+    _arg("-c", "--config", metavar="DIR", type=Path, help="the cluster of the config in DIR"))
+ONE = (*COMMON, _either(*WHICH))
+CONF = (*COMMON, _arg("-c", "--config", dest="directory", metavar="DIR", type=Path, required=True, help="the config's directory"))
+SOME = (*COMMON, _arg("--by", default="hand", help=argparse.SUPPRESS), _either(
+    *WHICH, _arg("--all", dest="every", action="store_true", help="every cluster of yours"),
+    _arg("--state", dest="sidecar", metavar="FILE", type=Path, help="the cluster of this sidecar")))
+HOW_FAR = _either(
+    _arg("nanoseconds", nargs="?", metavar="DURATION", type=positive_duration, help="a Go duration, such as 2h or 1h30m, behind the deadline"),
+    _arg("--from-now", metavar="DURATION", type=positive_duration, help="at least so long from now"),
+    _arg("--until", metavar="TIME", help="at least until the next 18:00, or an RFC 3339 time"), required=True)
+LIKE = {COMMON: "", ONE: " --name dev", SOME: " --name dev", CONF: " -c examples/dev"}  # an example's end
+GROUPS = {"lifetime": "the budget of a cluster and the timer that enforces it", "config": "look at a config"}
+VERBS = {
+    "provision": Verb(CONF, "create a cluster, boot it, wait until it is ready", provision),
+    "start": Verb(ONE, "boot a stopped cluster, with a fresh budget", start),
+    "stop": Verb(ONE, "power a cluster off; its disk stays", stop),
+    "pause": Verb(ONE, "freeze a cluster; its memory stays", pause),
+    "resume": Verb(ONE, "let a paused cluster go on", resume),
+    "teardown": Verb(ONE, "stop a cluster and remove its files", teardown, (_arg("--keep-disk", action="store_true", help="keep the boot disk and its ssh key"),)),
+    "doctor": Verb(COMMON, "what this host can do, and the command that mends what it can't", doctor, (_forms("text", "json"),)),
+    "list": Verb(COMMON, "every cluster of yours", list_clusters, (_forms("table", "json"),)),
+    "status": Verb(ONE, "one cluster", status, (_forms("text", "json"),)),
+    "ssh": Verb(ONE, "log in, or run a command in the guest", ssh, (_arg("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what to run, in the guest's shell"),), "ycluster ssh --name demo -- uname -a"),
+    "prepare-export": Verb(ONE, "make a cluster's disk fit to boot elsewhere; stops it", prepare_export),
+    "export": Verb(ONE, "write a stopped cluster's disk, keys and checksums to a folder", export, (
+        _arg("bundle", metavar="BUNDLE_DIR", type=Path, help="a new folder"), _arg("--format", dest="form", choices=CONVERT, default="qcow2", help="default: qcow2; gcp-tar is what Compute Engine imports")), "ycluster export ./bundle --format gcp-tar --name demo"),
+    "import": Verb(CONF, "take a disk in for `provision` to boot", import_disk, (_arg("disk", metavar="DISK", type=Path, help="qcow2, raw, vmdk or an exported .tar.gz"),), "ycluster import bundle/demo.qcow2 -c examples/dev"),
+    "schema": Verb(COMMON, "JSON Schema of the config", _schema, (_arg("which", nargs="?", choices=KINDS), _arg("--write", metavar="DIR", type=Path, help="write them all to DIR")), "ycluster schema qemu"),
+    "lifetime status": Verb(ONE, "budget, deadline, and who enforces it", partial(status, guard=True), (_forms("text", "json"),)),
+    "lifetime reap": Verb(SOME, "carry out the expiry if it is due, else re-arm", _reap, (_arg("--wait", metavar="DURATION", type=positive_duration, default=0, help=argparse.SUPPRESS),)),
+    "lifetime watch": Verb(SOME, "wait in the foreground for deadlines and reap", watch),
+    "lifetime extend": Verb(ONE, "push the deadline out", extend, (HOW_FAR, _arg("--dry-run", action="store_true", help="say what it would be; change nothing")),
+        "ycluster lifetime extend 2h --name demo", "%(prog)s (DURATION | --from-now DURATION | --until TIME) [--dry-run] [--name NAME | ...]"),
+    "lifetime arm": Verb(ONE, "(re)install the timer", arm),
+    "lifetime disarm": Verb(ONE, "take the timer away; the cluster then runs until you stop it", disarm),
+    "lifetime gcp-flags": Verb(CONF, "gcloud flags by which GCP deletes the instance", print_gcp_flags, (_forms("shell", "lines", "json"),
+        _arg("--quiet", nargs="?", action="append", const="all", default=[], choices=("all", "onExpiry", "dataDisk", "restart"), help="leave out the warnings, or one of them")), "flags=$(ycluster lifetime gcp-flags -c DIR) && gcloud compute instances create vm $flags"),
+    "lifetime gcp-status": Verb(COMMON, "budget and deadline of a Compute Engine instance", lambda host, **args: gcp_status(host, **args, stdin=sys.stdin), (
+        _forms("text", "json"), _arg("--zone", help="--zone of gcloud"), _arg("--project", help="--project of gcloud"),
+        _arg("instance", nargs="?", default="-", metavar="INSTANCE", help="what gcloud is asked for; -, the default, reads its JSON from stdin")), "ycluster lifetime gcp-status vm --zone=europe-west1-b"),
+    "config check": Verb(CONF, "exit 0, or 3 with every problem", config_check),
+    "config show": Verb(CONF, "the effective config as JSON", lambda host, directory: host.output.data(to_json(show_config(load_config(directory))))),
+}
+# fmt: on
+
+
+def _parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """The command line; with all verbs, or with the one that `argv` begins with: making all of them takes longer than most run.
+    argparse itself would measure the terminal for every argument, with shutil."""
+    like: Any = {"allow_abbrev": False, "formatter_class": partial(argparse.HelpFormatter, width=columns() - 2)}
+    parser = argparse.ArgumentParser(prog="ycluster", description="Dev clusters that expire on their own.", **like)
+    _fill(parser, COMMON)
+    parser.add_argument("--version", action="version", version=f"ycluster {VERSION}")
+    places = {"": parser.add_subparsers(metavar="VERB", required=True)}
+    for path in {" ".join(argv[:1]), " ".join(argv[:2])}.intersection(VERBS) or VERBS:
+        verb, (group, _, name) = VERBS[path], path.rpartition(" ")
+        if group not in places:
+            inner = places[""].add_parser(group, help=GROUPS[group], **like)
+            places[group] = inner.add_subparsers(metavar="VERB", required=True)
+        made = places[group].add_parser(name, help=verb.text, description=verb.text, usage=verb.usage, **like)
+        made.epilog = f"example: {verb.example or f'ycluster {path}{LIKE[verb.takes]}'}"
+        made.set_defaults(run=verb.run)
+        _fill(made, (*verb.takes, *verb.more))
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The one place that prints errors and chooses the exit code."""
 
@@ -3962,7 +3951,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             signal.signal(signum, interrupt)
     signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # asleep with a cluster's lock, it would keep the reaper out
     try:
-        args = vars(_parser().parse_args(argv))
+        argv = sys.argv[1:] if argv is None else argv
+        args = vars(_parser(argv).parse_args(argv))
         output.verbose = args.pop("verbose", False)
         host, run = Host(os.environ, output), args.pop("run")
         if "context" in args:
@@ -3995,5 +3985,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
+def run() -> NoReturn:
+    """`main` as a process. Python's own way out takes 3 ms, to take apart what ends anyway; all that was said has been flushed."""
+    os._exit(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -117,7 +117,7 @@ def test_an_atd_of_another_mount_namespace_is_not_taken_for_ours() -> None:
     need(os.geteuid() == 0 and shutil.which("atd"), "needs root, for mounts of its own, and atd")
     own = ["unshare", "--mount", "--propagation", "private", str(Path(__file__).with_name("in-namespace.sh"))]
     code = "import sys, os, ycluster; host = ycluster.Host(os.environ, ycluster.Output(sys.stdout, sys.stderr)); "
-    ask = [sys.executable, "-c", code + "print(ycluster.AtTimer().unusable(host))"]
+    ask = [sys.executable, "-c", code + "print(ycluster._look('at', 'failure', ycluster.AtTimer().check, host).text)"]
     env = {**os.environ, "PYTHONPATH": str(Path(ycluster.__file__).parent)}
 
     def asked(*where: str) -> str:
@@ -126,7 +126,7 @@ def test_an_atd_of_another_mount_namespace_is_not_taken_for_ours() -> None:
     foreign = subprocess.Popen([*own, "atd", "-f"])
     try:
         inside = ("nsenter", f"--mount=/proc/{foreign.pid}/ns/mnt")
-        wait_for("atd, to whoever shares its files", lambda: asked(*inside) == "None\n")
+        wait_for("atd, to whoever shares its files", lambda: asked(*inside) == "\n")
         assert "atd is not running" in asked(*own)
     finally:
         foreign.terminate()

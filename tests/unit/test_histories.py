@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable
 
@@ -20,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from unit_support import Clocked
 
 import ycluster
-from ycluster import ArmedTimer, Files, Host, State, Vm, YclusterError
+from ycluster import ArmedTimer, Files, Host, State, Vm, YclusterError, replace
 
 NAMES = ("a", "b")
 names = st.sampled_from(NAMES)
@@ -96,7 +95,7 @@ class World:
     name = "memory"
     survives: Mapping[str, str] = {}
 
-    def unusable(self, host: Host) -> None:
+    def check(self, host: Host) -> None:
         return None
 
     def arm(self, host: Host, files: Files, deadline: int) -> str:

@@ -13,7 +13,6 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import pytest
 from unit_support import Clocked, made
 
 import ycluster
-from ycluster import ConfigError, Host, PortForward, PrerequisiteError, State
+from ycluster import ConfigError, Host, PortForward, PrerequisiteError, State, replace
 
 VERSION = ycluster.K3S_VERSION
 LISTING, INSTALL, BINARY, IMAGES = ycluster.K3S_FILES

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -21,6 +20,7 @@ from ycluster import (
     anchored,
     decide,
     extended,
+    replace,
     retry_delay,
     stopped,
 )

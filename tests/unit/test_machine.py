@@ -149,7 +149,7 @@ def test_the_trial_is_a_boot_sector_that_real_qemu_runs(home: Path, monkeypatch:
     if not Clocked(home).which("qemu-system-x86_64"):
         pytest.skip("there is no QEMU")
 
-    def emulated(self: Clocked, argv: list[str], **options: object) -> ycluster.Done:
+    def emulated(self: Clocked, argv: list[str], **options: object) -> subprocess.CompletedProcess[str]:
         assert argv[argv.index("-accel") + 1] == "kvm"
         words = ["tcg" if word == "kvm" else "max" if word == "host" else word for word in argv]
         return real(self, words, **{**options, "timeout": 60.0})  # type: ignore[arg-type]
@@ -253,7 +253,7 @@ def test_the_machine_type_is_pinned_to_a_version(
     class Lists(Booted):
         def run(self, argv, **options):  # type: ignore[no-untyped-def]
             assert argv == ["qemu-system-x86_64", "-machine", "help"]
-            return ycluster.Done(tuple(argv), 0, listing, "")
+            return subprocess.CompletedProcess(tuple(argv), 0, listing, "")
 
     monkeypatch.setattr(ycluster, "_spawn_qemu", lambda host, state, accel: None)
     assert ycluster.launch(Lists(home), state(tmp_path, accel="tcg", auto_ports=())).machine == machine

@@ -7,10 +7,10 @@ import os
 import re
 import shlex
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from unit_support import NOW, Clocked, Memory, made
 
 import ycluster
-from ycluster import ArmedTimer, Files, Host, Output, State, arm_timer, timer_argv, timers_for, unit_name
+from ycluster import ArmedTimer, Files, Host, Output, State, arm_timer, replace, timer_argv, timers_for, unit_name
 
 labels = st.from_regex(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", fullmatch=True)
 DEADLINE = int(NOW) + 3600
@@ -100,7 +100,7 @@ def test_at_is_asked_for_the_minute_of_the_deadline_with_a_job_that_waits(
     class Recorder(Clocked):
         def run(self, argv, **options):  # type: ignore[no-untyped-def]
             seen.append((argv, options))
-            return ycluster.Done(tuple(argv), 0, "", "warning: commands will be executed\njob 7 at Sat Nov 22\n")
+            return subprocess.CompletedProcess(tuple(argv), 0, "", "warning: commands will be executed\njob 7 at Sat Nov 22\n")
 
     host = Recorder(home, AWS_SECRET_ACCESS_KEY="hush")
     files = Files(cache, "it's")
@@ -132,7 +132,11 @@ def test_a_timer_that_does_not_exist_is_a_usage_error(home: Path) -> None:
 def test_programs_that_are_missing_make_a_timer_unusable(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Host, "which", lambda self, program: None)
     host = Clocked(home)
-    assert [bool(timer.unusable(host)) for timer in ycluster.TIMERS] == [True, True, False]
+    systemd, at, watcher = ycluster.TIMERS
+    for timer, missing in ((systemd, "missing: systemd-run, systemctl"), (at, "missing: at")):
+        with pytest.raises(ycluster.PrerequisiteError, match=f"^{missing}$"):
+            timer.check(host)
+    watcher.check(host)
 
 
 # --- arm_timer
@@ -337,7 +341,7 @@ def test_systemd_is_given_calendar_time_and_an_explicit_environment(home: Path, 
     class Recorder(Clocked):
         def run(self, argv, **options):  # type: ignore[no-untyped-def]
             seen.append(list(argv))
-            return ycluster.Done(tuple(argv), 0, "Sat 2025-11-22 09:26:59 UTC\n", "")
+            return subprocess.CompletedProcess(tuple(argv), 0, "Sat 2025-11-22 09:26:59 UTC\n", "")
 
     files = Files(tmp_path / "a %h b", "demo")
     host = Recorder(home, SECRET="hush")
@@ -356,7 +360,7 @@ def test_a_systemd_timer_without_a_time_is_not_armed(home: Path, cache: Path, sa
 
     class Answers(Clocked):
         def run(self, argv, **options):  # type: ignore[no-untyped-def]
-            return ycluster.Done(tuple(argv), 0, said, "")
+            return subprocess.CompletedProcess(tuple(argv), 0, said, "")
 
     files = Files(cache, "demo")
     files.program.touch()

@@ -285,7 +285,7 @@ def test_a_better_timer_is_taken_when_one_arms_again(host: Clocked, files: Files
         def __init__(self, name: str) -> None:
             self.name, self.survives, self.cancelled = name, {}, []  # type: ignore[var-annotated]
 
-        def unusable(self, host: ycluster.Host) -> None:
+        def check(self, host: ycluster.Host) -> None:
             return None
 
         def arm(self, host: ycluster.Host, files: Files, deadline: int) -> str:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import ycluster
-from ycluster import ArmedTimer, Files, Host, Output, State, Unusable
+from ycluster import ArmedTimer, Files, Host, Output, PrerequisiteError, State
 
 PROGRAM = Path(ycluster.__file__).resolve()
 try_kvm = ycluster.try_kvm  # the real one: conftest.py puts another in its place
@@ -66,8 +66,9 @@ class Memory:
         self.name, self.log, self.reason, self.error = name, log, unusable, error
         self.standing: dict[str, int] = {}
 
-    def unusable(self, host: Host) -> Unusable | None:
-        return Unusable(self.reason) if self.reason else None
+    def check(self, host: Host) -> None:
+        if self.reason:
+            raise PrerequisiteError(self.reason)
 
     def arm(self, host: Host, files: Files, deadline: int) -> str:
         if self.error:
