@@ -1,10 +1,9 @@
 #!/usr/bin/env python3
 """ycluster: dev clusters that expire on their own.
 
-A dev cluster left running after its task is finished is pure cost. Every cluster here gets a wall-clock
-budget (`lifetime.maxRun`), counted from each start. A local QEMU cluster is stopped, paused or torn down by
-a timer on its own host that fires `ycluster lifetime reap`; a cloud appliance is deleted by the cloud, by
-the flags that `lifetime gcp-flags` prints. Nothing but the Python standard library (3.9 or later) is used.
+A dev cluster left running after its task is finished is pure cost. Every cluster here gets a wall-clock budget
+(`lifetime.maxRun`), counted from each start. A local QEMU cluster is stopped, paused or torn down by a timer on its own host that
+fires `ycluster lifetime reap`; a cloud appliance is deleted by the cloud, by the flags that `lifetime gcp-flags` prints.
 
 How it flows: file -> `Config` -> `State` -> a pure decision or argv -> one effect. What decides is pure and
 takes the time as an argument; what acts is small. A verb loads under the lock, decides, and acts.
@@ -668,11 +667,8 @@ def format_duration(nanoseconds: int) -> str:
 def in_words(seconds: float) -> str:
     """A span for people, two units at most: `3h 12m`, `45s`, `2d 4h`."""
     left = int(abs(seconds))
-    days, left = divmod(left, 86400)
-    hours, left = divmod(left, 3600)
-    minutes, left = divmod(left, 60)
-    parts = [f"{n}{unit}" for n, unit in ((days, "d"), (hours, "h"), (minutes, "m"), (left, "s")) if n]
-    return " ".join(parts[:2]) or "0s"
+    parts = [(left // 86400, "d"), (left // 3600 % 24, "h"), (left // 60 % 60, "m"), (left % 60, "s")]
+    return " ".join([f"{n}{unit}" for n, unit in parts if n][:2]) or "0s"
 
 
 _LATEST = 32503679999  # 2999-12-31T23:59:59Z, in seconds since the epoch
@@ -719,8 +715,7 @@ def parse_until(text: str, now: float) -> int:
 # next token, which is the first on its line, or the end of the text; `indent` is the column of the collection that they
 # stand in (-1 in the document itself). A character is looked at a fixed number of times at most.
 
-Scalar: TypeAlias = "None | bool | int | float | str"
-YamlValue: TypeAlias = "Scalar | list[Node] | dict[str, Node]"
+YamlValue: TypeAlias = "None | bool | int | float | str | list[Node] | dict[str, Node]"
 
 _MAX_TEXT = 256 * 1024  # characters; a config has a few thousand, and reading takes some µs each
 _MAX_DEPTH = 100  # collections around a value; each takes two Python frames
@@ -963,7 +958,7 @@ class _YamlReader(Record):
         why, _, hint = next(why for chars, why in _REFUSED if self.text[pos] in chars).partition("; ")
         return self.error(pos, why, f"{hint or 'put a space there'}; a text that starts like this needs quotes")
 
-    def scalar(self, pos: int, flow: bool) -> tuple[int, Scalar, str | None]:
+    def scalar(self, pos: int, flow: bool) -> tuple[int, YamlValue, str | None]:
         """The scalar at pos, up to the token behind it on its line; its value; the text of a plain one. Section 7.3."""
         if not (match := self.match(_FLOW_SCALAR if flow else _SCALAR, pos)):
             if self.text[pos] in "\"'":
@@ -1013,7 +1008,7 @@ class _YamlReader(Record):
         self.refuse_tab(end, end + 1)  # neither a blank line, section 8.1.2, nor part of the text
         return self.next_token(end)[0], self.node(first, value)
 
-    def resolve(self, pos: int, text: str) -> Scalar:
+    def resolve(self, pos: int, text: str) -> YamlValue:
         """The value of the plain scalar at pos by the core schema, unless YAML 1.1 has another."""
         if text in _NULL or text in _BOOLS:
             return _BOOLS.get(text)
@@ -1252,7 +1247,7 @@ class K3s(Record):
 
     version: str = key(_pattern(r"v[0-9]+\.[0-9]+\.[0-9]+(-[0-9A-Za-z.]+)?\+k3s[0-9]+", "a k3s release such as v1.35.6+k3s1"), "The k3s release.", K3S_VERSION)
     install: str = key(_choice("airgap", "script", "none"), "airgap: the host hands k3s to the guest; script: the guest fetches it; none: a plain VM.", "airgap")
-    source: str = key(Kind(lambda item: item.text() and item.image().rstrip("/"), {"type": "string"}), "A base URL or a folder with the release's files, for mirrors.", "")
+    source: str = key(Kind(lambda item: item.text() and re.sub("(?<=[^:/])/+$", "", item.image()), {"type": "string"}), "A base URL or a folder with the release's files, for mirrors.", "")
 
 class Lifetime(Record):
     """The budget, and what happens at its end. Durations are Go's, as text."""
@@ -1586,11 +1581,10 @@ def decode_state(text: str, path: Path) -> State:
 
 
 def encode_state(state: State) -> str:
-    """The sidecar's text, ASCII; the inverse of `decode_state`."""
+    """The sidecar's text, ASCII, without what is empty by default; the inverse of `decode_state`."""
     data: dict[str, Any] = {"version": 1}
     for name, (attr, kind) in _STORED.items():
         value = getattr(state, attr)
-        # What is empty by default is left out.
         if value not in (None, "", ()) or State.defaults.get(attr, True) or name == "portForwards":
             data[name] = kind.show(value)
     return to_json({**data, **state.extra}) + "\n"
@@ -2316,14 +2310,14 @@ def try_kvm(host: Host) -> None:
 def kvm_works(host: Host) -> bool:
     """Whether KVM stands its trial, which is asked once in a boot of the host for each QEMU, and anew when it is opened to us."""
     version = host.attempt([QEMU, "--version"], timeout=20) or ""
-    opens = os.access("/dev/kvm", os.R_OK | os.W_OK)
-    trial, works = f"{host.boot_id()} {''.join(version.splitlines()[:1])} {opens}", True
+    trial = f"{host.boot_id()} {''.join(version.splitlines()[:1])} {os.access('/dev/kvm', os.R_OK | os.W_OK)}"
     with contextlib.suppress(OSError, ValueError, YclusterError):
         *tried, verdict = (host.state_home() / "kvm-trial").read_text(encoding="utf-8").splitlines()
         if tried == [trial]:
             return verdict == "kvm"
     try:
         try_kvm(host)
+        works = True
     except (YclusterError, OSError) as error:
         host.output.say(f"  {error}")
         works = False
@@ -2954,13 +2948,25 @@ def files_of(host: Host, config: QemuConfig) -> Files:
     return Files((config.cache_dir or default_cache_dir(host)).resolve(), config.name)
 
 
+def fate(host: Host, name: str = "") -> str:
+    """What became of a cluster (of the last one, without a name) that its expiry has torn down: a line, or nothing."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError, YclusterError):
+        events = map(json.loads, (host.state_home() / "events.jsonl").read_text(encoding="utf-8").splitlines())
+        last = [event for event in events if event["event"] in ("started", "reaped") and name in ("", event["name"])][-1]
+        if last.get("action") == "teardown":
+            record = Reaped(parse_time(last["at"]), last["action"], last["by"], last["how"])
+            return f"{last['name']}{past(State('', '', lifetime=last['maxRun'], reaped=record))}\n"
+    return ""
+
+
 def find_cluster(host: Host, *, context: str = "", name: str = "") -> Files:
     """The one cluster that is meant: the named one; else the only one; else that of the context `local`."""
     found = every = discover(host)
     which = f"named {name}" if name else f"with the context {context or 'local'}"
     if not every:
         which = which if name or context else "yet"
-        raise StateError(f"there is no cluster {which}: there are none at all", hint="`ycluster provision -c DIR` makes one")
+        hint = f"{fate(host, name)}`ycluster provision -c DIR` makes one"
+        raise StateError(f"there is no cluster {which}: there are none at all", hint=hint)
     if name:
         found = [files for files in every if files.name == name]
     elif context or len(every) > 1:
@@ -2969,7 +2975,7 @@ def find_cluster(host: Host, *, context: str = "", name: str = "") -> Files:
         return found[0]
     known = "\n".join(f"--name {files.name}   (in {files.cache_dir})" for files in found or every)
     several = f"{len(found)} clusters {which}; -c DIR tells them apart:"
-    raise StateError(several if found else f"no cluster {which}; there are:", hint=known)
+    raise StateError(several if found else f"no cluster {which}; there are:", hint=(fate(host, name) if name else "") + known)
 
 
 def current(host: Host, files: Files) -> State:
@@ -3272,8 +3278,7 @@ def prepare_export(host: Host, files: Files) -> None:
         _require_disk(state)
         now = vm_status(host, files)
         if now != "running" and not (now == "stopped" and state.prepared):
-            verb = "resume" if now == "paused" else "start"
-            hint = f"`ycluster {verb} --name {state.name}`; some of the work is the guest's own"
+            hint = f"`ycluster {'resume' if now == 'paused' else 'start'} --name {state.name}`; some of the work is the guest's own"
             raise YclusterError(f"{state.name} is {now}, so its disk can't be prepared", hint=hint)
         host.need({"virt-customize": "libguestfs-tools"})
         check_host_kernel(host)
@@ -3434,7 +3439,8 @@ def _expire(host: Host, state: State, action: str, by: str) -> None:
             how = _halt(host, state)
         record = Reaped(at=int(host.now()), action=action, by=by, how=how or "was not running")
         host.output.say(f"{format_time(host.now())} {state.name}: {action}: {record.how}")
-        log_event(host, state, "reaped", action=action, by=by, how=record.how, late=record.at - (state.expires_at or record.at))
+        late = record.at - (state.expires_at or record.at)
+        log_event(host, state, "reaped", action=action, by=by, how=record.how, maxRun=state.lifetime, late=late)
         done = "is done, but can't be written down"
         # A start that was cut off before QEMU ran, or a stop by the sibling, which leaves its deadline behind, must
         # not cost a disk: what never ran in this budget has nothing to be torn down for.
@@ -3506,8 +3512,6 @@ def arm(host: Host, files: Files) -> None:
             raise YclusterError(f"{state.name} is not running", hint="`ycluster start` gives it a fresh budget")
         state = _guarded(host, state, anew=True)  # there may be a better timer by now
     say_deadline(host, state)
-    if state.expires_at is not None and state.expires_at <= host.now():
-        host.output.warn(f"{state.name}: its deadline has passed, so the timer fires now")
 
 
 def disarm(host: Host, files: Files) -> None:
@@ -3575,7 +3579,7 @@ def describe(host: Host, state: State) -> dict[str, Any]:
 
 def port_words(shown: Mapping[str, Any]) -> str:
     """The forwarded ports, without ssh's: `8080->80 6443`."""
-    pairs = [(forward["host"], forward["guest"]) for forward in shown["portForwards"]]
+    pairs = (forward.values() for forward in shown["portForwards"])
     return " ".join(f"{host}->{guest}" if host != guest else str(host) for host, guest in pairs) or "-"
 
 
@@ -3601,7 +3605,7 @@ def list_clusters(host: Host, form: str) -> None:
     if form == "json":
         return host.output.data(to_json({"version": 1, "clusters": found}))
     if not found:
-        return host.output.say("no clusters; `ycluster provision -c DIR` makes one")
+        return host.output.say(f"{fate(host)}no clusters; `ycluster provision -c DIR` makes one")
     rows = [["NAME", "STATE", "LEFT", "CONTEXT", "ON EXPIRY", "SSH", "PORTS", "CACHEDIR"]]
     for shown in found:
         row = [str(shown[name]) for name in ("name", "state", "context", "onExpiry", "sshPort", "cacheDir")]
@@ -3688,9 +3692,9 @@ def _of_host(host: Host) -> Iterator[Finding]:
     yield _look("host kernel", "warning", check_host_kernel, host)
     yield _look("kubectl", "warning", host.need, {"kubectl": "kubernetes-client"})
     yield _look("gcloud", "warning", host.need, {"gcloud": "google-cloud-cli"})
-    known = host.attempt(["timedatectl", "show", "--property=NTPSynchronized", "--value"], timeout=10)
-    wrong = ("warning", "nothing keeps it right", "sudo timedatectl set-ntp true")
-    yield Finding("clock", *(wrong if known == "no\n" else ["ok"]))
+    kept = host.attempt(["timedatectl", "show", "--property=NTPSynchronized", "--value"], timeout=10) != "no\n"
+    wrong = Finding("clock", "warning", "nothing keeps it right", "sudo timedatectl set-ntp true")
+    yield Finding("clock", "ok") if kept else wrong
 
 
 def _of_clusters(host: Host) -> Iterator[Finding]:
@@ -3716,23 +3720,26 @@ def _of_clusters(host: Host) -> Iterator[Finding]:
         files = Files(pidfile.parent, pidfile.stem)  # another user's cannot be seen into, and are none of ours
         if os.path.exists(files.vm_lock) and not os.path.exists(files.sidecar):
             yield Finding("vm", "failure", f"{files.name} runs, its cluster is gone: nothing ends it", f"kill {pid}")
+    known = {ident for state in states if state.timer for ident in (state.timer.id, state.timer.warning)}
     listing = ["systemctl", "--user", "list-units", "--type=timer", "--plain", "--no-legend", "ycluster-reap-*"]
     units = {line.split()[0] for line in (host.attempt(listing, timeout=30) or "").splitlines() if line.strip()}
-    guards = {f"{unit}.timer" for state in states if state.timer for unit in (state.timer.id, state.timer.warning)}
-    if stale := sorted(units - guards):
-        yield Finding("timers", "warning", f"{len(stale)} that no cluster knows of", f"systemctl --user stop {' '.join(stale)}")
+    queue = [line.split() for line in (host.attempt(["atq", "-q", AtTimer.QUEUE], timeout=30) or "").splitlines()]
+    jobs = {job for job, *_, user in queue if user == host.user() and job not in known}
+    jobs = {job for job in jobs if "lifetime reap --wait" in (host.attempt(["at", "-c", job], timeout=30) or "")}
+    for remedy, stale in (("systemctl --user stop", units - {f"{unit}.timer" for unit in known}), ("atrm", jobs)):
+        if stale:
+            yield Finding("timers", "warning", f"{len(stale)} that no cluster knows of", " ".join([remedy, *sorted(stale)]))
 
 
 def ssh(host: Host, files: Files, command: Sequence[str]) -> int:
     """Log in, or run a command; returns its exit status. One word is a shell command; of several each arrives as it is."""
     state = load_state(files)
     if (now := vm_status(host, files)) in ("stopped", "paused"):
-        verb = "start" if now == "stopped" else "resume"
-        raise YclusterError(f"{state.name} is {now}{past(state)}", hint=f"`ycluster {verb} --name {state.name}`")
+        hint = f"`ycluster {'start' if now == 'stopped' else 'resume'} --name {state.name}`"
+        raise YclusterError(f"{state.name} is {now}{past(state)}", hint=hint)
     host.need({"ssh": "openssh-client"})
     words = command[command[:1] == ["--"] :]
-    words = words if len(words) < 2 else [shlex.join(words)]
-    return host.interactive(ssh_argv(state, *words))
+    return host.interactive(ssh_argv(state, *(words if len(words) < 2 else [shlex.join(words)])))
 
 
 def print_gcp_flags(host: Host, directory: Path, form: str, quiet: Sequence[str]) -> None:
@@ -3811,7 +3818,9 @@ def _files(host: Host, args: dict[str, Any]) -> Files:
             raise UsageError(f"{sidecar}: a sidecar is a .json file")
         return Files(path.parent.resolve(), path.stem)
     if config:
-        return files_of(host, require_qemu(load_config(config)))
+        files = files_of(host, require_qemu(load_config(config)))
+        host.output.say("" if os.path.lexists(files.sidecar) else fate(host, files.name), end="")
+        return files
     return EVERY if every else find_cluster(host, context=context or "", name=name or "")
 
 
@@ -3845,11 +3854,7 @@ def _arg(*names: str, **options: Any) -> Any:
 
 def _either(*arguments: Any, **options: Any) -> Any:
     """Arguments of which one is given at most; exactly one, if `required`."""
-    return lambda parser: _fill(parser.add_mutually_exclusive_group(**options), arguments)
-
-def _fill(parser: Any, arguments: Sequence[Any]) -> None:
-    for add in arguments:
-        add(parser)
+    return lambda parser: [add(group) for group in [parser.add_mutually_exclusive_group(**options)] for add in arguments]
 
 class Verb(Record):
     """What the command line calls: `run`, with the host and, under their names, with its arguments."""
@@ -3914,11 +3919,10 @@ VERBS = {
 
 
 def _parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """The command line; with all verbs, or with the one that `argv` begins with: making all of them takes longer than most run.
-    argparse itself would measure the terminal for every argument, with shutil."""
+    """The command line; with all verbs, or with the one that `argv` begins with: making all of them takes longer than most run."""
     like: Any = {"allow_abbrev": False, "formatter_class": partial(argparse.HelpFormatter, width=columns() - 2)}
     parser = argparse.ArgumentParser(prog="ycluster", description="Dev clusters that expire on their own.", **like)
-    _fill(parser, COMMON)
+    COMMON[0](parser)
     parser.add_argument("--version", action="version", version=f"ycluster {VERSION}")
     places = {"": parser.add_subparsers(metavar="VERB", required=True)}
     for path in {" ".join(argv[:1]), " ".join(argv[:2])}.intersection(VERBS) or VERBS:
@@ -3929,7 +3933,8 @@ def _parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
         made = places[group].add_parser(name, help=verb.text, description=verb.text, usage=verb.usage, **like)
         made.epilog = f"example: {verb.example or f'ycluster {path}{LIKE[verb.takes]}'}"
         made.set_defaults(run=verb.run)
-        _fill(made, (*verb.takes, *verb.more))
+        for add in (*verb.takes, *verb.more):
+            add(made)
     return parser
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -111,6 +112,26 @@ def test_no_scheduler_and_no_home_still_get_their_reap(program: Program, tmp_pat
     done = subprocess.run(argv, text=True, capture_output=True, cwd="/", env={"PATH": "/usr/bin:/bin"})
     assert done.returncode == 0, done.stderr
     assert "was not running" in done.stderr and "2020" not in sidecar.read_text()
+
+
+def test_doctor_finds_the_jobs_of_at_that_no_cluster_knows_of(program: Program, atd: None) -> None:
+    sidecar = program.home / ".cache" / "y-cluster-qemu" / "gone.json"
+    sidecar.parent.mkdir(parents=True, exist_ok=True)
+    sidecar.write_text('{"version": 1, "name": "gone", "lifetime": "1h", "expiresAt": "2100-01-01T00:00:00Z"}')
+    program.run("lifetime", "arm", "--name", "gone", YCLUSTER_TIMER="at")
+    theirs = subprocess.run(["at", "-q", "c", "now + 1 year"], input="true", text=True, capture_output=True, check=True)
+
+    def remedies() -> list[str]:
+        shown = json.loads(program.run("doctor", "-o", "json", code=None).stdout)["findings"]
+        return [finding["remedy"] for finding in shown if finding["name"] == "timers"]
+
+    assert remedies() == []
+    job = json.loads(sidecar.read_text())["timer"]["id"]
+    for path in sidecar.parent.glob("gone*"):
+        path.unlink()
+    assert remedies() == [f"atrm {job}"]
+    subprocess.run(["atrm", job, theirs.stderr.partition("job ")[2].split()[0]], check=True)
+    assert remedies() == []
 
 
 def test_an_atd_of_another_mount_namespace_is_not_taken_for_ours() -> None:

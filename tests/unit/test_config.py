@@ -367,6 +367,7 @@ configs = (
 
 @given(configs)
 @example({"k3s": {"install": "none"}, "image": "a b.img"})
+@example({"k3s": {"install": "none", "source": "/"}})
 def test_what_config_show_prints_is_the_same_config(given_: dict[str, Any]) -> None:
     try:
         config = read(json.dumps(given_))

@@ -180,6 +180,30 @@ def test_the_next_command_says_what_has_happened(cli: Cli, cache: Path) -> None:
 # --- extend
 
 
+def test_the_next_command_says_what_became_of_a_cluster_that_was_torn_down(
+    cli: Cli, cache: Path, home: Path, tmp_path: Path, timer: Memory
+) -> None:
+    (tmp_path / "y-cluster-provision.yaml").write_text("name: demo\n")
+    state = made(cache, expires_at=int(NOW), on_expiry="teardown", ran_with="tcg")
+    assert cli("lifetime", "reap", "--name", "demo").code == 0 and not state.files.sidecar.exists()
+    told = r"\bdemo: torn down 20\d\d-\d\d-\d\d .* by its 8h budget \(hand: was not running\)\n"
+    for words in (["start"], ["start", "--name", "demo"], ["start", "-c", tmp_path], ["teardown", "-c", tmp_path], ["list"]):
+        assert re.search(told, cli(*words).err), words
+    made(cache, "other")
+    assert re.search(told, cli("start", "--name", "demo").err) and not re.search(told, cli("start", "--name", "third").err)
+    with (home / ".local/state/ycluster/events.jsonl").open("a") as log:  # it was made anew, and then torn down by hand
+        log.write('{"event": "started", "name": "demo"}\n')
+    assert not re.search("torn down", cli("start", "--name", "demo").err)
+
+
+def test_a_log_of_events_that_is_rubbish_keeps_nothing_from_being_said(cli: Cli, home: Path) -> None:
+    log = home / ".local/state/ycluster/events.jsonl"
+    log.parent.mkdir(parents=True)
+    for rubbish in (b"", b"\xff\n", b"{\n", b"[]\n", b"3\n", b'{"event": "reaped", "name": "demo", "action": "teardown"}\n'):
+        log.write_bytes(rubbish)
+        assert "there is no cluster named demo" in cli("stop", "--name", "demo").err
+
+
 @pytest.mark.parametrize("more", ["1h", "--from-now 800000h", "--until 2100-01-01T01:00:00Z"])
 def test_a_dry_run_says_what_would_be_and_changes_nothing(cli: Cli, cache: Path, timer: Memory, more: str) -> None:
     state = made(cache, expires_at=FAR_AHEAD)
