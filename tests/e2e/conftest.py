@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -29,6 +30,13 @@ def need(present: object, reason: str) -> None:
         if os.environ.get("CI") == "true":
             pytest.fail(f"missing in CI: {reason}")
         pytest.skip(reason)
+
+
+def block(page: str, heading: str, language: str = "sh") -> str:
+    """The first block of a language under a heading."""
+    found = re.search(rf"^#+ {heading}\n.*?^```{language}\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    assert found, heading
+    return found[1]
 
 
 @dataclass

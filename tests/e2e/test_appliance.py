@@ -10,13 +10,16 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Callable
 
 import pytest
-from conftest import ROOT, Cluster, need
+from conftest import ROOT, Cluster, Program, block, need
 
 FORMATS = ("qcow2", "raw", "vmdk", "gcp-tar")
+# The page's own commands, run as they stand there.
+PREPARE, EXPORT, IMPORT, PROVISION = block("docs/appliances.md", "A disk that leaves").splitlines()
 DATA_NOTE = "/data/yolean/note"
 
 
@@ -32,15 +35,26 @@ def with_data_disk(made: Cluster, disk: Path) -> Cluster:
 
 
 @pytest.fixture(scope="module")
-def vm(new_cluster: Callable[..., Cluster], guest_image: Path, data_disk: Path) -> Cluster:
-    need(shutil.which("virt-customize"), "libguestfs-tools is not installed")
-    need(list(Path("/boot").glob("vmlinuz-*")), "no kernel for libguestfs in /boot")
-    return with_data_disk(new_cluster("appliance", guest_image), data_disk)
+def work(workshop: Path) -> Path:
+    """Where its user stands: in a HOME with a single cluster, that need not be named."""
+    place = workshop / "work"
+    place.mkdir()
+    return place
 
 
 @pytest.fixture(scope="module")
-def bundles(workshop: Path) -> Path:
-    return workshop / "bundles"
+def vm(new_cluster: Callable[..., Cluster], guest_image: Path, data_disk: Path, work: Path) -> Cluster:
+    need(shutil.which("virt-customize"), "libguestfs-tools is not installed")
+    need(list(Path("/boot").glob("vmlinuz-*")), "no kernel for libguestfs in /boot")
+    made = with_data_disk(new_cluster("dev", guest_image), data_disk)
+    return replace(made, program=Program(made.program.path, work))
+
+
+def as_written(vm: Cluster, command: str) -> None:
+    """A line of the page, in a shell that finds ycluster."""
+    env = vm.program.environ(PATH=f"{vm.program.path.parent}:/usr/local/bin:/usr/bin:/bin")
+    done = subprocess.run(["bash", "-c", command], cwd=vm.program.home, env=env, text=True, capture_output=True, timeout=900)
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
 
 
 def looked(disk: Path, *commands: str) -> list[str]:
@@ -67,7 +81,7 @@ def test_provision_makes_a_labelled_ext4_data_disk_and_mounts_it(vm: Cluster, da
 
 def test_prepare_export_shuts_down_clears_the_deadline_and_cleans_the_disk(vm: Cluster, data_disk: Path) -> None:
     before = guest(vm, "cat /etc/machine-id"), guest(vm, "cat ~/.ssh/authorized_keys")
-    vm.run("prepare-export")
+    as_written(vm, PREPARE)
     assert vm.qemu() == [] and vm.status()["state"] == "stopped"
     assert not {"expiresAt", "timer"} & set(vm.sidecar())
 
@@ -90,18 +104,22 @@ def test_prepare_export_twice_is_once(vm: Cluster) -> None:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_every_format_is_read_back_the_same(vm: Cluster, bundles: Path, tmp_path: Path, form: str) -> None:
-    bundles.mkdir(exist_ok=True)
-    vm.run("export", bundles / form, "--format", form)
-    subprocess.run(["sha256sum", "-c", "--strict", "SHA256SUMS"], check=True, cwd=bundles / form)
+def test_every_format_is_read_back_the_same(vm: Cluster, work: Path, tmp_path: Path, form: str) -> None:
     if form == "gcp-tar":
-        packed = bundles / form / "appliance.tar.gz"
+        as_written(vm, EXPORT)
+        bundle = work / "bundle"
+    else:
+        bundle = work / form
+        vm.run("export", bundle, "--format", form)
+    subprocess.run(["sha256sum", "-c", "--strict", "SHA256SUMS"], check=True, cwd=bundle)
+    if form == "gcp-tar":
+        packed = bundle / "dev.tar.gz"
         listed = subprocess.run(["tar", "-tvzf", packed], text=True, capture_output=True, check=True).stdout
         assert len(listed.splitlines()) == 1 and f" {8 << 30} " in listed and listed.split()[-1] == "disk.raw"
         subprocess.run(["tar", "-xzf", packed, "-C", tmp_path], check=True)
         disk, kind = tmp_path / "disk.raw", "raw"
     else:
-        disk, kind = bundles / form / f"appliance.{form}", form
+        disk, kind = bundle / f"dev.{form}", form
         if form != "raw":
             subprocess.run(["qemu-img", "check", "-f", form, disk], check=True)
     subprocess.run(["qemu-img", "compare", "-f", kind, "-F", "qcow2", disk, vm.file(".qcow2")], check=True)
@@ -120,19 +138,20 @@ def test_the_data_is_there_again_after_a_start(vm: Cluster) -> None:
 
 
 def test_an_imported_disk_boots_with_a_new_identity_and_finds_the_data_that_the_teardown_kept(
-    vm: Cluster, bundles: Path, new_cluster: Callable[..., Cluster], guest_image: Path, data_disk: Path
+    vm: Cluster, work: Path, new_cluster: Callable[..., Cluster], guest_image: Path, data_disk: Path
 ) -> None:
     old = vm.file("-hostkey.pub").read_text()
-    copy = with_data_disk(new_cluster("bought", guest_image), data_disk)
+    copy = replace(with_data_disk(new_cluster("bought", guest_image), data_disk), program=vm.program)
+    (work / "copy").symlink_to(copy.directory)
     assert f"kept: {data_disk}" in vm.run("teardown").stderr
     assert os.listdir(vm.cache) and not vm.file(".qcow2").exists()
-    copy.run("import", bundles / "gcp-tar" / "appliance.tar.gz")
-    copy.run("provision")
+    as_written(vm, IMPORT)
+    as_written(vm, PROVISION)
     assert guest(copy, f"hostname; cat {DATA_NOTE}") == "bought\nkept\nand more"
     key = copy.file("-hostkey.pub").read_text().split()[1]
     assert key in guest(copy, "sudo cat /etc/ssh/ssh_host_ed25519_key.pub") and key not in old
     # The keypair of the bundle is handed over: whoever received it gets in.
-    argv = ["ssh", "-F", "/dev/null", "-i", bundles / "gcp-tar" / "appliance-ssh", "-p", copy.status()["sshPort"]]
+    argv = ["ssh", "-F", "/dev/null", "-i", work / "bundle" / "dev-ssh", "-p", copy.status()["sshPort"]]
     for option in ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "BatchMode=yes", "IdentitiesOnly=yes"):
         argv += ["-o", option]
     ran = subprocess.run([*map(str, argv), "ystack@127.0.0.1", "id -un"], text=True, capture_output=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Program
+from conftest import ROOT, Program, block
 from gcp_api import ComputeApi
 
 WRAPPER = ROOT / "examples" / "gcp" / "create-appliance.sh"
@@ -119,15 +119,9 @@ def test_an_instance_that_has_gone_is_no_such_cluster(sh: Shell) -> None:
 
 
 def test_the_commands_in_the_docs_are_true(api: ComputeApi, sh: Shell) -> None:
-    block = (
-        (ROOT / "docs" / "appliances.md")
-        .read_text()
-        .partition("## Compute Engine\n")[2]
-        .partition("```sh\n")[2]
-        .partition("```")[0]
-    )
-    assert block.count("gcloud") == 1 and block.count("gcp-status") == 1
-    done = sh("set -e\n" + block.replace("ZONE", "europe-north1-a").replace("DIR", "limited"))
+    written = block("docs/appliances.md", "Compute Engine")
+    assert written.count("gcloud") == 1 and written.count("gcp-status") == 1
+    done = sh("set -e\n" + written.replace("ZONE", "europe-north1-a").replace("DIR", "limited"))
     assert instance(api)["scheduling"]["maxRunDuration"] == LIMIT["maxRunDuration"]
     assert "12h0m0s from each start, then delete" in done.stdout
 

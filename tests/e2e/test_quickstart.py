@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, need
+from conftest import ROOT, block, need
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +64,6 @@ def test_an_ordinary_user_without_the_packages_is_given_the_one_line(clone: Path
     [line] = [line for line in done.stderr.splitlines() if "apt-get install" in line]
     assert "qemu-system-x86" in line and "python3" in line
     assert not (clone / "dist").exists() or (clone / "dist" / "ycluster").exists()
-
-
-def block(page: str, heading: str, language: str = "sh") -> str:
-    """The first block of a language under a heading."""
-    found = re.search(rf"^#+ {heading}\n.*?^```{language}\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
-    assert found, heading
-    return found[1]
 
 
 def test_the_commands_of_the_readme_and_of_its_pages_do_what_they_say(

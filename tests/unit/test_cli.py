@@ -58,6 +58,24 @@ def shell(command: str, home: Path, **environ: str) -> Ran:
 # --- every class of bad input
 
 
+def test_a_verb_alone_is_parsed_as_it_is_among_all_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+    """Only the one that is asked for is made; a word that is none finds them all."""
+    assert len(ycluster.VERBS) > 20
+    for path in ycluster.VERBS:
+        helps = []
+        for parser in (ycluster._parser(path.split()), ycluster._parser()):
+            with pytest.raises(SystemExit):
+                parser.parse_args([*path.split(), "--help"])
+            helps.append(capsys.readouterr().out)
+        assert helps[0] == helps[1] and f"usage: ycluster {path} " in helps[0]
+    for words in (["stpo"], ["lifetime", "stpo"]):
+        with pytest.raises(SystemExit):
+            ycluster._parser(words).parse_args(words)
+        told = capsys.readouterr().err
+        siblings = [path.split()[-1] for path in ycluster.VERBS if path.split()[:-1] == words[:-1]]
+        assert len(siblings) > 5 and all(name in told for name in siblings)
+
+
 @pytest.mark.parametrize(
     "argv, code, says",
     [
