@@ -53,7 +53,6 @@ import os
 import types
 from importlib.util import source_hash  # what a .pyc is checked by; hashlib would take longer than all else here
 
-SOURCE = "@SOURCE@"  # the digest of ycluster.py, so that it is unpacked only where its compiled code is not kept
 PATH = os.path.join(os.path.dirname(__file__), "site-packages", "ycluster.py")
 
 
@@ -86,13 +85,14 @@ def keep(path, code):
             raise
 
 
-name = source_hash((SOURCE + sys.version).encode()).hex()
+source = __loader__.get_data(PATH)
+name = source_hash(source + sys.version.encode()).hex()
 cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
 path = os.path.join(cache, "ycluster", name) if os.path.isabs(cache) else ""
 try:
     code = kept(path)
 except OSError:
-    code = compile(__loader__.get_data(PATH), PATH, "exec", dont_inherit=True)
+    code = compile(source, PATH, "exec", dont_inherit=True)
     try:
         keep(path, code)
     except OSError:
@@ -103,7 +103,6 @@ exec(code, module.__dict__)
 gc.enable()
 module.run()
 PYTHON
-sed -i "s/@SOURCE@/$(sha256sum ycluster.py | cut -d' ' -f1)/" "$work/__main__.py"
 
 mkdir -p dist
 "$tools/bin/shiv" --site-packages "$work/site" --reproducible --compressed \

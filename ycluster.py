@@ -73,7 +73,8 @@ VERSION = "0.1.0"
 
 CONFIG_NAMES = ("y-cluster-provision.yaml", "y-cluster-provision.json")
 PROVIDERS = ("qemu", "docker", "multipass")
-ACTIONS = ("stop", "pause", "teardown")
+PAST = {"stop": "stopped", "pause": "paused", "teardown": "torn down"}
+ACTIONS = tuple(PAST)
 K3S_VERSION = "v1.35.6+k3s1"
 
 # A dated release has a fixed digest; the undated /release/ URL has none. They vanish after some months.
@@ -283,7 +284,7 @@ class Host:
     now = staticmethod(time.time)  # seconds since the epoch, UTC: the time that is stored
     monotonic = staticmethod(time.monotonic)  # the one that is waited on
 
-    uptime = staticmethod(partial(time.clock_gettime, time.CLOCK_BOOTTIME))  # seconds, suspends included; nobody can set it
+    uptime = staticmethod(lambda: time.clock_gettime(time.CLOCK_BOOTTIME))  # seconds, suspends included; nobody can set it
 
     def clock(self) -> Clock:
         now = self.now()
@@ -672,7 +673,7 @@ def in_words(seconds: float) -> str:
 
 
 _LATEST = 32503679999  # 2999-12-31T23:59:59Z, in seconds since the epoch
-_RFC3339 = r"(?a)(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|z|[+-]\d\d:\d\d)"
+_RFC3339 = r"(?a)(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|z|[+-]\d\d:[0-5]\d)"
 
 
 def parse_time(text: str) -> int:
@@ -1434,10 +1435,9 @@ class Files(Record):
     def disposable(self) -> list[Path]:
         """What goes with the cluster, besides its disk and key, its sidecar and the program of its timers."""
         return [
-            self.pidfile, self.qmp, self.vm_lock, self.watch_lock, self.console, self.seed, self.host_key,
-            self.host_pub, self.known_hosts, self.log, self.incoming, self.kubeconfig, self.certificates, *map(self._at, ("-seed.img", "-cloud-init.yaml", "-meta-data.yaml")),
-            *(debris for path in (self.sidecar, self.program, self.known_hosts)
-              for debris in self.cache_dir.glob(f".{path.name}.????????.tmp")),
+            self.pidfile, self.qmp, self.vm_lock, self.watch_lock, self.console, self.seed, self.host_key, self.host_pub, self.known_hosts,
+            self.log, self.incoming, self.kubeconfig, self.certificates, *map(self._at, ("-seed.img", "-cloud-init.yaml", "-meta-data.yaml")),
+            *(tmp for path in (self.sidecar, self.program, self.known_hosts) for tmp in self.cache_dir.glob(f".{path.name}.????????.tmp")),
         ]  # fmt: skip
 
 
@@ -1722,8 +1722,7 @@ def wake_time(state: State) -> float:
 
 def anchored(state: State, clock: Clock) -> State:
     """The state of a VM that starts now: a fresh budget, counted from here."""
-    nanoseconds = budget(state.lifetime)
-    expires = None
+    nanoseconds, expires = budget(state.lifetime), None
     if nanoseconds is not None:
         seconds, parts = clock.now.as_integer_ratio()  # exact, and rounded up: never early
         expires = -(-(seconds * 10**9 + nanoseconds * parts) // (parts * 10**9))
@@ -1737,9 +1736,6 @@ def anchored(state: State, clock: Clock) -> State:
 def stopped(state: State) -> State:
     """The state of a VM that no longer runs: nothing counts. Its timer is still to be taken away."""
     return replace(state, expires_at=None, retry_at=None)
-
-
-PAST = {"stop": "stopped", "pause": "paused", "teardown": "torn down"}
 
 
 def past(state: State) -> str:
@@ -1803,7 +1799,8 @@ class SystemdTimer:
     }  # fmt: skip
 
     def check(self, host: Host) -> None:
-        host.need({"systemd-run": "systemd", "systemctl": "systemd"})
+        if not host.which("systemd-run") or not host.which("systemctl"):
+            raise PrerequisiteError("systemd-run is not installed")
         if host.attempt(["systemctl", "--user", "show", "--property=Version"], timeout=30) is None:
             raise PrerequisiteError("no systemd user manager answers")
         lingers = ["loginctl", "show-user", str(os.getuid()), "--property=Linger", "--value"]
@@ -2467,8 +2464,7 @@ def ssh_argv(state: State, *command: str) -> list[str]:
     key, known = (str(path).replace("%", "%%") for path in (files.ssh_key, files.known_hosts))  # ssh expands %
     return [
         "ssh", "-F", "/dev/null", "-p", str(state.ssh_port),
-        "-o", f'IdentityFile="{key}"', "-o", "IdentitiesOnly=yes",
-        "-o", "BatchMode=yes", "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=20",
+        "-o", f'IdentityFile="{key}"', "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=20",
         "-o", f'UserKnownHostsFile="{known}"', "-o", "GlobalKnownHostsFile=/dev/null",
         "-o", f"StrictHostKeyChecking={strict}", "-o", f"HostKeyAlias={state.name}",
         "-o", "ServerAliveInterval=15", f"{state.ssh_user}@{state.dial_address}", *command,
@@ -2948,14 +2944,19 @@ def files_of(host: Host, config: QemuConfig) -> Files:
     return Files((config.cache_dir or default_cache_dir(host)).resolve(), config.name)
 
 
-def fate(host: Host, name: str = "") -> str:
-    """What became of a cluster (of the last one, without a name) that its expiry has torn down: a line, or nothing."""
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError, YclusterError):
-        events = map(json.loads, (host.state_home() / "events.jsonl").read_text(encoding="utf-8").splitlines())
-        last = [event for event in events if event["event"] in ("started", "reaped") and name in ("", event["name"])][-1]
-        if last.get("action") == "teardown":
-            record = Reaped(parse_time(last["at"]), last["action"], last["by"], last["how"])
-            return f"{last['name']}{past(State('', '', lifetime=last['maxRun'], reaped=record))}\n"
+def fate(host: Host, name: str = "", place: str = "") -> str:
+    """What became of the cluster (of the last one, without a name) if its expiry has torn it down: a line, or nothing."""
+    with contextlib.suppress(OSError, YclusterError):
+        lines = (host.state_home() / "events.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+        for line in reversed(lines):
+            with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):  # half a line, or rubbish
+                event = json.loads(line)
+                what, who = event["event"], (event["name"], event["cacheDir"])
+                if what in ("started", "reaped", "failed") and name in ("", who[0]) and place in ("", who[1]):
+                    if what != "reaped" or event["action"] != "teardown":
+                        break
+                    record = Reaped(parse_time(event["at"]), event["action"], event["by"], event["how"])
+                    return f"{who[0]}{past(State(*who, lifetime=event['maxRun'], reaped=record))}\n"
     return ""
 
 
@@ -2964,9 +2965,8 @@ def find_cluster(host: Host, *, context: str = "", name: str = "") -> Files:
     found = every = discover(host)
     which = f"named {name}" if name else f"with the context {context or 'local'}"
     if not every:
-        which = which if name or context else "yet"
-        hint = f"{fate(host, name)}`ycluster provision -c DIR` makes one"
-        raise StateError(f"there is no cluster {which}: there are none at all", hint=hint)
+        hint = f"{'' if context else fate(host, name)}`ycluster provision -c DIR` makes one"
+        raise StateError(f"there is no cluster {which if name or context else 'yet'}: there are none at all", hint=hint)
     if name:
         found = [files for files in every if files.name == name]
     elif context or len(every) > 1:
@@ -3035,6 +3035,8 @@ def provision(host: Host, directory: Path) -> None:
     _check_ports(host, state)
     if state.data_disk:
         check_data_disk(host, state.data_disk)
+    if files.cache_dir.exists() and not files.cache_dir.is_dir():
+        raise ConfigError(f"{config.file}: cacheDir {files.cache_dir} is not a directory")
     files.cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Outside the lock: both take long, and touch no cluster.
     image = files.disk if imported else fetch_image(host, config, files.cache_dir)
@@ -3437,14 +3439,15 @@ def _expire(host: Host, state: State, action: str, by: str) -> None:
                 how = pause_vm(host, state.files, vm) if vm else ""
         else:
             how = _halt(host, state)
+        # A start that was cut off before QEMU ran, or a stop by the sibling, which leaves its deadline behind, must
+        # not cost a disk: what never ran in this budget has nothing to be torn down for.
+        action = "stop" if action == "teardown" and not (how or state.ran_with) else action
         record = Reaped(at=int(host.now()), action=action, by=by, how=how or "was not running")
         host.output.say(f"{format_time(host.now())} {state.name}: {action}: {record.how}")
         late = record.at - (state.expires_at or record.at)
         log_event(host, state, "reaped", action=action, by=by, how=record.how, maxRun=state.lifetime, late=late)
         done = "is done, but can't be written down"
-        # A start that was cut off before QEMU ran, or a stop by the sibling, which leaves its deadline behind, must
-        # not cost a disk: what never ran in this budget has nothing to be torn down for.
-        if action == "teardown" and (how or state.ran_with):
+        if action == "teardown":
             _erase(host, state)
         else:
             disarm_timer(host, replace(stopped(state), reaped=record), None)
@@ -3556,22 +3559,19 @@ def _watched(files: Files, by: str) -> bool:
         state = load_state(files)
     except StateError:
         return files.sidecar.exists() and running(files)
-    if by == "watcher":
-        return state.timer is not None and state.timer.backend == "watcher"
-    return wake_time(state) < float("inf")
+    named = state.timer is not None and state.timer.backend == "watcher"
+    return named if by == "watcher" else wake_time(state) < float("inf")
 
 
 # --- looking
 def describe(host: Host, state: State) -> dict[str, Any]:
     """What `list -o json` and `status -o json` show of a cluster (shape version 1)."""
+    left, warns = None if state.expires_at is None else int(state.expires_at - host.now()), warn_time(state)
     return {
         "name": state.name, "context": state.context, "state": vm_status(host, state.files), "maxRun": state.lifetime,
-        "onExpiry": state.on_expiry, "startedAt": _encode_time(state.started_at),
-        "expiresAt": _encode_time(state.expires_at), "retryAt": _encode_time(state.retry_at),
-        "remainingSeconds": None if state.expires_at is None else int(state.expires_at - host.now()),
-        "warnsAt": format_time(warn_time(state)) if warn_time(state) < float("inf") else "",
-        "disarmed": state.disarmed, "reaped": _encode_record(state.reaped) if state.reaped else None,
-        "sshPort": state.ssh_port,
+        "onExpiry": state.on_expiry, "startedAt": _encode_time(state.started_at), "expiresAt": _encode_time(state.expires_at),
+        "retryAt": _encode_time(state.retry_at), "remainingSeconds": left, "warnsAt": format_time(warns) if warns < float("inf") else "",
+        "disarmed": state.disarmed, "reaped": _encode_record(state.reaped), "sshPort": state.ssh_port,
         "portForwards": [{"host": forward.host, "guest": forward.guest} for forward in state.port_forwards],
         "kubeconfig": state.kubeconfig, "accel": state.ran_with, "disk": str(state.files.disk), "cacheDir": state.cache_dir,
     }  # fmt: skip
@@ -3596,9 +3596,6 @@ def left_words(shown: Mapping[str, Any], bar: bool = False) -> str:
     return f"{'#' * round(10 * min(max(0, left), whole) / whole):.<10} {words}"
 
 
-COLOURS = {"stopped": "2", "paused": "33", "unresponsive": "31", "unseen": "33"}  # dim, yellow, red (ECMA-48, SGR)
-
-
 def list_clusters(host: Host, form: str) -> None:
     """Every cluster of this user as a table or JSON. It says what is overdue, and never acts."""
     found = [describe(host, state) for _, state in readable(host)]
@@ -3612,7 +3609,8 @@ def list_clusters(host: Host, form: str) -> None:
         rows.append([*row[:2], left_words(shown, host.output.shown), *row[2:5], port_words(shown), row[5]])
     for line, shown in zip(table(rows, columns(1) if host.output.shown else 1 << 20).splitlines(), [{}, *found]):
         overdue = shown and left_words(shown).startswith("OVERDUE")
-        host.output.data(line, "31" if overdue else COLOURS.get(shown.get("state", ""), ""))
+        colours = {"stopped": "2", "paused": "33", "unresponsive": "31", "unseen": "33"}  # dim, yellow, red (ECMA-48, SGR)
+        host.output.data(line, "31" if overdue else colours.get(shown.get("state", ""), ""))
 
 
 class Finding(Record):
@@ -3654,9 +3652,9 @@ def status(host: Host, files: Files, form: str, *, guard: bool = False) -> None:
     rows = {
         "cluster:": f"{state.name} (context {state.context})", "state:": shown["state"] + with_what,
         "lifetime:": limit if budget(state.lifetime) is not None else "no budget (lifetime.maxRun is not set)",
-        "deadline:": state.expires_at and f"{local_time(state.expires_at)} ({left_words(shown, host.output.shown)})",
+        "deadline:": f"{local_time(state.expires_at or 0)} ({left_words(shown, host.output.shown)})" if shown["expiresAt"] else "",
         "warning:": shown["warnsAt"] and local_time(warn_time(state)),
-        "retry:": state.retry_at and f"the {state.on_expiry} is under way, or failed; again at {local_time(state.retry_at)}",
+        "retry:": shown["retryAt"] and f"the {state.on_expiry} is under way, or failed; again at {local_time(state.retry_at or 0)}",
         "expired:": past(state)[2:],
     }  # fmt: skip
     if not guard:
@@ -3704,8 +3702,7 @@ def _of_clusters(host: Host) -> Iterator[Finding]:
         yield _look(files.name, "failure", lambda one: states.append(current(host, one)), files)
     for state in states:
         if due_time(state) < float("inf") and not is_armed(host, state):
-            remedy = f"ycluster lifetime arm --name {state.name}"
-            yield Finding(state.name, "failure", "no timer guards its deadline", remedy)
+            yield Finding(state.name, "failure", "no timer guards its deadline", f"ycluster lifetime arm --name {state.name}")
         if state.expires_at is None and not running(state.files):
             yield _look(state.name, "warning", _check_ports, host, state)
     for place in sorted({files.cache_dir for files in every}):
@@ -3721,14 +3718,17 @@ def _of_clusters(host: Host) -> Iterator[Finding]:
         if os.path.exists(files.vm_lock) and not os.path.exists(files.sidecar):
             yield Finding("vm", "failure", f"{files.name} runs, its cluster is gone: nothing ends it", f"kill {pid}")
     known = {ident for state in states if state.timer for ident in (state.timer.id, state.timer.warning)}
-    listing = ["systemctl", "--user", "list-units", "--type=timer", "--plain", "--no-legend", "ycluster-reap-*"]
-    units = {line.split()[0] for line in (host.attempt(listing, timeout=30) or "").splitlines() if line.strip()}
-    queue = [line.split() for line in (host.attempt(["atq", "-q", AtTimer.QUEUE], timeout=30) or "").splitlines()]
-    jobs = {job for job, *_, user in queue if user == host.user() and job not in known}
-    jobs = {job for job in jobs if "lifetime reap --wait" in (host.attempt(["at", "-c", job], timeout=30) or "")}
-    for remedy, stale in (("systemctl --user stop", units - {f"{unit}.timer" for unit in known}), ("atrm", jobs)):
+    ours = {str(state.files.sidecar) for state in states}  # others may be unreadable, or of a HOME that is not this one
+    units = ["systemctl", "--user", "list-units", "--type=timer", "--plain", "--no-legend", "ycluster-reap-*"]
+    jobs = ["atq", "-q", AtTimer.QUEUE], "", "at -c", "atrm"
+    for listing, suffix, show, remedy in ((units, ".timer", "systemctl --user show", "systemctl --user stop"), jobs):
+        lines, stale = (host.attempt(listing, timeout=30) or "").splitlines(), []
+        for ident in sorted({line.split()[0][: -len(suffix) or None] for line in lines if line.strip()} - known):
+            serves = re.search(r"--state '?(.*?)'? --by ", host.attempt([*show.split(), ident], timeout=30) or "")
+            if serves and (serves[1] in ours or not os.path.exists(serves[1])):
+                stale.append(ident + suffix)
         if stale:
-            yield Finding("timers", "warning", f"{len(stale)} that no cluster knows of", " ".join([remedy, *sorted(stale)]))
+            yield Finding("timers", "warning", f"{len(stale)} that no cluster knows of", " ".join([remedy, *stale]))
 
 
 def ssh(host: Host, files: Files, command: Sequence[str]) -> int:
@@ -3819,7 +3819,7 @@ def _files(host: Host, args: dict[str, Any]) -> Files:
         return Files(path.parent.resolve(), path.stem)
     if config:
         files = files_of(host, require_qemu(load_config(config)))
-        host.output.say("" if os.path.lexists(files.sidecar) else fate(host, files.name), end="")
+        host.output.say("" if os.path.lexists(files.sidecar) else fate(host, files.name, str(files.cache_dir)), end="")
         return files
     return EVERY if every else find_cluster(host, context=context or "", name=name or "")
 

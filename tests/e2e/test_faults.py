@@ -114,11 +114,14 @@ def test_no_scheduler_and_no_home_still_get_their_reap(program: Program, tmp_pat
     assert "was not running" in done.stderr and "2020" not in sidecar.read_text()
 
 
-def test_doctor_finds_the_jobs_of_at_that_no_cluster_knows_of(program: Program, atd: None) -> None:
+@pytest.mark.parametrize("timer, remedy", [("at", "atrm {}"), ("systemd", "systemctl --user stop {}.timer")])
+def test_doctor_finds_the_timers_that_no_cluster_knows_of(
+    program: Program, user_manager: None, atd: None, timer: str, remedy: str
+) -> None:
     sidecar = program.home / ".cache" / "y-cluster-qemu" / "gone.json"
     sidecar.parent.mkdir(parents=True, exist_ok=True)
     sidecar.write_text('{"version": 1, "name": "gone", "lifetime": "1h", "expiresAt": "2100-01-01T00:00:00Z"}')
-    program.run("lifetime", "arm", "--name", "gone", YCLUSTER_TIMER="at")
+    program.run("lifetime", "arm", "--name", "gone", YCLUSTER_TIMER=timer)
     theirs = subprocess.run(["at", "-q", "c", "now + 1 year"], input="true", text=True, capture_output=True, check=True)
 
     def remedies() -> list[str]:
@@ -126,12 +129,15 @@ def test_doctor_finds_the_jobs_of_at_that_no_cluster_knows_of(program: Program, 
         return [finding["remedy"] for finding in shown if finding["name"] == "timers"]
 
     assert remedies() == []
-    job = json.loads(sidecar.read_text())["timer"]["id"]
+    ident, saved = json.loads(sidecar.read_text())["timer"]["id"], sidecar.read_text()
+    sidecar.write_text(saved.replace('"version": 1', '"version": 2'))  # a newer ycluster's: it guards
+    assert remedies() == []
     for path in sidecar.parent.glob("gone*"):
         path.unlink()
-    assert remedies() == [f"atrm {job}"]
-    subprocess.run(["atrm", job, theirs.stderr.partition("job ")[2].split()[0]], check=True)
+    assert remedies() == [remedy.format(ident)]
+    subprocess.run(remedy.format(ident).split(), check=True)
     assert remedies() == []
+    subprocess.run(["atrm", theirs.stderr.partition("job ")[2].split()[0]], check=True)
 
 
 def test_an_atd_of_another_mount_namespace_is_not_taken_for_ours() -> None:

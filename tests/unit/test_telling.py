@@ -192,16 +192,45 @@ def test_the_next_command_says_what_became_of_a_cluster_that_was_torn_down(
     made(cache, "other")
     assert re.search(told, cli("start", "--name", "demo").err) and not re.search(told, cli("start", "--name", "third").err)
     with (home / ".local/state/ycluster/events.jsonl").open("a") as log:  # it was made anew, and then torn down by hand
-        log.write('{"event": "started", "name": "demo"}\n')
+        log.write(json.dumps({"event": "started", "name": "demo", "cacheDir": str(cache)}) + "\n")
     assert not re.search("torn down", cli("start", "--name", "demo").err)
+
+
+def test_what_never_ran_in_its_budget_is_not_said_to_be_torn_down(cli: Cli, cache: Path, timer: Memory) -> None:
+    state = made(cache, expires_at=int(NOW), on_expiry="teardown", image="x", started_at=1)
+    state.files.disk.touch()
+    assert cli("lifetime", "reap", "--name", "demo").code == 0 and state.files.disk.exists()
+    assert "expired: stopped" in re.sub(" +", " ", cli("status").out)
+    assert cli("teardown", "--name", "demo").code == 0 and "torn down" not in cli("list").err
 
 
 def test_a_log_of_events_that_is_rubbish_keeps_nothing_from_being_said(cli: Cli, home: Path) -> None:
     log = home / ".local/state/ycluster/events.jsonl"
     log.parent.mkdir(parents=True)
-    for rubbish in (b"", b"\xff\n", b"{\n", b"[]\n", b"3\n", b'{"event": "reaped", "name": "demo", "action": "teardown"}\n'):
-        log.write_bytes(rubbish)
-        assert "there is no cluster named demo" in cli("stop", "--name", "demo").err
+    told = {"at": "2026-01-01T00:00:00Z", "event": "reaped", "name": "demo", "cacheDir": "/c", "action": "teardown", "by": "at"}
+    whole = json.dumps({**told, "how": "guest-shutdown", "maxRun": "8h"}).encode()
+    for rubbish in (b"", b"\xff", b"{", b"[]", b"3", b"[" * 100000, whole[:40], json.dumps(told).encode()):
+        log.write_bytes(rubbish + b"\n")
+        ran = cli("stop", "--name", "demo")
+        assert ran.code == 4 and "there is no cluster named demo" in ran.err and "torn down" not in ran.err
+        log.write_bytes(whole + b"\n" + rubbish + b"\n")
+        assert "demo: torn down 2026-01-01" in cli("stop", "--name", "demo").err, rubbish
+
+
+def test_of_two_clusters_of_one_name_each_has_its_own_fate(cli: Cli, home: Path, tmp_path: Path) -> None:
+    log = home / ".local/state/ycluster/events.jsonl"
+    log.parent.mkdir(parents=True)
+    config = tmp_path / "y-cluster-provision.yaml"
+    gone = {"at": "2026-01-01T00:00:00Z", "event": "reaped", "name": "demo", "action": "teardown", "by": "at", "how": "SIGTERM"}
+    for place in ("here", "there"):
+        events = [
+            {**gone, "maxRun": "8h", "cacheDir": f"{home}/here"},
+            {"event": "started", "name": "demo", "cacheDir": f"{home}/there"},
+        ]
+        log.write_text("".join(json.dumps(event) + "\n" for event in events))
+        config.write_text(f"name: demo\ncacheDir: {home}/{place}\n")
+        assert ("torn down" in cli("start", "-c", tmp_path).err) == (place == "here")
+    assert "torn down" not in cli("start", "--context", "prod").err
 
 
 @pytest.mark.parametrize("more", ["1h", "--from-now 800000h", "--until 2100-01-01T01:00:00Z"])
@@ -337,16 +366,24 @@ def test_doctor_finds_what_is_left_over(
     gone = Files(cache, "gone")
     gone.vm_lock.touch()
     pid = processes.start("", "-pidfile", str(gone.pidfile)).pid
-    monkeypatch.setattr(
-        ycluster.Host, "attempt", lambda self, argv, *, timeout: "ycluster-reap-old.timer loaded\n" * ("list-units" in argv)
-    )
+    units = {name: f"argv[]=python3 x.ycluster.py lifetime reap --state {cache}/{name}.json --by systemd ;"
+             for name in ("gone", "unguarded", "broken")}  # fmt: skip
+
+    def attempt(host: ycluster.Host, argv: list[str], *, timeout: float) -> str:
+        if "list-units" in argv:
+            return "".join(f"ycluster-reap-{name}.timer loaded\n\n" for name in (*units, "somebodys"))
+        return units.get(argv[-1].rpartition("-")[2], "")
+
+    monkeypatch.setattr(ycluster.Host, "attempt", attempt)
     code, found = findings(cli)
     assert code == 5 and not {"disarmed", "clusters"} & set(found)
     assert (found["unguarded"]["level"], found["unguarded"]["remedy"]) == ("failure", "ycluster lifetime arm --name unguarded")
     assert found["broken"]["level"] == "failure" and "not JSON" in found["broken"]["text"]
     assert found["disk"]["level"] == "warning" and f"ycluster import {cache}/nobodys.qcow2" in found["disk"]["remedy"]
     assert (found["vm"]["text"], found["vm"]["remedy"]) == ("gone runs, its cluster is gone: nothing ends it", f"kill {pid}")
-    assert found["timers"]["remedy"] == "systemctl --user stop ycluster-reap-old.timer"
+    # Not that of a sidecar which is there, and can't be read: it may guard.
+    stale = "ycluster-reap-gone.timer ycluster-reap-unguarded.timer"
+    assert found["timers"]["remedy"] == f"systemctl --user stop {stale}"
 
 
 def test_doctor_passes_by_a_vm_whose_files_it_cannot_see(cli: Cli, tmp_path: Path, quick: None, processes: Processes) -> None:
