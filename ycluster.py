@@ -108,20 +108,20 @@ class Record(SimpleNamespace):
     """A frozen value: its fields are what its class annotates, with their defaults, or with what has one as its `default`.
     dataclasses do the same by inspect and a compiler, which takes longer than most verbs."""
 
-    fields: Mapping[str, object] = {}  # of the class: every name
-    defaults: Mapping[str, Any] = {}
+    fields: Mapping[str, Any] = {}  # of the class: names and defaults; `...` where there is none
 
     def __init_subclass__(cls) -> None:
         names, own = vars(cls).get("__annotations__", {}), vars(cls).items()
         given = {name: value for name, value in own if name in names and getattr(value, "default", 0) is not REQUIRED}
-        cls.fields = {**cls.fields, **names}
-        cls.defaults = {**cls.defaults, **{name: getattr(value, "default", value) for name, value in given.items()}}
+        defaults = {name: getattr(value, "default", value) for name, value in given.items()}
+        cls.fields = {**cls.fields, **dict.fromkeys(names, ...), **defaults}
 
     def __init__(self, *values: Any, **named: Any) -> None:
-        given = {**self.defaults, **dict(zip(self.fields, values)), **named}
-        if len(values) > len(self.fields) or given.keys() != self.fields.keys():
+        own = vars(self)
+        own.update(self.fields)
+        own.update(zip(self.fields, values), **named)
+        if len(values) > len(self.fields) or len(own) > len(self.fields) or ... in own.values():
             raise TypeError(f"{type(self).__name__} has the fields {', '.join(self.fields)}, not {values} {named}")
-        super().__init__(**{name: given[name] for name in self.fields})
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"{name}: a {type(self).__name__} does not change; `replace` makes another")
@@ -1343,7 +1343,7 @@ def read_config(text: str, path: Path) -> Config:
     if not item.wrong:
         config = replace(config, file=path)
         if not config.port_forwards and config.k3s.install != "none":
-            config = replace(config, port_forwards=config.defaults["port_forwards"])
+            config = replace(config, port_forwards=config.fields["port_forwards"])
         if isinstance(config, QemuConfig) and config.image == DEFAULT_IMAGE and not config.image_sha256:
             config = replace(config, image_sha256=DEFAULT_IMAGE_SHA256)
     if not item.wrong and isinstance(config, QemuConfig):  # rules between keys, where each alone is right
@@ -1585,7 +1585,7 @@ def encode_state(state: State) -> str:
     data: dict[str, Any] = {"version": 1}
     for name, (attr, kind) in _STORED.items():
         value = getattr(state, attr)
-        if value not in (None, "", ()) or State.defaults.get(attr, True) or name == "portForwards":
+        if value not in (None, "", ()) or State.fields[attr] or name == "portForwards":
             data[name] = kind.show(value)
     return to_json({**data, **state.extra}) + "\n"
 
