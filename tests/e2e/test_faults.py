@@ -48,6 +48,8 @@ def test_a_guest_that_ignores_the_power_button_is_torn_down_by_a_later_rung(vm: 
     assert "guest-shutdown did not end it" in done.stderr and "off by QMP quit" in done.stderr
     assert vm.qemu() == []
     assert [path.name for path in vm.cache.glob("stubborn*")] == []
+    told = vm.run("status", code=4).stderr
+    assert "stubborn: torn down " in told and "by its 15s budget (hand: QMP quit)" in told
 
 
 def test_a_provision_that_cannot_boot_leaves_nothing(new_cluster: Callable[..., Cluster], blank_image: Path) -> None:
