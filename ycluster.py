@@ -194,8 +194,7 @@ class Output:
 
     def __init__(self, stdout: IO[str], stderr: IO[str], *, verbose: bool = False, colours: bool = False) -> None:
         self.stdout, self.stderr, self.verbose = stdout, stderr, verbose
-        self.live, self.shown = stderr.isatty(), stdout.isatty()
-        self.colours = colours and self.shown
+        self.live, self.shown, self.colours = stderr.isatty(), stdout.isatty(), colours and stdout.isatty()
 
     def data(self, text: str, colour: str = "") -> None:
         text = f"\x1b[{colour}m{text}\x1b[m" if colour and self.colours else text
@@ -312,6 +311,9 @@ class Host:
             return Path(pwd.getpwuid(os.getuid()).pw_dir)
         why = f"no home directory: HOME is unset and uid {os.getuid()} has no account"
         raise PrerequisiteError(why, hint="set HOME, or cacheDir in the config")
+
+    def cache_home(self) -> Path:
+        return self.home() / ".cache" / "y-cluster-qemu"
 
     def state_home(self) -> Path:
         """Where this user's index of cache directories is kept (XDG base directory specification)."""
@@ -709,9 +711,7 @@ def parse_until(text: str, now: float) -> int:
 # === 6 YAML subset ===================================================================================
 # The part of YAML 1.2.2 that configs are written in, and with it JSON. A document gets the value that a reader of the
 # core schema gives it, or is refused with file:line:column and a remedy. Numbers are those of https://yaml.org/spec/1.2.2/.
-# A plain or quoted scalar stands on one line, text of several lines in a literal or folded block that starts with no blank,
-# and a document alone in its file.
-#
+# A plain or quoted scalar stands on one line, text of several lines in a literal or folded block that starts with no blank.
 # A function takes the position where something starts and returns the one behind it. Block functions return that of the
 # next token, which is the first on its line, or the end of the text; `indent` is the column of the collection that they
 # stand in (-1 in the document itself). A character is looked at a fixed number of times at most.
@@ -770,9 +770,8 @@ _REFUSED = (  # what can't start a plain scalar, and why
 
 
 class Node(Record):
-    """One parsed value and where it stands: 1-based line and column, in characters. `source` is what a plain scalar was
-    resolved from ("8192" for 8192, "" for a missing value), and None for everything else. A value in a mapping has the
-    position of its key too; elsewhere that is 0, 0."""
+    """One parsed value and where it stands: 1-based line and column, in characters. `source` is the text of a plain scalar ("8192"
+    for 8192, "" for a missing value), else None. In a mapping a value has the position of its key, too; elsewhere 0, 0."""
 
     value: YamlValue
     line: int
@@ -1620,10 +1619,6 @@ def state_from_config(config: QemuConfig, cache_dir: Path) -> State:
     )  # fmt: skip
 
 
-def default_cache_dir(host: Host) -> Path:
-    return host.home() / ".cache" / "y-cluster-qemu"
-
-
 def remember_cache_dir(host: Host, cache_dir: Path) -> None:
     """Link to a cacheDir from the user's index. One link a directory, named by a hash: no lock, never half there."""
     try:
@@ -1652,7 +1647,7 @@ def discover(host: Host) -> list[Files]:
     """The clusters in the default cacheDir and in the indexed ones, by name then place; no sidecar is read here."""
     places: list[Path] = []
     with contextlib.suppress(YclusterError):  # a host may have no home
-        places.append(default_cache_dir(host))
+        places.append(host.cache_home())
     with contextlib.suppress(OSError, YclusterError):
         places += sorted((host.state_home() / "cachedirs").iterdir())
     found: set[Files] = set()
@@ -1678,8 +1673,7 @@ def adjusted(state: State, clock: Clock) -> State:
         return state
     if abs(step := round(clock.booted - state.booted_at)) < CLOCK_STEP:
         return state
-    names = ("booted_at", "started_at", "retry_at", "warned", "expires_at")
-    moments: dict[str, Any] = {name: getattr(state, name) for name in names}
+    moments = {name: getattr(state, name) for name in ("booted_at", "started_at", "retry_at", "warned", "expires_at")}
     return replace(state, **{name: min(max(0, at + step), _LATEST) for name, at in moments.items() if at is not None})
 
 
@@ -1822,8 +1816,7 @@ class SystemdTimer:
             f"--on-calendar={datetime.fromtimestamp(moment, timezone.utc):%Y-%m-%d %H:%M:%S} UTC",
             "--on-clock-change", "--timer-property=AccuracySec=1s", "--timer-property=RemainAfterElapse=no",
             "--property=KillMode=process",  # what a reap re-arms must outlive its service
-            *(f"--setenv={name}={value}" for name, value in host.child_env().items()),
-            *command,
+            *(f"--setenv={name}={value}" for name, value in host.child_env().items()), *command,
         ]  # fmt: skip
         host.run(argv, timeout=30)
         if not self._waits(host, unit):
@@ -1929,8 +1922,8 @@ def timer_named(name: str) -> Timer | None:
 
 def is_armed(host: Host, state: State) -> bool:
     """Whether the timer that the sidecar names really is there."""
-    backend = timer_named(state.timer.backend) if state.timer else None
-    return backend is not None and state.timer is not None and backend.armed(host, state.files, state.timer)
+    armed = state.timer
+    return any(armed and timer.name == armed.backend and timer.armed(host, state.files, armed) for timer in TIMERS)
 
 
 def arm_timer(host: Host, state: State, *, fired: bool = False) -> State:
@@ -2255,12 +2248,10 @@ def qemu_argv(state: State, accel: str) -> list[str]:
     argv = [
         QEMU, "-name", f"guest={state.name}", "-no-user-config", "-nodefaults", "-display", "none", "-vga", "none",
         "-machine", f"{state.machine or 'q35'},graphics=off",  # the firmware, too, speaks on the serial console
-        "-accel", "kvm" if accel == "kvm" else "tcg,thread=multi",
-        "-cpu", state.cpu_model or ("host" if accel == "kvm" else "max"),
-        "-smp", state.cpus, "-m", f"{state.memory}M",
+        "-accel", "kvm" if accel == "kvm" else "tcg,thread=multi", "-cpu", state.cpu_model or ("host" if accel == "kvm" else "max"),
+        "-smp", state.cpus, "-m", f"{state.memory}M", "-device", "virtio-rng-pci",
         "-blockdev", _qcow2("boot", files.disk), "-device", "virtio-blk-pci,drive=boot,bootindex=0",
         "-netdev", ",".join(["user", "id=net", *hostfwd]), "-device", "virtio-net-pci,netdev=net,romfile=",
-        "-device", "virtio-rng-pci",
         "-chardev", f"file,id=console,path={files.console.name}", "-serial", "chardev:console",
         "-chardev", f"socket,id=qmp,path={files.qmp.name},server=on,wait=off", "-mon", "chardev=qmp,mode=control",
         "-pidfile", str(files.pidfile), "-daemonize",
@@ -2325,8 +2316,7 @@ def kvm_works(host: Host) -> bool:
 
 
 def launch(host: Host, state: State) -> State:
-    """Start QEMU and return the state with what it chose: accelerator, machine, ports. Raises YclusterError, with nothing
-    left running, when it does not come to run."""
+    """Start QEMU; returns the state with what it chose: accelerator, machine, ports. YclusterError: nothing is left running."""
     if not state.machine:
         # The versioned name behind `q35` keeps the guest's hardware over QEMU's upgrades.
         listing = host.run([QEMU, "-machine", "help"], timeout=20).stdout
@@ -2374,8 +2364,7 @@ def port_owner(host: Host, port: int) -> str:
     """Who listens on a port, in words; of another user's program only root may know."""
     answer = host.attempt(["ss", "-Hltnp", f"sport = :{port}"], timeout=10) or ""
     if (found := re.search(r'users:\(\("([^"]*)",pid=([0-9]+)', answer)) is None:
-        low = port < 1024 and os.getuid() != 0
-        return "it is below 1024 and you are not root" if low else "a program of another user has it"
+        return "it is below 1024 and you are not root" if port < 1024 and os.getuid() else "a program of another user has it"
     with contextlib.suppress(OSError):
         if guest := re.search(rb"\0guest=([^\0,]*)", Path(f"/proc/{found[2]}/cmdline").read_bytes()):
             return f"the cluster {os.fsdecode(guest[1])} has it (pid {found[2]})"
@@ -2682,8 +2671,7 @@ def check_context(host: Host, states: Sequence[State], config: QemuConfig, files
 
 
 def _check_names(host: Host, file: Path, name: str, context: str, address: str, known: bool = False) -> None:
-    """Raise when what is to go into a kubeconfig would take the place of something else there; unless it is `known` to have
-    our cluster and user already."""
+    """Raise when what is to go into a kubeconfig would replace something else; `known`: it has our cluster and user already."""
     if not host.which("kubectl"):
         return
     view, taken = _view(host, file), ""
@@ -2889,8 +2877,7 @@ def write_disk(host: Host, disk: Path, form: str, target: Path, source: str = "q
 
 
 def _write_gcp_tar(host: Host, disk: Path, target: Path) -> None:
-    """A gzipped tar of disk.raw, sparse and whole GiB large (cloud.google.com/compute/docs/import/import-existing-image).
-    Its data passes through a file of a WINDOW at most."""
+    """A gzipped tar of disk.raw, sparse and whole GiB large (cloud.google.com/compute/docs/import/import-existing-image)."""
     import gzip
 
     found = json.loads(host.run(["qemu-img", "map", "-f", "qcow2", "--output=json", str(disk)], timeout=600).stdout)
@@ -2922,9 +2909,7 @@ def sparse_header(name: str, size: int, spans: Sequence[tuple[int, int]]) -> byt
     offsets and lengths of its data (source: gnu.org/software/tar/manual/html_node/Standard.html, struct oldgnu_header)."""
     import tarfile
 
-    def number(value: int) -> bytes:
-        return b"%011o\0" % value if value < 8**11 else b"\x80" + value.to_bytes(11, "big")
-
+    number = partial(tarfile.itn, digits=12, format=tarfile.GNU_FORMAT)  # type: ignore[attr-defined]
     info = tarfile.TarInfo(name)
     info.type, info.mode, info.size = tarfile.GNUTYPE_SPARSE, 0o644, sum(length for _, length in spans)
     entries = [number(start) + number(length) for start, length in [*spans, (size, 0)]]
@@ -2941,7 +2926,7 @@ def sparse_header(name: str, size: int, spans: Sequence[tuple[int, int]]) -> byt
 # === 19 commands =====================================================================================
 # --- which cluster
 def files_of(host: Host, config: QemuConfig) -> Files:
-    return Files((config.cache_dir or default_cache_dir(host)).resolve(), config.name)
+    return Files((config.cache_dir or host.cache_home()).resolve(), config.name)
 
 
 def fate(host: Host, name: str = "", place: str = "") -> str:
@@ -3129,8 +3114,7 @@ def _boot(host: Host, state: State) -> State:
 
 
 def _guarded(host: Host, state: State, *, anew: bool = False) -> State:
-    """What a running cluster is owed: a deadline where it has a budget, and a timer where it has a deadline. `anew`: a timer
-    even where there is one, or where it is disarmed."""
+    """What a running cluster is owed: a deadline where it has a budget, a timer where it has a deadline; `anew`: a new one."""
     if state.disarmed and not anew:
         return state
     state = replace(state, timer=None if state.disarmed else state.timer)
@@ -3608,8 +3592,8 @@ def list_clusters(host: Host, form: str) -> None:
         row = [str(shown[name]) for name in ("name", "state", "context", "onExpiry", "sshPort", "cacheDir")]
         rows.append([*row[:2], left_words(shown, host.output.shown), *row[2:5], port_words(shown), row[5]])
     for line, shown in zip(table(rows, columns(1) if host.output.shown else 1 << 20).splitlines(), [{}, *found]):
-        overdue = shown and left_words(shown).startswith("OVERDUE")
         colours = {"stopped": "2", "paused": "33", "unresponsive": "31", "unseen": "33"}  # dim, yellow, red (ECMA-48, SGR)
+        overdue = shown and left_words(shown).startswith("OVERDUE")
         host.output.data(line, "31" if overdue else colours.get(shown.get("state", ""), ""))
 
 
@@ -3647,10 +3631,9 @@ def status(host: Host, files: Files, form: str, *, guard: bool = False) -> None:
         shown["enforcement"] = stands
     if form == "json":
         return host.output.data(to_json({"version": 1, **shown}))
-    with_what = f" ({shown['accel']})" if shown["accel"] and shown["state"] != "stopped" else ""
     limit = f"{state.lifetime} from each start, then {state.on_expiry}"
     rows = {
-        "cluster:": f"{state.name} (context {state.context})", "state:": shown["state"] + with_what,
+        "cluster:": f"{state.name} (context {state.context})", "state:": shown["state"] + (f" ({shown['accel']})" if shown["accel"] and shown["state"] != "stopped" else ""),
         "lifetime:": limit if budget(state.lifetime) is not None else "no budget (lifetime.maxRun is not set)",
         "deadline:": f"{local_time(state.expires_at or 0)} ({left_words(shown, host.output.shown)})" if shown["expiresAt"] else "",
         "warning:": shown["warnsAt"] and local_time(warn_time(state)),
@@ -3676,8 +3659,8 @@ def doctor(host: Host, form: str) -> int:
     if form == "json":
         host.output.data(to_json({"version": 1, "findings": [vars(finding) for finding in found]}))
     else:
-        rows = [[finding.level, finding.name, finding.text] for finding in found]
-        for line, finding in zip(table(rows).splitlines(), found):
+        rows = table([[finding.level, finding.name, finding.text] for finding in found])
+        for line, finding in zip(rows.splitlines(), found):
             host.output.data("\n    ".join([line, *finding.remedy.splitlines()]))
     return PrerequisiteError.exit_code if any(finding.level == "failure" for finding in found) else 0
 
@@ -3834,10 +3817,8 @@ def _reap(host: Host, files: Files, by: str, wait: int) -> None:
 
 
 def _schema(host: Host, which: str | None, write: Path | None) -> None:
-    if which and not write:
-        return host.output.data(to_json(schema_for(which)))
-    if which or not write:
-        raise UsageError("schema wants one of common, qemu, docker, multipass, or --write DIR")
+    if not write:
+        return host.output.data(to_json(schema_for(str(which))))
     if not write.is_dir():
         write.mkdir(parents=True)
         write.chmod(0o755)
@@ -3847,9 +3828,32 @@ def _schema(host: Host, which: str | None, write: Path | None) -> None:
         host.output.say(f"  {path}")
 
 
+# What a shell loads; each asks us what the last of its words may be. bashcompinit is zsh's own.
+_BASH = """_ycluster() { local word; COMPREPLY=(); while IFS= read -r word; do COMPREPLY+=("$word"); done < <(ycluster completion words "${COMP_WORDS[@]:1:$COMP_CWORD}" 2>/dev/null); }
+complete -o default -F _ycluster ycluster"""
+_FISH = "complete -c ycluster -f -a '(ycluster completion words (commandline -opc)[2..-1] (commandline -ct) 2>/dev/null; or __fish_complete_path (commandline -ct))'"
+
+
+def completion(host: Host, shell: str, words: Sequence[str]) -> int:
+    """What a shell loads; or (`words`), by the parser itself, what may stand in the place of the last word. 1: nothing known."""
+    loads = {"bash": _BASH, "zsh": f"autoload -U bashcompinit && bashcompinit\n{_BASH}", "fish": _FISH}
+    parser, before, last, found = _parser(), words[:-1], "".join(words[-1:]), list[str]()
+    for word in before:
+        verbs = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+        parser = verbs[0].get(word, parser) if verbs else parser
+    for action in [action for action in parser._actions if action.help != argparse.SUPPRESS and "--" not in before]:
+        if action.nargs != 0 and set(before[-1:]) & set(action.option_strings):  # its value is wanted
+            mine = action.dest in ("name", "context")
+            found = [getattr(state, action.dest) for _, state in readable(host)] if mine else [*(action.choices or ())]
+            break
+        found += action.option_strings if last.startswith("-") else () if action.option_strings else action.choices or ()
+    found = [loads[shell]] if shell in loads else sorted({word for word in found if word.startswith(last)})
+    host.output.data("\n".join(found))
+    return 0 if found else 1
+
+
 # fmt: off
 def _arg(*names: str, **options: Any) -> Any:
-    """An argument, as what adds it to a parser."""
     return lambda parser: parser.add_argument(*names, **options)
 
 def _either(*arguments: Any, **options: Any) -> Any:
@@ -3870,18 +3874,15 @@ def _forms(*forms: str) -> Any:
     return _arg("-o", dest="form", choices=forms, default=forms[0], help=f"default: {forms[0]}")
 
 COMMON = (_arg("--verbose", action="store_true", default=argparse.SUPPRESS, help="show every program that is run, and tracebacks"),)
-WHICH = (
-    _arg("--context", metavar="CTX", help="the cluster of this kubeconfig context"), _arg("--name", help="the cluster of this name"),
+WHICH = (_arg("--context", metavar="CTX", help="the cluster of this kubeconfig context"), _arg("--name", help="the cluster of this name"),
     _arg("-c", "--config", metavar="DIR", type=Path, help="the cluster of the config in DIR"))
 ONE = (*COMMON, _either(*WHICH))
 CONF = (*COMMON, _arg("-c", "--config", dest="directory", metavar="DIR", type=Path, required=True, help="the config's directory"))
 SOME = (*COMMON, _arg("--by", default="hand", help=argparse.SUPPRESS), _either(
-    *WHICH, _arg("--all", dest="every", action="store_true", help="every cluster of yours"),
-    _arg("--state", dest="sidecar", metavar="FILE", type=Path, help="the cluster of this sidecar")))
+    *WHICH, _arg("--all", dest="every", action="store_true", help="every cluster of yours"), _arg("--state", dest="sidecar", metavar="FILE", type=Path, help="the cluster of this sidecar")))
 HOW_FAR = _either(
     _arg("nanoseconds", nargs="?", metavar="DURATION", type=positive_duration, help="a Go duration, such as 2h or 1h30m, behind the deadline"),
-    _arg("--from-now", metavar="DURATION", type=positive_duration, help="at least so long from now"),
-    _arg("--until", metavar="TIME", help="at least until the next 18:00, or an RFC 3339 time"), required=True)
+    _arg("--from-now", metavar="DURATION", type=positive_duration, help="at least so long from now"), _arg("--until", metavar="TIME", help="at least until the next 18:00, or an RFC 3339 time"), required=True)
 LIKE = {COMMON: "", ONE: " --name dev", SOME: " --name dev", CONF: " -c examples/dev"}  # an example's end
 GROUPS = {"lifetime": "the budget of a cluster and the timer that enforces it", "config": "look at a config"}
 VERBS = {
@@ -3899,12 +3900,12 @@ VERBS = {
     "export": Verb(ONE, "write a stopped cluster's disk, keys and checksums to a folder", export, (
         _arg("bundle", metavar="BUNDLE_DIR", type=Path, help="a new folder"), _arg("--format", dest="form", choices=CONVERT, default="qcow2", help="default: qcow2; gcp-tar is what Compute Engine imports")), "ycluster export ./bundle --format gcp-tar --name demo"),
     "import": Verb(CONF, "take a disk in for `provision` to boot", import_disk, (_arg("disk", metavar="DISK", type=Path, help="qcow2, raw, vmdk or an exported .tar.gz"),), "ycluster import bundle/demo.qcow2 -c examples/dev"),
-    "schema": Verb(COMMON, "JSON Schema of the config", _schema, (_arg("which", nargs="?", choices=KINDS), _arg("--write", metavar="DIR", type=Path, help="write them all to DIR")), "ycluster schema qemu"),
+    "completion": Verb(COMMON, "what bash, zsh or fish loads to complete words", completion, (_arg("shell", metavar="{bash,zsh,fish}", choices=("bash", "zsh", "fish", "words")), _arg("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)), 'eval "$(ycluster completion bash)"'),
+    "schema": Verb(COMMON, "JSON Schema of the config", _schema, (_either(_arg("which", nargs="?", choices=KINDS), _arg("--write", metavar="DIR", type=Path, help="write them all to DIR"), required=True),), "ycluster schema qemu"),
     "lifetime status": Verb(ONE, "budget, deadline, and who enforces it", partial(status, guard=True), (_forms("text", "json"),)),
     "lifetime reap": Verb(SOME, "carry out the expiry if it is due, else re-arm", _reap, (_arg("--wait", metavar="DURATION", type=positive_duration, default=0, help=argparse.SUPPRESS),)),
     "lifetime watch": Verb(SOME, "wait in the foreground for deadlines and reap", watch),
-    "lifetime extend": Verb(ONE, "push the deadline out", extend, (HOW_FAR, _arg("--dry-run", action="store_true", help="say what it would be; change nothing")),
-        "ycluster lifetime extend 2h --name demo", "%(prog)s (DURATION | --from-now DURATION | --until TIME) [--dry-run] [--name NAME | ...]"),
+    "lifetime extend": Verb(ONE, "push the deadline out", extend, (HOW_FAR, _arg("--dry-run", action="store_true", help="say what it would be; change nothing")), "ycluster lifetime extend 2h --name demo", "%(prog)s (DURATION | --from-now DURATION | --until TIME) [--dry-run] [--name NAME | ...]"),
     "lifetime arm": Verb(ONE, "(re)install the timer", arm),
     "lifetime disarm": Verb(ONE, "take the timer away; the cluster then runs until you stop it", disarm),
     "lifetime gcp-flags": Verb(CONF, "gcloud flags by which GCP deletes the instance", print_gcp_flags, (_forms("shell", "lines", "json"),
@@ -3928,8 +3929,7 @@ def _parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     for path in {" ".join(argv[:1]), " ".join(argv[:2])}.intersection(VERBS) or VERBS:
         verb, (group, _, name) = VERBS[path], path.rpartition(" ")
         if group not in places:
-            inner = places[""].add_parser(group, help=GROUPS[group], **like)
-            places[group] = inner.add_subparsers(metavar="VERB", required=True)
+            places[group] = places[""].add_parser(group, help=GROUPS[group], **like).add_subparsers(metavar="VERB", required=True)  # fmt: skip
         made = places[group].add_parser(name, help=verb.text, description=verb.text, usage=verb.usage, **like)
         made.epilog = f"example: {verb.example or f'ycluster {path}{LIKE[verb.takes]}'}"
         made.set_defaults(run=verb.run)

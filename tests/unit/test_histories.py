@@ -121,7 +121,7 @@ class Histories(RuleBasedStateMachine):
     def begin(self, actions: tuple[str, str], runs: tuple[str, str]) -> None:
         self.dir = tempfile.TemporaryDirectory()
         self.world, self.host = World(), Laptop(Path(self.dir.name))
-        self.cache = ycluster.default_cache_dir(self.host)
+        self.cache = self.host.cache_home()
         self.files = {name: Files(self.cache, name) for name in NAMES}
         self.killed = False
         self.unguarded: set[str] = set()  # whose timer may be gone: it was lost, or its reap was killed
