@@ -3921,6 +3921,7 @@ VERBS = {
 
 def _parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     """The command line; with all verbs, or with the one that `argv` begins with: making all of them takes longer than most run."""
+    vars(argparse)["_"] = str  # nobody translates its words, and looking for that takes longer than the rest of this
     like: Any = {"allow_abbrev": False, "formatter_class": partial(argparse.HelpFormatter, width=columns() - 2)}
     parser = argparse.ArgumentParser(prog="ycluster", description="Dev clusters that expire on their own.", **like)
     COMMON[0](parser)
@@ -3956,8 +3957,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             signal.signal(signum, interrupt)
     signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # asleep with a cluster's lock, it would keep the reaper out
     try:
-        argv = sys.argv[1:] if argv is None else argv
-        args = vars(_parser(argv).parse_args(argv))
+        args = vars(_parser(argv := sys.argv[1:] if argv is None else argv).parse_args(argv))
         output.verbose = args.pop("verbose", False)
         host, run = Host(os.environ, output), args.pop("run")
         if "context" in args:
