@@ -1548,7 +1548,7 @@ class State(Record):
         return BIND_ADDRESS if self.bind_address == "0.0.0.0" else self.bind_address
 
 
-_STORED = {_camel(name): (name, keys_of(State).get(name, _TEXT)) for name in State.fields if name != "extra"}
+_STORED = {_camel(name): (name, kind) for name, kind in (dict.fromkeys(State.fields, _TEXT) | keys_of(State)).items() if name != "extra"}  # fmt: skip
 
 
 def _unreadable(path: Path, why: object) -> StateError:
