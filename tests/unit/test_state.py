@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -36,9 +37,10 @@ GO = {
     "expiresAt": "2026-11-22T12:00:00+01:00",
 }
 PATH = Path("/c/y-cluster.json")
+LATEST = ycluster.parse_time("2999-12-31T23:59:59Z")
 
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
-times = st.integers(0, ycluster.parse_time("2999-12-31T23:59:59Z"))
+times = st.integers(0, LATEST)
 ports = st.integers(0, 65535)
 labels = st.from_regex(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", fullmatch=True)
 unknown = st.recursive(
@@ -130,13 +132,39 @@ def test_unknown_fields_inside_known_objects_are_kept() -> None:
     assert kept["k3s"] == k3s
 
 
-@pytest.mark.parametrize("moment", ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59-23:59"], ids=["Go's zero", "last"])
-def test_a_time_that_can_be_read_can_be_written(moment: str) -> None:
-    try:
-        state = decode_state(json.dumps({**GO, "expiresAt": moment}), PATH)
-    except StateError:
-        return
-    assert decode_state(encode_state(state), PATH) == state
+@pytest.mark.parametrize(
+    "moment, seconds",
+    [
+        ("1970-01-01T00:00:00Z", 0),
+        ("1969-12-31T23:59:59.5Z", 0),
+        ("2999-12-31T23:59:58.5Z", LATEST),
+        ("2999-12-31T12:59:59-11:00", LATEST),
+        ("3000-01-01T00:59:59+01:00", LATEST),
+        ("0001-01-01T00:00:00Z", None),  # Go's zero
+    ],
+)
+def test_a_time_that_can_be_read_can_be_written(moment: str, seconds: int | None) -> None:
+    state = decode_state(json.dumps({**GO, "expiresAt": moment}), PATH)
+    assert state.expires_at == seconds
+    written = encode_state(state)
+    assert ("expiresAt" in json.loads(written)) is (seconds is not None)
+    assert decode_state(written, PATH) == state
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "1969-12-31T23:59:59Z",
+        "1970-01-01T00:59:59+01:00",
+        "2999-12-31T23:59:59.5Z",
+        "3000-01-01T00:00:00Z",
+        "9999-12-31T23:59:59-23:59",  # of the year 10000, in UTC
+        "0001-01-01T00:00:01Z",
+    ],
+)
+def test_a_time_that_could_not_be_written_is_refused(moment: str) -> None:
+    with pytest.raises(StateError):
+        decode_state(json.dumps({**GO, "expiresAt": moment}), PATH)
 
 
 def test_a_sidecar_is_known_by_where_it_lies(cache: Path, tmp_path: Path) -> None:
@@ -257,6 +285,24 @@ def test_a_save_that_fails_leaves_the_old_sidecar_and_no_debris(
     assert tree(cache) == before
 
 
+def test_a_save_is_on_the_disk_before_it_gets_its_name_and_so_is_the_name_after_it(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power cut leaves an empty sidecar, or the deadline of before the extension."""
+    sidecar = made(cache).files.sidecar
+    old, seen, fsync = sidecar.read_bytes(), [], os.fsync
+
+    def observed(fd: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{fd}"))
+        seen.append((path, path.is_file() and path.read_bytes(), sidecar.read_bytes()))
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", observed)
+    made(cache, memory="1024")
+    new = sidecar.read_bytes()
+    assert seen == [(seen[0][0], new, old), (cache.resolve(), False, new)]
+
+
 def test_a_save_into_a_directory_that_is_gone_fails_and_makes_none(cache: Path) -> None:
     state = made(cache)
     state.files.sidecar.unlink()
@@ -312,22 +358,22 @@ def test_a_second_holder_is_told_that_it_is_busy(cache: Path, host: Clocked) -> 
         pass
 
 
-def test_a_lock_file_removed_by_its_last_holder_still_locks(cache: Path, host: Clocked) -> None:
-    """A teardown removes the lock file under the lock: who waited for that one must lock the new one."""
-    path = cache / "demo.lock"
+@pytest.mark.parametrize("made_anew", [False, True], ids=["", "and made anew"])
+def test_a_lock_file_removed_by_its_last_holder_still_locks(
+    cache: Path, host: Clocked, monkeypatch: pytest.MonkeyPatch, made_anew: bool
+) -> None:
+    """A teardown removes it under the lock: who has opened that one must lock the new one."""
+    path, flock = cache / "demo.lock", fcntl.flock
 
-    class Removes(Clocked):
-        def sleep(self, seconds: float) -> None:
-            if self.time == began and first is not None:
-                path.unlink()
-                os.close(first)
-            super().sleep(seconds)
+    def comes_too_late(fd: int, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        path.unlink()
+        if made_anew:
+            path.touch()
+        flock(fd, how)
 
-    first = ycluster.try_flock(path)
-    assert first is not None
-    waiter = Removes(host.home())
-    began = waiter.time
-    with ycluster.locked(waiter, path, timeout=5):
+    monkeypatch.setattr(fcntl, "flock", comes_too_late)
+    with ycluster.locked(host, path, timeout=5):
         assert ycluster.flock_held(path)
         assert ycluster.try_flock(path) is None
 

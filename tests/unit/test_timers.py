@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import pty
 import re
 import shlex
 import signal
@@ -369,14 +371,32 @@ def test_a_systemd_timer_without_a_time_is_not_armed(home: Path, cache: Path, sa
         ycluster.SystemdTimer().arm(Answers(home), files, DEADLINE)
 
 
-def test_the_output_of_a_live_terminal_is_wiped(home: Path) -> None:
-    """Output.draw is for terminals alone: a log gets whole lines."""
-    host = Clocked(home)
-    steps = ycluster.Steps(host.output, host.monotonic)
-    for _ in range(40):
+def work(host: Clocked, output: Output, seconds: int, what: str) -> None:
+    """A job that says so every second."""
+    steps = ycluster.Steps(output, host.monotonic)
+    for _ in range(seconds):
         host.sleep(1)
-        steps.waiting("a wait")
+        steps.waiting(what)
     steps.done("all")
-    said = host.log.getvalue().splitlines()
-    assert said[-1] == "  all (40.0 s)" and 2 < len(said) < 6 and "\r" not in host.log.getvalue()
-    assert isinstance(host.output, Output)
+
+
+def test_a_log_gets_whole_lines_and_not_too_many(host: Clocked) -> None:
+    work(host, host.output, 40, "a wait")
+    said = host.log.getvalue()
+    lines = said.splitlines()
+    assert lines[-1] == "  all (40.0 s)" and 2 < len(lines) < 6
+    assert not set("\r\x1b") & set(said) and said.endswith("\n")
+
+
+def test_the_output_of_a_live_terminal_is_wiped(host: Clocked) -> None:
+    leader, follower = pty.openpty()
+    shown = b""
+    with open(follower, "w") as stderr, open(leader, "rb", buffering=0) as terminal:
+        work(host, Output(io.StringIO(), stderr), 5, "a wait " + "x" * 200)
+        while not shown.endswith(b" s)\r\n"):
+            shown += terminal.read(65536)
+    first, *drawn, last = shown.decode().split("\r\x1b[K")
+    assert first == "" and len(drawn) == 5 and all("a wait" in line for line in drawn)
+    # One that wraps, or ends its line, could not be wiped.
+    assert max(map(len, drawn)) < ycluster.columns() and "\n" not in "".join(drawn)
+    assert last == "  all (5.0 s)\r\n"
