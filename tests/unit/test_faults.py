@@ -54,6 +54,17 @@ def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def no_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """provision and start do everything but fetch an image, run QEMU and wait for it."""
+    monkeypatch.setattr(Host, "need", lambda self, programs: None)
+    monkeypatch.setattr(ycluster, "fetch_image", lambda *args: Path("/image"))
+    monkeypatch.setattr(ycluster, "make_disk", lambda host, state, image: ycluster.write_file(state.files.disk, b"disk"))
+    monkeypatch.setattr(ycluster, "_check_ports", lambda host, state: None)
+    monkeypatch.setattr(ycluster, "launch", lambda host, state: state)
+    monkeypatch.setattr(ycluster, "wait_ready", lambda *args, **options: None)
+
+
+@pytest.fixture
 def no_watcher_left(tmp_path: Path) -> Iterator[None]:
     """Kills, in the end, whatever runs a private copy below tmp_path."""
     yield
@@ -194,6 +205,80 @@ def test_a_bad_sidecar_hides_no_other_and_keeps_nothing_from_reaping_it(
     ran = cli("list", "-o", "json")
     assert [cluster["name"] for cluster in json.loads(ran.out)["clusters"]] == ["a", "other", "z"]
     told(Ran(ran.code, "", ran.err), 0, sidecar)
+
+
+class Buggy(Memory):
+    def armed(self, host: Host, files: Files, timer: ArmedTimer) -> bool:
+        if files.name == "b":
+            raise LookupError("a bug")
+        return super().armed(host, files, timer)
+
+
+@pytest.mark.parametrize("fault", ["a lock that leads nowhere", "a bug"])
+def test_whatever_is_wrong_with_one_cluster_keeps_no_other_from_being_reaped(
+    cli: Cli, cache: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    monkeypatch.setattr(Host, "sleep", enough)
+    monkeypatch.setattr(ycluster, "TIMERS", (Buggy("memory", []),))
+    deadline = FAR_AHEAD if fault == "a bug" else LONG_AGO
+    bad = made(cache, "b", expires_at=deadline, timer=ArmedTimer("memory", "1", deadline))
+    if fault != "a bug":
+        bad.files.lock.symlink_to("/nonexistent/lock")
+    made(cache, "other")
+    for how, code in (
+        ("lifetime reap --all", 1),
+        ("resume --name other", 1),
+        ("lifetime watch --all", 130),
+    ):
+        others = [made(cache, name, expires_at=LONG_AGO) for name in ("a", "z")]
+        told(cli(*how.split()), code, "b: ")
+        assert [ycluster.load_state(state.files).expires_at for state in others] == [None] * 2, how
+    assert ycluster.load_state(bad.files) == bad
+
+
+# --- another at work meanwhile
+
+
+@pytest.mark.parametrize(
+    "verb, expires",
+    [
+        ("lifetime reap", FAR_AHEAD),
+        ("lifetime extend 1h", FAR_AHEAD + 3600),
+        ("lifetime disarm", FAR_AHEAD),
+        ("stop", None),
+    ],
+)
+def test_a_verb_goes_by_what_was_written_while_it_waited_for_the_lock(
+    cli: Cli, cache: Path, timer: Memory, monkeypatch: pytest.MonkeyPatch, verb: str,
+    expires: int | None,
+) -> None:  # fmt: skip
+    state = made(cache, expires_at=LONG_AGO)
+    with os.fdopen(ycluster.try_flock(state.files.lock) or -1) as held:
+
+        def meanwhile(host: Host, seconds: float) -> None:
+            made(cache, expires_at=FAR_AHEAD, context="new")
+            held.close()
+
+        monkeypatch.setattr(Host, "sleep", meanwhile)
+        assert cli(*verb.split()).code == 0
+    after = ycluster.load_state(state.files)
+    assert (after.context, after.expires_at, after.reaped) == ("new", expires, None)
+
+
+@pytest.mark.parametrize("verb", ["stop", "lifetime reap", "lifetime extend 1h", "lifetime disarm"])
+def test_a_cluster_that_is_torn_down_while_a_verb_waits_for_its_lock_stays_gone(
+    cli: Cli, cache: Path, timer: Memory, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    files = made(cache, expires_at=FAR_AHEAD).files
+    with os.fdopen(ycluster.try_flock(files.lock) or -1) as held:
+
+        def meanwhile(host: Host, seconds: float) -> None:
+            files.sidecar.unlink()
+            held.close()
+
+        monkeypatch.setattr(Host, "sleep", meanwhile)
+        told(cli(*verb.split()), 4, "demo")
+    assert tree(cache) == {}
 
 
 # --- contexts and places of any spelling
@@ -383,18 +468,28 @@ def test_a_verb_spares_its_own_cluster_and_reaps_the_one_of_the_same_name_elsewh
     assert ycluster.load_state(elsewhere.files).reaped is not None
 
 
+@pytest.mark.parametrize(
+    "verb, code",
+    [("start", 0), ("stop", 0), ("resume", 1), ("provision", 1), ("lifetime extend 1h", 0)],
+)
+def test_no_verb_but_a_reap_tears_its_own_cluster_down_because_it_is_overdue(
+    cli: Cli, cache: Path, tmp_path: Path, no_qemu: None, timer: Memory, verb: str, code: int
+) -> None:
+    """Whoever starts a cluster wants it."""
+    (tmp_path / "y-cluster-provision.yaml").write_text("name: demo\nk3s: {install: none}\n")
+    overdue = {"expires_at": LONG_AGO, "on_expiry": "teardown", "ran_with": "tcg"}
+    files = made(cache, **overdue).files
+    files.disk.write_text("mine")
+    before = time.time()
+    assert cli(*verb.split(), "-c", tmp_path).code == code
+    assert files.disk.read_text() == "mine"
+    after = ycluster.load_state(files)
+    if verb in ("start", "lifetime extend 1h"):
+        assert after.expires_at is not None and after.expires_at > before
+    assert after.reaped is None
+
+
 # --- secrets
-
-
-@pytest.fixture
-def no_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """provision and start do everything but fetch an image, run QEMU and wait for it."""
-    monkeypatch.setattr(Host, "need", lambda self, programs: None)
-    monkeypatch.setattr(ycluster, "fetch_image", lambda *args: Path("/image"))
-    monkeypatch.setattr(ycluster, "make_disk", lambda host, state, image: ycluster.write_file(state.files.disk, b"disk"))
-    monkeypatch.setattr(ycluster, "_check_ports", lambda host, state: None)
-    monkeypatch.setattr(ycluster, "launch", lambda host, state: state)
-    monkeypatch.setattr(ycluster, "wait_ready", lambda *args, **options: None)
 
 
 @pytest.mark.skipif(not shutil.which("ssh-keygen"), reason="ssh-keygen is not installed")
@@ -657,6 +752,60 @@ def test_teardown_leaves_what_is_not_the_clusters_own(cli: Cli, cache: Path, tmp
         assert (after.pop(name, None) is not None) is keep
     after.pop("demo.lock", None)
     assert {name: after.get(name) for name in before} == before and set(after) == set(before)
+
+
+ERASES = """
+import os, sys, ycluster
+
+class Timer:
+    name, survives = "stub", {}
+    check = lambda self, host: None
+    arm = lambda self, host, files, deadline: "2"
+    armed = lambda self, host, files, timer: True
+    cancel = lambda self, host, files, timer: print("timer", timer.id)
+
+ycluster.TIMERS = (Timer(),)
+
+def removes(event, args):
+    if event == "os.remove" and os.path.lexists(args[0]):
+        print(os.path.basename(args[0]))
+
+sys.addaudithook(removes)
+sys.exit(ycluster.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("verb, last", [("teardown", "1"), ("lifetime reap", "2")])
+def test_what_an_expiry_needs_goes_last_in_a_teardown(
+    home: Path, cache: Path, verb: str, last: str
+) -> None:  # fmt: skip
+    """One that is cut off leaves a cluster that is known, with a timer that goes on with it."""
+    armed = ArmedTimer("stub", "1", LONG_AGO)
+    fields = {"expires_at": LONG_AGO, "on_expiry": "teardown", "ran_with": "tcg", "timer": armed}
+    files = made(cache, **fields).files
+    for path in (files.disk, files.ssh_key, files.console, files.program):
+        path.touch()
+    argv = [sys.executable, "-c", ERASES, *verb.split()]
+    env = {"HOME": str(home), "PYTHONPATH": str(PROGRAM.parent)}
+    ran = subprocess.run(argv, env=env, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    *before, timer, program, sidecar, lock = ran.stdout.splitlines()
+    assert {"demo.qcow2", "demo-ssh", "demo-console.log"} <= set(before)
+    assert (timer, program) == (f"timer {last}", "demo.ycluster.py")
+    assert (sidecar, lock) == ("demo.json", "demo.lock") and tree(cache) == {}
+
+
+def test_a_vm_whose_sidecar_is_gone_is_stopped_by_a_teardown_and_its_disk_stays(
+    cli: Cli, cache: Path, tmp_path: Path, processes: Processes
+) -> None:
+    (tmp_path / "y-cluster-provision.yaml").write_text("name: demo\nk3s: {install: none}\n")
+    files = Files(cache, "demo")
+    process = vm(processes, files)
+    for path in (files.disk, files.ssh_key):
+        path.write_text("mine")
+    assert cli("teardown", "-c", tmp_path).code == 0
+    assert process.wait(10) == 0
+    assert {path.name for path in cache.iterdir()} == {"demo.qcow2", "demo-ssh"}
 
 
 @pytest.mark.skipif(not shutil.which("ssh-keygen"), reason="ssh-keygen is not installed")

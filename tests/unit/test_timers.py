@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from unit_support import NOW, Clocked, Memory, made
+from unit_support import NOW, Cli, Clocked, Memory, made
 
 import ycluster
 from ycluster import ArmedTimer, Files, Host, Output, State, arm_timer, replace, timer_argv, timers_for, unit_name
@@ -241,6 +241,64 @@ def test_the_warning_has_a_timer_of_its_own_which_comes_second_and_goes_with_the
     assert sorted(log[3:]) == ["cancel a-0 while a-2 is saved", "cancel a-1 while a-2 is saved"]
 
 
+def test_a_timer_that_the_environment_chooses_takes_the_place_of_a_better_one(
+    cli: Cli, cache: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]
+) -> None:
+    best, worse = Memory("best", log), Memory("worse", log)
+    use(monkeypatch, best, worse)
+    state = made(cache, expires_at=int(time.time()) + 3600)
+    for chosen, backend in (("", "best"), ("worse", "worse"), ("best", "best")):
+        monkeypatch.setenv("YCLUSTER_TIMER", chosen)
+        assert cli("lifetime", "reap").code == 0
+        saved = ycluster.load_state(state.files)
+        assert saved.timer and saved.timer.backend == backend
+        assert saved.expires_at == saved.timer.deadline == state.expires_at
+        standing = {timer.name: len(timer.standing) for timer in (best, worse)}
+        assert standing == {"best": 0, "worse": 0, backend: 1}
+
+
+# --- a timer that has fired
+
+
+@pytest.mark.parametrize(
+    "ahead, reaps",
+    [(0, True), (60, True), (120, True), (121, False), (3600, False)],
+)
+def test_a_reap_waits_for_a_deadline_that_is_near_and_for_no_other(
+    cli: Cli, host: Clocked, cache: Path, timer: Memory, monkeypatch: pytest.MonkeyPatch,
+    ahead: int, reaps: bool,
+) -> None:  # fmt: skip
+    """at(1) runs its job up to a minute early; who extends meanwhile is not to be kept waiting."""
+    monkeypatch.setattr(ycluster, "Host", lambda *args: host)
+    state, deadline = made(cache, expires_at=int(NOW) + ahead), int(NOW) + ahead
+    argv = ["lifetime", "reap", "--wait", "120s", "--by", "at", "--state", state.files.sidecar]
+    assert cli(*argv).code == 0
+    reaped = ycluster.load_state(state.files).reaped
+    assert (reaped and reaped.at) == (deadline if reaps else None)
+    assert list(timer.standing.values()) == ([] if reaps else [deadline])
+    assert host.time <= NOW + 120
+
+
+@pytest.mark.parametrize("by, code", [("systemd", 0), ("at", 0), ("watcher", 0), ("hand", 7)])
+def test_a_timer_waits_for_as_long_as_the_cluster_is_worked_on_and_people_are_told(
+    cli: Cli, home: Path, cache: Path, timer: Memory, monkeypatch: pytest.MonkeyPatch,
+    by: str, code: int,
+) -> None:  # fmt: skip
+    """A person can come again; a timer fires once."""
+    state = made(cache, expires_at=int(NOW) - 5)
+    with os.fdopen(ycluster.try_flock(state.files.lock) or -1) as held:
+
+        class Long(Clocked):
+            def sleep(self, seconds: float) -> None:
+                super().sleep(3600)
+                if self.time >= NOW + 24 * 3600:
+                    held.close()
+
+        monkeypatch.setattr(ycluster, "Host", lambda *args: Long(home))
+        assert cli("lifetime", "reap", "--state", state.files.sidecar, "--by", by).code == code
+    assert bool(ycluster.load_state(state.files).reaped) is (code == 0)
+
+
 # --- the watcher, as a real process
 
 
@@ -260,18 +318,23 @@ def poll(condition: object, seconds: float = 30) -> bool:
     return True
 
 
+def watchers(files: Files) -> list[int]:
+    """The pids of those that run a cluster's private copy."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if str(files.program).encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return found
+
+
 @pytest.fixture
 def watched(cache: Path) -> Iterator[Files]:
     """A cluster's files; whatever watches it in the end is killed."""
     files = Files(cache, "demo")
     yield files
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if str(files.program).encode() in words:
-            os.kill(int(path.parent.name), signal.SIGKILL)
+    for pid in watchers(files):
+        os.kill(pid, signal.SIGKILL)
 
 
 def test_the_watcher_holds_its_lock_and_leaves_when_it_is_disarmed(watched: Files, cache: Path, home: Path) -> None:
@@ -281,6 +344,35 @@ def test_the_watcher_holds_its_lock_and_leaves_when_it_is_disarmed(watched: File
     with ycluster.locked(host, watched.lock, timeout=10):
         ycluster.disarm_timer(host, state, None)
     assert poll(lambda: not ycluster.flock_held(watched.watch_lock))
+
+
+def test_the_watcher_has_a_session_of_its_own(watched: Files, cache: Path, home: Path) -> None:
+    """A terminal that is closed, or a Ctrl-C in it, must not end it; nor does it keep a place."""
+    arm_watcher(cache, home, expires_at=int(time.time()) + 3600)
+    (pid,) = watchers(watched)
+    assert os.getsid(pid) == os.getpgid(pid) == pid
+    assert [os.readlink(f"/proc/{pid}/{of}") for of in ("cwd", "fd/0")] == ["/", os.devnull]
+
+
+@pytest.mark.parametrize("which", ["--name demo", "--name demo --by watcher", "--all"])
+def test_a_suspend_costs_a_watcher_one_interval_at_most(
+    cli: Cli, home: Path, cache: Path, timer: Memory, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:  # fmt: skip
+    files, deadline = Files(cache, "demo"), int(NOW) + 3600
+
+    class Suspended(Clocked):
+        """A host that is suspended for an hour in its first sleep, which goes on after it."""
+
+        def sleep(self, seconds: float) -> None:
+            if which == "--all" and ycluster.load_state(files).reaped:
+                raise ycluster.Interrupted("enough")  # it would watch on
+            super().sleep(seconds + (3600 if self.time == NOW else 0))
+
+    monkeypatch.setattr(ycluster, "Host", lambda *args: Suspended(home))
+    made(cache, expires_at=deadline, timer=ArmedTimer("watcher", "watch", deadline))
+    assert cli("lifetime", "watch", *which.split()).code == (130 if which == "--all" else 0)
+    reaped = ycluster.load_state(files).reaped
+    assert reaped and 0 <= reaped.at - deadline <= ycluster.WATCH_INTERVAL
 
 
 def test_the_watcher_reaps_at_the_deadline_and_leaves(watched: Files, cache: Path, home: Path) -> None:
