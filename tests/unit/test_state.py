@@ -121,6 +121,10 @@ def test_a_field_that_the_sibling_omits_when_empty_stays_unset(absent: str) -> N
     assert state.on_expiry == "stop"
 
 
+def test_an_expiry_that_names_no_action_is_a_stop() -> None:
+    assert decode_state(json.dumps({**GO, "onExpiry": ""}), PATH).on_expiry == "stop"
+
+
 @pytest.mark.parametrize("written", [None, []], ids=["null, as Go writes a nil slice", "empty"])
 def test_no_port_forwards(written: object) -> None:
     assert decode_state(json.dumps({**GO, "portForwards": written}), PATH).port_forwards == ()
@@ -234,6 +238,17 @@ def test_a_sidecar_that_is_no_utf8_is_an_error(cache: Path) -> None:
     Files(cache, "demo").sidecar.write_bytes(b'{"name": "\xff"}')
     with pytest.raises(StateError, match=r"demo\.json"):
         load_state(Files(cache, "demo"))
+
+
+def test_a_pipe_in_the_place_of_a_sidecar_is_refused_and_not_read(cache: Path) -> None:
+    """A FIFO's reader waits for a writer; this one has had its: a wrong reader fails at once."""
+    files = Files(cache, "demo")
+    ours, theirs = os.pipe()
+    os.write(theirs, encode_state(State(name="demo", cache_dir=str(cache))).encode())
+    os.close(theirs)
+    files.sidecar.symlink_to(f"/proc/self/fd/{ours}")
+    with ycluster.descriptor(ours), pytest.raises(StateError):
+        load_state(files)
 
 
 def test_a_cluster_that_does_not_exist_is_an_error(cache: Path) -> None:
@@ -405,6 +420,13 @@ def test_a_holder_that_was_put_to_sleep_is_woken_and_no_other_sleeper(cache: Pat
         for process in (holder, other):
             process.kill()
             process.wait()
+
+
+def test_a_look_at_a_lock_is_not_taken_for_its_holder(cache: Path) -> None:
+    glance = ycluster.try_flock(cache / "demo.lock", shared=True)
+    assert glance is not None
+    with ycluster.descriptor(glance):
+        assert not ycluster.flock_held(cache / "demo.lock")
 
 
 def test_looking_at_a_lock_makes_no_file(cache: Path) -> None:
