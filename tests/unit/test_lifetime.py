@@ -198,6 +198,12 @@ def test_no_extension_passes_the_cap_and_the_error_names_it() -> None:
     assert extended(one, 0, at(NOW), until=int(NOW) + 6 * HOUR).expires_at == int(NOW) + 6 * HOUR
 
 
+def test_the_cap_counts_from_the_start_however_late_the_extension() -> None:
+    one = state(expires_at=LATER, started_at=int(NOW), max_total="6h")
+    with pytest.raises(ycluster.YclusterError):
+        extended(one, HOUR * 10**9 + 1, at(NOW + 4 * HOUR))
+
+
 def test_a_cap_that_has_been_passed_already_shortens_nothing() -> None:
     one = state(expires_at=LATER, started_at=int(NOW), max_total="1h")
     assert extended(one, 0, at(NOW), until=int(NOW)).expires_at == LATER
@@ -317,6 +323,16 @@ def test_an_extension_is_the_word_of_somebody_who_knows_what_time_it_is() -> Non
 
 
 # --- retry_delay
+
+
+def test_a_start_an_extension_and_a_stop_end_a_retry() -> None:
+    """What was to be tried again later must put off neither the new deadline nor its warning."""
+    now = int(NOW)
+    begun = state(lifetime="1m", warn="10s", started_at=now - HOUR)
+    failing = replace(begun, expires_at=now, retry_at=now + 900)
+    for fresh in (anchored(failing, at(NOW)), extended(failing, 60 * 10**9, at(NOW))):
+        assert (ycluster.due_time(fresh), ycluster.wake_time(fresh)) == (now + 60, now + 50)
+    assert stopped(failing).retry_at is None
 
 
 @pytest.mark.parametrize("late, delay", [(0, 60), (119, 60), (121, 60.5), (600, 300), (1800, 900), (10**9, 900)])

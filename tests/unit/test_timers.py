@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from unit_support import NOW, Cli, Clocked, Memory, made
+from unit_support import NOW, Cli, Clocked, Memory, Processes, made
 
 import ycluster
 from ycluster import ArmedTimer, Files, Host, Output, State, arm_timer, replace, timer_argv, timers_for, unit_name
@@ -299,6 +299,72 @@ def test_a_timer_waits_for_as_long_as_the_cluster_is_worked_on_and_people_are_to
     assert bool(ycluster.load_state(state.files).reaped) is (code == 0)
 
 
+# --- what is no guard
+
+
+class Says(Clocked):
+    """A host on which every program exits with 0 and says `said`; `ran` is what was run."""
+
+    def __init__(self, home: Path, said: str, user: str = "nobody-such") -> None:
+        super().__init__(home)
+        self.said, self.ran, self.user = said, [], lambda: user  # type: ignore[method-assign]
+
+    def which(self, program: str) -> str:
+        return program
+
+    def run(self, argv, **options):  # type: ignore[no-untyped-def]
+        self.ran.append(list(argv))
+        return subprocess.CompletedProcess(tuple(argv), 0, self.said, self.said)
+
+
+@pytest.mark.parametrize("lingers", ["yes\n", "no\n", "\n"])
+def test_a_systemd_that_ends_at_the_logout_is_no_guard(home: Path, lingers: str) -> None:
+    if lingers == "yes\n":
+        return ycluster.SystemdTimer().check(Says(home, lingers))
+    with pytest.raises(ycluster.PrerequisiteError) as caught:
+        ycluster.SystemdTimer().check(Says(home, lingers))
+    assert caught.value.hint == "loginctl enable-linger"
+
+
+def test_a_systemd_timer_is_taken_away_and_not_the_reap_that_runs(home: Path, cache: Path) -> None:
+    host, timer = Says(home, ""), ArmedTimer("systemd", "unit", DEADLINE)
+    ycluster.SystemdTimer().cancel(host, Files(cache, "demo"), timer)
+    assert host.ran == [["systemctl", "--user", "stop", "unit.timer"]]
+
+
+@pytest.mark.parametrize("atd", [True, False], ids=["atd runs", "no atd"])
+def test_a_job_that_no_atd_will_run_is_no_guard(
+    home: Path,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    atd: bool,
+) -> None:
+    monkeypatch.setattr(ycluster.AtTimer, "daemon_runs", atd)
+    host, files, at = Says(home, "7\tnoon\n"), Files(cache, "demo"), ycluster.AtTimer()
+    files.program.touch()
+    assert at.armed(host, files, ArmedTimer("at", "7", DEADLINE)) is atd
+    with contextlib.nullcontext() if atd else pytest.raises(ycluster.PrerequisiteError):
+        at.check(host)
+
+
+def test_an_at_that_names_no_job_has_armed_nothing(home: Path, cache: Path) -> None:
+    host = Says(home, "Can't open /run/atd.pid to signal atd")
+    with pytest.raises(ycluster.YclusterError):
+        ycluster.AtTimer().arm(host, Files(cache, "demo"), DEADLINE)
+
+
+def test_a_watcher_that_does_not_come_up_is_no_guard(
+    host: Clocked,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ycluster, "TIMERS", (ycluster.WatcherTimer(),))
+    monkeypatch.setattr(host, "spawn", lambda argv, log: None)
+    with pytest.raises(ycluster.PrerequisiteError):
+        arm_timer(host, made(cache, expires_at=DEADLINE))
+    assert ycluster.load_state(Files(cache, "demo")).timer is None
+
+
 # --- the watcher, as a real process
 
 
@@ -418,6 +484,38 @@ def test_a_watcher_that_leaves_gives_up_its_lock_before_an_arming_can_look(
     assert seen == [False]
 
 
+def test_a_watcher_stays_whatever_fails_and_whatever_becomes_of_the_sidecar_while_the_vm_runs(
+    host: Clocked, cache: Path, monkeypatch: pytest.MonkeyPatch, processes: Processes
+) -> None:
+    """A watcher that ends guards nothing. Its first reap fails; then the sidecar is rubbish."""
+    ends = int(NOW) + 5
+    state = made(cache, expires_at=ends, timer=ArmedTimer("watcher", "watch", ends))
+    whole, reap, tries = state.files.sidecar.read_bytes(), ycluster.reap, []
+    gives_way = "import os, signal; signal.signal(signal.SIGCONT, lambda *args: os._exit(0))"
+    vm = processes.start(gives_way, "-pidfile", str(state.files.pidfile))
+    state.files.pidfile.write_text(str(vm.pid))
+
+    def failing(*args: Any, **options: Any) -> None:
+        tries.append(host.now())
+        if len(tries) == 1:
+            raise OSError(5, "Input/output error")
+        reap(*args, **options)
+
+    def sleep(seconds: float) -> None:
+        host.time += max(1.0, seconds)
+        assert host.time < NOW + 600
+        if len(tries) == 1:
+            rubbish = state.files.sidecar.read_bytes() == b"{"
+            state.files.sidecar.write_bytes(whole if rubbish else b"{")
+
+    monkeypatch.setattr(ycluster, "reap", failing)
+    monkeypatch.setattr(host, "sleep", sleep)
+    ycluster.watch(host, state.files, by="watcher")
+    assert len(tries) == 2 and vm.wait(10) == 0
+    reaped = ycluster.load_state(state.files).reaped
+    assert reaped and reaped.by == "watcher"
+
+
 def test_only_one_watcher_watches(host: Clocked, cache: Path) -> None:
     state = made(cache, expires_at=int(NOW) - 5, timer=ArmedTimer("watcher", "watch", int(NOW)))
     first = ycluster.try_flock(state.files.watch_lock)
@@ -443,6 +541,9 @@ def test_systemd_is_given_calendar_time_and_an_explicit_environment(home: Path, 
     argv = seen[0]
     assert f"--unit={unit}" in argv and "--on-calendar=2025-11-22 09:26:59 UTC" in argv and "--collect" in argv
     assert "--timer-property=AccuracySec=1s" in argv and f"--setenv=HOME={home}" in argv and "hush" not in str(argv)
+    # It fires when the clock is set, is gone once it has, and what it re-arms outlives its service.
+    assert "--on-clock-change" in argv and "--timer-property=RemainAfterElapse=no" in argv
+    assert "--property=KillMode=process" in argv
     assert [word for word in argv if not word.startswith("-")][-3:] == ["reap", str(files.sidecar), "systemd"]
     ycluster.SystemdTimer().arm(host, files, int(NOW) - 100)
     assert "--on-calendar=2025-11-22 08:26:43 UTC" in seen[2]  # a time in the past would never fire
