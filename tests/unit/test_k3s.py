@@ -156,6 +156,29 @@ def test_of_several_callers_one_fetches(home: Path, mirror: str) -> None:
     assert kept(home) == Release.files and Release.asked == list(ycluster.K3S_FILES)
 
 
+# --- into the guest
+
+
+@pytest.mark.parametrize("answer, there", [("exit 255", False), ("exit 1", False), ("echo", True)])
+def test_k3s_is_installed_where_the_guest_says_that_it_is_absent_and_nowhere_else(
+    home: Path,
+    tmp_path: Path,
+    demo: State,
+    answer: str,
+    there: bool,
+) -> None:
+    """No answer is not "absent", and what is there is not replaced."""
+    ssh = tmp_path / "bin" / "ssh"
+    ssh.parent.mkdir()
+    ssh.write_text(f"#!/bin/sh\necho asked >>{tmp_path}/asked\n{answer}\n")
+    ssh.chmod(0o755)
+    path = f"{ssh.parent}:{os.environ['PATH']}"
+    host = Host({"HOME": str(home), "PATH": path}, Clocked(home).output)
+    nowhere = replace(demo, k3s={"Install": "airgap", "Source": "http://127.0.0.1:1"})
+    (_, install), *_ = ycluster.k3s_stages(host, nowhere)
+    assert install(lambda: None) is there and (tmp_path / "asked").read_text() == "asked\n"
+
+
 # --- the kubeconfig
 
 needs_kubectl = pytest.mark.skipif(
@@ -217,6 +240,19 @@ def test_our_names_go_in_beside_the_users_and_come_out_again(home: Path, user: H
     assert ycluster.merge_kubeconfig(user, merged) == merged and read(user, file) == now
     ycluster.forget_kubeconfig(user, merged)
     assert read(user, file) == WORK
+
+
+@needs_kubectl
+def test_a_teardown_will_know_of_the_kubeconfig_before_anything_goes_into_it(
+    home: Path, user: Host, demo: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*args: object, **options: object) -> None:
+        raise ycluster.Interrupted("killed")
+
+    monkeypatch.setattr("base64.b64decode", killed)
+    with pytest.raises(ycluster.Interrupted):
+        ycluster.merge_kubeconfig(user, demo)
+    assert ycluster.load_state(demo.files).kubeconfig == str(config_of(home))
 
 
 @needs_kubectl

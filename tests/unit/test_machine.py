@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from unit_support import Clocked, Processes, plain, try_kvm
 
 import ycluster
-from ycluster import ACTIONS, Host, PortForward, State, qemu_argv
+from ycluster import ACTIONS, Host, PortForward, State, YclusterError, qemu_argv
 
 FORWARDS = (PortForward(host=6443, guest=6443), PortForward(host=0, guest=80))
 
@@ -262,7 +262,24 @@ def test_the_machine_type_is_pinned_to_a_version(
     )
 
 
+def test_qemus_monitor_and_console_are_its_users_alone(tmp_path: Path, host: Clocked) -> None:
+    """QEMU's daemon has a umask of its own, 027."""
+    program = tmp_path / "bin" / "qemu-system-x86_64"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\numask 027; : >>demo-console.log; : >demo.qmp\n")
+    program.chmod(0o755)
+    host.environ["PATH"] = f"{program.parent}:{os.environ['PATH']}"
+    demo = ycluster.launch(host, state(tmp_path, accel="tcg", machine="q35", auto_ports=()))
+    for path in (demo.files.qmp, demo.files.console):
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
 # --- the guest
+
+
+def test_a_guest_boots_without_its_data_disk_too() -> None:
+    (entry,) = re.findall(r"LABEL=y-cluster-data .*", ycluster.MOUNT_DATA.splitlines()[1])
+    assert "nofail" in entry.split()[3].split(",")
 
 
 @given(st.text(st.characters(categories=["L", "N", "P", "S", "Zs"]), max_size=40))
@@ -437,6 +454,33 @@ def test_the_end_of_qemu_or_its_guest_is_noticed_while_a_question_hangs(
     assert [line.split()[0] for line in clock.log.getvalue().splitlines() if " ... " not in line] == before
 
 
+@pytest.mark.parametrize(
+    "console, error",
+    [("[ OK ] Started", ycluster.TimedOut), ("[ end Kernel panic - not syncing", YclusterError)],
+)
+def test_a_boot_is_waited_for_up_to_its_bound_and_not_once_its_kernel_has_panicked(
+    tmp_path: Path,
+    booting: tuple[State, subprocess.Popen[bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+    console: str,
+    error: type,
+) -> None:
+    demo, _ = booting
+    host, asked = Clocked(tmp_path), []
+    demo.files.console.write_text(console + "\n")
+
+    def silent(*args: object) -> bool:
+        asked.append(host.sleep(10))
+        assert len(asked) < 20
+        return False
+
+    monkeypatch.setattr(ycluster, "ssh_banner", silent)
+    monkeypatch.setattr(ycluster, "vm_status", lambda *args: "running")
+    with pytest.raises(YclusterError) as caught:
+        ycluster.wait_ready(host, demo, timeout=60)
+    assert type(caught.value) is error
+
+
 def test_an_error_in_a_question_is_the_users_to_see(
     tmp_path: Path, booting: tuple[State, subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -488,6 +532,21 @@ def test_an_image_that_cannot_be_had_is_a_prerequisite(tmp_path: Path, host: Clo
         ycluster.fetch_image(host, config(image), tmp_path / "c")
     assert image.replace("file://", "") in str(caught.value) and caught.value.hint
     assert [path.name for path in (tmp_path / "c" / "images").iterdir()] == [".lock"]
+
+
+def test_a_disk_is_no_smaller_than_its_image_and_finds_it_where_the_cachedir_is_moved_to(
+    tmp_path: Path,
+    host: Clocked,
+) -> None:
+    image = tmp_path / "cache" / "images" / "abc"
+    image.parent.mkdir(parents=True)
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", image, "64M"], check=True)
+    with pytest.raises(ycluster.ConfigError):
+        ycluster.make_disk(host, state(tmp_path / "cache", disk_size="63M"), image)
+    assert os.listdir(tmp_path / "cache") == ["images"]
+    ycluster.make_disk(host, state(tmp_path / "cache", disk_size="65M"), image)
+    (tmp_path / "cache").rename(tmp_path / "moved")
+    subprocess.run(["qemu-img", "check", "-q", tmp_path / "moved" / "demo.qcow2"], check=True)
 
 
 class Mirror(http.server.BaseHTTPRequestHandler):

@@ -12,12 +12,38 @@ import time
 from pathlib import Path
 
 import pytest
-from unit_support import Clocked, Processes, made
+from unit_support import Clocked, Memory, Processes, made
 
 import ycluster
 from ycluster import Files, Vm, YclusterError, find_vm, stop_vm
 
 IGNORE_TERM = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+
+
+# QEMU's monitor. It keeps what it is asked; a guest that runs goes when its button is pressed.
+MONITOR = """
+import json, os, socket, sys, threading
+os.chdir(os.path.dirname(sys.argv[4]))
+server = socket.socket(socket.AF_UNIX)
+server.bind("demo.qmp")
+server.listen()
+guest = {"status": "running"}
+
+def serve():
+    while True:
+        client, _ = server.accept()
+        with client, client.makefile("rw") as lines, open("asked", "a") as asked:
+            print('{"QMP": {}}', file=lines, flush=True)
+            for request in map(json.loads, lines):
+                what = request["execute"]
+                print(what, file=asked, flush=True)
+                if what == "system_powerdown" and guest["status"] == "running":
+                    os._exit(0)
+                guest["status"] = {"stop": "paused", "cont": "running"}.get(what, guest["status"])
+                print(json.dumps({"return": guest, "id": request["id"]}), file=lines, flush=True)
+
+threading.Thread(target=serve, daemon=True).start()
+"""
 
 
 @pytest.fixture
@@ -129,6 +155,32 @@ def test_status_follows_the_process(files: Files, processes: Processes, host: Cl
     assert ycluster.vm_status(host, files) == "running"
 
 
+def test_a_guest_is_paused_by_its_monitor_and_goes_on(
+    files: Files,
+    processes: Processes,
+    host: Clocked,
+) -> None:
+    process = qemu(processes, files, MONITOR)
+    with find_vm(files) as vm:
+        assert vm and ycluster.pause_vm(host, files, vm) == "QMP stop"
+        assert ycluster.vm_status(host, files) == "paused" and state_letter(process.pid) != "T"
+        ycluster.resume_vm(host, files, vm)
+    assert ycluster.vm_status(host, files) == "running"
+
+
+def test_a_guest_is_not_woken_before_a_timer_guards_it(
+    files: Files, processes: Processes, host: Clocked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ycluster, "TIMERS", (Memory("none", [], unusable="no daemon"),))
+    qemu(processes, files, MONITOR)
+    made(files.cache_dir)
+    with find_vm(files) as vm:
+        assert vm and ycluster.pause_vm(host, files, vm)
+    with pytest.raises(ycluster.PrerequisiteError):
+        ycluster.resume(host, files)
+    assert ycluster.vm_status(host, files) == "paused"
+
+
 def test_a_monitor_that_does_not_answer_is_unresponsive(files: Files, processes: Processes, host: Clocked) -> None:
     qemu(processes, files)
     with socket.socket(socket.AF_UNIX) as dead:
@@ -157,6 +209,30 @@ class Impatient(Clocked):
 @pytest.fixture
 def impatient(home: Path) -> Clocked:
     return Impatient(home)
+
+
+def test_a_paused_guest_is_woken_so_that_it_can_shut_down(
+    files: Files,
+    processes: Processes,
+    impatient: Clocked,
+) -> None:
+    """Killing QEMU instead would drop what the guest wrote last."""
+    process = qemu(processes, files, MONITOR)
+    with find_vm(files) as vm:
+        assert vm and ycluster.pause_vm(impatient, files, vm)
+    assert stopped_by(impatient, files, process) == ("guest-shutdown", 0)
+    assert (files.cache_dir / "asked").read_text().split()[-2:] == ["cont", "system_powerdown"]
+
+
+def test_a_vm_that_nothing_ends_is_an_error_and_keeps_its_deadline(
+    files: Files, processes: Processes, impatient: Clocked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = made(files.cache_dir, expires_at=int(impatient.now()) + 60)
+    qemu(processes, files)
+    monkeypatch.setattr(ycluster, "send_signal", lambda pidfd, signum: None)
+    with pytest.raises(YclusterError):
+        ycluster.stop(impatient, files)
+    assert ycluster.load_state(files).expires_at == state.expires_at
 
 
 def test_a_vm_with_no_monitor_is_powered_off_by_ssh(files: Files, processes: Processes, impatient: Clocked) -> None:
