@@ -493,6 +493,113 @@ def test_no_verb_but_a_reap_tears_its_own_cluster_down_because_it_is_overdue(
 
 
 @pytest.mark.skipif(not shutil.which("ssh-keygen"), reason="ssh-keygen is not installed")
+
+
+# --- what a reap and the next command owe
+
+
+def test_a_second_try_stands_before_the_first_and_only_a_success_takes_it_away(
+    cli: Cli, cache: Path, timer: Memory, processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = made(cache, expires_at=LONG_AGO, on_expiry="teardown")
+    vm(processes, state.files)
+
+    def stubborn(*args: object) -> str:
+        seen.append(ycluster.load_state(state.files).retry_at)
+        assert [*timer.standing.values()] == [seen[-1]]
+        raise ycluster.YclusterError("QEMU is alive")
+
+    seen: list[int | None] = []
+    monkeypatch.setattr(ycluster, "stop_vm", stubborn)
+    assert cli("lifetime", "reap").code == 1 and len(seen) == 1
+    assert seen[0] is not None and time.time() < seen[0] <= time.time() + 900
+    assert [*timer.standing.values()] == seen == [ycluster.load_state(state.files).retry_at]
+
+
+def test_where_no_second_try_can_be_armed_the_first_is_made_all_the_same(
+    cli: Cli, cache: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ycluster, "TIMERS", (Memory("none", [], unusable="no daemon"),))
+    state = made(cache, expires_at=LONG_AGO)
+    process = vm(processes, state.files)
+    assert cli("lifetime", "reap").code == 0 and process.wait(10) == 0
+    assert ycluster.load_state(state.files).reaped is not None
+
+
+def test_the_next_command_arms_what_has_lost_its_timer_and_reaps_what_has_outlived_it(
+    cli: Cli, cache: Path, timer: Memory
+) -> None:
+    lost = made(cache, "lost", expires_at=FAR_AHEAD)
+    stands = ArmedTimer("memory", "still", LONG_AGO)
+    slept = made(cache, "slept", expires_at=LONG_AGO, timer=stands)
+    timer.standing["still"] = LONG_AGO  # as at(1) has it on a host that was suspended
+    made(cache, "third")
+    assert cli("resume", "--name", "third").code == 1  # it is stopped
+    assert ycluster.load_state(slept.files).reaped is not None
+    armed = ycluster.load_state(lost.files).timer
+    assert armed and timer.standing == {armed.id: FAR_AHEAD}
+
+
+def test_a_timer_that_came_early_is_armed_anew(cli: Cli, cache: Path, timer: Memory) -> None:
+    """atq lists a job for as long as it runs."""
+    state = made(cache, expires_at=FAR_AHEAD)
+    assert cli("lifetime", "arm").code == 0
+    armed = []
+    for by in ("memory", "hand"):
+        assert cli("lifetime", "reap", "--by", by).code == 0
+        armed.append(ycluster.load_state(state.files).timer)
+        assert armed[-1] and timer.standing == {armed[-1].id: FAR_AHEAD}
+    assert armed[0] == armed[1] and "cancel memory-0 while memory-1 is saved" in timer.log
+
+
+def test_what_is_disarmed_stays_so_when_extended(cli: Cli, cache: Path, timer: Memory) -> None:
+    state = made(cache, expires_at=FAR_AHEAD)
+    assert cli("lifetime", "disarm").code == 0 and cli("lifetime", "extend", "1h").code == 0
+    after = ycluster.load_state(state.files)
+    assert after.disarmed and after.expires_at == FAR_AHEAD + 3600 and timer.standing == {}
+
+
+def test_status_counts_on_no_timer_that_is_gone(cli: Cli, cache: Path, timer: Memory) -> None:
+    made(cache, expires_at=FAR_AHEAD)
+    assert cli("lifetime", "arm").code == 0
+    guarded = cli("lifetime", "status").out
+    timer.standing.clear()
+    unguarded = cli("lifetime", "status").out
+    assert "NOTHING" not in guarded and "NOTHING" in unguarded
+    assert json.loads(cli("lifetime", "status", "-o", "json").out)["enforcement"]["armed"] is False
+
+
+def test_whoever_is_warned_can_extend_from_there(
+    cli: Cli,
+    cache: Path,
+    timer: Memory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Host, "tell_terminals", lambda self, text: None)
+    command = f"flock -n '{Files(cache, 'demo').lock}' touch '{cache}/free'"
+    now = int(time.time())
+    made(cache, expires_at=now + 300, started_at=now - 3600, warn="10m", on_warn=command)
+    assert cli("lifetime", "reap").code == 0
+    assert (cache / "free").exists()
+
+
+# --- provision, and secrets
+
+needs_keygen = pytest.mark.skipif(not shutil.which("ssh-keygen"), reason="no ssh-keygen")
+
+
+@pytest.fixture
+def no_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """provision and start do everything but fetch an image, run QEMU and wait for it."""
+    monkeypatch.setattr(Host, "need", lambda self, programs: None)
+    monkeypatch.setattr(ycluster, "fetch_image", lambda *args: Path("/image"))
+    monkeypatch.setattr(ycluster, "make_disk", lambda host, state, image: ycluster.write_file(state.files.disk, b"disk"))
+    monkeypatch.setattr(ycluster, "_check_ports", lambda host, state: None)
+    monkeypatch.setattr(ycluster, "launch", lambda host, state: state)
+    monkeypatch.setattr(ycluster, "wait_ready", lambda *args, **options: None)
+
+
+@needs_keygen
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077], ids=oct)
 def test_every_verb_leaves_files_and_directories_private(
     cli: Cli, home: Path, tmp_path: Path, processes: Processes, no_qemu: None, no_watcher_left: None,
@@ -525,6 +632,101 @@ def test_every_verb_leaves_files_and_directories_private(
             seen.add(path.name)
     kept = {"demo.json", "demo.lock", "demo.ycluster.py", "demo.reap.log", "demo.watch.lock", "demo-ssh", "demo-seed"}
     assert kept <= seen
+
+
+DEMO = """\
+name: demo
+cacheDir: cache
+k3s: {install: none}
+portForwards: []
+sshPort: 0
+lifetime: {maxRun: 8h, warn: '0'}
+"""
+
+
+@needs_keygen
+def test_a_provision_keeps_what_its_config_says_and_no_credential(
+    cli: Cli, tmp_path: Path, no_qemu: None, timer: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    auth = "registries: {configs: {r.example: {auth: {password: '${TOKEN}'}}}}\n"
+    (tmp_path / "y-cluster-provision.yaml").write_text(DEMO + "dataDisk: data.qcow2\n" + auth)
+    monkeypatch.setenv("TOKEN", "hush")
+    for name in ("check_data_disk", "make_data_disk"):
+        monkeypatch.setattr(ycluster, name, lambda *args: None)
+    assert cli("provision", "-c", tmp_path).code == 0
+    files = Files(tmp_path / "cache", "demo")
+    state = ycluster.load_state(files)
+    assert (state.lifetime, state.auto_ports) == ("8h", (22,))
+    assert state.data_disk == str(tmp_path / "data.qcow2")
+    assert list(timer.standing.values()) == [state.expires_at] and state.expires_at is not None
+    every = [path for path in files.cache_dir.rglob("*") if path.is_file()]
+    holds = [path for path in every if b"hush" in path.read_bytes()]
+    assert holds == [files.seed / "user-data"], "filled in for the guest, and nowhere else"
+    (shown,) = json.loads(cli("list", "-o", "json").out)["clusters"]
+    assert shown["name"] == "demo", "it is seen where no config names its place"
+
+
+@needs_keygen
+@pytest.mark.parametrize("runs", [False, True], ids=["before its VM ran", "after its VM ran"])
+def test_a_provision_that_fails_leaves_nothing_or_a_vm_with_its_disk_and_its_guard(
+    cli: Cli,
+    tmp_path: Path,
+    no_qemu: None,
+    timer: Memory,
+    processes: Processes,
+    monkeypatch: pytest.MonkeyPatch,
+    runs: bool,
+) -> None:
+    (tmp_path / "y-cluster-provision.yaml").write_text(DEMO)
+    files = Files(tmp_path / "cache", "demo")
+
+    def launch(host: Host, state: State) -> State:
+        saved = ycluster.load_state(files)
+        assert [*timer.standing.values()] == [saved.expires_at], "guarded before it runs"
+        if runs:
+            vm(processes, files)
+        raise ycluster.Interrupted("interrupted")
+
+    monkeypatch.setattr(ycluster, "launch", launch)
+    assert cli("provision", "-c", tmp_path).code == 130
+    if not runs:
+        assert timer.standing == {} and list(files.cache_dir.iterdir()) == []
+        return
+    state = ycluster.load_state(files)
+    assert files.disk.exists() and state.expires_at is not None
+    assert [*timer.standing.values()] == [state.expires_at]
+
+
+@needs_keygen
+def test_a_provision_that_is_killed_while_it_makes_the_disk_is_known(
+    cli: Cli, tmp_path: Path, no_qemu: None, timer: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "y-cluster-provision.yaml").write_text(DEMO)
+    seen: list[Files] = []
+    look = lambda host, *args: seen.extend(ycluster.discover(host))  # noqa: E731
+    monkeypatch.setattr(ycluster, "make_disk", look)
+    assert cli("provision", "-c", tmp_path).code == 0
+    assert seen == [Files(tmp_path / "cache", "demo")]
+
+
+@pytest.mark.parametrize("taken", ["port", "context"])
+def test_a_port_or_a_context_that_is_taken_is_told_before_anything_is_made(
+    cli: Cli,
+    cache: Path,
+    tmp_path: Path,
+    timer: Memory,
+    monkeypatch: pytest.MonkeyPatch,
+    taken: str,
+) -> None:
+    made(cache, "other", context="theirs" if taken == "context" else "local")
+    monkeypatch.setattr(Host, "need", lambda self, programs: None)
+    monkeypatch.setattr(ycluster, "fetch_image", lambda *args: pytest.fail("an image is fetched"))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1] if taken == "port" else 0
+        text = DEMO.replace("sshPort: 0", f"sshPort: {port}\ncontext: theirs")
+        (tmp_path / "y-cluster-provision.yaml").write_text(text)
+        assert cli("provision", "-c", tmp_path).code == {"port": 5, "context": 3}[taken]
+    assert not (tmp_path / "cache").exists()
 
 
 def waits_for_the_dead(find_vm: Callable[..., Any], processes: Processes) -> Callable[..., Any]:
@@ -809,6 +1011,9 @@ def test_a_vm_whose_sidecar_is_gone_is_stopped_by_a_teardown_and_its_disk_stays(
 
 
 @pytest.mark.skipif(not shutil.which("ssh-keygen"), reason="ssh-keygen is not installed")
+
+
+@needs_keygen
 @pytest.mark.parametrize("name", ["demo-seed", "demo-ssh", "demo-console.log"])
 def test_provision_never_takes_away_a_directory_that_is_not_its_own(
     cli: Cli, tmp_path: Path, no_qemu: None, timer: Memory, name: str
