@@ -588,17 +588,6 @@ def test_whoever_is_warned_can_extend_from_there(
 needs_keygen = pytest.mark.skipif(not shutil.which("ssh-keygen"), reason="no ssh-keygen")
 
 
-@pytest.fixture
-def no_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """provision and start do everything but fetch an image, run QEMU and wait for it."""
-    monkeypatch.setattr(Host, "need", lambda self, programs: None)
-    monkeypatch.setattr(ycluster, "fetch_image", lambda *args: Path("/image"))
-    monkeypatch.setattr(ycluster, "make_disk", lambda host, state, image: ycluster.write_file(state.files.disk, b"disk"))
-    monkeypatch.setattr(ycluster, "_check_ports", lambda host, state: None)
-    monkeypatch.setattr(ycluster, "launch", lambda host, state: state)
-    monkeypatch.setattr(ycluster, "wait_ready", lambda *args, **options: None)
-
-
 @needs_keygen
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077], ids=oct)
 def test_every_verb_leaves_files_and_directories_private(
