@@ -240,6 +240,8 @@ def test_our_names_go_in_beside_the_users_and_come_out_again(home: Path, user: H
     assert ycluster.merge_kubeconfig(user, merged) == merged and read(user, file) == now
     ycluster.forget_kubeconfig(user, merged)
     assert read(user, file) == WORK
+    first = file.with_name("config.before-ycluster")
+    assert json.loads(first.read_text()) == WORK, "the second merge left it as it was"
 
 
 @needs_kubectl
@@ -310,6 +312,7 @@ def test_with_no_kubectl_there_is_a_kubeconfig_of_its_own_and_the_line_to_export
         ("demo", "w", "https://127.0.0.1:7443", False),
         ("prod", "demo", "https://127.0.0.1:7443", False),
         ("prod", "w", "https://prod.example", False),
+        ("kind-x", "kind-x", "https://127.0.0.1:7443", False),
     ],
 )
 def test_a_context_that_points_at_another_cluster_is_refused(

@@ -105,6 +105,17 @@ def test_a_seed_is_attached_read_only_where_there_is_one(tmp_path: Path) -> None
     assert (seed["dir"], seed["label"], seed["read-only"]) == (str(tmp_path / "demo-seed"), "CIDATA", True)
 
 
+def test_the_disks_are_qcow2_and_the_data_disk_is_the_second() -> None:
+    argv = qemu_argv(state(data_disk="/d/a, b.qcow2"), "tcg")
+    boot, data = blockdevs(argv).values()
+    assert boot["driver"] == data["driver"] == "qcow2"
+    paths = [disk["file"]["filename"] for disk in (boot, data)]  # type: ignore[index]
+    assert paths == ["/c/demo.qcow2", "/d/a, b.qcow2"]
+    blocks = [device for device in after(argv, "-device") if "virtio-blk" in device]
+    assert blocks == ["virtio-blk-pci,drive=boot,bootindex=0", "virtio-blk-pci,drive=data"]
+    assert set(blockdevs(qemu_argv(state(), "tcg"))) == {"boot"}
+
+
 def test_the_argv_depends_on_state_alone() -> None:
     assert {tuple(qemu_argv(state(on_expiry=action, expires_at=5), "tcg")) for action in ACTIONS} == {
         tuple(qemu_argv(state(), "tcg"))
