@@ -21,7 +21,7 @@ def real(home: Path) -> Host:
 def test_a_program_that_takes_too_long_is_killed_and_told(real: Host, tmp_path: Path) -> None:
     late = tmp_path / "late"
     with pytest.raises(ycluster.TimedOut):
-        real.run(["sh", "-c", 'sleep 2; : >"$0"', str(late)], timeout=0.2)
+        real.run(["sh", "-c", 'sleep 5; : >"$0"', str(late)], timeout=0.2)
     assert not late.exists()
 
 

@@ -37,10 +37,10 @@ def serve():
             for request in map(json.loads, lines):
                 what = request["execute"]
                 print(what, file=asked, flush=True)
-                if what == "system_powerdown" and guest["status"] == "running":
-                    os._exit(0)
                 guest["status"] = {"stop": "paused", "cont": "running"}.get(what, guest["status"])
                 print(json.dumps({"return": guest, "id": request["id"]}), file=lines, flush=True)
+                if what == "system_powerdown" and guest["status"] == "running":
+                    os._exit(0)
 
 threading.Thread(target=serve, daemon=True).start()
 """
@@ -201,7 +201,7 @@ def test_a_monitor_that_does_not_answer_is_unresponsive(files: Files, processes:
 # --- stop_vm
 
 
-def stopped_by(host: Clocked, files: Files, process: subprocess.Popen[bytes], ssh: object = None) -> tuple[str, int]:
+def stopped_by(host: ycluster.Host, files: Files, process: subprocess.Popen[bytes], ssh: object = None) -> tuple[str, int]:
     """The rung that ended it, and its exit status."""
     with find_vm(files) as vm:
         assert vm
@@ -224,13 +224,16 @@ def impatient(home: Path) -> Clocked:
 def test_a_paused_guest_is_woken_so_that_it_can_shut_down(
     files: Files,
     processes: Processes,
-    impatient: Clocked,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Killing QEMU instead would drop what the guest wrote last."""
+    monkeypatch.setattr(ycluster, "POWERDOWN_TIMEOUT", 3.0)
+    host = ycluster.Host({}, Clocked(home).output)  # in real time
     process = qemu(processes, files, MONITOR)
     with find_vm(files) as vm:
-        assert vm and ycluster.pause_vm(impatient, files, vm)
-    assert stopped_by(impatient, files, process) == ("guest-shutdown", 0)
+        assert vm and ycluster.pause_vm(host, files, vm)
+    assert stopped_by(host, files, process, process.kill) == ("guest-shutdown", 0)
     assert (files.cache_dir / "asked").read_text().split()[-2:] == ["cont", "system_powerdown"]
 
 
