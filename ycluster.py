@@ -82,7 +82,10 @@ DEFAULT_IMAGE = "https://cloud-images.ubuntu.com/releases/noble/release-20260705
 DEFAULT_IMAGE_SHA256 = "ffe6203da54deeb6db5d2a98a83f9ec8e55f149d3f7ba622e1abe5fa966ee3d6"
 
 QEMU = "qemu-system-x86_64"
-DATA_LABEL, DATA_DIR = "y-cluster-data", "/data/yolean"  # the data disk's volume, and where the guest mounts it
+DATA_LABEL, DATA_DIR = (
+    "y-cluster-data",
+    "/data/yolean",
+)  # the data disk's volume, and where the guest mounts it
 BIND_ADDRESS = "127.0.0.1"  # a forward on every interface would publish ssh to the network
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -91,14 +94,20 @@ GCP_MIN_SECONDS, GCP_MAX_SECONDS = 30, 120 * 86400
 GCP_PIPE = "gcloud compute instances describe NAME --format=json | ycluster lifetime gcp-status"
 
 READY_TIMEOUT = 600.0  # seconds; a cold first boot without KVM takes one to five minutes
-LOCK_TIMEOUT = 300.0  # seconds; longer than the whole stop ladder, so that a waiting verb gets its turn
-POWERDOWN_TIMEOUT = 100.0  # seconds for the guest to shut down; its systemd gives a service 90 s to end
+LOCK_TIMEOUT = (
+    300.0  # seconds; longer than the whole stop ladder, so that a waiting verb gets its turn
+)
+POWERDOWN_TIMEOUT = (
+    100.0  # seconds for the guest to shut down; its systemd gives a service 90 s to end
+)
 WATCH_INTERVAL = 5.0  # seconds between looks of the watcher: what a suspend may cost in lateness
 AT_EARLY = 120.0  # seconds; at(1) drops seconds, so its job may come up to a minute early and waits
 CLOCK_STEP = 30.0  # seconds that the wall clock may be set by before deadlines are moved along
 NOTICE_TIMEOUT = 60.0  # seconds that onWarn may take
 EVENTS_SIZE = 1 << 20  # bytes of the log of events, until it makes way for a new one
-SLEEPER = 5.0  # seconds of waiting for a lock before a holder that was put to sleep (SIGSTOP) is woken
+SLEEPER = (
+    5.0  # seconds of waiting for a lock before a holder that was put to sleep (SIGSTOP) is woken
+)
 
 REQUIRED = object()  # in the place of the default of a key
 
@@ -112,7 +121,11 @@ class Record(SimpleNamespace):
 
     def __init_subclass__(cls) -> None:
         names, own = vars(cls).get("__annotations__", {}), vars(cls).items()
-        given = {name: value for name, value in own if name in names and getattr(value, "default", 0) is not REQUIRED}
+        given = {
+            name: value
+            for name, value in own
+            if name in names and getattr(value, "default", 0) is not REQUIRED
+        }
         defaults = {name: getattr(value, "default", value) for name, value in given.items()}
         cls.fields = {**cls.fields, **dict.fromkeys(names, ...), **defaults}
 
@@ -121,10 +134,14 @@ class Record(SimpleNamespace):
         own.update(self.fields)
         own.update(zip(self.fields, values), **named)
         if len(values) > len(self.fields) or len(own) > len(self.fields) or ... in own.values():
-            raise TypeError(f"{type(self).__name__} has the fields {', '.join(self.fields)}, not {values} {named}")
+            raise TypeError(
+                f"{type(self).__name__} has the fields {', '.join(self.fields)}, not {values} {named}"
+            )
 
     def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"{name}: a {type(self).__name__} does not change; `replace` makes another")
+        raise AttributeError(
+            f"{name}: a {type(self).__name__} does not change; `replace` makes another"
+        )
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(tuple(vars(self).values()))
@@ -178,7 +195,9 @@ class ProgramFailed(YclusterError):
 
     def __init__(self, argv: Sequence[str], returncode: int, stderr: str) -> None:
         last = [line.strip() for line in stderr.splitlines() if line.strip()][-3:]
-        super().__init__(f"{Path(argv[0]).name} failed (exit {returncode}): {'; '.join(last) or 'it said nothing'}")
+        super().__init__(
+            f"{Path(argv[0]).name} failed (exit {returncode}): {'; '.join(last) or 'it said nothing'}"
+        )
         self.argv, self.returncode, self.stderr = tuple(argv), returncode, stderr
 
 
@@ -192,9 +211,15 @@ class Interrupted(BaseException):
 class Output:
     """Where words go. stdout is for data alone; everything a person reads on the way goes to stderr."""
 
-    def __init__(self, stdout: IO[str], stderr: IO[str], *, verbose: bool = False, colours: bool = False) -> None:
+    def __init__(
+        self, stdout: IO[str], stderr: IO[str], *, verbose: bool = False, colours: bool = False
+    ) -> None:
         self.stdout, self.stderr, self.verbose = stdout, stderr, verbose
-        self.live, self.shown, self.colours = stderr.isatty(), stdout.isatty(), colours and stdout.isatty()
+        self.live, self.shown, self.colours = (
+            stderr.isatty(),
+            stdout.isatty(),
+            colours and stdout.isatty(),
+        )
 
     def data(self, text: str, colour: str = "") -> None:
         text = f"\x1b[{colour}m{text}\x1b[m" if colour and self.colours else text
@@ -238,7 +263,9 @@ class Steps:
         """Call as often as you like while waiting for `what`."""
         if (now := self.monotonic()) - self.beat >= (0.2 if self.output.live else self.HEARTBEAT):
             self.beat = now
-            (self.output.draw if self.output.live else self.output.say)(f"  {what} ... {now - self.began:.0f} s")
+            (self.output.draw if self.output.live else self.output.say)(
+                f"  {what} ... {now - self.began:.0f} s"
+            )
 
     def done(self, what: str) -> None:
         self.output.draw("")
@@ -283,7 +310,9 @@ class Host:
     now = staticmethod(time.time)  # seconds since the epoch, UTC: the time that is stored
     monotonic = staticmethod(time.monotonic)  # the one that is waited on
 
-    uptime = staticmethod(lambda: time.clock_gettime(time.CLOCK_BOOTTIME))  # seconds, suspends included; nobody can set it
+    uptime = staticmethod(
+        lambda: time.clock_gettime(time.CLOCK_BOOTTIME)
+    )  # seconds, suspends included; nobody can set it
 
     def clock(self) -> Clock:
         now = self.now()
@@ -318,15 +347,35 @@ class Host:
     def state_home(self) -> Path:
         """Where this user's index of cache directories is kept (XDG base directory specification)."""
         named = self.environ.get("XDG_STATE_HOME", "")
-        return (Path(named) if named.startswith("/") else self.home() / ".local" / "state") / "ycluster"
+        return (
+            Path(named) if named.startswith("/") else self.home() / ".local" / "state"
+        ) / "ycluster"
 
     def child_env(self, extra: Mapping[str, str] = {}) -> dict[str, str]:
         """The whole environment of a child. Named variables only: at(1) would write secrets to disk."""
-        env = {"PATH": self.environ.get("PATH") or DEFAULT_PATH, "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8"}
-        if os.path.isdir(runtime := f"/run/user/{os.getuid()}"):  # ssh -T, sudo, cron and at don't set the variable
+        env = {
+            "PATH": self.environ.get("PATH") or DEFAULT_PATH,
+            "LANG": "C.UTF-8",
+            "LC_ALL": "C.UTF-8",
+        }
+        if os.path.isdir(
+            runtime := f"/run/user/{os.getuid()}"
+        ):  # ssh -T, sudo, cron and at don't set the variable
             env["XDG_RUNTIME_DIR"] = runtime
-        kept = ("HOME", "USER", "LOGNAME", "TMPDIR", "XDG_STATE_HOME", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS")
-        return {**env, **{name: self.environ[name] for name in kept if self.environ.get(name)}, **extra}
+        kept = (
+            "HOME",
+            "USER",
+            "LOGNAME",
+            "TMPDIR",
+            "XDG_STATE_HOME",
+            "XDG_RUNTIME_DIR",
+            "DBUS_SESSION_BUS_ADDRESS",
+        )
+        return {
+            **env,
+            **{name: self.environ[name] for name in kept if self.environ.get(name)},
+            **extra,
+        }
 
     def which(self, program: str) -> str | None:
         import shutil
@@ -337,7 +386,9 @@ class Host:
         """Raise unless every program (name -> Debian package) is on PATH."""
         if missing := [name for name in programs if not self.which(name)]:
             packages = " ".join(sorted({programs[name] for name in missing}))
-            raise PrerequisiteError(f"missing: {', '.join(missing)}", hint=f"sudo apt-get install {packages}")
+            raise PrerequisiteError(
+                f"missing: {', '.join(missing)}", hint=f"sudo apt-get install {packages}"
+            )
 
     def run(
         self, argv: Sequence[str], *, timeout: float, check: bool = True, stdin: str | None = None,
@@ -362,7 +413,9 @@ class Host:
                 while output is None and self.monotonic() < until:
                     waiting()
                     with contextlib.suppress(subprocess.TimeoutExpired):
-                        output = process.communicate(stdin, timeout=min(0.5, until - self.monotonic()))
+                        output = process.communicate(
+                            stdin, timeout=min(0.5, until - self.monotonic())
+                        )
                     stdin = None  # it has been handed over
             finally:
                 if output is None:
@@ -406,7 +459,9 @@ class Host:
             with contextlib.suppress(OSError):
                 if (found := name.stat()).st_uid == os.getuid() and found.st_mode & 0o020:
                     # One that was halted by Ctrl-S must not halt us.
-                    with descriptor(os.open(name, os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)) as terminal:
+                    with descriptor(
+                        os.open(name, os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
+                    ) as terminal:
                         os.write(terminal, f"\r\n{text}\r\n".encode())
 
     def program_source(self) -> bytes:
@@ -510,7 +565,9 @@ def try_flock(path: Path, *, shared: bool = False) -> int | None:
     except OSError:
         if not path.exists():
             raise
-        fd = os.open(path, os.O_RDONLY)  # the disk has become read-only; its VM is to be stopped all the same
+        fd = os.open(
+            path, os.O_RDONLY
+        )  # the disk has become read-only; its VM is to be stopped all the same
     with descriptor(fd), contextlib.suppress(BlockingIOError, FileNotFoundError):
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         # Whoever held it before may have removed the file: a lock on a nameless file guards nothing.
@@ -568,11 +625,19 @@ def download(host: Host, url: str, part: Path, hint: str, wanted: str = "", by: 
     import http.client
     import urllib.request
 
-    have = part.stat().st_size if wanted and part.exists() else 0  # with no digest nobody could tell whether the rest fits
+    have = (
+        part.stat().st_size if wanted and part.exists() else 0
+    )  # with no digest nobody could tell whether the rest fits
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         with urllib.request.urlopen(request, timeout=60) as source:
-            _copy(host, source, part, have if getattr(source, "status", 0) == 206 else 0, url.rpartition("/")[2])
+            _copy(
+                host,
+                source,
+                part,
+                have if getattr(source, "status", 0) == 206 else 0,
+                url.rpartition("/")[2],
+            )
         digest = host.run(["sha256sum", "--", str(part)], timeout=3600).stdout.lstrip("\\")[:64]
     except (OSError, ValueError, http.client.HTTPException) as error:
         code = getattr(error, "code", 0)
@@ -582,7 +647,9 @@ def download(host: Host, url: str, part: Path, hint: str, wanted: str = "", by: 
             gone = "there is no such release, or no more (dated images vanish after some months)"
             hint = f"{gone}: choose another, with its digest; or\n{hint}"
         if code != 416 or not have:
-            raise PrerequisiteError(f"{url}: {getattr(error, 'reason', None) or error}", hint=hint) from None
+            raise PrerequisiteError(
+                f"{url}: {getattr(error, 'reason', None) or error}", hint=hint
+            ) from None
         digest = ""  # there is nothing behind what we have, so it is something else
     if wanted not in ("", digest):
         remove(part)
@@ -595,7 +662,10 @@ def download(host: Host, url: str, part: Path, hint: str, wanted: str = "", by: 
 
 def _copy(host: Host, source: Any, part: Path, have: int, what: str) -> None:
     """Copy an answer behind the first `have` bytes of a file; OSError where it is cut off. Blocks of zeros stay holes."""
-    length, steps = int(source.headers.get("Content-Length") or 0), Steps(host.output, host.monotonic)
+    length, steps = (
+        int(source.headers.get("Content-Length") or 0),
+        Steps(host.output, host.monotonic),
+    )
     total = have + length if length else 0
     with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+b") as file:
         file.truncate(have)
@@ -616,7 +686,16 @@ def _copy(host: Host, source: Any, part: Path, have: int, what: str) -> None:
 
 # === 5 durations =====================================================================================
 # Both of Unicode's are taken: the micro sign and the Greek mu.
-_UNITS = {"ns": 1, "us": 10**3, "\u00b5s": 10**3, "\u03bcs": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
+_UNITS = {
+    "ns": 1,
+    "us": 10**3,
+    "\u00b5s": 10**3,
+    "\u03bcs": 10**3,
+    "ms": 10**6,
+    "s": 10**9,
+    "m": 60 * 10**9,
+    "h": 3600 * 10**9,
+}
 _TERM = r"(?s)(?=.)([0-9]*)(\.[0-9]*)?([^.0-9]*)"  # a text, like every pattern here: `re` compiles it at its first use
 
 
@@ -659,7 +738,15 @@ def budget(text: str) -> int | None:
 def format_duration(nanoseconds: int) -> str:
     """A duration as Go prints it: `1h30m0s`, `1.5s`, `20ms`, `0s`."""
     sign, left = ("-", -nanoseconds) if nanoseconds < 0 else ("", nanoseconds)
-    unit = "s" if left >= 10**9 or not left else "ms" if left >= 10**6 else "\u00b5s" if left >= 10**3 else "ns"
+    unit = (
+        "s"
+        if left >= 10**9 or not left
+        else "ms"
+        if left >= 10**6
+        else "\u00b5s"
+        if left >= 10**3
+        else "ns"
+    )
     minutes, rest = divmod(left, _UNITS["m"])
     hours, minutes = divmod(minutes, 60)
     head = f"{hours}h{minutes}m" if hours else f"{minutes}m" if minutes else ""
@@ -670,7 +757,12 @@ def format_duration(nanoseconds: int) -> str:
 def in_words(seconds: float) -> str:
     """A span for people, two units at most: `3h 12m`, `45s`, `2d 4h`."""
     left = int(abs(seconds))
-    parts = [(left // 86400, "d"), (left // 3600 % 24, "h"), (left // 60 % 60, "m"), (left % 60, "s")]
+    parts = [
+        (left // 86400, "d"),
+        (left // 3600 % 24, "h"),
+        (left // 60 % 60, "m"),
+        (left % 60, "s"),
+    ]
     return " ".join([f"{n}{unit}" for n, unit in parts if n][:2]) or "0s"
 
 
@@ -697,14 +789,18 @@ def format_time(seconds: float) -> str:
 
 def local_time(seconds: float) -> str:
     """A time for people, in the zone of this host."""
-    return datetime.fromtimestamp(seconds, timezone.utc).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
+    return (
+        datetime.fromtimestamp(seconds, timezone.utc).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
+    )
 
 
 def parse_until(text: str, now: float) -> int:
     """Seconds since the epoch of the next moment at which a clock here shows HH:MM, or of an RFC 3339 time. ValueError."""
     if (match := re.fullmatch(r"([01]?\d|2[0-3]):([0-5]\d)", text, re.ASCII)) is None:
         return parse_time(text)
-    shown = datetime.fromtimestamp(now).replace(hour=int(match[1]), minute=int(match[2]), second=0, microsecond=0)
+    shown = datetime.fromtimestamp(now).replace(
+        hour=int(match[1]), minute=int(match[2]), second=0, microsecond=0
+    )
     return int((shown if shown.timestamp() > now else shown + timedelta(days=1)).timestamp())
 
 
@@ -732,9 +828,13 @@ _TOKEN = r"(?:[ \t\n]+|(?<![^ \t\n])#[^\n]*)*"  # up to a token: section 6.6
 # goes up to what is no ns-plain-char [130]; inside of [] and {} both are fewer. libyaml reads [?x] as a key.
 _QUOTED = r"""(?m)(?:"([^"\\\n]*(?:\\.[^"\\\n]*)*)"|'([^'\n]*(?:''[^'\n]*)*)'(?!'))[ \t]*|(?![,\[\]{}#&*!|>'"%@`])"""
 _SCALAR = _QUOTED + r"(?![-?:](?![^ \t\n]))(.+?)(?=:(?![^ \t\n])|(?<=[ \t])#|$)"
-_FLOW_SCALAR = _QUOTED + r"(?!\?|[-:](?![^ \t\n,\[\]{}]))(.+?)(?=:(?![^ \t\n,\[\]{}])|(?<=[ \t])#|[,\[\]{}]|$)"
+_FLOW_SCALAR = (
+    _QUOTED + r"(?!\?|[-:](?![^ \t\n,\[\]{}]))(.+?)(?=:(?![^ \t\n,\[\]{}])|(?<=[ \t])#|[,\[\]{}]|$)"
+)
 _ESCAPE = r"(?:\\u[dD][89abAB]..)?\\u[0-9a-fA-F]{4}|\\x[0-9a-fA-F]{2}|\\U[0-9a-fA-F]{8}|\\."
-_ESCAPED = dict(zip('0abt\tnvfre "/\\N_LP', '\0\a\b\t\t\n\v\f\r\x1b "/\\\x85\xa0\u2028\u2029'))  # [42] to [58]
+_ESCAPED = dict(
+    zip('0abt\tnvfre "/\\N_LP', '\0\a\b\t\t\n\v\f\r\x1b "/\\\x85\xa0\u2028\u2029')
+)  # [42] to [58]
 # Section 8.1.3: a line end between lines that start with no blank is a space, or one less of several.
 _FOLDED = r"(?m)^([^ \t\n].*)\n(\n*)(?=[^ \t\n])"
 _BLOCK_HEADER = r"[|>]([-+]?)(?:[ \t]+(?:#.*)?)?(?:\n|\Z)([ \n]*)"  # and what is blank below it
@@ -744,12 +844,23 @@ _NULL = frozenset(("", "~", "null", "Null", "NULL"))
 _BOOLS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 _INT = r"[-+]?[0-9]+|0x[0-9a-fA-F]+"
 _FLOAT = r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
-_NOT_FINITE = frozenset((*(sign + inf for sign in ("", "-", "+") for inf in (".inf", ".Inf", ".INF")), ".nan", ".NaN", ".NAN"))
+_NOT_FINITE = frozenset(
+    (
+        *(sign + inf for sign in ("", "-", "+") for inf in (".inf", ".Inf", ".INF")),
+        ".nan",
+        ".NaN",
+        ".NAN",
+    )
+)
 _JSON_NUMBER = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?"
 # What YAML 1.1 (https://yaml.org/type/) reads differently: booleans, octal and other bases, 1_000, +1e3, base 60, dates.
 # JSON numbers are not looked up here: 1e3 is a text to YAML 1.1, but all of JSON is taken.
-_WORDS = frozenset(("=", *"yYnN", "yes", "Yes", "YES", "no", "No", "NO", "on", "On", "ON", "off", "Off", "OFF"))
-_NUMERIC = "0123456789-+._:abcdefABCDEFoxTtZ \t"  # no other character is in what the next patterns match
+_WORDS = frozenset(
+    ("=", *"yYnN", "yes", "Yes", "YES", "no", "No", "NO", "on", "On", "ON", "off", "Off", "OFF")
+)
+_NUMERIC = (
+    "0123456789-+._:abcdefABCDEFoxTtZ \t"  # no other character is in what the next patterns match
+)
 _AMBIGUOUS = r"""(?x)[-+]?0[0-9_]+|[-+]?0o[0-7_]+|[-+]?0b[01_]+|[-+]0x[0-9a-fA-F_]+|0x[0-9a-fA-F]*_[0-9a-fA-F_]*
     |(?=[^_]+_)(?=[^0-9]*[0-9])[-+]?[0-9_]*(?:\.[0-9_]*)?(?:[eE][-+]?[0-9_]+)?
     |[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][0-9]+|[-+]?[0-9]+[eE][-+][0-9]+
@@ -805,7 +916,9 @@ class _YamlReader(Record):
     def error(self, pos: int, message: str, hint: str) -> ConfigError:
         line, column = self.place(pos)
         text = self.text[pos : pos + 30].split("\n")[0]
-        return ConfigError(f"{self.file}:{line}:{column}: {message}" + (f": {text!r}" if text else ""), hint=hint)
+        return ConfigError(
+            f"{self.file}:{line}:{column}: {message}" + (f": {text!r}" if text else ""), hint=hint
+        )
 
     def skip(self, pos: int) -> int:
         """Behind blanks, line ends and comments; a comment has a blank or a line start before it, section 6.6."""
@@ -842,7 +955,9 @@ class _YamlReader(Record):
         if column is not None or parent == "-":  # only here may a block collection start
             if dash:
                 collection = self.block_sequence
-            elif self.text[pos] not in "[{|>" and self.text.startswith(":", self.scalar(pos, False)[0]):
+            elif self.text[pos] not in "[{|>" and self.text.startswith(
+                ":", self.scalar(pos, False)[0]
+            ):
                 collection = self.block_mapping
         if collection:
             if column is None:
@@ -891,10 +1006,14 @@ class _YamlReader(Record):
         """The key at pos, with its colon: section 7.4.2 [193]."""
         colon, name, source = self.scalar(pos, flow)
         if not self.text.startswith(":", colon):
-            raise self.error(pos, "no 'key: value' here", "write the key, a colon and a space on one line")
+            raise self.error(
+                pos, "no 'key: value' here", "write the key, a colon and a space on one line"
+            )
         if colon - pos > _MAX_KEY:
             raise self.error(pos, f"a key of more than {_MAX_KEY} characters", "shorten it")
-        if self.text[colon + 1 : colon + 2] not in ("", " ", "\t", "\n") and not (flow and source is None):
+        if self.text[colon + 1 : colon + 2] not in ("", " ", "\t", "\n") and not (
+            flow and source is None
+        ):
             raise self.error(colon, "no space behind the ':' of a key", "write 'key: value'")
         if not isinstance(name, str):
             raise self.error(pos, "a key that is not a string", f'quote it: "{source}"')
@@ -904,7 +1023,9 @@ class _YamlReader(Record):
         """The flow collection or scalar at pos; `flow` tells whether it stands inside of [] or {}."""
         self.check_depth(pos, depth)
         if self.text[pos] in "[{":
-            return (self.flow_sequence if self.text[pos] == "[" else self.flow_mapping)(pos, indent, depth)
+            return (self.flow_sequence if self.text[pos] == "[" else self.flow_mapping)(
+                pos, indent, depth
+            )
         end, value, source = self.scalar(pos, flow)
         return end, self.node(pos, value, source)
 
@@ -947,16 +1068,24 @@ class _YamlReader(Record):
             raise self.error(first, "nothing closes this bracket", "add the closing bracket")
         # A closing bracket may line up with its key: section 7.4 forbids that, but libyaml and others take it.
         least = indent + (self.text[token] not in "]}")
-        if "\n" in self.text[pos:token] and not self.text.startswith(" " * least, token - self.indent(token)):
+        if "\n" in self.text[pos:token] and not self.text.startswith(
+            " " * least, token - self.indent(token)
+        ):
             message = f"not indented, but within what starts in line {self.place(first)[0]}"
-            hint = f"start the line with {indent + 1} or more spaces, or close what is open above it"
+            hint = (
+                f"start the line with {indent + 1} or more spaces, or close what is open above it"
+            )
             raise self.error(token, message, hint)
         return token
 
     def refused(self, pos: int) -> ConfigError:
         """Why no plain scalar starts at pos: an indicator stands there."""
-        why, _, hint = next(why for chars, why in _REFUSED if self.text[pos] in chars).partition("; ")
-        return self.error(pos, why, f"{hint or 'put a space there'}; a text that starts like this needs quotes")
+        why, _, hint = next(why for chars, why in _REFUSED if self.text[pos] in chars).partition(
+            "; "
+        )
+        return self.error(
+            pos, why, f"{hint or 'put a space there'}; a text that starts like this needs quotes"
+        )
 
     def scalar(self, pos: int, flow: bool) -> tuple[int, YamlValue, str | None]:
         """The scalar at pos, up to the token behind it on its line; its value; the text of a plain one. Section 7.3."""
@@ -971,18 +1100,33 @@ class _YamlReader(Record):
             return match.end(), self.resolve(pos, source), source
         if single is not None:
             return match.end(), single.replace("''", "'"), None
-        return match.end(), re.sub(_ESCAPE, lambda escape: self.unescape(pos + 1 + escape.start(), escape[0]), double), None
+        return (
+            match.end(),
+            re.sub(
+                _ESCAPE, lambda escape: self.unescape(pos + 1 + escape.start(), escape[0]), double
+            ),
+            None,
+        )
 
     def unescape(self, pos: int, escape: str) -> str:
         """The character that the escape at pos stands for: section 5.7, and the surrogate pairs of JSON."""
         if escape[1] in _ESCAPED:
             return _ESCAPED[escape[1]]
         if len(escape) == 2:
-            raise self.error(pos, "unknown escape", "write \\\\ for a backslash, or use single quotes")
+            raise self.error(
+                pos, "unknown escape", "write \\\\ for a backslash, or use single quotes"
+            )
         try:  # \x, \u and \U are Python's too; UTF-16 makes one character of a pair, and has no place for half of one
-            return escape.encode().decode("unicode_escape").encode("utf-16", "surrogatepass").decode("utf-16")
+            return (
+                escape.encode()
+                .decode("unicode_escape")
+                .encode("utf-16", "surrogatepass")
+                .decode("utf-16")
+            )
         except UnicodeError:
-            raise self.error(pos, "no character has this number", "write the character itself") from None
+            raise self.error(
+                pos, "no character has this number", "write the character itself"
+            ) from None
 
     def block_scalar(self, first: int, indent: int) -> tuple[int, Node]:
         """The literal or folded scalar whose header is at first: section 8.1."""
@@ -995,15 +1139,23 @@ class _YamlReader(Record):
             message = "a blank line below is indented further than the first line of text"
             raise self.error(start, message, "remove the spaces of the blank line")
         if not width:
-            raise self.error(content, "readers differ on a block scalar without indentation", "indent the text")
+            raise self.error(
+                content, "readers differ on a block scalar without indentation", "indent the text"
+            )
         less = re.compile(rf"\n {{0,{width - 1}}}[^ \n]").search(self.text, start - 1)
         end = less.start() + 1 if less else len(self.text)
         if self.text[end - 1] != "\n" and chomp != "-":
             hint = "end the last line, or write '-' behind the '|' or '>'"
-            raise self.error(end, "the file ends within a line of a block scalar; readers differ on that", hint)
+            raise self.error(
+                end, "the file ends within a line of a block scalar; readers differ on that", hint
+            )
         text = "\n".join(line[width:] for line in self.text[start:end].split("\n"))
         body = text.rstrip("\n")
-        value: str = body if self.text[first] == "|" else re.sub(_FOLDED, lambda match: match[1] + (match[2] or " "), body)
+        value: str = (
+            body
+            if self.text[first] == "|"
+            else re.sub(_FOLDED, lambda match: match[1] + (match[2] or " "), body)
+        )
         value += {"+": text[len(body) :], "-": ""}.get(chomp, "\n" if body else "")
         self.refuse_tab(end, end + 1)  # neither a blank line, section 8.1.2, nor part of the text
         return self.next_token(end)[0], self.node(first, value)
@@ -1015,26 +1167,38 @@ class _YamlReader(Record):
         if text == "<<":
             raise self.error(pos, "merge keys are not supported", "write the merged entries out")
         numeric = text[0] in "-+.0123456789" and not text.strip(_NUMERIC)
-        if text in _WORDS or (numeric and not re.fullmatch(_JSON_NUMBER, text) and re.fullmatch(_AMBIGUOUS, text)):
+        if text in _WORDS or (
+            numeric and not re.fullmatch(_JSON_NUMBER, text) and re.fullmatch(_AMBIGUOUS, text)
+        ):
             hint = f'quote it if it is a text: "{text}"; else write true, false or a decimal number'
             raise self.error(pos, "YAML 1.1 and YAML 1.2 read this differently", hint)
         if not numeric or not (re.fullmatch(_INT, text) or re.fullmatch(_FLOAT, text)):
             return float(text.replace(".", "")) if text in _NOT_FINITE else text
         if len(text) > _MAX_NUMBER:
             raise self.error(pos, f"a number of more than {_MAX_NUMBER} characters", "quote it")
-        return int(text, 16 if text.startswith("0x") else 10) if re.fullmatch(_INT, text) else float(text)
+        return (
+            int(text, 16 if text.startswith("0x") else 10)
+            if re.fullmatch(_INT, text)
+            else float(text)
+        )
 
 
 def parse_yaml(text: str, file: str) -> Node:
     """Read one document; `file` only names it in errors. An empty document is Node(None). Raises ConfigError:
     "file:line:column: what is wrong", and what to write instead as its hint."""
     text = text[text.startswith("\ufeff") :].replace("\r\n", "\n").replace("\r", "\n")
-    src = _YamlReader(text, file, (0, *(pos + 1 for pos, char in enumerate(text[:_MAX_TEXT]) if char == "\n")))
+    src = _YamlReader(
+        text, file, (0, *(pos + 1 for pos, char in enumerate(text[:_MAX_TEXT]) if char == "\n"))
+    )
     if len(text) > _MAX_TEXT:
-        raise src.error(0, f"more than {_MAX_TEXT} characters", "this is no config; name the right file")
+        raise src.error(
+            0, f"more than {_MAX_TEXT} characters", "this is no config; name the right file"
+        )
     if bad := re.search("[^\t\n -~]" if text.isascii() else _FORBIDDEN, text):
         hint = f'remove it, or write "\\u{ord(bad.group()):04x}" in double quotes'
-        raise src.error(bad.start(), f"the character U+{ord(bad.group()):04X} may not stand here", hint)
+        raise src.error(
+            bad.start(), f"the character U+{ord(bad.group()):04X} may not stand here", hint
+        )
     first, start, markers = src.skip(0), 0, list(re.finditer(_MARKER, text))
     if text.startswith("%", first):
         raise src.refused(first)
@@ -1073,7 +1237,12 @@ class Item(Record):
         values: dict[str, Any] = {}
         for name, child in self.value().items():
             if name not in kinds:
-                self.refuse(child.key_line, child.key_column, f".{name}", f"no such key{_nearest(name, list(kinds))}")
+                self.refuse(
+                    child.key_line,
+                    child.key_column,
+                    f".{name}",
+                    f"no such key{_nearest(name, list(kinds))}",
+                )
             elif child.value is not None:
                 values[name] = self.read(kinds[name], child, f".{name}")
         return values
@@ -1081,13 +1250,23 @@ class Item(Record):
     def value(self, sort: type = dict, wanted: str = "a mapping of keys to values") -> Any:
         """The node's own value; ValueError unless it is of this sort."""
         if not isinstance(self.node.value, sort):
-            names = {dict: "a mapping", list: "a list", bool: "a boolean", type(None): "nothing", str: "a string"}
+            names = {
+                dict: "a mapping",
+                list: "a list",
+                bool: "a boolean",
+                type(None): "nothing",
+                str: "a string",
+            }
             raise ValueError(f"wants {wanted}, not {names.get(type(self.node.value), 'a number')}")
         return self.node.value
 
     def text(self, variables: bool = False) -> str:
         """A string. A plain number is taken as it is written: the sibling wants `memory: "8192"` quoted."""
-        text = str(self.node.source if type(self.node.value) in (int, float) else self.value(str, "a string"))
+        text = str(
+            self.node.source
+            if type(self.node.value) in (int, float)
+            else self.value(str, "a string")
+        )
         if "${" in text and not variables:
             raise ValueError("${...} is substituted in registries, and nowhere else")
         if re.search(r"\$\{(?![A-Za-z_][A-Za-z0-9_]*\})", text):
@@ -1110,7 +1289,9 @@ class Item(Record):
             raise ValueError("wants a URL or a path of a cloud image")
         if re.match(r"(?!file:///)[A-Za-z][A-Za-z0-9+.-]*://", text):
             raise ValueError(f"{text!r} is not an https, http or file:/// URL")
-        return self.file(urllib.parse.unquote(text[7:]) if text.startswith("file:///") else text).as_uri()
+        return self.file(
+            urllib.parse.unquote(text[7:]) if text.startswith("file:///") else text
+        ).as_uri()
 
 
 class Kind(Record):
@@ -1151,7 +1332,13 @@ def section(cls: Any) -> Kind:
         return cls(**{attrs[name]: values.get(name) for name in (*required, *values)})
 
     schema = {**shape(kinds).schema, **({"required": required} if required else {})}
-    return Kind(parse, schema, lambda value: {name: kind.show(getattr(value, attrs[name])) for name, kind in kinds.items()})
+    return Kind(
+        parse,
+        schema,
+        lambda value: {
+            name: kind.show(getattr(value, attrs[name])) for name, kind in kinds.items()
+        },
+    )
 
 
 def shape(kinds: Mapping[str, Kind]) -> Kind:
@@ -1171,9 +1358,16 @@ def list_of(kind: Kind) -> Kind:
     """The kind of a list, read as a tuple."""
 
     def parse(item: Item) -> Any:
-        return tuple(item.read(kind, node, f"[{index}]") for index, node in enumerate(item.value(list, "a list")))
+        return tuple(
+            item.read(kind, node, f"[{index}]")
+            for index, node in enumerate(item.value(list, "a list"))
+        )
 
-    return Kind(parse, {"type": "array", "items": kind.schema}, lambda values: [kind.show(value) for value in values])
+    return Kind(
+        parse,
+        {"type": "array", "items": kind.schema},
+        lambda values: [kind.show(value) for value in values],
+    )
 
 
 def _nearest(word: str, choices: Sequence[str]) -> str:
@@ -1183,32 +1377,54 @@ def _nearest(word: str, choices: Sequence[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _checked(right: Callable[[Any], object], wrong: str, value: Any, near: Sequence[str] = ()) -> Any:
+def _checked(
+    right: Callable[[Any], object], wrong: str, value: Any, near: Sequence[str] = ()
+) -> Any:
     """The value, where it is right; else ValueError says what is wrong: the value stands for a {}."""
     if not right(value):
         raise ValueError(wrong.format(value) + (_nearest(value, near) if near else ""))
     return value
 
 
-def _text(right: Callable[[str], object], wrong: str, near: Sequence[str] = (), **schema: Any) -> Kind:
+def _text(
+    right: Callable[[str], object], wrong: str, near: Sequence[str] = (), **schema: Any
+) -> Kind:
     """The kind of a string that stays as it is."""
-    return Kind(lambda item: _checked(right, wrong, item.text(), near), {"type": "string", **schema})
+    return Kind(
+        lambda item: _checked(right, wrong, item.text(), near), {"type": "string", **schema}
+    )
 
 
 def _pattern(pattern: str, wanted: str) -> Kind:
-    return _text(partial(re.fullmatch, pattern, flags=re.ASCII), f"{{!r}} is not {wanted}", pattern=f"^(?:{pattern})$")
+    return _text(
+        partial(re.fullmatch, pattern, flags=re.ASCII),
+        f"{{!r}} is not {wanted}",
+        pattern=f"^(?:{pattern})$",
+    )
 
 
 def _choice(*choices: str) -> Kind:
-    return _text(choices.__contains__, f"{{!r}} is none of {', '.join(choices)}", choices, enum=list(choices))
+    return _text(
+        choices.__contains__, f"{{!r}} is none of {', '.join(choices)}", choices, enum=list(choices)
+    )
 
 
 def _number(low: int, high: int, unit: str) -> Kind:
     """A whole number, quoted or not, shown as the string that the sibling wants. Where 0 will do, so does nothing."""
     digits = "[0-9]+" if low else "[0-9]*"
     wrong = f"{{!r}} is not a whole number from {low} to {high} ({unit})"
-    text = _text(lambda text: len(text) < 10 and re.fullmatch(digits, text) and low <= int(text or 0) <= high, wrong)
-    schema = {"anyOf": [{"type": "string", "pattern": f"^{digits}$"}, {"type": "integer", "minimum": low, "maximum": high}]}
+    text = _text(
+        lambda text: len(text) < 10
+        and re.fullmatch(digits, text)
+        and low <= int(text or 0) <= high,
+        wrong,
+    )
+    schema = {
+        "anyOf": [
+            {"type": "string", "pattern": f"^{digits}$"},
+            {"type": "integer", "minimum": low, "maximum": high},
+        ]
+    }
     return Kind(lambda item: int(text.parse(item) or 0), schema, str)
 
 
@@ -1316,13 +1532,19 @@ def load_config(directory: Path) -> Config:
     """Read and check the config of a directory. ConfigError lists ALL problems, each with file:line:column."""
     path = Path(os.path.abspath(directory))
     try:
-        names = [path] if path.is_file() else [path / name for name in CONFIG_NAMES]  # the file itself may be named
+        names = (
+            [path] if path.is_file() else [path / name for name in CONFIG_NAMES]
+        )  # the file itself may be named
         found = [name for name in names if name.is_file()]
         if len(found) > 1:
-            raise ConfigError(f"{path}: both {found[0].name} and {found[1].name}", hint="keep one of them")
+            raise ConfigError(
+                f"{path}: both {found[0].name} and {found[1].name}", hint="keep one of them"
+            )
         if not found:
             what = "no such directory" if not path.is_dir() else f"no {CONFIG_NAMES[0]} in it"
-            raise ConfigError(f"{path}: {what}", hint="-c wants the directory that holds the config")
+            raise ConfigError(
+                f"{path}: {what}", hint="-c wants the directory that holds the config"
+            )
         path = found[0]
         return read_config(path.read_bytes().decode("utf-8"), path)
     except UnicodeDecodeError as error:
@@ -1343,29 +1565,43 @@ def read_config(text: str, path: Path) -> Config:
         config = replace(config, file=path)
         if not config.port_forwards and config.k3s.install != "none":
             config = replace(config, port_forwards=config.fields["port_forwards"])
-        if isinstance(config, QemuConfig) and config.image == DEFAULT_IMAGE and not config.image_sha256:
+        if (
+            isinstance(config, QemuConfig)
+            and config.image == DEFAULT_IMAGE
+            and not config.image_sha256
+        ):
             config = replace(config, image_sha256=DEFAULT_IMAGE_SHA256)
-    if not item.wrong and isinstance(config, QemuConfig):  # rules between keys, where each alone is right
+    if not item.wrong and isinstance(
+        config, QemuConfig
+    ):  # rules between keys, where each alone is right
         at = keys.get("portForwards", root)
         hosts = [forward.host for forward in config.port_forwards if forward.host]
         guests = [forward.guest for forward in config.port_forwards]
         rules = {f"host port {port} is forwarded twice": hosts.count(port) < 2 for port in hosts}
         rules[f"host port {config.ssh_port} is sshPort's already"] = config.ssh_port not in hosts
         rules["guest port 22 is sshPort's business"] = 22 not in guests
-        rules["guest port 6443 is missing; kubectl would not reach k3s"] = 6443 in guests or config.k3s.install == "none"
+        rules["guest port 6443 is missing; kubectl would not reach k3s"] = (
+            6443 in guests or config.k3s.install == "none"
+        )
         for text, kept in rules.items():
             if not kept:
                 item.refuse(at.line, at.column, ".portForwards", text)
     if item.wrong:
         lines = [f"{path}:{line}:{column}: {text}" for line, column, text in sorted(item.wrong)]
         head = f"{len(lines)} problems in {path.name}\n" if len(lines) > 1 else ""
-        raise ConfigError(head + "\n".join(lines), hint=f"`ycluster schema {provider}` describes every key")
+        raise ConfigError(
+            head + "\n".join(lines), hint=f"`ycluster schema {provider}` describes every key"
+        )
     return config
 
 
 def left_alone(config: Config) -> list[str]:
     """What the config asks for, and this version does nothing about: a warning for each."""
-    said = [f"{name}: y-cluster's business, ignored here" for name in ("gateway", "storage") if getattr(config, name)]
+    said = [
+        f"{name}: y-cluster's business, ignored here"
+        for name in ("gateway", "storage")
+        if getattr(config, name)
+    ]
     if config.registries and config.k3s.install == "none":
         said.append("registries: ignored, there is no k3s in a plain VM")
     return said
@@ -1374,15 +1610,21 @@ def left_alone(config: Config) -> list[str]:
 def expand_variables(value: Any, environ: Mapping[str, str], path: str = "registries") -> Any:
     """The value with its ${VAR} filled in; ConfigError names a variable that is not set."""
     if isinstance(value, Mapping):
-        return {name: expand_variables(item, environ, f"{path}.{name}") for name, item in value.items()}
+        return {
+            name: expand_variables(item, environ, f"{path}.{name}") for name, item in value.items()
+        }
     if isinstance(value, (list, tuple)):
-        return [expand_variables(item, environ, f"{path}[{index}]") for index, item in enumerate(value)]
+        return [
+            expand_variables(item, environ, f"{path}[{index}]") for index, item in enumerate(value)
+        ]
     if not isinstance(value, str):
         return value
     try:
         return re.sub(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}", lambda match: environ[match[1]], value)
     except KeyError as error:
-        raise ConfigError(f"{path}: the variable {error.args[0]} is not set", hint="export it, or leave it out") from None
+        raise ConfigError(
+            f"{path}: the variable {error.args[0]} is not set", hint="export it, or leave it out"
+        ) from None
 
 
 def show_config(config: Config) -> Any:
@@ -1415,7 +1657,9 @@ class Files(Record):
     lock = property(lambda self: self._at(".lock"))  # held while the sidecar or the VM changes
     disk = property(lambda self: self._at(".qcow2"))
     pidfile = property(lambda self: self._at(".pid"))  # its path in QEMU's argv is QEMU's identity
-    vm_lock = property(lambda self: self._at(".vm.lock"))  # held by QEMU itself for as long as it lives
+    vm_lock = property(
+        lambda self: self._at(".vm.lock")
+    )  # held by QEMU itself for as long as it lives
     qmp = property(lambda self: self._at(".qmp"))
     console = property(lambda self: self._at("-console.log"))
     seed = property(lambda self: self._at("-seed"))
@@ -1428,7 +1672,9 @@ class Files(Record):
     watch_lock = property(lambda self: self._at(".watch.lock"))  # held by the watcher
     log = property(lambda self: self._at(".reap.log"))  # what its timers said
     kubeconfig = property(lambda self: self._at("-kubeconfig"))
-    certificates = property(lambda self: self._at("-certificates"))  # a folder, for kubectl to embed them from
+    certificates = property(
+        lambda self: self._at("-certificates")
+    )  # a folder, for kubectl to embed them from
     incoming = property(lambda self: self._at(".import"))  # a folder, while a disk is imported
 
     def disposable(self) -> list[Path]:
@@ -1444,22 +1690,38 @@ class Files(Record):
 _str = partial(_checked, lambda value: isinstance(value, str), "is no string")
 _dict_of = partial(_checked, lambda value: isinstance(value, dict), "is no object")
 _list_of = partial(_checked, lambda value: isinstance(value, list), "is no list")
-_port = partial(_checked, lambda text: len(text) < 6 and not text.strip("0123456789") and int(text or 0) < 65536, "is no port")
+_port = partial(
+    _checked,
+    lambda text: len(text) < 6 and not text.strip("0123456789") and int(text or 0) < 65536,
+    "is no port",
+)
 _action = partial(_checked, ("", *ACTIONS).__contains__, f"is none of {', '.join(ACTIONS)}")
 
 
 def _tuple_of(kind: Kind) -> Kind:
     """The kind of a list in a sidecar, read as a tuple."""
-    return Kind(lambda value: tuple(map(kind.parse, _list_of(value))), show=lambda values: list(map(kind.show, values)))
+    return Kind(
+        lambda value: tuple(map(kind.parse, _list_of(value))),
+        show=lambda values: list(map(kind.show, values)),
+    )
 
 
 def _record(cls: Any, **kinds: Kind) -> Kind:
     """The kind of an object that holds the fields of a Record. The sibling writes Host for `host`."""
 
     def parse(value: Any) -> Any:
-        return cls(**{name.lower(): kind.parse(_dict_of(value).get(name, "")) for name, kind in kinds.items()})
+        return cls(
+            **{
+                name.lower(): kind.parse(_dict_of(value).get(name, ""))
+                for name, kind in kinds.items()
+            }
+        )
 
-    return Kind(parse, show=lambda value: value and {name: kinds[name].show(getattr(value, name.lower())) for name in kinds})
+    return Kind(
+        parse,
+        show=lambda value: value
+        and {name: kinds[name].show(getattr(value, name.lower())) for name in kinds},
+    )
 
 
 class ArmedTimer(Record):
@@ -1486,8 +1748,13 @@ _PORT = Kind(lambda value: int(_port(_str(value)) or 0), show=str)
 _ACTION = Kind(lambda value: _action(value) or "stop")  # unset is stop, as in the sibling
 _MOMENT = Kind(lambda value: parse_time(_str(value)), show=format_time)
 _UNSET = ("", "0001-01-01T00:00:00Z")  # Go writes its zero time for none
-_TIME = Kind(lambda v: None if _str(v) in _UNSET else parse_time(v), show=lambda v: "" if v is None else format_time(v))
-_REAPED = _record(Reaped, at=_MOMENT, action=Kind(lambda value: _ACTION.parse(_str(value))), by=_TEXT, how=_TEXT)
+_TIME = Kind(
+    lambda v: None if _str(v) in _UNSET else parse_time(v),
+    show=lambda v: "" if v is None else format_time(v),
+)
+_REAPED = _record(
+    Reaped, at=_MOMENT, action=Kind(lambda value: _ACTION.parse(_str(value))), by=_TEXT, how=_TEXT
+)
 _encode_time, _encode_record = _TIME.show, _REAPED.show
 
 
@@ -1501,7 +1768,9 @@ class State(Record):
     memory: str = "8192"  # MB
     cpus: str = "4"
     ssh_port: int = key(_PORT, default=2222)
-    port_forwards: tuple[PortForward, ...] = key(_tuple_of(_record(PortForward, Host=_PORT, Guest=_PORT)), default=())
+    port_forwards: tuple[PortForward, ...] = key(
+        _tuple_of(_record(PortForward, Host=_PORT, Guest=_PORT)), default=()
+    )
     bind_address: str = BIND_ADDRESS
     k3s: Mapping[str, Any] = key(Kind(_dict_of), default={})
     kubeconfig: str = ""  # the file of the user's that knows of it
@@ -1525,8 +1794,12 @@ class State(Record):
     machine: str = ""
     boot_id: str = ""  # the boot in which the deadline was set
     booted_at: int | None = key(_TIME, default=None)  # by the clock of then
-    auto_ports: tuple[int, ...] = key(_tuple_of(_PORT), default=())  # of the guest, with a new port of the host at each start
-    timer: ArmedTimer | None = key(_record(ArmedTimer, backend=_TEXT, id=_TEXT, deadline=_MOMENT, warning=_TEXT), default=None)
+    auto_ports: tuple[int, ...] = key(
+        _tuple_of(_PORT), default=()
+    )  # of the guest, with a new port of the host at each start
+    timer: ArmedTimer | None = key(
+        _record(ArmedTimer, backend=_TEXT, id=_TEXT, deadline=_MOMENT, warning=_TEXT), default=None
+    )
     reaped: Reaped | None = key(_REAPED, default=None)
     extra: Mapping[str, Any] = {}
 
@@ -1536,7 +1809,9 @@ class State(Record):
 
     @property
     def has_k3s(self) -> bool:
-        return self.k3s.get("Install", "none") not in ("", "none") and any(f.guest == 6443 for f in self.port_forwards)
+        return self.k3s.get("Install", "none") not in ("", "none") and any(
+            f.guest == 6443 for f in self.port_forwards
+        )
 
     @property
     def disarmed(self) -> bool:
@@ -1576,7 +1851,9 @@ def decode_state(text: str, path: Path) -> State:
         raise _unreadable(path, f"it names the cluster {values.get('name')!r}")
     # Where the file lies is where its neighbours are; the directory may have been moved or linked.
     values["cache_dir"] = str(path.parent)
-    return State(extra={name: value for name, value in data.items() if name not in _STORED}, **values)
+    return State(
+        extra={name: value for name, value in data.items() if name not in _STORED}, **values
+    )
 
 
 def encode_state(state: State) -> str:
@@ -1592,7 +1869,10 @@ def encode_state(state: State) -> str:
 def load_state(files: Files) -> State:
     """The cluster's state; StateError when there is no such cluster or its sidecar is unreadable."""
     if not os.path.lexists(files.sidecar):
-        raise StateError(f"no cluster {files.name} in {files.cache_dir}", hint="`ycluster list` shows those there are")
+        raise StateError(
+            f"no cluster {files.name} in {files.cache_dir}",
+            hint="`ycluster list` shows those there are",
+        )
     if not files.sidecar.is_file():  # a pipe would be waited for
         raise _unreadable(files.sidecar, "it is no file, or a link that leads to none")
     try:
@@ -1609,7 +1889,11 @@ def save_state(state: State) -> State:
 
 def state_from_config(config: QemuConfig, cache_dir: Path) -> State:
     """The state of a cluster that is about to be made. What both have under one name is of the same kind, but for some."""
-    same = {name: value for name, value in {**vars(config.lifetime), **vars(config)}.items() if name in State.fields}
+    same = {
+        name: value
+        for name, value in {**vars(config.lifetime), **vars(config)}.items()
+        if name in State.fields
+    }
     ports = [*config.port_forwards, PortForward(host=config.ssh_port, guest=22)]
     return replace(
         State(**same), cache_dir=str(cache_dir), memory=str(config.memory), cpus=str(config.cpus), lifetime=config.lifetime.max_run,
@@ -1633,14 +1917,22 @@ def remember_cache_dir(host: Host, cache_dir: Path) -> None:
 
 def log_event(host: Host, state: State, event: str, **facts: object) -> None:
     """Add a line of JSON to the user's log of events, best effort. A full log makes way for a new one."""
-    told = {"at": format_time(host.now()), "event": event, "name": state.name, "cacheDir": state.cache_dir, **facts}
+    told = {
+        "at": format_time(host.now()),
+        "event": event,
+        "name": state.name,
+        "cacheDir": state.cache_dir,
+        **facts,
+    }
     with contextlib.suppress(OSError, YclusterError):
         log = host.state_home() / "events.jsonl"
         log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if log.exists() and log.stat().st_size > EVENTS_SIZE:
             log.replace(log.with_name("events.1.jsonl"))
         with descriptor(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)) as fd:
-            os.write(fd, json.dumps(told).encode() + b"\n")  # in one go, so that lines of two never mix
+            os.write(
+                fd, json.dumps(told).encode() + b"\n"
+            )  # in one go, so that lines of two never mix
 
 
 def discover(host: Host) -> list[Files]:
@@ -1654,7 +1946,11 @@ def discover(host: Host) -> list[Files]:
     for place in places:
         with contextlib.suppress(OSError, RuntimeError):  # a dangling link, or a loop of them
             real = place.resolve()
-            found |= {Files(real, path.stem) for path in real.glob("*.json") if not path.stem.startswith(".")}
+            found |= {
+                Files(real, path.stem)
+                for path in real.glob("*.json")
+                if not path.stem.startswith(".")
+            }
     return sorted(found, key=lambda files: (files.name, str(files.cache_dir)))
 
 
@@ -1673,8 +1969,14 @@ def adjusted(state: State, clock: Clock) -> State:
         return state
     if abs(step := round(clock.booted - state.booted_at)) < CLOCK_STEP:
         return state
-    moments = {name: getattr(state, name) for name in ("booted_at", "started_at", "retry_at", "warned", "expires_at")}
-    return replace(state, **{name: min(max(0, at + step), _LATEST) for name, at in moments.items() if at is not None})
+    moments = {
+        name: getattr(state, name)
+        for name in ("booted_at", "started_at", "retry_at", "warned", "expires_at")
+    }
+    return replace(
+        state,
+        **{name: min(max(0, at + step), _LATEST) for name, at in moments.items() if at is not None},
+    )
 
 
 def decide(state: State, clock: Clock) -> Decision:
@@ -1683,13 +1985,18 @@ def decide(state: State, clock: Clock) -> Decision:
     if state.disarmed:
         return Decision("nothing", "disarmed by hand; `ycluster lifetime arm` arms it again")
     if state.expires_at is None:
-        return Decision("nothing", "not armed" if budget(state.lifetime) else "it has no lifetime budget")
+        return Decision(
+            "nothing", "not armed" if budget(state.lifetime) else "it has no lifetime budget"
+        )
     if clock.now < state.expires_at:
         do = "warn" if warn_time(state) <= clock.now else "rearm"
         return Decision(do, f"due in {in_words(state.expires_at - clock.now)}")
     why = f"due since {in_words(clock.now - state.expires_at)}"
     if state.on_expiry == "teardown" and state.boot_id not in ("", clock.boot_id):
-        return Decision("stop", f"{why} by a clock that may be wrong, the host was rebooted: no teardown, its disk stays")
+        return Decision(
+            "stop",
+            f"{why} by a clock that may be wrong, the host was rebooted: no teardown, its disk stays",
+        )
     return Decision(state.on_expiry, why)
 
 
@@ -1703,7 +2010,13 @@ def due_time(state: State) -> float:
 def warn_time(state: State) -> float:
     """When to tell the user that the deadline comes: once a deadline, and not where the whole budget is that short."""
     lead = budget(state.warn)
-    if lead is None or state.expires_at is None or state.disarmed or state.retry_at or state.warned == state.expires_at:
+    if (
+        lead is None
+        or state.expires_at is None
+        or state.disarmed
+        or state.retry_at
+        or state.warned == state.expires_at
+    ):
         return float("inf")
     moment = state.expires_at - -(-lead // 10**9)
     return moment if moment > (state.started_at or 0) else float("inf")
@@ -1720,7 +2033,9 @@ def anchored(state: State, clock: Clock) -> State:
     if nanoseconds is not None:
         seconds, parts = clock.now.as_integer_ratio()  # exact, and rounded up: never early
         expires = -(-(seconds * 10**9 + nanoseconds * parts) // (parts * 10**9))
-    timer = None if state.disarmed else state.timer  # what stood guard before is still to be taken away
+    timer = (
+        None if state.disarmed else state.timer
+    )  # what stood guard before is still to be taken away
     return replace(
         state, started_at=int(clock.now), expires_at=expires, retry_at=None, boot_id=clock.boot_id,
         booted_at=round(clock.booted), timer=timer, reaped=None, warned=None, ran_with="", prepared="",
@@ -1744,17 +2059,32 @@ def extended(state: State, nanoseconds: int, clock: Clock, *, until: int | None 
     since the epoch. Raises YclusterError where nothing counts, and past the cap."""
     if state.expires_at is None:
         why = f"{state.name}: no deadline is counting, so there is none to extend{past(state)}"
-        raise YclusterError(why, hint="`ycluster start` gives a fresh budget; lifetime.maxRun in the config sets it")
+        raise YclusterError(
+            why, hint="`ycluster start` gives a fresh budget; lifetime.maxRun in the config sets it"
+        )
     later = max(state.expires_at, int(clock.now)) + -(-nanoseconds // 10**9)
     expires = later if until is None else max(state.expires_at, until)
     if expires > clock.now + 100 * 365 * 86400:
-        raise UsageError("that is more than a hundred years from now", hint="`ycluster lifetime disarm` means never")
+        raise UsageError(
+            "that is more than a hundred years from now",
+            hint="`ycluster lifetime disarm` means never",
+        )
     cap = (state.started_at or int(clock.now)) + -(-(budget(state.max_total) or 0) // 10**9)
     if budget(state.max_total) is not None and expires > max(cap, state.expires_at):
         why = f"{state.name}: no extension passes lifetime.maxTotal, {state.max_total} from the start: {local_time(cap)}"
-        raise YclusterError(why, hint=f"up to there: `ycluster lifetime extend --until {format_time(cap)}`")
-    state = replace(state, expires_at=expires, retry_at=None, boot_id=clock.boot_id, booted_at=round(clock.booted))
-    return replace(state, warned=expires) if warn_time(state) <= clock.now else state  # whoever extends knows
+        raise YclusterError(
+            why, hint=f"up to there: `ycluster lifetime extend --until {format_time(cap)}`"
+        )
+    state = replace(
+        state,
+        expires_at=expires,
+        retry_at=None,
+        boot_id=clock.boot_id,
+        booted_at=round(clock.booted),
+    )
+    return (
+        replace(state, warned=expires) if warn_time(state) <= clock.now else state
+    )  # whoever extends knows
 
 
 def retry_delay(late: float) -> float:
@@ -1779,7 +2109,9 @@ def install_program(host: Host, files: Files) -> None:
 def unit_name(files: Files, deadline: int, nonce: str) -> str:
     """A transient unit's name: with a hash of the place, a deadline and a nonce, as no name may be used while it runs."""
     place = sha256_of(os.fsencode(files.sidecar))[:8]
-    name = re.sub(r"[^A-Za-z0-9:_.-]", "-", files.name)[:100]  # the sibling's names may hold anything
+    name = re.sub(r"[^A-Za-z0-9:_.-]", "-", files.name)[
+        :100
+    ]  # the sibling's names may hold anything
     return f"ycluster-reap-{name}-{place}-{deadline}-{nonce}"
 
 
@@ -1800,13 +2132,17 @@ class SystemdTimer:
         lingers = ["loginctl", "show-user", str(os.getuid()), "--property=Linger", "--value"]
         kept = Path("/var/lib/systemd/linger", host.user()).exists()
         if not kept and (host.attempt(lingers, timeout=30) or "").strip() != "yes":
-            why = f"{host.user()} does not linger: its systemd ends at the last logout, a VM does not"
+            why = (
+                f"{host.user()} does not linger: its systemd ends at the last logout, a VM does not"
+            )
             raise PrerequisiteError(why, hint="loginctl enable-linger")
 
     def arm(self, host: Host, files: Files, deadline: int) -> str:
         command = timer_argv(host, files, self.name, "reap")
         if re.search(r"[$;]", "".join(command)):
-            raise YclusterError("systemd misreads a path with $ or ; in it, after its next daemon-reload at the latest")
+            raise YclusterError(
+                "systemd misreads a path with $ or ; in it, after its next daemon-reload at the latest"
+            )
         unit = unit_name(files, deadline, os.urandom(2).hex())
         # A calendar time that has passed by the time systemd reads it never fires.
         moment = max(deadline, int(host.now()) + 3)
@@ -1825,11 +2161,20 @@ class SystemdTimer:
 
     def _waits(self, host: Host, unit: str) -> bool:
         # One that has fired goes on waiting for the clock to be set, without a time.
-        argv = ["systemctl", "--user", "show", f"{unit}.timer", "--property=NextElapseUSecRealtime", "--value"]
+        argv = [
+            "systemctl",
+            "--user",
+            "show",
+            f"{unit}.timer",
+            "--property=NextElapseUSecRealtime",
+            "--value",
+        ]
         return (host.attempt(argv, timeout=30) or "").strip() not in ("", "n/a")
 
     def armed(self, host: Host, files: Files, timer: ArmedTimer) -> bool:
-        return files.program.exists() and self._waits(host, timer.id)  # without its program it fires in vain
+        return files.program.exists() and self._waits(
+            host, timer.id
+        )  # without its program it fires in vain
 
     def cancel(self, host: Host, files: Files, timer: ArmedTimer) -> None:
         host.run(["systemctl", "--user", "stop", f"{timer.id}.timer"], timeout=30, check=False)
@@ -1855,12 +2200,26 @@ class AtTimer:
             raise PrerequisiteError("at does not let this user in (at.allow, at.deny)")
 
     def arm(self, host: Host, files: Files, deadline: int) -> str:
-        command = shlex.join(timer_argv(host, files, self.name, "reap", "--wait", f"{AT_EARLY:.0f}s"))
+        command = shlex.join(
+            timer_argv(host, files, self.name, "reap", "--wait", f"{AT_EARLY:.0f}s")
+        )
         log = shlex.quote(str(files.log))
         # A log that can't be written must not keep the reap from running.
         job = f"umask 077\ntrue >>{log} && exec {command} >>{log} 2>&1\nexec {command} >/dev/null 2>&1\n"
-        argv = ["at", "-q", self.QUEUE, "-t", f"{datetime.fromtimestamp(deadline, timezone.utc):%Y%m%d%H%M}"]
-        answer = host.run(argv, timeout=30, stdin=job, cwd=Path("/"), env=host.child_env({"TZ": "UTC0", "SHELL": "/bin/sh"}))
+        argv = [
+            "at",
+            "-q",
+            self.QUEUE,
+            "-t",
+            f"{datetime.fromtimestamp(deadline, timezone.utc):%Y%m%d%H%M}",
+        ]
+        answer = host.run(
+            argv,
+            timeout=30,
+            stdin=job,
+            cwd=Path("/"),
+            env=host.child_env({"TZ": "UTC0", "SHELL": "/bin/sh"}),
+        )
         if (found := re.search(r"^job ([0-9]+) at ", answer.stderr, re.MULTILINE)) is None:
             raise YclusterError(f"at did not say which job it made: {answer.stderr.strip()}")
         return found.group(1)
@@ -1868,7 +2227,11 @@ class AtTimer:
     def armed(self, host: Host, files: Files, timer: ArmedTimer) -> bool:
         # Not only our queue: while a job runs, atq lists it under `=`; at the moment when it is renamed a look may miss it.
         looks = (host.attempt(["atq"], timeout=30) or "" for _ in range(2))
-        return files.program.exists() and self.daemon_runs and any(f"\n{timer.id}\t" in f"\n{look}" for look in looks)
+        return (
+            files.program.exists()
+            and self.daemon_runs
+            and any(f"\n{timer.id}\t" in f"\n{look}" for look in looks)
+        )
 
     def cancel(self, host: Host, files: Files, timer: ArmedTimer) -> None:
         host.run(["atrm", timer.id], timeout=30, check=False)
@@ -1912,7 +2275,9 @@ def timers_for(host: Host) -> tuple[Timer, ...]:
     """All of them, or the one that YCLUSTER_TIMER names."""
     wanted = host.environ.get("YCLUSTER_TIMER", "")
     if not (chosen := tuple(timer for timer in TIMERS if wanted in ("", timer.name))):
-        raise UsageError(f"YCLUSTER_TIMER={wanted}: it is none of {', '.join(timer.name for timer in TIMERS)}")
+        raise UsageError(
+            f"YCLUSTER_TIMER={wanted}: it is none of {', '.join(timer.name for timer in TIMERS)}"
+        )
     return chosen
 
 
@@ -1923,7 +2288,10 @@ def timer_named(name: str) -> Timer | None:
 def is_armed(host: Host, state: State) -> bool:
     """Whether the timer that the sidecar names really is there."""
     armed = state.timer
-    return any(armed and timer.name == armed.backend and timer.armed(host, state.files, armed) for timer in TIMERS)
+    return any(
+        armed and timer.name == armed.backend and timer.armed(host, state.files, armed)
+        for timer in TIMERS
+    )
 
 
 def arm_timer(host: Host, state: State, *, fired: bool = False) -> State:
@@ -1933,7 +2301,13 @@ def arm_timer(host: Host, state: State, *, fired: bool = False) -> State:
         return disarm_timer(host, state, None)
     deadline, warning = int(due_time(state)), warn_time(state)
     old, chosen = state.timer, timers_for(host)
-    if old and old.deadline == deadline and timer_named(old.backend) in chosen and not fired and is_armed(host, state):
+    if (
+        old
+        and old.deadline == deadline
+        and timer_named(old.backend) in chosen
+        and not fired
+        and is_armed(host, state)
+    ):
         return save_state(state)
     install_program(host, state.files)
     refused: list[str] = []
@@ -1941,7 +2315,9 @@ def arm_timer(host: Host, state: State, *, fired: bool = False) -> State:
         try:
             backend.check(host)
             mark = ArmedTimer(backend.name, backend.arm(host, state.files, deadline), deadline)
-            if host.now() < warning < deadline:  # one more, which the deadline's own does not depend on
+            if (
+                host.now() < warning < deadline
+            ):  # one more, which the deadline's own does not depend on
                 mark = replace(mark, warning=backend.arm(host, state.files, int(warning)))
             log_event(host, state, "armed", by=backend.name, deadline=format_time(deadline))
             return disarm_timer(host, state, mark)
@@ -1951,7 +2327,9 @@ def arm_timer(host: Host, state: State, *, fired: bool = False) -> State:
             refused.append(f"{backend.name}: {error}")
     save_state(replace(state, timer=None))
     why = f"{state.name}: no timer can be armed; its deadline is saved, and nothing fires it ({'; '.join(refused)})"
-    hint = "have `ycluster lifetime reap --all` run by a scheduler of yours, or unset YCLUSTER_TIMER"
+    hint = (
+        "have `ycluster lifetime reap --all` run by a scheduler of yours, or unset YCLUSTER_TIMER"
+    )
     raise PrerequisiteError(why, hint=hint)
 
 
@@ -1979,17 +2357,25 @@ def gcp_flags(max_run: str, where: str = "lifetime.maxRun") -> list[str]:
     seconds = -(-nanoseconds // 10**9)
     if not GCP_MIN_SECONDS <= seconds <= GCP_MAX_SECONDS:
         why = f"{where} {max_run} is {seconds} s; Compute Engine takes 30 s to 120 days (2880h)"
-        raise ConfigError(why, hint="choose a budget within them; gcloud itself would let it through")
+        raise ConfigError(
+            why, hint="choose a budget within them; gcloud itself would let it through"
+        )
     return [f"--max-run-duration={seconds}s", "--instance-termination-action=DELETE"]
 
 
 def gcp_warnings(config: Config, on_expiry: object) -> dict[str, str]:
     """What may still hurt, by the word that `--quiet` takes once it is settled; `on_expiry` is what the file says."""
-    said = {"restart": "a restart after a host error begins a new budget, unless you add --no-restart-on-failure"}
+    said = {
+        "restart": "a restart after a host error begins a new budget, unless you add --no-restart-on-failure"
+    }
     if on_expiry not in (None, "teardown"):
-        said["onExpiry"] = f"lifetime.onExpiry: {on_expiry} is ignored in the cloud, the instance is deleted"
+        said["onExpiry"] = (
+            f"lifetime.onExpiry: {on_expiry} is ignored in the cloud, the instance is deleted"
+        )
     if getattr(config, "data_disk", None):
-        said["dataDisk"] = "a data disk is deleted with the instance, unless its --disk has auto-delete=no"
+        said["dataDisk"] = (
+            "a data disk is deleted with the instance, unless its --disk has auto-delete=no"
+        )
     return said
 
 
@@ -2004,7 +2390,10 @@ def gcp_lifetime(text: str | bytes, now: float) -> dict[str, Any]:
     nanoseconds = int(limit["seconds"]) * 10**9 + int(limit.get("nanos", 0)) if limit else 0
     if made["status"] == "RUNNING":
         # Compute Engine's own reckoning goes first: it counts from the last entry into RUNNING, a resume too.
-        known = made.get("resourceStatus", {}).get("scheduling", {}).get("terminationTimestamp") or until
+        known = (
+            made.get("resourceStatus", {}).get("scheduling", {}).get("terminationTimestamp")
+            or until
+        )
         if known or limit:
             expires = parse_time(known) if known else parse_time(started) + -(-nanoseconds // 10**9)
     return {
@@ -2030,7 +2419,9 @@ class Qmp:
 
     @classmethod
     @contextlib.contextmanager
-    def connect(cls, path: Path, monotonic: Callable[[], float], *, timeout: float) -> Iterator[Qmp]:
+    def connect(
+        cls, path: Path, monotonic: Callable[[], float], *, timeout: float
+    ) -> Iterator[Qmp]:
         """Connect and negotiate. The directory is reached by a descriptor: a socket path is 107 bytes at most."""
         import socket
 
@@ -2047,10 +2438,16 @@ class Qmp:
                 raise QmpError(f"{path}: QEMU's monitor does not answer: {error}") from None
             yield qmp
 
-    def execute(self, command: str, arguments: Mapping[str, Any] = {}, *, timeout: float = 5.0) -> Any:
+    def execute(
+        self, command: str, arguments: Mapping[str, Any] = {}, *, timeout: float = 5.0
+    ) -> Any:
         """Run a command and return its `return`; QmpError when it is refused or `timeout` seconds pass."""
         self.serial += 1
-        request = {"execute": command, "id": self.serial, **({"arguments": arguments} if arguments else {})}
+        request = {
+            "execute": command,
+            "id": self.serial,
+            **({"arguments": arguments} if arguments else {}),
+        }
         until = self.monotonic() + timeout
         try:
             self.sock.settimeout(timeout)
@@ -2071,7 +2468,9 @@ class Qmp:
                 self.sock.settimeout(max(0.001, until - self.monotonic()))
                 chunk = self.sock.recv(65536)
             except OSError as error:  # that of a timeout has no errno
-                raise QmpError(f"connection lost: {error.strerror}" if error.errno else "no answer in time") from None
+                raise QmpError(
+                    f"connection lost: {error.strerror}" if error.errno else "no answer in time"
+                ) from None
             if not chunk:
                 raise QmpError("QEMU closed the connection")
             self.buffer += chunk
@@ -2138,7 +2537,14 @@ def _exited(pidfd: int, timeout: float) -> bool:
     return bool(select.select([pidfd], [], [], max(0.0, timeout))[0])
 
 
-def ask_qemu(host: Host, files: Files, command: str, arguments: Mapping[str, Any] = {}, *, timeout: float = 5.0) -> Any:
+def ask_qemu(
+    host: Host,
+    files: Files,
+    command: str,
+    arguments: Mapping[str, Any] = {},
+    *,
+    timeout: float = 5.0,
+) -> Any:
     """What QEMU's monitor returns for one command; raises QmpError."""
     with Qmp.connect(files.qmp, host.monotonic, timeout=timeout) as qmp:
         return qmp.execute(command, arguments)
@@ -2203,13 +2609,19 @@ def stop_vm(host: Host, files: Files, vm: Vm, ssh_poweroff: Callable[[], object]
         with contextlib.suppress(YclusterError, OSError):
             act()
         until = host.monotonic() + patience
-        while not (ended := _exited(vm.pidfd, min(0.5, until - host.monotonic()))) and host.monotonic() < until:
+        while (
+            not (ended := _exited(vm.pidfd, min(0.5, until - host.monotonic())))
+            and host.monotonic() < until
+        ):
             steps.waiting(f"{rung}: waiting for QEMU to end")
         if ended:
             steps.done(f"{files.name} is off by {rung}")
             return rung
         host.output.warn(f"{files.name}: {rung} did not end it in {host.monotonic() - began:.0f} s")
-    raise YclusterError(f"{files.name}: QEMU (pid {vm.pid}) is alive after SIGKILL", hint="look into the kernel's log")
+    raise YclusterError(
+        f"{files.name}: QEMU (pid {vm.pid}) is alive after SIGKILL",
+        hint="look into the kernel's log",
+    )
 
 
 def _powerdown(host: Host, files: Files, vm: Vm, steps: Steps) -> None:
@@ -2236,7 +2648,9 @@ KVM_TIMEOUT = 10.0  # seconds; TCG takes half a one
 def forwards(state: State) -> list[PortForward]:
     """What to ask QEMU for, ssh included: host port 0 (choose a free one) where the config left the choice to it."""
     every = [PortForward(host=state.ssh_port, guest=22), *state.port_forwards]
-    return [PortForward(host=0 if f.guest in state.auto_ports else f.host, guest=f.guest) for f in every]
+    return [
+        PortForward(host=0 if f.guest in state.auto_ports else f.host, guest=f.guest) for f in every
+    ]
 
 
 def qemu_argv(state: State, accel: str) -> list[str]:
@@ -2244,7 +2658,13 @@ def qemu_argv(state: State, accel: str) -> list[str]:
     after they are open), as a socket path is 107 bytes at most. Disks are JSON, in which a comma has no meaning."""
     files = state.files
     hostfwd = [f"hostfwd=tcp:{state.bind_address}:{f.host}-:{f.guest}" for f in forwards(state)]
-    seed = {"driver": "vvfat", "node-name": "seed", "dir": str(files.seed), "label": "CIDATA", "read-only": True}
+    seed = {
+        "driver": "vvfat",
+        "node-name": "seed",
+        "dir": str(files.seed),
+        "label": "CIDATA",
+        "read-only": True,
+    }
     argv = [
         QEMU, "-name", f"guest={state.name}", "-no-user-config", "-nodefaults", "-display", "none", "-vga", "none",
         "-machine", f"{state.machine or 'q35'},graphics=off",  # the firmware, too, speaks on the serial console
@@ -2259,7 +2679,12 @@ def qemu_argv(state: State, accel: str) -> list[str]:
     if files.seed.is_dir():  # the sibling's disks have had theirs at the first boot
         argv += ["-blockdev", json.dumps(seed), "-device", "virtio-blk-pci,drive=seed"]
     if state.data_disk:
-        argv += ["-blockdev", _qcow2("data", Path(state.data_disk)), "-device", "virtio-blk-pci,drive=data"]
+        argv += [
+            "-blockdev",
+            _qcow2("data", Path(state.data_disk)),
+            "-device",
+            "virtio-blk-pci,drive=data",
+        ]
     return argv
 
 
@@ -2276,11 +2701,17 @@ def try_kvm(host: Host) -> None:
     why = "so QEMU emulates, which is slower"
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         what = "/dev/kvm is closed to you" if os.path.exists("/dev/kvm") else "there is no /dev/kvm"
-        raise PrerequisiteError(f"{what}, {why}", hint=f"sudo modprobe kvm; sudo usermod -aG kvm {host.user()}")
+        raise PrerequisiteError(
+            f"{what}, {why}", hint=f"sudo modprobe kvm; sudo usermod -aG kvm {host.user()}"
+        )
     with tempfile.NamedTemporaryFile() as disk:
         disk.write(KVM_TRIAL.ljust(510, b"\0") + b"\x55\xaa" + bytes((1 << 20) - 512))
         disk.flush()
-        node = {"driver": "raw", "node-name": "boot", "file": {"driver": "file", "filename": disk.name}}
+        node = {
+            "driver": "raw",
+            "node-name": "boot",
+            "file": {"driver": "file", "filename": disk.name},
+        }
         argv = [
             QEMU, "-no-user-config", "-nodefaults", "-display", "none", "-vga", "none", "-machine", "q35", "-accel", "kvm",
             "-cpu", "host", "-m", "64", "-device", "isa-debug-exit,iobase=0xf4,iosize=4",
@@ -2311,7 +2742,9 @@ def kvm_works(host: Host) -> bool:
         works = False
     with contextlib.suppress(OSError, YclusterError):
         host.state_home().mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_file(host.state_home() / "kvm-trial", f"{trial}\n{'kvm' if works else 'tcg'}\n".encode())
+        write_file(
+            host.state_home() / "kvm-trial", f"{trial}\n{'kvm' if works else 'tcg'}\n".encode()
+        )
     return works
 
 
@@ -2339,7 +2772,9 @@ def _spawn_qemu(host: Host, state: State, accel: str) -> None:
     """Run QEMU until it has made itself a daemon. It inherits the VM lock and holds it to its last breath."""
     files = state.files
     if (fd := take_flock(host, files.vm_lock, timeout=5)) is None:
-        raise YclusterError(f"{state.name}: its QEMU already runs", hint="`ycluster status` says more")
+        raise YclusterError(
+            f"{state.name}: its QEMU already runs", hint="`ycluster status` says more"
+        )
     with descriptor(fd):
         remove(files.qmp)
         remove(files.pidfile)
@@ -2356,7 +2791,9 @@ def with_ports(host: Host, state: State) -> State:
     usernet = ask_qemu(host, state.files, "human-monitor-command", {"command-line": "info usernet"})
     found = re.findall(r"TCP\[HOST_FORWARD\]\s+\d+\s+\S+\s+(\d+)\s+\S+\s+(\d+)", usernet)
     chosen = {int(guest): int(port) for port, guest in found}
-    ports = tuple(PortForward(host=chosen.get(f.guest, f.host), guest=f.guest) for f in state.port_forwards)
+    ports = tuple(
+        PortForward(host=chosen.get(f.guest, f.host), guest=f.guest) for f in state.port_forwards
+    )
     return replace(state, ssh_port=chosen.get(22, state.ssh_port), port_forwards=ports)
 
 
@@ -2364,9 +2801,15 @@ def port_owner(host: Host, port: int) -> str:
     """Who listens on a port, in words; of another user's program only root may know."""
     answer = host.attempt(["ss", "-Hltnp", f"sport = :{port}"], timeout=10) or ""
     if (found := re.search(r'users:\(\("([^"]*)",pid=([0-9]+)', answer)) is None:
-        return "it is below 1024 and you are not root" if port < 1024 and os.getuid() else "a program of another user has it"
+        return (
+            "it is below 1024 and you are not root"
+            if port < 1024 and os.getuid()
+            else "a program of another user has it"
+        )
     with contextlib.suppress(OSError):
-        if guest := re.search(rb"\0guest=([^\0,]*)", Path(f"/proc/{found[2]}/cmdline").read_bytes()):
+        if guest := re.search(
+            rb"\0guest=([^\0,]*)", Path(f"/proc/{found[2]}/cmdline").read_bytes()
+        ):
             return f"the cluster {os.fsdecode(guest[1])} has it (pid {found[2]})"
     return f"{found[1]} has it (pid {found[2]})"
 
@@ -2407,12 +2850,26 @@ find /var/log -type f -exec truncate -s 0 {{}} +
 """
 
 
-def user_data(state: State, login_key: str, host_private: str, host_public: str, registries: Mapping[str, Any]) -> str:
+def user_data(
+    state: State, login_key: str, host_private: str, host_public: str, registries: Mapping[str, Any]
+) -> str:
     """cloud-init's user-data; JSON is YAML. The host key is ours, so that the very first connection can be checked. The
     datasource list keeps a disk that boots elsewhere from asking every cloud for its metadata."""
-    pin = {"path": "/etc/cloud/cloud.cfg.d/99-ycluster.cfg", "content": "datasource_list: [NoCloud, None]\n"}
-    mirrors = {"path": "/etc/rancher/k3s/registries.yaml", "permissions": "0600", "content": to_json(registries)}
-    login = {"name": state.ssh_user, "shell": "/bin/bash", "sudo": "ALL=(ALL) NOPASSWD:ALL", "lock_passwd": True}
+    pin = {
+        "path": "/etc/cloud/cloud.cfg.d/99-ycluster.cfg",
+        "content": "datasource_list: [NoCloud, None]\n",
+    }
+    mirrors = {
+        "path": "/etc/rancher/k3s/registries.yaml",
+        "permissions": "0600",
+        "content": to_json(registries),
+    }
+    login = {
+        "name": state.ssh_user,
+        "shell": "/bin/bash",
+        "sudo": "ALL=(ALL) NOPASSWD:ALL",
+        "lock_passwd": True,
+    }
     cloud_config = {
         "hostname": state.name, "users": [{**login, "ssh_authorized_keys": [login_key.strip()]}], "ssh_deletekeys": True,
         "ssh_keys": {"ed25519_private": host_private, "ed25519_public": host_public.strip()}, "package_update": False,
@@ -2424,10 +2881,16 @@ def user_data(state: State, login_key: str, host_private: str, host_public: str,
 def make_keys(host: Host, state: State) -> None:
     """Fresh keys of this VM's own: one to log in with, one for its sshd. Nothing touches ~/.ssh."""
     files = state.files
-    for key, comment in ((files.ssh_key, f"ycluster {state.name}"), (files.host_key, f"root@{state.name}")):
+    for key, comment in (
+        (files.ssh_key, f"ycluster {state.name}"),
+        (files.host_key, f"root@{state.name}"),
+    ):
         remove(key)
         remove(key.with_name(key.name + ".pub"))
-        host.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(key)], timeout=30)
+        host.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(key)],
+            timeout=30,
+        )
     public = files.host_pub.read_text(encoding="ascii")
     write_file(files.known_hosts, f"{state.name} {' '.join(public.split()[:2])}\n".encode())
 
@@ -2437,10 +2900,14 @@ def make_seed(state: State, registries: Mapping[str, Any]) -> None:
     files = state.files
     remove(files.seed)
     files.seed.mkdir(mode=0o700, parents=True, exist_ok=True)
-    login, private, public = (key.read_text(encoding="ascii") for key in (files.ssh_pub, files.host_key, files.host_pub))
+    login, private, public = (
+        key.read_text(encoding="ascii") for key in (files.ssh_pub, files.host_key, files.host_pub)
+    )
     data = user_data(state, login, private, public, registries)
     # A new id makes cloud-init apply the new key even to a disk that has booted before.
-    meta = to_json({"instance-id": f"{state.name}-{os.urandom(8).hex()}", "local-hostname": state.name})
+    meta = to_json(
+        {"instance-id": f"{state.name}-{os.urandom(8).hex()}", "local-hostname": state.name}
+    )
     write_file(files.seed / "user-data", data.encode())
     write_file(files.seed / "meta-data", meta.encode())
 
@@ -2450,7 +2917,9 @@ def ssh_argv(state: State, *command: str) -> list[str]:
     files = state.files
     # Without our host key (a VM of the sibling's) the first one seen is kept and held to.
     strict = "yes" if files.host_pub.exists() else "accept-new"
-    key, known = (str(path).replace("%", "%%") for path in (files.ssh_key, files.known_hosts))  # ssh expands %
+    key, known = (
+        str(path).replace("%", "%%") for path in (files.ssh_key, files.known_hosts)
+    )  # ssh expands %
     return [
         "ssh", "-F", "/dev/null", "-p", str(state.ssh_port),
         "-o", f'IdentityFile="{key}"', "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=20",
@@ -2460,11 +2929,16 @@ def ssh_argv(state: State, *command: str) -> list[str]:
     ]  # fmt: skip
 
 
-def ssh_banner(address: str, port: int, timeout: float, waiting: Callable[[], object] = lambda: None) -> bool:
+def ssh_banner(
+    address: str, port: int, timeout: float, waiting: Callable[[], object] = lambda: None
+) -> bool:
     """Whether an ssh server speaks. A TCP connect alone proves nothing: QEMU accepts with no guest listening."""
     import socket
 
-    with contextlib.suppress(OSError), socket.create_connection((address, port), timeout=timeout) as sock:
+    with (
+        contextlib.suppress(OSError),
+        socket.create_connection((address, port), timeout=timeout) as sock,
+    ):
         for _ in range(4):
             if select.select([sock], [], [], timeout / 4)[0]:
                 return sock.recv(4) == b"SSH-"
@@ -2492,14 +2966,19 @@ def wait_ready(host: Host, state: State, *, timeout: float, more: Sequence[Stage
                 _check_boot(host, state, vm, stage)
                 looked.append(host.monotonic())
             if host.monotonic() > until:
-                why = f"{state.name}: no {stage} within {timeout:.0f} s; {console_tail(state.files)}"
+                why = (
+                    f"{state.name}: no {stage} within {timeout:.0f} s; {console_tail(state.files)}"
+                )
                 hint = f"it still runs, and its deadline holds: `ycluster stop --name {state.name}` ends it now"
                 raise TimedOut(why, hint=hint)
             steps.waiting(f"waiting for {stage}")
 
         stages: tuple[Stage, ...] = (
             ("firmware", lambda waiting: state.files.console.stat().st_size > 0),
-            ("SSH banner", lambda waiting: ssh_banner(state.dial_address, state.ssh_port, 2.0, waiting)),
+            (
+                "SSH banner",
+                lambda waiting: ssh_banner(state.dial_address, state.ssh_port, 2.0, waiting),
+            ),
             ("login", lambda waiting: in_guest(host, state, "true", waiting) is not None),
             ("cloud-init done", lambda waiting: _cloud_init_done(host, state, waiting)),
         )
@@ -2534,7 +3013,11 @@ def _cloud_init_done(host: Host, state: State, waiting: Callable[[], object]) ->
     """Whether cloud-init is through with this boot (or has no part in it). Its own `status` takes seconds without KVM."""
     result, off = "/run/cloud-init/result.json", "/run/cloud-init/disabled"
     wait = f"[ -e {off} ] && exit; for i in $(seq 20); do [ -e {result} ] && exec cat {result}; sleep 0.5; done; exit 1"
-    if (said := in_guest(host, state, f"command -v cloud-init >/dev/null || exit 0; {wait}", waiting)) is None:
+    if (
+        said := in_guest(
+            host, state, f"command -v cloud-init >/dev/null || exit 0; {wait}", waiting
+        )
+    ) is None:
         return False
     with contextlib.suppress(ValueError, LookupError, TypeError):
         for error in json.loads(said)["v1"]["errors"]:  # the guest is up all the same
@@ -2572,7 +3055,10 @@ INSTALL_K3S_SKIP_DOWNLOAD=true sh install.sh"""
 def check_implemented(config: QemuConfig) -> None:
     """Raise where the config asks for what this version doesn't do; better than to leave out what was promised."""
     here = config.k3s.install == "script" and config.k3s.source.startswith("file:")
-    every = {"k3s.source: a folder of this host, with install: script": here, "network.mode: tap": config.network.mode == "tap"}
+    every = {
+        "k3s.source: a folder of this host, with install: script": here,
+        "network.mode: tap": config.network.mode == "tap",
+    }
     if asked := ", ".join(what for what, is_asked in every.items() if is_asked):
         raise NotImplementedYet(f"not yet implemented: {asked}", hint="leave it out")
 
@@ -2587,15 +3073,23 @@ def fetch_k3s(host: Host, version: str, source: str) -> Path:
     listing = folder / K3S_FILES[0]
     with locked(host, folder / ".lock", timeout=3600):
         for name in (name for name in K3S_FILES if not (folder / name).exists()):
-            base = f"https://raw.githubusercontent.com/k3s-io/k3s/{version}" if name == "install.sh" else release
+            base = (
+                f"https://raw.githubusercontent.com/k3s-io/k3s/{version}"
+                if name == "install.sh"
+                else release
+            )
             sums = [] if name == listing.name else listing.read_text("utf-8", "replace").split()
             digest = dict(zip(sums[1::2], sums[::2])).get(name, "")
             part = folder / f".{name}.part"
             try:
                 if name.startswith("k3s") and not digest:
-                    raise ConfigError(f"{source or base}/{listing.name}: it has no digest of {name}", hint=hint)
+                    raise ConfigError(
+                        f"{source or base}/{listing.name}: it has no digest of {name}", hint=hint
+                    )
                 download(host, f"{source or base}/{name}", part, hint, digest, listing.name)
-                if name == "install.sh" and not part.read_bytes().startswith(b"#!"):  # it is in no list of digests
+                if name == "install.sh" and not part.read_bytes().startswith(
+                    b"#!"
+                ):  # it is in no list of digests
                     raise ConfigError(f"{source or base}/{name}: it is no script", hint=hint)
             except ConfigError:
                 remove(listing)  # of the two, it may be what is wrong
@@ -2610,7 +3104,10 @@ def k3s_stages(host: Host, state: State) -> tuple[Stage, ...]:
     ready = "node $(hostname | tr A-Z a-z) -o 'jsonpath={.status.conditions[?(@.type==\"Ready\")].status}'"
     return (
         ("k3s installed", lambda waiting: _install_k3s(host, state, waiting)),
-        ("API ready", lambda waiting: in_guest(host, state, kubectl + "--raw /readyz", waiting) is not None),
+        (
+            "API ready",
+            lambda waiting: in_guest(host, state, kubectl + "--raw /readyz", waiting) is not None,
+        ),
         ("node Ready", lambda waiting: in_guest(host, state, kubectl + ready, waiting) == "True"),
     )
 
@@ -2628,9 +3125,15 @@ def _install_k3s(host: Host, state: State, waiting: Callable[[], object]) -> boo
         _, *options, where = ssh_argv(state)
         given = ["-P" if word == "-p" else word for word in options]
         files = [str(folder / name) for name in K3S_FILES[1:]]
-        host.run(["scp", "-q", *given, *files, f"{where}:k3s-install/"], timeout=1800, waiting=waiting)
+        host.run(
+            ["scp", "-q", *given, *files, f"{where}:k3s-install/"], timeout=1800, waiting=waiting
+        )
     install = shlex.join(["sudo", "sh", "-euc", script, "k3s", source, version])
-    host.run(ssh_argv(state, f"cd k3s-install && {install} && rm -r ../k3s-install"), timeout=1800, waiting=waiting)
+    host.run(
+        ssh_argv(state, f"cd k3s-install && {install} && rm -r ../k3s-install"),
+        timeout=1800,
+        waiting=waiting,
+    )
     return True
 
 
@@ -2646,7 +3149,11 @@ def _kubectl(host: Host, file: Path, *words: str) -> str:
     until = host.monotonic() + 10
     while True:
         try:
-            return host.run(["kubectl", "config", *words], timeout=60, env=host.child_env({"KUBECONFIG": str(file)})).stdout
+            return host.run(
+                ["kubectl", "config", *words],
+                timeout=60,
+                env=host.child_env({"KUBECONFIG": str(file)}),
+            ).stdout
         except ProgramFailed as error:
             if ".lock" not in error.stderr or host.monotonic() > until:
                 raise
@@ -2657,7 +3164,10 @@ def _view(host: Host, file: Path) -> dict[str, dict[str, Any]]:
     """The clusters, contexts and users of a kubeconfig, each by its name."""
     view = json.loads(_kubectl(host, file, "view", "-o", "json")) if file.exists() else {}
     every = {what: view.get(what) or () for what in ("clusters", "contexts", "users")}
-    return {what: {item["name"]: item.get(what[:-1]) or {} for item in items} for what, items in every.items()}
+    return {
+        what: {item["name"]: item.get(what[:-1]) or {} for item in items}
+        for what, items in every.items()
+    }
 
 
 def check_context(host: Host, states: Sequence[State], config: QemuConfig, files: Files) -> None:
@@ -2667,10 +3177,14 @@ def check_context(host: Host, states: Sequence[State], config: QemuConfig, files
             other = f"context {config.context!r} is that of the cluster {state.name} in {state.cache_dir}"
             raise ConfigError(f"{config.file}: {other}", hint="give this one a context of its own")
     if config.k3s.install != "none":
-        _check_names(host, kubeconfig_file(host), config.name, config.context, config.network.bind_address)
+        _check_names(
+            host, kubeconfig_file(host), config.name, config.context, config.network.bind_address
+        )
 
 
-def _check_names(host: Host, file: Path, name: str, context: str, address: str, known: bool = False) -> None:
+def _check_names(
+    host: Host, file: Path, name: str, context: str, address: str, known: bool = False
+) -> None:
     """Raise when what is to go into a kubeconfig would replace something else; `known`: it has our cluster and user already."""
     if not host.which("kubectl"):
         return
@@ -2678,7 +3192,9 @@ def _check_names(host: Host, file: Path, name: str, context: str, address: str, 
     if (entry := view["contexts"].get(context)) is not None:
         cluster = entry.get("cluster", "")
         server = view["clusters"].get(cluster, {}).get("server", "")
-        if not cluster == entry.get("user") == name or not re.match(rf"$|https://({re.escape(address)}|127\.0\.0\.1):", server):
+        if not cluster == entry.get("user") == name or not re.match(
+            rf"$|https://({re.escape(address)}|127\.0\.0\.1):", server
+        ):
             taken = f"context {context!r} is that of {cluster} ({server})"
     elif not known and (name in view["clusters"] or name in view["users"]):
         taken = f"it has a cluster or a user {name!r} already"
@@ -2712,37 +3228,74 @@ def merge_kubeconfig(host: Host, state: State) -> State:
     import base64
 
     files, name = state.files, state.name
-    given = json.loads(host.run(ssh_argv(state, "sudo k3s kubectl config view --raw -o json"), timeout=60).stdout)
+    given = json.loads(
+        host.run(ssh_argv(state, "sudo k3s kubectl config view --raw -o json"), timeout=60).stdout
+    )
     cluster, user = given["clusters"][0]["cluster"], given["users"][0]["user"]
     port = next(forward.host for forward in state.port_forwards if forward.guest == 6443)
     # k3s's certificate is for 127.0.0.1, among others, wherever the port is forwarded from.
-    cluster["server"], cluster["tls-server-name"] = f"https://{state.dial_address}:{port}", "127.0.0.1"
+    cluster["server"], cluster["tls-server-name"] = (
+        f"https://{state.dial_address}:{port}",
+        "127.0.0.1",
+    )
     context = {"name": state.context, "context": {"cluster": name, "user": name}}
-    named = {"clusters": [{"name": name, "cluster": cluster}], "users": [{"name": name, "user": user}]}
-    own = {"apiVersion": "v1", "kind": "Config", **named, "contexts": [context], "current-context": state.context}
+    named = {
+        "clusters": [{"name": name, "cluster": cluster}],
+        "users": [{"name": name, "user": user}],
+    }
+    own = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        **named,
+        "contexts": [context],
+        "current-context": state.context,
+    }
     write_file(files.kubeconfig, to_json(own).encode())
     if not host.which("kubectl"):
-        host.output.say(f"  there is no kubectl here; its kubeconfig: export KUBECONFIG={shlex.quote(str(files.kubeconfig))}")
+        host.output.say(
+            f"  there is no kubectl here; its kubeconfig: export KUBECONFIG={shlex.quote(str(files.kubeconfig))}"
+        )
         return state
     file = kubeconfig_file(host)
-    _check_names(host, file, name, state.context, state.dial_address, known=state.kubeconfig == str(file))
+    _check_names(
+        host, file, name, state.context, state.dial_address, known=state.kubeconfig == str(file)
+    )
     if state.kubeconfig != str(file):  # it may be another one this time
         forget_kubeconfig(host, state)
-    state = save_state(replace(state, kubeconfig=str(file)))  # from here on a teardown takes our names out
+    state = save_state(
+        replace(state, kubeconfig=str(file))
+    )  # from here on a teardown takes our names out
     if file.exists() and not (backup := file.with_name(f"{file.name}.before-ycluster")).exists():
         write_file(backup, file.read_bytes())
     _keep_last(file)
     # As files: a key has no place in argv. And by `set`: `set-credentials` crashes in Debian 12's kubectl.
     files.certificates.mkdir(mode=0o700, exist_ok=True)
-    for entry, what in ((cluster, "certificate-authority"), (user, "client-certificate"), (user, "client-key")):
+    for entry, what in (
+        (cluster, "certificate-authority"),
+        (user, "client-certificate"),
+        (user, "client-key"),
+    ):
         write_file(files.certificates / what, base64.b64decode(entry[f"{what}-data"]))
     _kubectl(host, file, "unset", f"users.{name}")
     for what in ("client-certificate", "client-key"):
         _kubectl(host, file, "set", f"users.{name}.{what}", str(files.certificates / what))
     at = (f"--server={cluster['server']}", f"--tls-server-name={cluster['tls-server-name']}")
-    _kubectl(host, file, "set-cluster", name, *at, f"--certificate-authority={files.certificates}/certificate-authority")
+    _kubectl(
+        host,
+        file,
+        "set-cluster",
+        name,
+        *at,
+        f"--certificate-authority={files.certificates}/certificate-authority",
+    )
     _kubectl(host, file, "set-context", state.context, f"--cluster={name}", f"--user={name}")
-    if not _kubectl(host, Path(host.environ.get("KUBECONFIG") or file), "view", "-o", "jsonpath={.current-context}"):
+    if not _kubectl(
+        host,
+        Path(host.environ.get("KUBECONFIG") or file),
+        "view",
+        "-o",
+        "jsonpath={.current-context}",
+    ):
         _kubectl(host, file, "use-context", state.context)
     host.output.say(f"  kubectl --context {shlex.quote(state.context)} get nodes   ({file})")
     return state
@@ -2758,7 +3311,9 @@ def fetch_image(host: Host, config: QemuConfig, cache_dir: Path) -> Path:
         if config.image_sha256 and (images / config.image_sha256).is_file():
             return images / config.image_sha256
         part = images / f".{sha256_of(config.image.encode())[:16]}.part"
-        for leftover in {*images.glob(".*.part")} - {part}:  # the lock is ours, so nobody is using them
+        for leftover in {*images.glob(".*.part")} - {
+            part
+        }:  # the lock is ours, so nobody is using them
             remove(leftover)
         hint = "`image` (and imageSha256) in the config can name any cloud image that this host can reach;\n"
         hint += "scripts/build-guest-image.sh makes one of Debian packages"
@@ -2769,7 +3324,9 @@ def fetch_image(host: Host, config: QemuConfig, cache_dir: Path) -> Path:
 
 def parse_size(text: str) -> int:
     """Bytes of a size as qemu-img writes it: 20G, 512M, 1073741824."""
-    return int(text.rstrip("KMGTkmgt")) << {"K": 10, "M": 20, "G": 30, "T": 40}.get(text[-1:].upper(), 0)
+    return int(text.rstrip("KMGTkmgt")) << {"K": 10, "M": 20, "G": 30, "T": 40}.get(
+        text[-1:].upper(), 0
+    )
 
 
 def image_info(host: Host, image: Path, named: str = "") -> dict[str, Any]:
@@ -2778,7 +3335,9 @@ def image_info(host: Host, image: Path, named: str = "") -> dict[str, Any]:
     info: dict[str, Any] = json.loads(host.run(argv, timeout=60).stdout)
     if "backing-filename" in info or "data-file" in info.get("format-specific", {}).get("data", {}):
         hint = "`qemu-img convert -O qcow2` makes a whole one of it"
-        raise ConfigError(f"{named or image}: the image is not whole, it builds on another file", hint=hint)
+        raise ConfigError(
+            f"{named or image}: the image is not whole, it builds on another file", hint=hint
+        )
     return info
 
 
@@ -2787,14 +3346,18 @@ def make_disk(host: Host, state: State, image: Path) -> None:
     info = image_info(host, image, state.image)
     wanted, size = parse_size(state.disk_size), info["virtual-size"]
     if state.imported and wanted > size:
-        host.run(["qemu-img", "resize", "-q", "-f", "qcow2", str(image), state.disk_size], timeout=120)
+        host.run(
+            ["qemu-img", "resize", "-q", "-f", "qcow2", str(image), state.disk_size], timeout=120
+        )
     elif not state.imported and wanted < size:
         why = f"diskSize {state.disk_size} is smaller than the image, which takes {size} bytes"
         raise ConfigError(why, hint="a disk can be larger than its image, never smaller")
     elif not state.imported:
         base = image.relative_to(state.cache_dir)  # so that a cacheDir can be moved
         argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base), "-F", info["format"]]
-        host.run([*argv, str(state.files.disk), state.disk_size], timeout=120, cwd=Path(state.cache_dir))
+        host.run(
+            [*argv, str(state.files.disk), state.disk_size], timeout=120, cwd=Path(state.cache_dir)
+        )
 
 
 # --- libguestfs: what it needs of the host, and the data disk
@@ -2804,11 +3367,20 @@ sudo chmod 0755 /etc/kernel/postinst.d/zz-readable-kernel
 sudo chmod 0644 /boot/vmlinuz-*"""
 
 
-def check_host_kernel(host: Host, boot: Path = Path("/boot"), modules: Path = Path("/lib/modules")) -> None:
+def check_host_kernel(
+    host: Host, boot: Path = Path("/boot"), modules: Path = Path("/lib/modules")
+) -> None:
     """Raise where libguestfs could not read the kernel that it boots: the newest that has modules (source: supermin(1)).
     Only looks; other troubles are libguestfs's to tell. scripts/_check-host-kernel.sh is the same for shell scripts."""
-    kernels = [str(path) for path in boot.glob("vmlinuz-*") if (modules / path.name[len("vmlinuz-") :]).is_dir()]
-    *_, newest = ["", *host.run(["sort", "-V"], timeout=20, stdin="\n".join(kernels)).stdout.splitlines()]
+    kernels = [
+        str(path)
+        for path in boot.glob("vmlinuz-*")
+        if (modules / path.name[len("vmlinuz-") :]).is_dir()
+    ]
+    *_, newest = [
+        "",
+        *host.run(["sort", "-V"], timeout=20, stdin="\n".join(kernels)).stdout.splitlines(),
+    ]
     if os.path.exists(newest) and not os.access(newest, os.R_OK):
         why = 'libguestfs boots it: "supermin exited with error status 1"'
         raise PrerequisiteError(f"{newest} can't be read, and {why}", hint=KERNEL_REMEDY)
@@ -2816,9 +3388,20 @@ def check_host_kernel(host: Host, boot: Path = Path("/boot"), modules: Path = Pa
 
 def guestfs(host: Host, what: str, *argv: str) -> None:
     """Run a program of libguestfs, with KVM where that stands its trial."""
-    given = {name: value for name, value in host.environ.items() if name.startswith(("LIBGUESTFS_", "SUPERMIN_"))}
-    emulate = {} if "LIBGUESTFS_BACKEND_SETTINGS" in given or kvm_works(host) else {"LIBGUESTFS_BACKEND_SETTINGS": "force_tcg"}
-    env, steps = host.child_env({"LIBGUESTFS_BACKEND": "direct", **emulate, **given}), Steps(host.output, host.monotonic)
+    given = {
+        name: value
+        for name, value in host.environ.items()
+        if name.startswith(("LIBGUESTFS_", "SUPERMIN_"))
+    }
+    emulate = (
+        {}
+        if "LIBGUESTFS_BACKEND_SETTINGS" in given or kvm_works(host)
+        else {"LIBGUESTFS_BACKEND_SETTINGS": "force_tcg"}
+    )
+    env, steps = (
+        host.child_env({"LIBGUESTFS_BACKEND": "direct", **emulate, **given}),
+        Steps(host.output, host.monotonic),
+    )
     host.run(argv, timeout=1800, env=env, waiting=lambda: steps.waiting(what))
     steps.done(what)
 
@@ -2829,7 +3412,9 @@ def check_data_disk(host: Host, path: str) -> None:
         host.need({"virt-format": "libguestfs-tools"})
         check_host_kernel(host)
     elif image_info(host, Path(path))["format"] != "qcow2":
-        raise ConfigError(f"dataDisk {path} is no qcow2", hint="`qemu-img convert -O qcow2` makes one of it")
+        raise ConfigError(
+            f"dataDisk {path} is no qcow2", hint="`qemu-img convert -O qcow2` makes one of it"
+        )
 
 
 def make_data_disk(host: Host, path: Path, size: str) -> None:
@@ -2840,7 +3425,14 @@ def make_data_disk(host: Host, path: Path, size: str) -> None:
     part = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
     try:
         host.run(["qemu-img", "create", "-q", "-f", "qcow2", str(part), size], timeout=120)
-        argv = ["virt-format", "--format=qcow2", "-a", str(part), "--partition=none", "--filesystem=ext4"]
+        argv = [
+            "virt-format",
+            "--format=qcow2",
+            "-a",
+            str(part),
+            "--partition=none",
+            "--filesystem=ext4",
+        ]
         guestfs(host, f"data disk {path} of {size}", *argv, f"--label={DATA_LABEL}")
         with contextlib.suppress(FileExistsError):  # another's came first, and may be in use by now
             os.link(part, path)
@@ -2849,7 +3441,9 @@ def make_data_disk(host: Host, path: Path, size: str) -> None:
 
 
 # --- bundles: a disk that leaves this host, and comes in
-WINDOW = 1 << 28  # bytes that are laid out raw at a time on the way into a tar: what an export takes besides its result
+WINDOW = (
+    1 << 28
+)  # bytes that are laid out raw at a time on the way into a tar: what an export takes besides its result
 QCOW2, RAW, VMDK = ("-O", "qcow2"), ("-O", "raw"), ("-O", "vmdk", "-o", "subformat=streamOptimized")
 CONVERT: Mapping[str, tuple[str, ...]] = {"qcow2": QCOW2, "raw": RAW, "vmdk": VMDK, "gcp-tar": ()}
 BUNDLE_README = """\
@@ -2872,7 +3466,11 @@ def write_disk(host: Host, disk: Path, form: str, target: Path, source: str = "q
     argv = ["qemu-img", "convert", "-f", source, *CONVERT[form], str(disk), str(target)]
     steps, what = Steps(host.output, host.monotonic), f"writing {target.name}"
     target.touch()  # so that its size can be told from the beginning
-    host.run(argv, timeout=6 * 3600, waiting=lambda: steps.waiting(f"{what}: {target.stat().st_blocks >> 11} MiB"))
+    host.run(
+        argv,
+        timeout=6 * 3600,
+        waiting=lambda: steps.waiting(f"{what}: {target.stat().st_blocks >> 11} MiB"),
+    )
     steps.done(f"{target.name} of {target.stat().st_blocks >> 11} MiB")
 
 
@@ -2880,19 +3478,34 @@ def _write_gcp_tar(host: Host, disk: Path, target: Path) -> None:
     """A gzipped tar of disk.raw, sparse and whole GiB large (cloud.google.com/compute/docs/import/import-existing-image)."""
     import gzip
 
-    found = json.loads(host.run(["qemu-img", "map", "-f", "qcow2", "--output=json", str(disk)], timeout=600).stdout)
+    found = json.loads(
+        host.run(["qemu-img", "map", "-f", "qcow2", "--output=json", str(disk)], timeout=600).stdout
+    )
     end = max(extent["start"] + extent["length"] for extent in found)
-    spans = [(extent["start"], extent["start"] + extent["length"]) for extent in found if extent["data"]]
+    spans = [
+        (extent["start"], extent["start"] + extent["length"]) for extent in found if extent["data"]
+    ]
     qcow2 = {"driver": "qcow2", "file": {"driver": "file", "filename": str(disk)}}
     window, steps = target.with_name(".window"), Steps(host.output, host.monotonic)
     with open(target, "xb") as file, gzip.GzipFile("", "wb", 6, file, mtime=0) as packed:
-        packed.write(sparse_header("disk.raw", -(-end >> 30) << 30, [(start, stop - start) for start, stop in spans]))
+        packed.write(
+            sparse_header(
+                "disk.raw", -(-end >> 30) << 30, [(start, stop - start) for start, stop in spans]
+            )
+        )
         for at in range(0, end, WINDOW):
             behind = min(at + WINDOW, end)
-            inside = [(max(start, at), min(stop, behind)) for start, stop in spans if start < behind and at < stop]
+            inside = [
+                (max(start, at), min(stop, behind))
+                for start, stop in spans
+                if start < behind and at < stop
+            ]
             if inside:
                 part = {"driver": "raw", "offset": at, "size": behind - at, "file": qcow2}
-                host.run(["qemu-img", "convert", "-O", "raw", "json:" + json.dumps(part), str(window)], timeout=3600)
+                host.run(
+                    ["qemu-img", "convert", "-O", "raw", "json:" + json.dumps(part), str(window)],
+                    timeout=3600,
+                )
             for start, stop in inside:
                 with open(window, "rb") as source:
                     source.seek(start - at)
@@ -2911,7 +3524,11 @@ def sparse_header(name: str, size: int, spans: Sequence[tuple[int, int]]) -> byt
 
     number = partial(tarfile.itn, digits=12, format=tarfile.GNU_FORMAT)  # type: ignore[attr-defined]
     info = tarfile.TarInfo(name)
-    info.type, info.mode, info.size = tarfile.GNUTYPE_SPARSE, 0o644, sum(length for _, length in spans)
+    info.type, info.mode, info.size = (
+        tarfile.GNUTYPE_SPARSE,
+        0o644,
+        sum(length for _, length in spans),
+    )
     entries = [number(start) + number(length) for start, length in [*spans, (size, 0)]]
     head = bytearray(info.tobuf(tarfile.GNU_FORMAT))
     head[386:482] = b"".join(entries[:4]).ljust(96, b"\0")
@@ -2919,7 +3536,9 @@ def sparse_header(name: str, size: int, spans: Sequence[tuple[int, int]]) -> byt
     head[148:156] = b" " * 8
     head[148:156] = b"%06o\0 " % sum(head)
     for i in range(4, len(entries), 21):
-        head += b"".join(entries[i : i + 21]).ljust(504, b"\0") + bytes([len(entries) > i + 21]).ljust(8, b"\0")
+        head += b"".join(entries[i : i + 21]).ljust(504, b"\0") + bytes(
+            [len(entries) > i + 21]
+        ).ljust(8, b"\0")
     return bytes(head)
 
 
@@ -2932,15 +3551,27 @@ def files_of(host: Host, config: QemuConfig) -> Files:
 def fate(host: Host, name: str = "", place: str = "") -> str:
     """What became of the cluster (of the last one, without a name) if its expiry has torn it down: a line, or nothing."""
     with contextlib.suppress(OSError, YclusterError):
-        lines = (host.state_home() / "events.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = (
+            (host.state_home() / "events.jsonl")
+            .read_text(encoding="utf-8", errors="replace")
+            .splitlines()
+        )
         for line in reversed(lines):
-            with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):  # half a line, or rubbish
+            with contextlib.suppress(
+                ValueError, LookupError, TypeError, RecursionError
+            ):  # half a line, or rubbish
                 event = json.loads(line)
                 what, who = event["event"], (event["name"], event["cacheDir"])
-                if what in ("started", "reaped", "failed") and name in ("", who[0]) and place in ("", who[1]):
+                if (
+                    what in ("started", "reaped", "failed")
+                    and name in ("", who[0])
+                    and place in ("", who[1])
+                ):
                     if what != "reaped" or event["action"] != "teardown":
                         break
-                    record = Reaped(parse_time(event["at"]), event["action"], event["by"], event["how"])
+                    record = Reaped(
+                        parse_time(event["at"]), event["action"], event["by"], event["how"]
+                    )
                     return f"{who[0]}{past(State(*who, lifetime=event['maxRun'], reaped=record))}\n"
     return ""
 
@@ -2951,7 +3582,10 @@ def find_cluster(host: Host, *, context: str = "", name: str = "") -> Files:
     which = f"named {name}" if name else f"with the context {context or 'local'}"
     if not every:
         hint = f"{'' if context else fate(host, name)}`ycluster provision -c DIR` makes one"
-        raise StateError(f"there is no cluster {which if name or context else 'yet'}: there are none at all", hint=hint)
+        raise StateError(
+            f"there is no cluster {which if name or context else 'yet'}: there are none at all",
+            hint=hint,
+        )
     if name:
         found = [files for files in every if files.name == name]
     elif context or len(every) > 1:
@@ -2960,7 +3594,10 @@ def find_cluster(host: Host, *, context: str = "", name: str = "") -> Files:
         return found[0]
     known = "\n".join(f"--name {files.name}   (in {files.cache_dir})" for files in found or every)
     several = f"{len(found)} clusters {which}; -c DIR tells them apart:"
-    raise StateError(several if found else f"no cluster {which}; there are:", hint=(fate(host, name) if name else "") + known)
+    raise StateError(
+        several if found else f"no cluster {which}; there are:",
+        hint=(fate(host, name) if name else "") + known,
+    )
 
 
 def current(host: Host, files: Files) -> State:
@@ -2981,12 +3618,17 @@ def readable(host: Host) -> list[tuple[Files, State]]:
 
 
 def require_qemu(config: Config) -> QemuConfig:
+    """The config, where its provider is implemented."""
     if not isinstance(config, QemuConfig):
-        raise NotImplementedYet(f"not yet implemented for {config.provider}", hint="`provider: qemu` is")
+        raise NotImplementedYet(
+            f"not yet implemented for {config.provider}", hint="`provider: qemu` is"
+        )
     return config
 
 
-def cluster_lock(host: Host, files: Files, *, patience: float = LOCK_TIMEOUT) -> contextlib.AbstractContextManager[None]:
+def cluster_lock(
+    host: Host, files: Files, *, patience: float = LOCK_TIMEOUT
+) -> contextlib.AbstractContextManager[None]:
     """Hold a cluster's lock. Its file goes when the cluster has gone, or didn't come to be."""
     return locked(host, files.lock, timeout=patience, guards=files.sidecar)
 
@@ -3000,7 +3642,9 @@ def opened(host: Host, files: Files, *, patience: float = LOCK_TIMEOUT) -> Itera
         state = adjusted(saved, host.clock())
         if step := (state.expires_at or 0) - (saved.expires_at or 0):
             way = "forward" if step > 0 else "back"
-            host.output.warn(f"{state.name}: the clock was set {way} by {in_words(step)}; its deadline moves along")
+            host.output.warn(
+                f"{state.name}: the clock was set {way} by {in_words(step)}; its deadline moves along"
+            )
         yield state
 
 
@@ -3013,7 +3657,10 @@ def provision(host: Host, directory: Path) -> None:
         host.output.warn(warning)
     _check_host(host)
     files = files_of(host, config)
-    state, registries = state_from_config(config, files.cache_dir), expand_variables(config.registries, host.environ)
+    state, registries = (
+        state_from_config(config, files.cache_dir),
+        expand_variables(config.registries, host.environ),
+    )
     sweep(host, by="next command", spare=files)
     check_context(host, [other for _, other in readable(host)], config, files)
     imported = _refuse_existing(files)
@@ -3032,7 +3679,9 @@ def provision(host: Host, directory: Path) -> None:
     with cluster_lock(host, files):
         state = replace(state, imported=_refuse_existing(files))
         if state.imported != imported:
-            raise YclusterError(f"{files.name}: its disk was imported or removed meanwhile", hint="run it again")
+            raise YclusterError(
+                f"{files.name}: its disk was imported or removed meanwhile", hint="run it again"
+            )
         remember_cache_dir(host, files.cache_dir)
         try:  # from nothing to a running QEMU, or nothing at all
             save_state(state)  # the first: from here on it is known, whatever kills us
@@ -3051,11 +3700,20 @@ def provision(host: Host, directory: Path) -> None:
 
 def _check_host(host: Host) -> None:
     """Raise, before anything is made, where a VM could not be started, or not be stopped again."""
-    host.need({QEMU: "qemu-system-x86", "qemu-img": "qemu-utils", "ssh": "openssh-client", "ssh-keygen": "openssh-client"})
+    host.need(
+        {
+            QEMU: "qemu-system-x86",
+            "qemu-img": "qemu-utils",
+            "ssh": "openssh-client",
+            "ssh-keygen": "openssh-client",
+        }
+    )
     try:
         os.close(pidfd_open(os.getpid()))
     except OSError as error:
-        raise PrerequisiteError(f"pidfd_open: {error.strerror}", hint="Linux 5.3 or later is needed") from None
+        raise PrerequisiteError(
+            f"pidfd_open: {error.strerror}", hint="Linux 5.3 or later is needed"
+        ) from None
     timers_for(host)
 
 
@@ -3063,7 +3721,9 @@ def _refuse_existing(files: Files) -> str:
     """Raise when the name is taken. What a provision left that was killed before its first boot is nobody's. Returns where
     the disk that waits for its first boot was imported from; empty where none was."""
     if running(files):
-        raise YclusterError(f"{files.name} already runs", hint=f"`ycluster teardown --name {files.name}` removes it")
+        raise YclusterError(
+            f"{files.name} already runs", hint=f"`ycluster teardown --name {files.name}` removes it"
+        )
     if files.sidecar.exists():
         if _half_made(state := load_state(files)):
             return state.imported
@@ -3105,7 +3765,9 @@ def _boot(host: Host, state: State) -> State:
     state = anchored(state, host.clock())
     try:
         state = save_state(launch(host, arm_timer(host, save_state(state))))
-        log_event(host, state, "started", expiresAt=_encode_time(state.expires_at), accel=state.ran_with)
+        log_event(
+            host, state, "started", expiresAt=_encode_time(state.expires_at), accel=state.ran_with
+        )
         return state
     except BaseException:
         if not running(state.files):
@@ -3127,12 +3789,19 @@ def _finish_boot(host: Host, state: State) -> None:
     """Wait without the lock, so that an extend, a stop or the reaper can get at the cluster meanwhile."""
     say_deadline(host, state)
     try:
-        wait_ready(host, state, timeout=READY_TIMEOUT, more=k3s_stages(host, state) if state.has_k3s else ())
+        wait_ready(
+            host,
+            state,
+            timeout=READY_TIMEOUT,
+            more=k3s_stages(host, state) if state.has_k3s else (),
+        )
         if state.has_k3s:
             with opened(host, state.files) as state:
                 state = merge_kubeconfig(host, state)
     except Interrupted:
-        host.output.say(f"{state.name} goes on booting; `ycluster stop --name {state.name}` ends it now")
+        host.output.say(
+            f"{state.name} goes on booting; `ycluster stop --name {state.name}` ends it now"
+        )
         raise
     host.output.say(f"{state.name} is ready: ycluster ssh --name {state.name}")
 
@@ -3142,7 +3811,11 @@ def say_deadline(host: Host, state: State) -> None:
     if budget(state.lifetime) is None:
         host.output.say(f"  {state.name} has no lifetime budget: it runs until you stop it")
     elif state.expires_at is not None:
-        by = "disarmed by hand" if state.disarmed else f"{state.on_expiry} by {state.timer.backend if state.timer else '?'}"
+        by = (
+            "disarmed by hand"
+            if state.disarmed
+            else f"{state.on_expiry} by {state.timer.backend if state.timer else '?'}"
+        )
         left = state.expires_at - host.now()
         when = f"in {in_words(left)}" if left > 0 else f"{in_words(left)} ago"
         host.output.say(f"  deadline {local_time(state.expires_at)}, {when}: {by}")
@@ -3154,7 +3827,9 @@ def start(host: Host, files: Files) -> None:
     sweep(host, by="next command", spare=files)
     with opened(host, files) as state:
         if (status := vm_status(host, files)) == "paused":
-            raise YclusterError(f"{state.name} is paused", hint=f"`ycluster resume --name {state.name}` wakes it")
+            raise YclusterError(
+                f"{state.name} is paused", hint=f"`ycluster resume --name {state.name}` wakes it"
+            )
         if status != "stopped":
             host.output.say(f"{state.name} already runs")
             state = _guarded(host, save_state(with_ports(host, state)))
@@ -3163,7 +3838,10 @@ def start(host: Host, files: Files) -> None:
         else:
             _require_disk(state)
             if state.data_disk and not os.path.exists(state.data_disk):
-                raise StateError(f"{state.name}: its data disk {state.data_disk} is gone", hint="bring it back to that place")
+                raise StateError(
+                    f"{state.name}: its data disk {state.data_disk} is gone",
+                    hint="bring it back to that place",
+                )
             _check_ports(host, state)
             state = _boot(host, state)
     _finish_boot(host, state)
@@ -3172,7 +3850,10 @@ def start(host: Host, files: Files) -> None:
 def _require_disk(state: State) -> None:
     if _half_made(state) or not state.files.disk.exists():
         why = f"{state.name} has no disk to boot: its provision was cut off, or the disk was taken away"
-        raise StateError(why, hint="`ycluster provision -c DIR` makes it anew; `ycluster teardown` clears the rest")
+        raise StateError(
+            why,
+            hint="`ycluster provision -c DIR` makes it anew; `ycluster teardown` clears the rest",
+        )
 
 
 def stop(host: Host, files: Files) -> None:
@@ -3181,19 +3862,30 @@ def stop(host: Host, files: Files) -> None:
     with opened(host, files) as state:
         how = _halt(host, state)
         disarm_timer(host, stopped(state), None)
-    host.output.say(f"{state.name} is stopped" if how else f"{state.name} was not running{past(state)}")
+    host.output.say(
+        f"{state.name} is stopped" if how else f"{state.name} was not running{past(state)}"
+    )
 
 
 def _halt(host: Host, state: State) -> str:
     """Stop the VM; returns the rung of the ladder that ended it, empty where nothing ran."""
     how = ""
-    while True:  # what was found may have been the launcher of a QEMU that has only now become a daemon
+    while (
+        True
+    ):  # what was found may have been the launcher of a QEMU that has only now become a daemon
         with find_vm(state.files) as vm:
             if vm is None:
                 break
             host.output.say(f"stopping {state.name} (pid {vm.pid})")
-            how = stop_vm(host, state.files, vm, lambda: host.run(ssh_argv(state, "sudo sync; sudo poweroff"), timeout=15))
-    with contextlib.suppress(OSError):  # stale, they do no harm; on a read-only disk they have to stay
+            how = stop_vm(
+                host,
+                state.files,
+                vm,
+                lambda: host.run(ssh_argv(state, "sudo sync; sudo poweroff"), timeout=15),
+            )
+    with contextlib.suppress(
+        OSError
+    ):  # stale, they do no harm; on a read-only disk they have to stay
         remove(state.files.pidfile)
         remove(state.files.qmp)
     return how
@@ -3203,7 +3895,9 @@ def pause(host: Host, files: Files) -> None:
     """Freeze the guest: its memory stays, its CPUs stand still. The deadline goes on counting."""
     with opened(host, files) as state, find_vm(files) as vm:
         if vm is None:
-            raise YclusterError(f"{state.name} is not running{past(state)}", hint="there is nothing to pause")
+            raise YclusterError(
+                f"{state.name} is not running{past(state)}", hint="there is nothing to pause"
+            )
         pause_vm(host, files, vm)
     host.output.say(f"{state.name} is paused")
     say_deadline(host, state)
@@ -3217,13 +3911,20 @@ def resume(host: Host, files: Files) -> None:
             hint = f"`ycluster start --name {state.name}` starts it, with a fresh budget"
             raise YclusterError(f"{state.name} is stopped{past(state)}", hint=hint)
         halted = vm_status(host, files) != "running"
-        if halted and state.expires_at is not None and state.expires_at <= host.now() and not state.disarmed:
+        if (
+            halted
+            and state.expires_at is not None
+            and state.expires_at <= host.now()
+            and not state.disarmed
+        ):
             state = anchored(state, host.clock())
         state = _guarded(host, state)
         if halted:
             resume_vm(host, files, vm)
             if (now := vm_status(host, files)) != "running":
-                raise YclusterError(f"{state.name} does not go on: its state is {now}", hint=f"see {files.console}")
+                raise YclusterError(
+                    f"{state.name} does not go on: its state is {now}", hint=f"see {files.console}"
+                )
     host.output.say(f"{state.name} runs")
     say_deadline(host, state)
 
@@ -3234,12 +3935,18 @@ def teardown(host: Host, files: Files, *, keep_disk: bool = False) -> None:
         return host.output.say(f"{files.name}: nothing to tear down in {files.cache_dir}")
     with cluster_lock(host, files):
         known = os.path.lexists(files.sidecar)
-        state = load_state(files) if known else State(name=files.name, cache_dir=str(files.cache_dir))
+        state = (
+            load_state(files) if known else State(name=files.name, cache_dir=str(files.cache_dir))
+        )
         _halt(host, state)
         # A VM whose sidecar is gone is stopped; what was on its disk only a cluster's teardown may take.
         removed = _erase(host, state, keep_disk=keep_disk or not known)
     host.output.say(f"{files.name} is torn down; removed: {' '.join(removed)}")
-    if kept := [str(path) for path in (files.disk, files.ssh_key, state.data_disk) if path and os.path.exists(path)]:
+    if kept := [
+        str(path)
+        for path in (files.disk, files.ssh_key, state.data_disk)
+        if path and os.path.exists(path)
+    ]:
         host.output.say(f"  kept: {' '.join(kept)}")
 
 
@@ -3269,26 +3976,47 @@ def prepare_export(host: Host, files: Files) -> None:
         host.need({"virt-customize": "libguestfs-tools"})
         check_host_kernel(host)
         if now == "running":
-            done = host.run(ssh_argv(state, f"sudo sh -c {shlex.quote(PREPARE_LIVE)}"), timeout=300, check=False)
+            done = host.run(
+                ssh_argv(state, f"sudo sh -c {shlex.quote(PREPARE_LIVE)}"), timeout=300, check=False
+            )
             if done.returncode:
                 why = done.stderr.strip() or f"exit {done.returncode}"
-                raise YclusterError(f"{state.name}: the guest could not prepare itself: {why}", hint="it runs on as before")
+                raise YclusterError(
+                    f"{state.name}: the guest could not prepare itself: {why}",
+                    hint="it runs on as before",
+                )
             if "no-time-sync" in done.stdout:
-                host.output.warn(f"{state.name}: no time service is installed in the guest; its clock will drift")
+                host.output.warn(
+                    f"{state.name}: no time service is installed in the guest; its clock will drift"
+                )
             how = _halt(host, state)
             clean = how in ("guest-shutdown", "ssh poweroff")
-            state = disarm_timer(host, replace(stopped(state), prepared="live" if clean else ""), None)
+            state = disarm_timer(
+                host, replace(stopped(state), prepared="live" if clean else ""), None
+            )
             if not clean:
                 hint = f"`ycluster start --name {state.name}` lets it mend its disk; then prepare it again"
                 raise YclusterError(f"{state.name} did not shut down by itself ({how})", hint=hint)
         try:
-            argv = ["virt-customize", "--quiet", "--no-network", "--format", "qcow2", "-a", str(files.disk)]
+            argv = [
+                "virt-customize",
+                "--quiet",
+                "--no-network",
+                "--format",
+                "qcow2",
+                "-a",
+                str(files.disk),
+            ]
             guestfs(host, "offline phase", *argv, "--run-command", PREPARE_OFFLINE)
         except YclusterError as error:
             hint = "`ycluster prepare-export` again takes it up; `ycluster start` boots it as it is"
-            raise YclusterError(f"{state.name} is stopped, and its disk half prepared: {error}", hint=hint) from error
+            raise YclusterError(
+                f"{state.name} is stopped, and its disk half prepared: {error}", hint=hint
+            ) from error
         save_state(replace(state, prepared="done"))
-    host.output.say(f"{state.name} is prepared: `ycluster export BUNDLE_DIR --name {state.name}` writes its disk")
+    host.output.say(
+        f"{state.name} is prepared: `ycluster export BUNDLE_DIR --name {state.name}` writes its disk"
+    )
 
 
 def export(host: Host, files: Files, bundle: Path, form: str) -> None:
@@ -3300,9 +4028,14 @@ def export(host: Host, files: Files, bundle: Path, form: str) -> None:
             raise YclusterError(f"{state.name} runs", hint=hint)
         _require_disk(state)
         if os.path.lexists(bundle) and (not bundle.is_dir() or any(bundle.iterdir())):
-            raise UsageError(f"{bundle} is not an empty folder", hint="nothing is ever overwritten; name a new one")
+            raise UsageError(
+                f"{bundle} is not an empty folder",
+                hint="nothing is ever overwritten; name a new one",
+            )
         if state.prepared != "done":
-            host.output.warn(f"{state.name} is not prepared; its disk knows this network. `ycluster prepare-export` mends it")
+            host.output.warn(
+                f"{state.name} is not prepared; its disk knows this network. `ycluster prepare-export` mends it"
+            )
         if state.data_disk:
             host.output.warn(f"the data disk {state.data_disk} is not part of the bundle")
         part = bundle.with_name(f".{bundle.name}.part")
@@ -3310,16 +4043,30 @@ def export(host: Host, files: Files, bundle: Path, form: str) -> None:
             part.mkdir(mode=0o700)
         except FileExistsError:
             hint = f"if not, what was left can go: rm -r {shlex.quote(str(part))}"
-            raise YclusterError(f"another export to {bundle} is at work, or was killed", hint=hint) from None
+            raise YclusterError(
+                f"another export to {bundle} is at work, or was killed", hint=hint
+            ) from None
         try:
             disk = part / (state.name + (".tar.gz" if form == "gcp-tar" else f".{form}"))
             write_disk(host, files.disk, form, disk)
             for path in filter(Path.exists, (files.ssh_key, files.ssh_pub, files.known_hosts)):
-                write_file(part / path.name.replace(f"{state.name}-known", "known"), path.read_bytes())
-            readme = BUNDLE_README.format(name=state.name, version=VERSION, disk=disk.name, user=state.ssh_user)
+                write_file(
+                    part / path.name.replace(f"{state.name}-known", "known"), path.read_bytes()
+                )
+            readme = BUNDLE_README.format(
+                name=state.name, version=VERSION, disk=disk.name, user=state.ssh_user
+            )
             write_file(part / "README", readme.encode())
-            steps, names = Steps(host.output, host.monotonic), sorted(path.name for path in part.iterdir())
-            sums = host.run(["sha256sum", *names], timeout=3600, cwd=part, waiting=lambda: steps.waiting("checksums"))
+            steps, names = (
+                Steps(host.output, host.monotonic),
+                sorted(path.name for path in part.iterdir()),
+            )
+            sums = host.run(
+                ["sha256sum", *names],
+                timeout=3600,
+                cwd=part,
+                waiting=lambda: steps.waiting("checksums"),
+            )
             write_file(part / "SHA256SUMS", sums.stdout.encode())
             part.rename(bundle)
         finally:
@@ -3334,13 +4081,18 @@ def import_disk(host: Host, disk: Path, directory: Path) -> None:
     host.need({"qemu-img": "qemu-utils"})
     files, disk = files_of(host, config), disk.resolve()
     if not disk.is_file():
-        raise UsageError(f"{disk}: no such file", hint="the disk itself is wanted, not the folder of a bundle")
+        raise UsageError(
+            f"{disk}: no such file", hint="the disk itself is wanted, not the folder of a bundle"
+        )
     _refuse_existing(files)
     sums = disk.with_name("SHA256SUMS")
     if sums.exists() and disk.name in sums.read_text(encoding="utf-8", errors="replace"):
         argv = ["sha256sum", "-c", "--quiet", "--ignore-missing", sums.name]
         if host.run(argv, timeout=3600, cwd=disk.parent, check=False).returncode:
-            raise ConfigError(f"{disk}: its SHA-256 is not that of {sums}", hint="it was damaged or changed on its way here")
+            raise ConfigError(
+                f"{disk}: its SHA-256 is not that of {sums}",
+                hint="it was damaged or changed on its way here",
+            )
     files.cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     with cluster_lock(host, files):
         _refuse_existing(files)
@@ -3351,7 +4103,10 @@ def import_disk(host: Host, disk: Path, directory: Path) -> None:
             with open(disk, "rb") as file:
                 if file.read(2) == b"\x1f\x8b":  # gzip
                     source = files.incoming / "disk.raw"
-                    host.run(["tar", "-xzf", str(disk), "-C", str(files.incoming), source.name], timeout=6 * 3600)
+                    host.run(
+                        ["tar", "-xzf", str(disk), "-C", str(files.incoming), source.name],
+                        timeout=6 * 3600,
+                    )
             write_disk(host, source, "qcow2", made, image_info(host, source)["format"])
             # The mark first: killed between the two, the next provision asks for a disk instead of making one.
             save_state(replace(state_from_config(config, files.cache_dir), imported=str(disk)))
@@ -3359,14 +4114,18 @@ def import_disk(host: Host, disk: Path, directory: Path) -> None:
         finally:
             remove(files.incoming)
     remember_cache_dir(host, files.cache_dir)
-    host.output.say(f"{files.name}: {disk} is imported; `ycluster provision -c {shlex.quote(str(directory))}` boots it")
+    host.output.say(
+        f"{files.name}: {disk} is imported; `ycluster provision -c {shlex.quote(str(directory))}` boots it"
+    )
 
 
 # --- lifetime
 EVERY = Files(Path(), "")  # what --all names
 
 
-def reap(host: Host, files: Files, *, by: str, wait: float = 0.0, patience: float = LOCK_TIMEOUT) -> None:
+def reap(
+    host: Host, files: Files, *, by: str, wait: float = 0.0, patience: float = LOCK_TIMEOUT
+) -> None:
     """Carry out the expiry if it is due; re-arm, and warn where that is due, if it is not; say so if nothing is armed. What is
     at most `wait` seconds away is waited for. Raises YclusterError when the action failed; it is then tried again."""
     if wait:
@@ -3377,11 +4136,19 @@ def reap(host: Host, files: Files, *, by: str, wait: float = 0.0, patience: floa
         if decision.do == "nothing":
             host.output.say(f"{state.name}: nothing to reap: {decision.why}")
         elif decision.do in ("rearm", "warn"):
-            state = replace(state, warned=state.expires_at if decision.do == "warn" else state.warned)
-            state = arm_timer(host, state, fired=state.timer is not None and state.timer.backend == by)
-            host.output.say(f"{state.name}: {decision.why}; armed by {state.timer.backend if state.timer else '-'}")
+            state = replace(
+                state, warned=state.expires_at if decision.do == "warn" else state.warned
+            )
+            state = arm_timer(
+                host, state, fired=state.timer is not None and state.timer.backend == by
+            )
+            host.output.say(
+                f"{state.name}: {decision.why}; armed by {state.timer.backend if state.timer else '-'}"
+            )
         else:
-            host.output.say(f"{format_time(host.now())} {state.name}: {decision.why}: {decision.do} (by {by})")
+            host.output.say(
+                f"{format_time(host.now())} {state.name}: {decision.why}: {decision.do} (by {by})"
+            )
             _expire(host, state, decision.do, by)
     if decision.do == "warn":  # without the lock: whoever is warned may want to extend
         _warn(host, state)
@@ -3404,7 +4171,9 @@ def _warn(host: Host, state: State) -> None:
     if state.on_warn:
         env = host.child_env({f"YCLUSTER_{name}": value for name, value in facts.items()})
         try:  # no longer than there is time: a watcher waits for it, and has a deadline to keep
-            host.run(["sh", "-c", state.on_warn], timeout=max(1.0, min(NOTICE_TIMEOUT, left)), env=env)
+            host.run(
+                ["sh", "-c", state.on_warn], timeout=max(1.0, min(NOTICE_TIMEOUT, left)), env=env
+            )
         except YclusterError as error:
             host.output.warn(f"{state.name}: lifetime.onWarn: {error}")
 
@@ -3429,7 +4198,16 @@ def _expire(host: Host, state: State, action: str, by: str) -> None:
         record = Reaped(at=int(host.now()), action=action, by=by, how=how or "was not running")
         host.output.say(f"{format_time(host.now())} {state.name}: {action}: {record.how}")
         late = record.at - (state.expires_at or record.at)
-        log_event(host, state, "reaped", action=action, by=by, how=record.how, maxRun=state.lifetime, late=late)
+        log_event(
+            host,
+            state,
+            "reaped",
+            action=action,
+            by=by,
+            how=record.how,
+            maxRun=state.lifetime,
+            late=late,
+        )
         done = "is done, but can't be written down"
         if action == "teardown":
             _erase(host, state)
@@ -3437,7 +4215,9 @@ def _expire(host: Host, state: State, action: str, by: str) -> None:
             disarm_timer(host, replace(stopped(state), reaped=record), None)
     except Exception as error:
         log_event(host, state, "failed", action=action, by=by, error=str(error))
-        raise YclusterError(f"{state.name}: {action} {done}, again at {local_time(again)}: {error}") from error
+        raise YclusterError(
+            f"{state.name}: {action} {done}, again at {local_time(again)}: {error}"
+        ) from error
 
 
 def sweep(host: Host, *, by: str, spare: Files | None = None, every: bool = False) -> list[str]:
@@ -3447,7 +4227,9 @@ def sweep(host: Host, *, by: str, spare: Files | None = None, every: bool = Fals
     for files in (files for files in discover(host) if files != spare):
         try:
             due = due_time(state := current(host, files))
-            lost = due < float("inf") and not (state.timer and state.timer.deadline == due and is_armed(host, state))
+            lost = due < float("inf") and not (
+                state.timer and state.timer.deadline == due and is_armed(host, state)
+            )
             if every or lost or wake_time(state) <= host.now():
                 reap(host, files, by=by, patience=LOCK_TIMEOUT if every else 0.5)
         except Busy:
@@ -3468,7 +4250,9 @@ def extend(
         try:
             moment = parse_until(until, host.now())
         except ValueError as error:
-            raise UsageError(f"--until {error}", hint="such as 18:00, or 2026-01-31T18:00:00Z") from None
+            raise UsageError(
+                f"--until {error}", hint="such as 18:00, or 2026-01-31T18:00:00Z"
+            ) from None
     with opened(host, files) as before:
         state = extended(before, nanoseconds or 0, host.clock(), until=moment)
         by = (state.expires_at or 0) - (before.expires_at or 0)
@@ -3476,7 +4260,9 @@ def extend(
             state = _guarded(host, save_state(state))
             log_event(host, state, "extended", seconds=by, expiresAt=_encode_time(state.expires_at))
     done = "would be extended" if dry_run else "extended"
-    host.output.say(f"{state.name}: {f'{done} by {in_words(by)}' if by else 'its deadline is no earlier already'}")
+    host.output.say(
+        f"{state.name}: {f'{done} by {in_words(by)}' if by else 'its deadline is no earlier already'}"
+    )
     say_deadline(host, state)
 
 
@@ -3494,9 +4280,13 @@ def arm(host: Host, files: Files) -> None:
     """(Re)install the timer; a running cluster that has a budget and no deadline gets one from now."""
     with opened(host, files) as state:
         if budget(state.lifetime) is None and state.expires_at is None:
-            raise YclusterError(f"{state.name} has no lifetime budget", hint="lifetime.maxRun in the config sets it")
+            raise YclusterError(
+                f"{state.name} has no lifetime budget", hint="lifetime.maxRun in the config sets it"
+            )
         if state.expires_at is None and not running(files):
-            raise YclusterError(f"{state.name} is not running", hint="`ycluster start` gives it a fresh budget")
+            raise YclusterError(
+                f"{state.name} is not running", hint="`ycluster start` gives it a fresh budget"
+            )
         state = _guarded(host, state, anew=True)  # there may be a better timer by now
     say_deadline(host, state)
 
@@ -3521,7 +4311,9 @@ def watch(host: Host, files: Files, *, by: str) -> None:
     fd = take_flock(host, files.watch_lock, timeout=2) if by == "watcher" else None
     if by == "watcher" and fd is None:
         return
-    while files.sidecar.exists():  # torn down, our lock file with it: a new cluster of this name gets a new watcher
+    while (
+        files.sidecar.exists()
+    ):  # torn down, our lock file with it: a new cluster of this name gets a new watcher
         try:
             if not _watched(files, by):
                 with cluster_lock(host, files):
@@ -3550,7 +4342,10 @@ def _watched(files: Files, by: str) -> bool:
 # --- looking
 def describe(host: Host, state: State) -> dict[str, Any]:
     """What `list -o json` and `status -o json` show of a cluster (shape version 1)."""
-    left, warns = None if state.expires_at is None else int(state.expires_at - host.now()), warn_time(state)
+    left, warns = (
+        None if state.expires_at is None else int(state.expires_at - host.now()),
+        warn_time(state),
+    )
     return {
         "name": state.name, "context": state.context, "state": vm_status(host, state.files), "maxRun": state.lifetime,
         "onExpiry": state.on_expiry, "startedAt": _encode_time(state.started_at), "expiresAt": _encode_time(state.expires_at),
@@ -3564,7 +4359,9 @@ def describe(host: Host, state: State) -> dict[str, Any]:
 def port_words(shown: Mapping[str, Any]) -> str:
     """The forwarded ports, without ssh's: `8080->80 6443`."""
     pairs = (forward.values() for forward in shown["portForwards"])
-    return " ".join(f"{host}->{guest}" if host != guest else str(host) for host, guest in pairs) or "-"
+    return (
+        " ".join(f"{host}->{guest}" if host != guest else str(host) for host, guest in pairs) or "-"
+    )
 
 
 def left_words(shown: Mapping[str, Any], bar: bool = False) -> str:
@@ -3589,10 +4386,22 @@ def list_clusters(host: Host, form: str) -> None:
         return host.output.say(f"{fate(host)}no clusters; `ycluster provision -c DIR` makes one")
     rows = [["NAME", "STATE", "LEFT", "CONTEXT", "ON EXPIRY", "SSH", "PORTS", "CACHEDIR"]]
     for shown in found:
-        row = [str(shown[name]) for name in ("name", "state", "context", "onExpiry", "sshPort", "cacheDir")]
-        rows.append([*row[:2], left_words(shown, host.output.shown), *row[2:5], port_words(shown), row[5]])
-    for line, shown in zip(table(rows, columns(1) if host.output.shown else 1 << 20).splitlines(), [{}, *found]):
-        colours = {"stopped": "2", "paused": "33", "unresponsive": "31", "unseen": "33"}  # dim, yellow, red (ECMA-48, SGR)
+        row = [
+            str(shown[name])
+            for name in ("name", "state", "context", "onExpiry", "sshPort", "cacheDir")
+        ]
+        rows.append(
+            [*row[:2], left_words(shown, host.output.shown), *row[2:5], port_words(shown), row[5]]
+        )
+    for line, shown in zip(
+        table(rows, columns(1) if host.output.shown else 1 << 20).splitlines(), [{}, *found]
+    ):
+        colours = {
+            "stopped": "2",
+            "paused": "33",
+            "unresponsive": "31",
+            "unseen": "33",
+        }  # dim, yellow, red (ECMA-48, SGR)
         overdue = shown and left_words(shown).startswith("OVERDUE")
         host.output.data(line, "31" if overdue else colours.get(shown.get("state", ""), ""))
 
@@ -3620,9 +4429,16 @@ def status(host: Host, files: Files, form: str, *, guard: bool = False) -> None:
     state = current(host, files)
     shown = describe(host, state)
     if guard:
-        backend, armed = timer_named(state.timer.backend) if state.timer else None, is_armed(host, state)
+        backend, armed = (
+            timer_named(state.timer.backend) if state.timer else None,
+            is_armed(host, state),
+        )
         better = TIMERS[: TIMERS.index(backend)] if backend else ()
-        remedies = [remedy for timer in better if (remedy := _look(timer.name, "warning", timer.check, host).remedy)]
+        remedies = [
+            remedy
+            for timer in better
+            if (remedy := _look(timer.name, "warning", timer.check, host).remedy)
+        ]
         stands: dict[str, Any] = {
             "backend": backend.name if backend else "", "armed": armed,
             "nextFire": format_time(state.timer.deadline) if armed and state.timer else "",
@@ -3641,14 +4457,26 @@ def status(host: Host, files: Files, form: str, *, guard: bool = False) -> None:
         "expired:": past(state)[2:],
     }  # fmt: skip
     if not guard:
-        reach = ["kubectl", "--kubeconfig", state.kubeconfig, "--context", state.context, "get", "nodes"]
+        reach = [
+            "kubectl",
+            "--kubeconfig",
+            state.kubeconfig,
+            "--context",
+            state.context,
+            "get",
+            "nodes",
+        ]
         rows.update({"ports:": port_words(shown), "ssh:": shlex.join(ssh_argv(state))})
         rows.update({"kubectl:": state.kubeconfig and shlex.join(reach), "disk:": shown["disk"]})
     elif state.expires_at is not None:
-        stand = stands["backend"] if stands["armed"] else "NOTHING: `ycluster lifetime arm` mends it"
+        stand = (
+            stands["backend"] if stands["armed"] else "NOTHING: `ycluster lifetime arm` mends it"
+        )
         rows["guard:"] = "disarmed by hand" if state.disarmed else stand
         rows.update({f"  {what}:": how for what, how in stands["survives"].items()})
-        rows["  better:"] = stands["improve"] and f"`{stands['improve']}`, then `ycluster lifetime arm`"
+        rows["  better:"] = (
+            stands["improve"] and f"`{stands['improve']}`, then `ycluster lifetime arm`"
+        )
     host.output.data(table([(name, text) for name, text in rows.items() if text]))
 
 
@@ -3662,7 +4490,9 @@ def doctor(host: Host, form: str) -> int:
         rows = table([[finding.level, finding.name, finding.text] for finding in found])
         for line, finding in zip(rows.splitlines(), found):
             host.output.data("\n    ".join([line, *finding.remedy.splitlines()]))
-    return PrerequisiteError.exit_code if any(finding.level == "failure" for finding in found) else 0
+    return (
+        PrerequisiteError.exit_code if any(finding.level == "failure" for finding in found) else 0
+    )
 
 
 def _of_host(host: Host) -> Iterator[Finding]:
@@ -3673,7 +4503,10 @@ def _of_host(host: Host) -> Iterator[Finding]:
     yield _look("host kernel", "warning", check_host_kernel, host)
     yield _look("kubectl", "warning", host.need, {"kubectl": "kubernetes-client"})
     yield _look("gcloud", "warning", host.need, {"gcloud": "google-cloud-cli"})
-    kept = host.attempt(["timedatectl", "show", "--property=NTPSynchronized", "--value"], timeout=10) != "no\n"
+    kept = (
+        host.attempt(["timedatectl", "show", "--property=NTPSynchronized", "--value"], timeout=10)
+        != "no\n"
+    )
     wrong = Finding("clock", "warning", "nothing keeps it right", "sudo timedatectl set-ntp true")
     yield Finding("clock", "ok") if kept else wrong
 
@@ -3685,33 +4518,78 @@ def _of_clusters(host: Host) -> Iterator[Finding]:
         yield _look(files.name, "failure", lambda one: states.append(current(host, one)), files)
     for state in states:
         if due_time(state) < float("inf") and not is_armed(host, state):
-            yield Finding(state.name, "failure", "no timer guards its deadline", f"ycluster lifetime arm --name {state.name}")
+            yield Finding(
+                state.name,
+                "failure",
+                "no timer guards its deadline",
+                f"ycluster lifetime arm --name {state.name}",
+            )
         if state.expires_at is None and not running(state.files):
             yield _look(state.name, "warning", _check_ports, host, state)
     for place in sorted({files.cache_dir for files in every}):
         found = os.statvfs(place)
         if (free := found.f_bavail * found.f_frsize >> 30) < 10:
-            yield Finding("room", "warning", f"{place} has {free} GiB left; a disk grows to its diskSize", "ycluster teardown")
+            yield Finding(
+                "room",
+                "warning",
+                f"{place} has {free} GiB left; a disk grows to its diskSize",
+                "ycluster teardown",
+            )
         for disk in place.glob("*.qcow2"):
             if not disk.with_suffix(".json").exists():
-                remedy = f"ycluster import {shlex.quote(str(disk))} -c DIR   (a copy; then remove it)"
+                remedy = (
+                    f"ycluster import {shlex.quote(str(disk))} -c DIR   (a copy; then remove it)"
+                )
                 yield Finding("disk", "warning", f"{disk}: no cluster claims it", remedy)
-    for pid, pidfile in [(each, Path(path)) for each in pids() for path in pidfiles(each) if path.endswith(".pid")]:
-        files = Files(pidfile.parent, pidfile.stem)  # another user's cannot be seen into, and are none of ours
+    for pid, pidfile in [
+        (each, Path(path)) for each in pids() for path in pidfiles(each) if path.endswith(".pid")
+    ]:
+        files = Files(
+            pidfile.parent, pidfile.stem
+        )  # another user's cannot be seen into, and are none of ours
         if os.path.exists(files.vm_lock) and not os.path.exists(files.sidecar):
-            yield Finding("vm", "failure", f"{files.name} runs, its cluster is gone: nothing ends it", f"kill {pid}")
-    known = {ident for state in states if state.timer for ident in (state.timer.id, state.timer.warning)}
-    ours = {str(state.files.sidecar) for state in states}  # others may be unreadable, or of a HOME that is not this one
-    units = ["systemctl", "--user", "list-units", "--type=timer", "--plain", "--no-legend", "ycluster-reap-*"]
+            yield Finding(
+                "vm",
+                "failure",
+                f"{files.name} runs, its cluster is gone: nothing ends it",
+                f"kill {pid}",
+            )
+    known = {
+        ident for state in states if state.timer for ident in (state.timer.id, state.timer.warning)
+    }
+    ours = {
+        str(state.files.sidecar) for state in states
+    }  # others may be unreadable, or of a HOME that is not this one
+    units = [
+        "systemctl",
+        "--user",
+        "list-units",
+        "--type=timer",
+        "--plain",
+        "--no-legend",
+        "ycluster-reap-*",
+    ]
     jobs = ["atq", "-q", AtTimer.QUEUE], "", "at -c", "atrm"
-    for listing, suffix, show, remedy in ((units, ".timer", "systemctl --user show", "systemctl --user stop"), jobs):
+    for listing, suffix, show, remedy in (
+        (units, ".timer", "systemctl --user show", "systemctl --user stop"),
+        jobs,
+    ):
         lines, stale = (host.attempt(listing, timeout=30) or "").splitlines(), []
-        for ident in sorted({line.split()[0][: -len(suffix) or None] for line in lines if line.strip()} - known):
-            serves = re.search(r"--state '?(.*?)'? --by ", host.attempt([*show.split(), ident], timeout=30) or "")
+        for ident in sorted(
+            {line.split()[0][: -len(suffix) or None] for line in lines if line.strip()} - known
+        ):
+            serves = re.search(
+                r"--state '?(.*?)'? --by ", host.attempt([*show.split(), ident], timeout=30) or ""
+            )
             if serves and (serves[1] in ours or not os.path.exists(serves[1])):
                 stale.append(ident + suffix)
         if stale:
-            yield Finding("timers", "warning", f"{len(stale)} that no cluster knows of", " ".join([remedy, *stale]))
+            yield Finding(
+                "timers",
+                "warning",
+                f"{len(stale)} that no cluster knows of",
+                " ".join([remedy, *stale]),
+            )
 
 
 def ssh(host: Host, files: Files, command: Sequence[str]) -> int:
@@ -3734,42 +4612,70 @@ def print_gcp_flags(host: Host, directory: Path, form: str, quiet: Sequence[str]
         for what, text in gcp_warnings(config, said and said.value).items():
             if not {what, "all"} & set(quiet):
                 host.output.warn(f"{text} (--quiet={what} once it is settled)")
-    host.output.data(to_json(flags) if form == "json" else (" " if form == "shell" else "\n").join(flags))
+    host.output.data(
+        to_json(flags) if form == "json" else (" " if form == "shell" else "\n").join(flags)
+    )
 
 
-def gcp_status(host: Host, instance: str, zone: str | None, project: str | None, form: str, *, stdin: Any) -> None:
+def gcp_status(
+    host: Host, instance: str, zone: str | None, project: str | None, form: str, *, stdin: Any
+) -> None:
     """What `lifetime status` shows, of an instance of Compute Engine: its budget, its deadline, what is left."""
     place = [f"--{name}={value}" for name, value in (("zone", zone), ("project", project)) if value]
     if instance == "-":
         if place or stdin is None or stdin.isatty():
-            raise UsageError("gcp-status wants an INSTANCE, or its JSON (and no more) on stdin", hint=GCP_PIPE)
+            raise UsageError(
+                "gcp-status wants an INSTANCE, or its JSON (and no more) on stdin", hint=GCP_PIPE
+            )
         text = stdin.buffer.read()
     else:
         if not host.which("gcloud"):
-            raise PrerequisiteError("missing: gcloud", hint=f"cloud.google.com/sdk/docs/install; or elsewhere: {GCP_PIPE}")
+            raise PrerequisiteError(
+                "missing: gcloud",
+                hint=f"cloud.google.com/sdk/docs/install; or elsewhere: {GCP_PIPE}",
+            )
         argv = ["gcloud", "compute", "instances", "describe", instance, "--format=json", *place]
         try:
             text = host.run(argv, timeout=120, env=host.environ).stdout
         except ProgramFailed as error:
             if "was not found" not in error.stderr:
                 raise
-            raise StateError(f"no instance {instance}: {error}", hint="if there was one, it has been deleted") from None
+            raise StateError(
+                f"no instance {instance}: {error}", hint="if there was one, it has been deleted"
+            ) from None
     try:
         shown = gcp_lifetime(text, host.now())
-    except (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError) as error:
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+        LookupError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         why = f"{type(error).__name__}: {error}" if text.strip() else "it is empty"
         raise YclusterError(f"this is not the JSON of one instance: {why}", hint=GCP_PIPE) from None
     if form == "json":
         return host.output.data(to_json({"version": 1, **shown}))
-    limit = f"{shown['maxRun']} from each start" if shown["maxRun"] else f"until {shown['terminationTime']}"
-    ends = f"{local_time(parse_time(shown['expiresAt']))} ({left_words(shown)})" if shown["expiresAt"] else ""
+    limit = (
+        f"{shown['maxRun']} from each start"
+        if shown["maxRun"]
+        else f"until {shown['terminationTime']}"
+    )
+    ends = (
+        f"{local_time(parse_time(shown['expiresAt']))} ({left_words(shown)})"
+        if shown["expiresAt"]
+        else ""
+    )
     rows = {"instance:": f"{shown['name']} (zone {shown['zone']})", "state:": shown["state"]}
     if shown["maxRun"] or shown["terminationTime"]:
         rows["lifetime:"] = f"{limit}, then {shown['onExpiry']}"
         rows["deadline:"] = ends or f"nothing counts while it is {shown['state']}"
     else:
         change = f"gcloud compute instances set-scheduling {shown['name']} --zone={shown['zone']}"
-        rows["lifetime:"] = "no budget: NOTHING ends it. This gives it one, but only while it is TERMINATED:"
+        rows["lifetime:"] = (
+            "no budget: NOTHING ends it. This gives it one, but only while it is TERMINATED:"
+        )
         rows["  better:"] = change + " $(ycluster lifetime gcp-flags -c DIR)"
     host.output.data(table([*rows.items()]))
 
@@ -3780,8 +4686,14 @@ def config_check(host: Host, directory: Path) -> None:
     for warning in left_alone(config):
         host.output.warn(warning)
     expand_variables(config.registries, host.environ)
-    limit = f"{config.lifetime.max_run}, then {config.lifetime.on_expiry}" if budget(config.lifetime.max_run) else "none"
-    host.output.data(f"{config.file}: ok: {config.provider} cluster {config.name}, lifetime {limit}")
+    limit = (
+        f"{config.lifetime.max_run}, then {config.lifetime.on_expiry}"
+        if budget(config.lifetime.max_run)
+        else "none"
+    )
+    host.output.data(
+        f"{config.file}: ok: {config.provider} cluster {config.name}, lifetime {limit}"
+    )
     try:
         check_implemented(require_qemu(config))
     except NotImplementedYet as error:
@@ -3794,7 +4706,9 @@ def _files(host: Host, args: dict[str, Any]) -> Files:
     context, name, config = args.pop("context"), args.pop("name"), args.pop("config")
     sidecar, every = args.pop("sidecar", None), args.pop("every", False)
     if "" in (context, name):
-        raise UsageError("--context and --name want a name, and this one is empty", hint="an unset variable?")
+        raise UsageError(
+            "--context and --name want a name, and this one is empty", hint="an unset variable?"
+        )
     if sidecar:
         path = Path(os.path.abspath(sidecar))
         if path.suffix != ".json":
@@ -3802,7 +4716,10 @@ def _files(host: Host, args: dict[str, Any]) -> Files:
         return Files(path.parent.resolve(), path.stem)
     if config:
         files = files_of(host, require_qemu(load_config(config)))
-        host.output.say("" if os.path.lexists(files.sidecar) else fate(host, files.name, str(files.cache_dir)), end="")
+        host.output.say(
+            "" if os.path.lexists(files.sidecar) else fate(host, files.name, str(files.cache_dir)),
+            end="",
+        )
         return files
     return EVERY if every else find_cluster(host, context=context or "", name=name or "")
 
@@ -3813,7 +4730,13 @@ def _reap(host: Host, files: Files, by: str, wait: int) -> None:
             raise YclusterError(f"not reaped: {', '.join(failed)}")
         return None if discover(host) else host.output.say("no clusters")
     # A person may be told to come back; a timer fires once, so it waits for as long as the cluster is worked on.
-    reap(host, files, by=by, wait=wait / 10**9, patience=LOCK_TIMEOUT if by == "hand" else float("inf"))
+    reap(
+        host,
+        files,
+        by=by,
+        wait=wait / 10**9,
+        patience=LOCK_TIMEOUT if by == "hand" else float("inf"),
+    )
 
 
 def _schema(host: Host, which: str | None, write: Path | None) -> None:
@@ -3836,18 +4759,46 @@ _FISH = "complete -c ycluster -f -a '(ycluster completion words (commandline -op
 
 def completion(host: Host, shell: str, words: Sequence[str]) -> int:
     """What a shell loads; or (`words`), by the parser itself, what may stand in the place of the last word. 1: nothing known."""
-    loads = {"bash": _BASH, "zsh": f"autoload -U bashcompinit && bashcompinit\n{_BASH}", "fish": _FISH}
+    loads = {
+        "bash": _BASH,
+        "zsh": f"autoload -U bashcompinit && bashcompinit\n{_BASH}",
+        "fish": _FISH,
+    }
     parser, before, last, found = _parser(), words[:-1], "".join(words[-1:]), list[str]()
     for word in before:
-        verbs = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+        verbs = [
+            action.choices
+            for action in parser._actions
+            if isinstance(action, argparse._SubParsersAction)
+        ]
         parser = verbs[0].get(word, parser) if verbs else parser
-    for action in [action for action in parser._actions if action.help != argparse.SUPPRESS and "--" not in before]:
-        if action.nargs != 0 and set(before[-1:]) & set(action.option_strings):  # its value is wanted
+    for action in [
+        action
+        for action in parser._actions
+        if action.help != argparse.SUPPRESS and "--" not in before
+    ]:
+        if action.nargs != 0 and set(before[-1:]) & set(
+            action.option_strings
+        ):  # its value is wanted
             mine = action.dest in ("name", "context")
-            found = [getattr(state, action.dest) for _, state in readable(host)] if mine else [*(action.choices or ())]
+            found = (
+                [getattr(state, action.dest) for _, state in readable(host)]
+                if mine
+                else [*(action.choices or ())]
+            )
             break
-        found += action.option_strings if last.startswith("-") else () if action.option_strings else action.choices or ()
-    found = [loads[shell]] if shell in loads else sorted({word for word in found if word.startswith(last)})
+        found += (
+            action.option_strings
+            if last.startswith("-")
+            else ()
+            if action.option_strings
+            else action.choices or ()
+        )
+    found = (
+        [loads[shell]]
+        if shell in loads
+        else sorted({word for word in found if word.startswith(last)})
+    )
     host.output.data("\n".join(found))
     return 0 if found else 1
 
@@ -3921,9 +4872,16 @@ VERBS = {
 
 def _parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     """The command line; with all verbs, or with the one that `argv` begins with: making all of them takes longer than most run."""
-    vars(argparse)["_"] = str  # nobody translates its words, and looking for that takes longer than the rest of this
-    like: Any = {"allow_abbrev": False, "formatter_class": partial(argparse.HelpFormatter, width=columns() - 2)}
-    parser = argparse.ArgumentParser(prog="ycluster", description="Dev clusters that expire on their own.", **like)
+    vars(argparse)["_"] = (
+        str  # nobody translates its words, and looking for that takes longer than the rest of this
+    )
+    like: Any = {
+        "allow_abbrev": False,
+        "formatter_class": partial(argparse.HelpFormatter, width=columns() - 2),
+    }
+    parser = argparse.ArgumentParser(
+        prog="ycluster", description="Dev clusters that expire on their own.", **like
+    )
     COMMON[0](parser)
     parser.add_argument("--version", action="version", version=f"ycluster {VERSION}")
     places = {"": parser.add_subparsers(metavar="VERB", required=True)}
@@ -3931,7 +4889,9 @@ def _parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
         verb, (group, _, name) = VERBS[path], path.rpartition(" ")
         if group not in places:
             places[group] = places[""].add_parser(group, help=GROUPS[group], **like).add_subparsers(metavar="VERB", required=True)  # fmt: skip
-        made = places[group].add_parser(name, help=verb.text, description=verb.text, usage=verb.usage, **like)
+        made = places[group].add_parser(
+            name, help=verb.text, description=verb.text, usage=verb.usage, **like
+        )
         made.epilog = f"example: {verb.example or f'ycluster {path}{LIKE[verb.takes]}'}"
         made.set_defaults(run=verb.run)
         for add in (*verb.takes, *verb.more):
@@ -3950,12 +4910,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in streams:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    output = Output(*streams, colours=not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb")
-    os.umask(0o077)  # what other programs write for us (keys, sockets, disks) is nobody else's business either
+    output = Output(
+        *streams, colours=not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    )
+    os.umask(
+        0o077
+    )  # what other programs write for us (keys, sockets, disks) is nobody else's business either
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup
             signal.signal(signum, interrupt)
-    signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # asleep with a cluster's lock, it would keep the reaper out
+    signal.signal(
+        signal.SIGTSTP, signal.SIG_IGN
+    )  # asleep with a cluster's lock, it would keep the reaper out
     try:
         args = vars(_parser(argv := sys.argv[1:] if argv is None else argv).parse_args(argv))
         output.verbose = args.pop("verbose", False)
@@ -3975,9 +4941,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             traceback.print_exc()
         if isinstance(error, OSError):
-            error = YclusterError(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
+            error = YclusterError(
+                f"{error.filename}: {error.strerror}"
+                if error.filename
+                else error.strerror or str(error)
+            )
         elif not isinstance(error, YclusterError):
-            why, hint = f"internal error: {type(error).__name__}: {error}", "--verbose shows where; please report it"
+            why, hint = (
+                f"internal error: {type(error).__name__}: {error}",
+                "--verbose shows where; please report it",
+            )
             error = YclusterError(why, hint=hint)
         output.draw("")
         output.error(error)

@@ -35,22 +35,38 @@ def refused(text: str) -> str:
 
 
 def main() -> None:
-    mirrors = {f"registry-{i}.example.org": {"endpoint": [f"https://mirror-{i}.example.org"]} for i in range(1500)}
+    mirrors = {
+        f"registry-{i}.example.org": {"endpoint": [f"https://mirror-{i}.example.org"]}
+        for i in range(1500)
+    }
     data = {"name": "demo", "registries": {"mirrors": mirrors}}
     as_json = json.dumps(data)
     as_yaml = "name: demo\nregistries:\n  mirrors:\n" + "".join(
-        f"    {host}:\n      endpoint:\n        - {mirror['endpoint'][0]}\n" for host, mirror in mirrors.items()
+        f"    {host}:\n      endpoint:\n        - {mirror['endpoint'][0]}\n"
+        for host, mirror in mirrors.items()
     )
     base = seconds(lambda: json.loads(as_json))
     path = Path("/config/y-cluster-provision.yaml")
-    print(f"json.loads of {len(as_json) >> 10} KiB                       1.0   ({base * 1000:.1f} ms)")
+    print(
+        f"json.loads of {len(as_json) >> 10} KiB                       1.0   ({base * 1000:.1f} ms)"
+    )
     for name, text in (("the same as JSON", as_json), ("the same as YAML", as_yaml)):
         cost = seconds(lambda text=text: ycluster.read_config(text, path))
-        print(f"read_config, {name:<18} {len(text) >> 10:4} KiB {cost / base:8.1f}   ({cost * 1000:.0f} ms)")
-    for name, piece in (("brackets", "["), ("dashes", "- "), ("keys", "a: "), ("quotes", '"'), ("comments", "# x\n")):
+        print(
+            f"read_config, {name:<18} {len(text) >> 10:4} KiB {cost / base:8.1f}   ({cost * 1000:.0f} ms)"
+        )
+    for name, piece in (
+        ("brackets", "["),
+        ("dashes", "- "),
+        ("keys", "a: "),
+        ("quotes", '"'),
+        ("comments", "# x\n"),
+    ):
         text = piece * ((1 << 20) // len(piece))
         cost = seconds(lambda text=text: refused(text), 3)
-        print(f"a hostile 1 MiB of {name:<16} {cost / base:14.1f}   ({cost * 1000:.0f} ms: {refused(text)[:40]})")
+        print(
+            f"a hostile 1 MiB of {name:<16} {cost / base:14.1f}   ({cost * 1000:.0f} ms: {refused(text)[:40]})"
+        )
 
 
 if __name__ == "__main__":

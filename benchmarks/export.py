@@ -49,7 +49,9 @@ def measured(argv: list[str], folder: Path, env: dict[str, str]) -> tuple[float,
     watcher.start()
     began = time.monotonic()
     try:
-        subprocess.run(argv, check=True, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run(
+            argv, check=True, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
     finally:
         seconds = time.monotonic() - began
         done.set()
@@ -59,15 +61,29 @@ def measured(argv: list[str], folder: Path, env: dict[str, str]) -> tuple[float,
 
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
-    built = subprocess.run([ROOT / "scripts" / "build-guest-image.sh"], check=True, text=True, stdout=subprocess.PIPE)
+    built = subprocess.run(
+        [ROOT / "scripts" / "build-guest-image.sh"], check=True, text=True, stdout=subprocess.PIPE
+    )
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         env = {"HOME": name, "PATH": os.environ["PATH"]}
         cache = home / ".cache" / "y-cluster-qemu"
         cache.mkdir(parents=True)
-        state = ycluster.State(name="demo", cache_dir=str(cache), image="file:///x", started_at=1, prepared="done")
+        state = ycluster.State(
+            name="demo", cache_dir=str(cache), image="file:///x", started_at=1, prepared="done"
+        )
         ycluster.save_state(state)
-        argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", built.stdout.strip(), "-F", "qcow2"]
+        argv = [
+            "qemu-img",
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-b",
+            built.stdout.strip(),
+            "-F",
+            "qcow2",
+        ]
         subprocess.run([*argv, state.files.disk, "20G"], check=True)
         (home / "noise").write_bytes(os.urandom(200 << 20))
         write = f"write -q -s {home / 'noise'} 10G 200M"
@@ -78,7 +94,14 @@ def main() -> None:
             for what, found in figures.items():
                 work = home / f"{what} {turn}"
                 work.mkdir()
-                ours = [sys.executable, str(ROOT / "ycluster.py"), "export", str(work / "b"), "--format", "gcp-tar"]
+                ours = [
+                    sys.executable,
+                    str(ROOT / "ycluster.py"),
+                    "export",
+                    str(work / "b"),
+                    "--format",
+                    "gcp-tar",
+                ]
                 plain = ["sh", "-c", PLAIN, "-", str(state.files.disk), str(work)]
                 found.append(measured(plain if what == "plain pipeline" else ours, work, env))
         base = [median(column) for column in zip(*figures["plain pipeline"])]

@@ -54,7 +54,10 @@ def until_banner(port: int, starting: subprocess.Popen[bytes]) -> None:
     """What wait_ready does, without ycluster: connect until an SSH server speaks."""
     until = time.monotonic() + PATIENCE
     while time.monotonic() < until and not starting.poll():
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2) as sock:
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection(("127.0.0.1", port), timeout=2) as sock,
+        ):
             sock.settimeout(2)
             if sock.recv(4) == b"SSH-":
                 return
@@ -84,10 +87,17 @@ def press_power_button(qmp: Path) -> None:
 class Bench:
     def __init__(self, work: Path, image: str) -> None:
         self.work, self.cache, self.port = work, work / "cache", free_port()
-        self.env = {**os.environ, "HOME": str(work), "YCLUSTER_TIMER": "watcher", "XDG_RUNTIME_DIR": str(work)}
+        self.env = {
+            **os.environ,
+            "HOME": str(work),
+            "YCLUSTER_TIMER": "watcher",
+            "XDG_RUNTIME_DIR": str(work),
+        }
         self.env.pop("XDG_CONFIG_HOME", None)
         program = ROOT / "dist" / "ycluster"
-        self.program = [str(program)] if program.exists() else [sys.executable, str(ROOT / "ycluster.py")]
+        self.program = (
+            [str(program)] if program.exists() else [sys.executable, str(ROOT / "ycluster.py")]
+        )
         (work / "y-cluster-provision.yaml").write_text(
             f"name: {NAME}\nmemory: 1024\ncpus: 2\nsshPort: {self.port}\nportForwards: []\ncacheDir: cache\n"
             f"image: {image}\nk3s: {{install: none}}\nlifetime: {{maxRun: 4h}}\n"
@@ -98,7 +108,12 @@ class Bench:
         (work / "virsh.xml").write_text(self.domain())
 
     def run(self, *verb: str) -> None:
-        subprocess.run([*self.program, *verb, "-c", self.work], env=self.env, check=True, stderr=subprocess.DEVNULL)
+        subprocess.run(
+            [*self.program, *verb, "-c", self.work],
+            env=self.env,
+            check=True,
+            stderr=subprocess.DEVNULL,
+        )
 
     def after(self, option: str) -> str:
         return self.argv[self.argv.index(option) + 1]
@@ -108,7 +123,12 @@ class Bench:
         words = list(zip(self.argv, self.argv[1:]))
         keep = ("-blockdev", "-device", "-netdev")
         args = [word for pair in words if pair[0] in keep for word in pair]
-        args += ["-chardev", f"file,id=out,path={self.work / 'virsh-console.log'}", "-serial", "chardev:out"]
+        args += [
+            "-chardev",
+            f"file,id=out,path={self.work / 'virsh-console.log'}",
+            "-serial",
+            "chardev:out",
+        ]
         kind = "kvm" if self.after("-accel") == "kvm" else "qemu"
         cpu = "host-passthrough" if kind == "kvm" else "maximum"
         machine = self.after("-machine").split(",")[0]
@@ -123,13 +143,35 @@ class Bench:
 
     def settle(self) -> None:
         """Until cloud-init is through, so that every shutdown begins in the same state."""
-        argv = ["ssh", "-F", "/dev/null", "-i", self.cache / f"{NAME}-ssh", "-p", str(self.port), "-o", "BatchMode=yes"]
-        argv += ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]
+        argv = [
+            "ssh",
+            "-F",
+            "/dev/null",
+            "-i",
+            self.cache / f"{NAME}-ssh",
+            "-p",
+            str(self.port),
+            "-o",
+            "BatchMode=yes",
+        ]
+        argv += [
+            "-o",
+            "StrictHostKeyChecking=no",
+            "-o",
+            "UserKnownHostsFile=/dev/null",
+            "-o",
+            "LogLevel=ERROR",
+        ]
         wait = "until [ -e /run/cloud-init/result.json ]; do sleep 0.2; done; systemctl is-system-running --wait"
-        while subprocess.run([*argv, "ystack@127.0.0.1", wait], stdout=subprocess.DEVNULL).returncode == 255:
+        while (
+            subprocess.run([*argv, "ystack@127.0.0.1", wait], stdout=subprocess.DEVNULL).returncode
+            == 255
+        ):
             time.sleep(0.5)
 
-    def measure(self, word: str, start: list[str], stop: Callable[[], object]) -> tuple[float, float]:
+    def measure(
+        self, word: str, start: list[str], stop: Callable[[], object]
+    ) -> tuple[float, float]:
         """Seconds of a boot and of a shutdown; what starts it may go on for longer than to the banner."""
         began = time.monotonic()
         starting = subprocess.Popen(start, cwd=self.cache, env=self.env, stderr=subprocess.DEVNULL)
@@ -148,13 +190,17 @@ class Bench:
         return self.measure(f"guest={NAME}\0", start, lambda: self.run("stop"))
 
     def bare(self) -> tuple[float, float]:
-        return self.measure(f"guest={NAME}\0", self.argv, lambda: press_power_button(self.cache / f"{NAME}.qmp"))
+        return self.measure(
+            f"guest={NAME}\0", self.argv, lambda: press_power_button(self.cache / f"{NAME}.qmp")
+        )
 
     def libvirt(self) -> tuple[float, float]:
         virsh = ["virsh", "-q", "-c", "qemu:///session" if os.getuid() else "qemu:///system"]
         subprocess.run([*virsh, "define", self.work / "virsh.xml"], env=self.env, check=True)
         start, stop = ([*virsh, verb, f"{NAME}-virsh"] for verb in ("start", "shutdown"))
-        took = self.measure(f"guest={NAME}-virsh", start, lambda: subprocess.run(stop, env=self.env, check=True))
+        took = self.measure(
+            f"guest={NAME}-virsh", start, lambda: subprocess.run(stop, env=self.env, check=True)
+        )
         subprocess.run([*virsh, "undefine", f"{NAME}-virsh"], env=self.env, check=True)
         return took
 
@@ -169,7 +215,9 @@ def libvirt_of_our_own(work: Path) -> Iterator[None]:
     conf = 'user = "root"\ngroup = "root"\nsecurity_driver = "none"\ncgroup_controllers = []\nnamespaces = []\n'
     conf += 'stdio_handler = "file"\n'
     Path("/etc/libvirt/qemu.conf").write_text(conf)
-    daemon = subprocess.Popen(["libvirtd"], stdout=subprocess.DEVNULL, stderr=(work / "libvirtd.log").open("w"))
+    daemon = subprocess.Popen(
+        ["libvirtd"], stdout=subprocess.DEVNULL, stderr=(work / "libvirtd.log").open("w")
+    )
     try:
         until = time.monotonic() + 60
         while not Path("/run/libvirt/libvirt-sock").exists() and time.monotonic() < until:
@@ -183,10 +231,18 @@ def libvirt_of_our_own(work: Path) -> Iterator[None]:
 def main() -> None:
     if os.getuid() == 0 and "YCLUSTER_BENCH" not in os.environ:
         os.environ["YCLUSTER_BENCH"] = "in a namespace"
-        unshare = ["unshare", "--mount", "--propagation", "private", str(ROOT / "tests" / "e2e" / "in-namespace.sh")]
+        unshare = [
+            "unshare",
+            "--mount",
+            "--propagation",
+            "private",
+            str(ROOT / "tests" / "e2e" / "in-namespace.sh"),
+        ]
         os.execvp("unshare", [*unshare, sys.executable, *sys.argv])
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
-    image = subprocess.run([ROOT / "scripts" / "build-guest-image.sh"], stdout=subprocess.PIPE, text=True, check=True)
+    image = subprocess.run(
+        [ROOT / "scripts" / "build-guest-image.sh"], stdout=subprocess.PIPE, text=True, check=True
+    )
     with tempfile.TemporaryDirectory(prefix="ycb.") as work, libvirt_of_our_own(Path(work)):
         bench = Bench(Path(work), image.stdout.strip())
         ways = {"bare QEMU": bench.bare, "ycluster": bench.ycluster}
@@ -197,13 +253,20 @@ def main() -> None:
             for way, measure in ways.items():
                 found[way].append(measure())
                 boot, stop = found[way][-1]
-                print(f"round {number + 1}: {way:10} boot {boot:6.2f} s   shutdown {stop:5.2f} s", file=sys.stderr)
+                print(
+                    f"round {number + 1}: {way:10} boot {boot:6.2f} s   shutdown {stop:5.2f} s",
+                    file=sys.stderr,
+                )
         bench.run("teardown")
-    print(f"median of {rounds} rounds   start to SSH banner   over bare   stop to QEMU's end   over bare")
+    print(
+        f"median of {rounds} rounds   start to SSH banner   over bare   stop to QEMU's end   over bare"
+    )
     base = [statistics.median(values) for values in zip(*found["bare QEMU"])]
     for way, measured in found.items():
         boot, stop = (statistics.median(values) for values in zip(*measured))
-        print(f"{way:18} {boot:17.2f} s {boot / base[0]:16.3f} {stop:17.2f} s {stop / base[1]:14.3f}")
+        print(
+            f"{way:18} {boot:17.2f} s {boot / base[0]:16.3f} {stop:17.2f} s {stop / base[1]:14.3f}"
+        )
 
 
 if __name__ == "__main__":

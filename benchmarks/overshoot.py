@@ -70,7 +70,9 @@ class Lab:
         self.clusters: list[str] = []
 
     def environ(self, **extra: str) -> dict[str, str]:
-        kept = {name: os.environ[name] for name in ("PATH", "XDG_RUNTIME_DIR") if name in os.environ}
+        kept = {
+            name: os.environ[name] for name in ("PATH", "XDG_RUNTIME_DIR") if name in os.environ
+        }
         return {**kept, "HOME": str(self.home), "LC_ALL": "C.UTF-8", **extra}
 
     def run(self, *argv: str, text: str = "", **extra: str) -> None:
@@ -83,7 +85,9 @@ class Lab:
         self.run(sys.executable, "-I", "-S", str(ROOT / "ycluster.py"), *argv, **extra)
 
     def spawn(self, *argv: object) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen([sys.executable, "-I", "-S", "-c", *map(str, argv)], cwd="/", env=self.environ())
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", *map(str, argv)], cwd="/", env=self.environ()
+        )
         self.processes.append(process)
         return process
 
@@ -92,7 +96,13 @@ class Lab:
         pidfile = self.cache / f"{name}.pid"
         pidfile.write_text(str(self.spawn(STAND_IN, record, "-pidfile", pidfile).pid))
         moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(deadline))
-        sidecar = {"version": 1, "name": name, "lifetime": "1h", "onExpiry": "stop", "expiresAt": moment}
+        sidecar = {
+            "version": 1,
+            "name": name,
+            "lifetime": "1h",
+            "onExpiry": "stop",
+            "expiresAt": moment,
+        }
         (self.cache / f"{name}.json").write_text(json.dumps(sidecar))
         self.clusters.append(name)
         self.ycluster("lifetime", "arm", "--name", name, YCLUSTER_TIMER=backend)
@@ -102,7 +112,16 @@ class Lab:
             self.cluster(name, subject.backend, deadline, record)
         elif subject.part == "at":
             minute = time.strftime("%Y%m%d%H%M", time.gmtime(deadline))
-            self.run("at", "-q", "c", "-t", minute, text=f"date +%s.%N >{record}", TZ="UTC0", SHELL="/bin/sh")
+            self.run(
+                "at",
+                "-q",
+                "c",
+                "-t",
+                minute,
+                text=f"date +%s.%N >{record}",
+                TZ="UTC0",
+                SHELL="/bin/sh",
+            )
         elif subject.part == "systemd":
             moment = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(deadline))
             self.run(
@@ -162,7 +181,11 @@ def parts() -> Iterator[list[str]]:
 
 
 def measure(runs: int) -> None:
-    with tempfile.TemporaryDirectory() as home, parts() as subjects, contextlib.closing(Lab(Path(home))) as lab:
+    with (
+        tempfile.TemporaryDirectory() as home,
+        parts() as subjects,
+        contextlib.closing(Lab(Path(home))) as lab,
+    ):
         late = []
         for number in range(1, runs + 1):
             print(f"run {number} of {runs}", flush=True)
@@ -185,7 +208,9 @@ def main() -> None:
         wrapped = ["unshare", "--mount", "--propagation", "private"]
         if subprocess.run([*wrapped, "true"], capture_output=True).returncode == 0:
             inside = str(ROOT / "tests" / "e2e" / "in-namespace.sh")
-            os.execvp(wrapped[0], [*wrapped, inside, sys.executable, os.path.abspath(__file__), str(runs)])
+            os.execvp(
+                wrapped[0], [*wrapped, inside, sys.executable, os.path.abspath(__file__), str(runs)]
+            )
     measure(runs)
 
 

@@ -42,7 +42,9 @@ print(time.perf_counter() - began, used.ru_maxrss, status)
 def measured(argv: list[str], home: Path) -> tuple[float, int]:
     """Seconds and KiB of one run."""
     env = {"PATH": os.environ["PATH"], "HOME": str(home), "LC_ALL": "C.UTF-8"}
-    lean = subprocess.run([PYTHON, "-I", "-S", "-c", LEAN, *argv], env=env, check=True, capture_output=True, text=True)
+    lean = subprocess.run(
+        [PYTHON, "-I", "-S", "-c", LEAN, *argv], env=env, check=True, capture_output=True, text=True
+    )
     seconds, kib, status = lean.stdout.split()
     assert status == "0", argv
     return float(seconds), int(kib)
@@ -52,7 +54,9 @@ def with_clusters(home: Path, count: int) -> Path:
     cache = home / ".cache" / "y-cluster-qemu"
     cache.mkdir(parents=True)
     for i in range(count):
-        ycluster.save_state(ycluster.State(name=f"c{i}", context=f"c{i}", cache_dir=str(cache), lifetime="8h"))
+        ycluster.save_state(
+            ycluster.State(name=f"c{i}", context=f"c{i}", cache_dir=str(cache), lifetime="8h")
+        )
     return home
 
 
@@ -68,25 +72,44 @@ def main() -> None:
         runs = {
             reference: [PYTHON, "-c", "import argparse, json, subprocess"],
             "ycluster lifetime status": [PYTHON, PROGRAM, "lifetime", "status"],
-            "ycluster lifetime gcp-flags -c DIR": [PYTHON, PROGRAM, "lifetime", "gcp-flags", "-c", str(config)],
+            "ycluster lifetime gcp-flags -c DIR": [
+                PYTHON,
+                PROGRAM,
+                "lifetime",
+                "gcp-flags",
+                "-c",
+                str(config),
+            ],
             "virsh list --all": ["virsh", "-c", "test:///default", "list", "--all"],
             "kubectl config get-contexts": ["kubectl", "config", "get-contexts"],
             "gcloud --version": ["gcloud", "--version"],
         }
         runs = {what: argv for what, argv in runs.items() if shutil.which(argv[0])}
-        found = {what: [measured(argv, homes[1]) for _ in range(2)][2:] for what, argv in runs.items()}  # warm
+        found = {
+            what: [measured(argv, homes[1]) for _ in range(2)][2:] for what, argv in runs.items()
+        }  # warm
         for _ in range(rounds):
             for what, argv in runs.items():
                 found[what].append(measured(argv, homes[1]))
-        least = {what: (min(s for s, _ in each), min(kib for _, kib in each)) for what, each in found.items()}
+        least = {
+            what: (min(s for s, _ in each), min(kib for _, kib in each))
+            for what, each in found.items()
+        }
         base, base_kib = least[reference]
         print(f"{'':42} {'ms':>8} {'ratio':>7} {'MiB':>7} {'above':>7}")
         for what, (seconds, kib) in least.items():
             above = (kib - base_kib) / 1024
-            print(f"{what[:42]:42} {seconds * 1e3:8.1f} {seconds / base:7.2f} {kib / 1024:7.1f} {above:+7.1f}")
+            print(
+                f"{what[:42]:42} {seconds * 1e3:8.1f} {seconds / base:7.2f} {kib / 1024:7.1f} {above:+7.1f}"
+            )
         for verb in (["list"], ["list", "-o", "json"], ["lifetime", "reap", "--all"], ["doctor"]):
-            took = {n: min(measured([PYTHON, PROGRAM, *verb], home)[0] for _ in range(3)) for n, home in homes.items()}
-            each = ", ".join(f"{n}: {(took[n] - took[1]) / (n - 1) * 1e3:.3f}" for n in (10, 100, 1000))
+            took = {
+                n: min(measured([PYTHON, PROGRAM, *verb], home)[0] for _ in range(3))
+                for n, home in homes.items()
+            }
+            each = ", ".join(
+                f"{n}: {(took[n] - took[1]) / (n - 1) * 1e3:.3f}" for n in (10, 100, 1000)
+            )
             print(f"{' '.join(verb)}: milliseconds that each of so many clusters adds: {each}")
 
 

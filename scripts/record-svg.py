@@ -27,7 +27,12 @@ from typing import NamedTuple
 COLUMNS, FONT, LINE = 90, 14, 20  # characters; pixels
 LONGEST = 1.2  # seconds that a pause is shown for
 CONFIG = "name: dev\ncontext: dev\nmemory: 1024\nsshPort: 0\nportForwards: []\nimage: {image}\nk3s: {{install: none}}\nlifetime: {{maxRun: 6m}}\n"
-COMMANDS = ("ycluster provision -c dev", "ycluster list", "ycluster lifetime status", "ycluster ssh -- uname -sr")
+COMMANDS = (
+    "ycluster provision -c dev",
+    "ycluster list",
+    "ycluster lifetime status",
+    "ycluster ssh -- uname -sr",
+)
 AFTERWARDS = ("ycluster list", "ycluster ssh -- uname -sr", "ycluster teardown")
 STYLES = {
     "2": "fill:#8b949e",
@@ -49,7 +54,9 @@ def run(command: str, home: Path) -> list[tuple[float, str]]:
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 40, COLUMNS, 0, 0))
     env = {"HOME": str(home), "PATH": f"{home}/bin:/usr/local/bin:/usr/bin:/bin", "TERM": "xterm"}
-    process = subprocess.Popen(["bash", "-c", command], cwd=home, env=env, stdin=follower, stdout=follower, stderr=follower)
+    process = subprocess.Popen(
+        ["bash", "-c", command], cwd=home, env=env, stdin=follower, stdout=follower, stderr=follower
+    )
     os.close(follower)
     said, before = [], time.monotonic()
     while True:
@@ -76,7 +83,9 @@ def lines(command: str, said: list[tuple[float, str]], began: float) -> list[Lin
             last = re.split(r"\r(?:\x1b\[K)?", line)[-1]  # what a redrawn line came to be
             style = re.match(r"\x1b\[(\d+)m", last)
             plain = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", last)
-            pieces = [plain[start : start + COLUMNS] for start in range(0, len(plain) or 1, COLUMNS)]
+            pieces = [
+                plain[start : start + COLUMNS] for start in range(0, len(plain) or 1, COLUMNS)
+            ]
             found.extend(Line(at, piece, style[1] if style else "") for piece in pieces)
     return found
 
@@ -120,9 +129,17 @@ def main() -> int:
         try:
             for command in COMMANDS:
                 show(command)
-            shown.append(Line(shown[-1].at + 1.5, "# nobody comes back, and six minutes after the start:", "note"))
+            shown.append(
+                Line(
+                    shown[-1].at + 1.5,
+                    "# nobody comes back, and six minutes after the start:",
+                    "note",
+                )
+            )
             while True:
-                asked = "".join(text for _, text in run("ycluster status -o json 2>/dev/null", home))
+                asked = "".join(
+                    text for _, text in run("ycluster status -o json 2>/dev/null", home)
+                )
                 if json.loads(asked)["reaped"]:
                     break
                 time.sleep(2)

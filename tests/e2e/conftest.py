@@ -34,7 +34,11 @@ def need(present: object, reason: str) -> None:
 
 def block(page: str, heading: str, language: str = "sh") -> str:
     """The first block of a language under a heading."""
-    found = re.search(rf"^#+ {heading}\n.*?^```{language}\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    found = re.search(
+        rf"^#+ {heading}\n.*?^```{language}\n(.*?)^```",
+        (ROOT / page).read_text(),
+        re.MULTILINE | re.DOTALL,
+    )
     assert found, heading
     return found[1]
 
@@ -53,14 +57,18 @@ class Program:
             bare["XDG_RUNTIME_DIR"] = os.environ["XDG_RUNTIME_DIR"]
         return {**bare, **self.env, **extra}
 
-    def run(self, *argv: object, code: int | None = 0, **extra: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *argv: object, code: int | None = 0, **extra: str
+    ) -> subprocess.CompletedProcess[str]:
         words = [str(self.path), *map(str, argv)]
         done = subprocess.run(
             words, cwd="/", env=self.environ(**extra), text=True, capture_output=True, timeout=900, stdin=subprocess.DEVNULL
         )  # fmt: skip
         told = f"{' '.join(words)}\n--- stdout\n{done.stdout}--- stderr\n{done.stderr}"
         print(told)
-        assert code is None or done.returncode == code, f"exit {done.returncode}, expected {code}: {told}"
+        assert code is None or done.returncode == code, (
+            f"exit {done.returncode}, expected {code}: {told}"
+        )
         assert "Traceback" not in done.stderr
         return done
 
@@ -80,7 +88,9 @@ class Cluster:
     cache: Path
     name: str
 
-    def run(self, *argv: object, code: int | None = 0, **extra: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *argv: object, code: int | None = 0, **extra: str
+    ) -> subprocess.CompletedProcess[str]:
         words = list(argv)
         at = words.index("--") if "--" in words else len(words)
         return self.program.run(*words[:at], "-c", self.directory, *words[at:], code=code, **extra)
@@ -120,7 +130,9 @@ class Cluster:
 
 def booting(cluster: Cluster) -> subprocess.Popen[str]:
     """A provision that waits for a guest which will never answer."""
-    provision = cluster.program.spawn("provision", "-c", cluster.directory, YCLUSTER_TIMER="watcher")
+    provision = cluster.program.spawn(
+        "provision", "-c", cluster.directory, YCLUSTER_TIMER="watcher"
+    )
     wait_for("QEMU", cluster.qemu)
     wait_for("the sidecar of a running VM", lambda: cluster.sidecar().get("machine"))
     return provision
@@ -154,7 +166,9 @@ def program(workshop: Path) -> Program:
 def guest_image() -> Path:
     """The Debian guest, built once and cached by its own script."""
     need(shutil.which("qemu-system-x86_64"), "qemu-system-x86_64 is not installed")
-    built = subprocess.run([ROOT / "scripts" / "build-guest-image.sh"], stdout=subprocess.PIPE, text=True)
+    built = subprocess.run(
+        [ROOT / "scripts" / "build-guest-image.sh"], stdout=subprocess.PIPE, text=True
+    )
     need(built.returncode == 0, "scripts/build-guest-image.sh can't build the guest here")
     return Path(built.stdout.strip())
 

@@ -30,7 +30,9 @@ def wait_for(what: str, ready: Callable[[], Any], timeout: float = 600) -> Any:
 @contextlib.contextmanager
 def daemon(name: str, ready: Callable[[], bool], *argv: object) -> Iterator[None]:
     """A daemon that runs, and answers, for as long as the block lasts."""
-    process = subprocess.Popen([str(word) for word in argv], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [str(word) for word in argv], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         wait_for(name, ready, 60)
         yield
@@ -44,7 +46,9 @@ def user_manager() -> Iterator[None]:
     """A systemd that runs this user's timers: the session's own, or one started here (FACTS: as root, in a /run)."""
 
     def answers() -> bool:
-        asked = subprocess.run(["systemctl", "--user", "show", "--property=Version"], capture_output=True)
+        asked = subprocess.run(
+            ["systemctl", "--user", "show", "--property=Version"], capture_output=True
+        )
         return asked.returncode == 0
 
     if not shutil.which("systemd-run") or not os.environ.get("XDG_RUNTIME_DIR"):
@@ -64,7 +68,12 @@ def atd() -> Iterator[None]:
     """A running atd that serves our spool: the host's, or one started here. Other lanes of `tests/run.sh` have their own."""
 
     def runs() -> bool:
-        return subprocess.run(["pgrep", "-F", "/run/atd.pid", "-x", "atd"], capture_output=True).returncode == 0
+        return (
+            subprocess.run(
+                ["pgrep", "-F", "/run/atd.pid", "-x", "atd"], capture_output=True
+            ).returncode
+            == 0
+        )
 
     if not shutil.which("at"):
         raise Missing("at is not installed")

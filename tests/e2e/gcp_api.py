@@ -9,7 +9,9 @@ import threading
 import time
 from typing import Any, NamedTuple
 
-COLLECTION = re.compile(r"/compute/v1/(projects/[^/]+/(?:zones/[^/]+|global))/(instances|instanceTemplates)")
+COLLECTION = re.compile(
+    r"/compute/v1/(projects/[^/]+/(?:zones/[^/]+|global))/(instances|instanceTemplates)"
+)
 RESOURCE = re.compile(COLLECTION.pattern + r"/([^/]+)(?:/(\w+))?")
 
 
@@ -35,7 +37,9 @@ class ComputeApi:
 
             def answer(self) -> None:
                 sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                request = Request(self.command, self.path.partition("?")[0], json.loads(sent) if sent else None)
+                request = Request(
+                    self.command, self.path.partition("?")[0], json.loads(sent) if sent else None
+                )
                 api.requests.append(request)
                 status, answer = api.answer(request)
                 data = json.dumps(answer).encode()
@@ -77,15 +81,25 @@ class ComputeApi:
                 found["scheduling"] = request.body
                 return 200, self.operation(one[1], found, "setScheduling")
             return 200, found
-        if request.path.endswith("/aggregated/instances"):  # what `gcloud compute instances list` asks
+        if request.path.endswith(
+            "/aggregated/instances"
+        ):  # what `gcloud compute instances list` asks
             return 200, {"items": {"zones/all": {"instances": list(self.resources.values())}}}
-        if request.method == "GET" and not one:  # the project, the zone, an image family: there, and no more is asked
+        if (
+            request.method == "GET" and not one
+        ):  # the project, the zone, an image family: there, and no more is asked
             return 200, {
                 "name": request.path.rpartition("/")[2],
                 "selfLink": self.root + request.path[len("/compute/v1/") :],
             }
         why = f"The resource '{request.path[len('/compute/v1/') :]}' was not found"
-        return 404, {"error": {"code": 404, "message": why, "errors": [{"reason": "notFound", "message": why}]}}
+        return 404, {
+            "error": {
+                "code": 404,
+                "message": why,
+                "errors": [{"reason": "notFound", "message": why}],
+            }
+        }
 
     def create(self, where: str, kind: str, body: Any) -> Any:
         path = f"{where}/{kind}/{body['name']}"

@@ -43,7 +43,9 @@ def work(workshop: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def vm(new_cluster: Callable[..., Cluster], guest_image: Path, data_disk: Path, work: Path) -> Cluster:
+def vm(
+    new_cluster: Callable[..., Cluster], guest_image: Path, data_disk: Path, work: Path
+) -> Cluster:
     need(shutil.which("virt-customize"), "libguestfs-tools is not installed")
     need(list(Path("/boot").glob("vmlinuz-*")), "no kernel for libguestfs in /boot")
     made = with_data_disk(new_cluster("dev", guest_image), data_disk)
@@ -53,7 +55,14 @@ def vm(new_cluster: Callable[..., Cluster], guest_image: Path, data_disk: Path, 
 def as_written(vm: Cluster, command: str) -> None:
     """A line of the page, in a shell that finds ycluster."""
     env = vm.program.environ(PATH=f"{vm.program.path.parent}:/usr/local/bin:/usr/bin:/bin")
-    done = subprocess.run(["bash", "-c", command], cwd=vm.program.home, env=env, text=True, capture_output=True, timeout=900)
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=vm.program.home,
+        env=env,
+        text=True,
+        capture_output=True,
+        timeout=900,
+    )
     assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
 
 
@@ -71,15 +80,24 @@ def guest(cluster: Cluster, command: str) -> str:
     return cluster.run("ssh", "--", command).stdout.strip()
 
 
-def test_provision_makes_a_labelled_ext4_data_disk_and_mounts_it(vm: Cluster, data_disk: Path) -> None:
+def test_provision_makes_a_labelled_ext4_data_disk_and_mounts_it(
+    vm: Cluster, data_disk: Path
+) -> None:
     vm.run("provision")
     assert guest(vm, "findmnt -no FSTYPE,LABEL /data/yolean") == "ext4   y-cluster-data"
-    assert data_disk.stat().st_mode & 0o077 == 0 and os.listdir(data_disk.parent) == [data_disk.name]
+    assert data_disk.stat().st_mode & 0o077 == 0 and os.listdir(data_disk.parent) == [
+        data_disk.name
+    ]
     guest(vm, f"echo kept | sudo tee {DATA_NOTE}; sudo touch /root/.bash_history; sudo sync")
-    guest(vm, "sudo mkdir -p /etc/rancher/k3s; echo password | sudo tee /etc/rancher/k3s/registries.yaml")
+    guest(
+        vm,
+        "sudo mkdir -p /etc/rancher/k3s; echo password | sudo tee /etc/rancher/k3s/registries.yaml",
+    )
 
 
-def test_prepare_export_shuts_down_clears_the_deadline_and_cleans_the_disk(vm: Cluster, data_disk: Path) -> None:
+def test_prepare_export_shuts_down_clears_the_deadline_and_cleans_the_disk(
+    vm: Cluster, data_disk: Path
+) -> None:
     before = guest(vm, "cat /etc/machine-id"), guest(vm, "cat ~/.ssh/authorized_keys")
     as_written(vm, PREPARE)
     assert vm.qemu() == [] and vm.status()["state"] == "stopped"
@@ -92,9 +110,16 @@ def test_prepare_export_shuts_down_clears_the_deadline_and_cleans_the_disk(vm: C
     assert "DHCP=yes" in seen[3]
     every = {"/" + name for name in seen[4].split("\n")}
     assert "/etc/machine-id" in every
-    gone = {"/root/.bash_history", "/var/lib/cloud", "/etc/cloud/cloud.cfg.d/99-ycluster.cfg", "/data/yolean/note"}
+    gone = {
+        "/root/.bash_history",
+        "/var/lib/cloud",
+        "/etc/cloud/cloud.cfg.d/99-ycluster.cfg",
+        "/data/yolean/note",
+    }
     gone |= {"/etc/rancher/k3s/registries.yaml"}
-    gone |= {name for name in every if "cloud-init" in name and name.startswith("/etc/systemd/network")}
+    gone |= {
+        name for name in every if "cloud-init" in name and name.startswith("/etc/systemd/network")
+    }
     assert not gone & every
 
 
@@ -104,7 +129,9 @@ def test_prepare_export_twice_is_once(vm: Cluster) -> None:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_every_format_is_read_back_the_same(vm: Cluster, work: Path, tmp_path: Path, form: str) -> None:
+def test_every_format_is_read_back_the_same(
+    vm: Cluster, work: Path, tmp_path: Path, form: str
+) -> None:
     if form == "gcp-tar":
         as_written(vm, EXPORT)
         bundle = work / "bundle"
@@ -114,15 +141,23 @@ def test_every_format_is_read_back_the_same(vm: Cluster, work: Path, tmp_path: P
     subprocess.run(["sha256sum", "-c", "--strict", "SHA256SUMS"], check=True, cwd=bundle)
     if form == "gcp-tar":
         packed = bundle / "dev.tar.gz"
-        listed = subprocess.run(["tar", "-tvzf", packed], text=True, capture_output=True, check=True).stdout
-        assert len(listed.splitlines()) == 1 and f" {8 << 30} " in listed and listed.split()[-1] == "disk.raw"
+        listed = subprocess.run(
+            ["tar", "-tvzf", packed], text=True, capture_output=True, check=True
+        ).stdout
+        assert (
+            len(listed.splitlines()) == 1
+            and f" {8 << 30} " in listed
+            and listed.split()[-1] == "disk.raw"
+        )
         subprocess.run(["tar", "-xzf", packed, "-C", tmp_path], check=True)
         disk, kind = tmp_path / "disk.raw", "raw"
     else:
         disk, kind = bundle / f"dev.{form}", form
         if form != "raw":
             subprocess.run(["qemu-img", "check", "-f", form, disk], check=True)
-    subprocess.run(["qemu-img", "compare", "-f", kind, "-F", "qcow2", disk, vm.file(".qcow2")], check=True)
+    subprocess.run(
+        ["qemu-img", "compare", "-f", kind, "-F", "qcow2", disk, vm.file(".qcow2")], check=True
+    )
     assert disk.stat().st_blocks * 512 < 2 << 30, "sparse stays sparse"
     if form != "gcp-tar":
         disk.unlink()  # the bundle that is imported is the one that went the longest way
@@ -141,7 +176,9 @@ def test_an_imported_disk_boots_with_a_new_identity_and_finds_the_data_that_the_
     vm: Cluster, work: Path, new_cluster: Callable[..., Cluster], guest_image: Path, data_disk: Path
 ) -> None:
     old = vm.file("-hostkey.pub").read_text()
-    copy = replace(with_data_disk(new_cluster("bought", guest_image), data_disk), program=vm.program)
+    copy = replace(
+        with_data_disk(new_cluster("bought", guest_image), data_disk), program=vm.program
+    )
     (work / "copy").symlink_to(copy.directory)
     assert f"kept: {data_disk}" in vm.run("teardown").stderr
     assert os.listdir(vm.cache) and not vm.file(".qcow2").exists()
@@ -151,10 +188,25 @@ def test_an_imported_disk_boots_with_a_new_identity_and_finds_the_data_that_the_
     key = copy.file("-hostkey.pub").read_text().split()[1]
     assert key in guest(copy, "sudo cat /etc/ssh/ssh_host_ed25519_key.pub") and key not in old
     # The keypair of the bundle is handed over: whoever received it gets in.
-    argv = ["ssh", "-F", "/dev/null", "-i", work / "bundle" / "dev-ssh", "-p", copy.status()["sshPort"]]
-    for option in ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "BatchMode=yes", "IdentitiesOnly=yes"):
+    argv = [
+        "ssh",
+        "-F",
+        "/dev/null",
+        "-i",
+        work / "bundle" / "dev-ssh",
+        "-p",
+        copy.status()["sshPort"],
+    ]
+    for option in (
+        "StrictHostKeyChecking=no",
+        "UserKnownHostsFile=/dev/null",
+        "BatchMode=yes",
+        "IdentitiesOnly=yes",
+    ):
         argv += ["-o", option]
-    ran = subprocess.run([*map(str, argv), "ystack@127.0.0.1", "id -un"], text=True, capture_output=True)
+    ran = subprocess.run(
+        [*map(str, argv), "ystack@127.0.0.1", "id -un"], text=True, capture_output=True
+    )
     assert ran.stdout == "ystack\n", ran.stderr
     assert copy.status()["remainingSeconds"] > 0
     copy.run("teardown")
@@ -169,9 +221,14 @@ def open_dir() -> Iterator[Path]:
         yield Path(name)
 
 
-def test_the_block_that_the_guard_prints_mends_the_kernels_of_today_and_of_tomorrow(open_dir: Path) -> None:
+def test_the_block_that_the_guard_prints_mends_the_kernels_of_today_and_of_tomorrow(
+    open_dir: Path,
+) -> None:
     """In a /boot and an /etc/kernel of its own, in the shell that it will be pasted into."""
-    need(os.environ.get("YCLUSTER_OWN_MOUNTS") and shutil.which("run-parts"), "needs mounts of its own and run-parts")
+    need(
+        os.environ.get("YCLUSTER_OWN_MOUNTS") and shutil.which("run-parts"),
+        "needs mounts of its own and run-parts",
+    )
     for folder in ("bin", "boot", "etc/kernel/postinst.d", "m/6.1.0-1"):
         (open_dir / folder).mkdir(parents=True)
     shutil.copy(ROOT / "scripts" / "_check-host-kernel.sh", open_dir)
@@ -192,6 +249,8 @@ bash -eu <<<"$(tail -n +3 <<<"$remedy")"
 install -m 600 /dev/null /boot/vmlinuz-6.1.0-2
 run-parts --exit-on-error --arg=6.1.0-2 --arg=/boot/vmlinuz-6.1.0-2 /etc/kernel/postinst.d
 """
-    ran = subprocess.run(["unshare", "--mount", "bash", "-c", inside], text=True, capture_output=True)
+    ran = subprocess.run(
+        ["unshare", "--mount", "bash", "-c", inside], text=True, capture_output=True
+    )
     assert ran.returncode == 0 and "can't be read" in ran.stdout, ran.stdout + ran.stderr
     assert [path.stat().st_mode & 0o777 for path in (today, tomorrow)] == [0o644, 0o644]

@@ -20,7 +20,12 @@ SCHEMA = (ROOT / "schemas" / "docker.schema.json").read_text()
 def run(archive: Path, *prefix: str, **environ: str) -> subprocess.CompletedProcess[str]:
     argv = [*prefix, str(archive), "schema", "docker"]
     return subprocess.run(
-        argv, env={"PATH": os.environ["PATH"], **environ}, text=True, capture_output=True, timeout=120, cwd="/"
+        argv,
+        env={"PATH": os.environ["PATH"], **environ},
+        text=True,
+        capture_output=True,
+        timeout=120,
+        cwd="/",
     )
 
 
@@ -59,7 +64,9 @@ def test_nothing_is_laid_into_the_home_of_somebody_else(program: Program, tmp_pa
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_it_runs_from_a_read_only_noexec_mount_with_a_full_home(program: Program, tmp_path: Path) -> None:
+def test_it_runs_from_a_read_only_noexec_mount_with_a_full_home(
+    program: Program, tmp_path: Path
+) -> None:
     need(os.environ.get("YCLUSTER_OWN_MOUNTS"), "needs mounts of its own")
     (tmp_path / "disk").mkdir()
     (tmp_path / "home").mkdir()
@@ -69,18 +76,24 @@ mount -t tmpfs -o size=4m tmpfs {tmp_path}/disk && cp {program.path} {tmp_path}/
 mount -o remount,ro,noexec {tmp_path}/disk
 mount -t tmpfs -o size=64k tmpfs {tmp_path}/home && (dd if=/dev/zero of={tmp_path}/home/filler bs=1k 2>/dev/null || true)
 env -i PATH=$PATH HOME={tmp_path}/home python3 {tmp_path}/disk/ycluster schema docker"""
-    ran = subprocess.run(["unshare", "--mount", "bash", "-c", script], text=True, capture_output=True)
+    ran = subprocess.run(
+        ["unshare", "--mount", "bash", "-c", script], text=True, capture_output=True
+    )
     check(ran)
 
 
-def test_code_that_was_tampered_with_cut_off_or_laid_there_by_others_is_not_run(program: Program, tmp_path: Path) -> None:
+def test_code_that_was_tampered_with_cut_off_or_laid_there_by_others_is_not_run(
+    program: Program, tmp_path: Path
+) -> None:
     check(run(program.path, HOME=str(tmp_path)))
     [code] = kept(tmp_path)
     whole = code.read_bytes()
     data = marshal.dumps(compile("raise SystemExit('evil')", "evil", "exec"))
     evil = source_hash(data) + data
     code.write_bytes(evil)
-    assert run(program.path, HOME=str(tmp_path)).stderr == "evil\n", "what is ours, private and whole is taken"
+    assert run(program.path, HOME=str(tmp_path)).stderr == "evil\n", (
+        "what is ours, private and whole is taken"
+    )
     for spoilt in (b"", whole[:31], whole[:-1], whole[:5000] + b"x" + whole[5001:], b"x" * 100):
         code.write_bytes(spoilt)
         check(run(program.path, HOME=str(tmp_path)))
@@ -107,26 +120,39 @@ def test_code_that_was_tampered_with_cut_off_or_laid_there_by_others_is_not_run(
 
 
 def test_twenty_first_runs_at_once(program: Program, tmp_path: Path) -> None:
-    argv, env = [str(program.path), "schema", "docker"], {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
-    crowd = [subprocess.Popen(argv, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(20)]
+    argv, env = (
+        [str(program.path), "schema", "docker"],
+        {"PATH": os.environ["PATH"], "HOME": str(tmp_path)},
+    )
+    crowd = [
+        subprocess.Popen(argv, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for _ in range(20)
+    ]
     for one in crowd:
         out, err = one.communicate(timeout=300)
         assert (one.returncode, out, err) == (0, SCHEMA, "")
     assert len(kept(tmp_path)) == 1
 
 
-def test_two_versions_side_by_side_keep_out_of_each_others_way(program: Program, tmp_path: Path) -> None:
+def test_two_versions_side_by_side_keep_out_of_each_others_way(
+    program: Program, tmp_path: Path
+) -> None:
     other = tmp_path / "other"
     shebang = program.path.read_bytes().split(b"\n", 1)[0] + b"\n"
     with zipfile.ZipFile(program.path) as made, open(other, "wb") as file:
         file.write(shebang)
         with zipfile.ZipFile(file, "w") as changed:
             for name in made.namelist():
-                changed.writestr(name, made.read(name).replace(b'VERSION = "0.1.0"', b'VERSION = "9.9.9"'))
+                changed.writestr(
+                    name, made.read(name).replace(b'VERSION = "0.1.0"', b'VERSION = "9.9.9"')
+                )
     other.chmod(0o755)
     for _ in range(2):
         for archive, version in ((program.path, "0.1.0"), (other, "9.9.9")):
-            argv, env = [str(archive), "--version"], {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+            argv, env = (
+                [str(archive), "--version"],
+                {"PATH": os.environ["PATH"], "HOME": str(tmp_path)},
+            )
             ran = subprocess.run(argv, env=env, text=True, capture_output=True)
             assert ran.stdout == f"ycluster {version}\n", ran.stderr
     assert len(kept(tmp_path)) == 2
@@ -138,31 +164,62 @@ def test_an_older_python_gets_one_line(program: Program) -> None:
     assert (ran.returncode, ran.stderr) == (1, "ycluster: needs Python 3.9 or later; this is 3.8\n")
 
 
-def test_every_python_at_hand_runs_it_with_no_site_packages_or_gets_one_line(program: Program, tmp_path: Path) -> None:
+def test_every_python_at_hand_runs_it_with_no_site_packages_or_gets_one_line(
+    program: Program, tmp_path: Path
+) -> None:
     versions = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
-    for python in [Path(sys.executable), *Path("/usr/bin").glob("python?*"), *versions.glob("*/bin/python")]:
-        said = subprocess.run([python, "-c", "import sys; print(sys.version_info[:2])"], text=True, capture_output=True).stdout
+    for python in [
+        Path(sys.executable),
+        *Path("/usr/bin").glob("python?*"),
+        *versions.glob("*/bin/python"),
+    ]:
+        said = subprocess.run(
+            [python, "-c", "import sys; print(sys.version_info[:2])"],
+            text=True,
+            capture_output=True,
+        ).stdout
         if re.fullmatch(r"\(3, (9|\d\d)\)\n", said):
             check(run(program.path, str(python), "-I", "-S", HOME=str(tmp_path)))
         elif re.fullmatch(r"\(\d, \d\)\n", said):
             ran = run(program.path, str(python))
-            assert (ran.returncode, ran.stdout) == (1, "") and ran.stderr.startswith("ycluster: needs Python 3.9 or later; ")
+            assert (ran.returncode, ran.stdout) == (1, "") and ran.stderr.startswith(
+                "ycluster: needs Python 3.9 or later; "
+            )
             assert ran.stderr.count("\n") == 1
 
 
-def test_the_same_commit_gives_the_same_bytes_and_a_small_file(program: Program, tmp_path: Path) -> None:
+def test_the_same_commit_gives_the_same_bytes_and_a_small_file(
+    program: Program, tmp_path: Path
+) -> None:
     assert program.path.stat().st_size < 150_000
     shutil.copytree(ROOT, tmp_path / "copy", ignore=shutil.ignore_patterns("dist", ".hypothesis"))
     subprocess.run(["./build_zipapp.sh"], cwd=tmp_path / "copy", check=True, capture_output=True)
-    assert (tmp_path / "copy" / "dist" / "ycluster").read_bytes() == (ROOT / "dist" / "ycluster").read_bytes()
-    subprocess.run(["sha256sum", "-c", "--strict", "SHA256SUMS"], cwd=ROOT / "dist", check=True, capture_output=True)
+    assert (tmp_path / "copy" / "dist" / "ycluster").read_bytes() == (
+        ROOT / "dist" / "ycluster"
+    ).read_bytes()
+    subprocess.run(
+        ["sha256sum", "-c", "--strict", "SHA256SUMS"],
+        cwd=ROOT / "dist",
+        check=True,
+        capture_output=True,
+    )
 
 
 def test_it_is_built_with_no_network_from_wheels_at_hand(tmp_path: Path) -> None:
     need(os.geteuid() == 0, "needs to be root, for a network namespace with nothing in it")
     pins = re.search(r"^pins=\((.*)\)$", (ROOT / "build_zipapp.sh").read_text(), re.MULTILINE)
     assert pins
-    fetch = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(tmp_path / "wheels"), *pins.group(1).split()]
+    fetch = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "-q",
+        "--no-deps",
+        "-d",
+        str(tmp_path / "wheels"),
+        *pins.group(1).split(),
+    ]
     subprocess.run(fetch, check=True, capture_output=True)
     shutil.copytree(ROOT, tmp_path / "copy", ignore=shutil.ignore_patterns("dist", ".hypothesis"))
     env = {
@@ -171,5 +228,13 @@ def test_it_is_built_with_no_network_from_wheels_at_hand(tmp_path: Path) -> None
         "PIP_NO_INDEX": "1",
         "PIP_FIND_LINKS": str(tmp_path / "wheels"),
     }
-    subprocess.run(["unshare", "-n", "./build_zipapp.sh"], cwd=tmp_path / "copy", env=env, check=True, capture_output=True)
-    assert (tmp_path / "copy" / "dist" / "ycluster").read_bytes() == (ROOT / "dist" / "ycluster").read_bytes()
+    subprocess.run(
+        ["unshare", "-n", "./build_zipapp.sh"],
+        cwd=tmp_path / "copy",
+        env=env,
+        check=True,
+        capture_output=True,
+    )
+    assert (tmp_path / "copy" / "dist" / "ycluster").read_bytes() == (
+        ROOT / "dist" / "ycluster"
+    ).read_bytes()

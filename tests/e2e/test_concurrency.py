@@ -40,12 +40,16 @@ def at_once(vm: Cluster, every: Sequence[Sequence[str]]) -> list[tuple[str, int,
             assert json.loads(vm.file(".json").read_text())["name"] == vm.name
         assert len(vm.qemu()) <= 2  # one, and while it becomes a daemon its launcher
         time.sleep(0.05)
-    wait_for("all but one to end", lambda: sum(process.poll() is None for _, process in started) <= 1)
+    wait_for(
+        "all but one to end", lambda: sum(process.poll() is None for _, process in started) <= 1
+    )
     found = []
     for what, process in started:
         try:
             process.wait(10)
-        except subprocess.TimeoutExpired:  # the one that has booted the guest waits for an ssh that never comes
+        except (
+            subprocess.TimeoutExpired
+        ):  # the one that has booted the guest waits for an ssh that never comes
             process.send_signal(signal.SIGINT)
         out, told = process.communicate(timeout=120)
         print(f"--- {what}: {process.returncode}\n{told}")
@@ -87,7 +91,9 @@ def test_a_crowd_that_reaps_an_overdue_cluster_reaps_it_once(vm: Cluster) -> Non
     vm.set_deadline(-1)
     ended = at_once(vm, [["lifetime", "reap"]] * 20)
     assert {code for _, code, _, _ in ended} == {0}
-    assert sum("is off by guest-shutdown" in told for _, _, _, told in ended) <= 1  # or it was the watcher
+    assert (
+        sum("is off by guest-shutdown" in told for _, _, _, told in ended) <= 1
+    )  # or it was the watcher
     assert vm.qemu() == [] and vm.sidecar()["reaped"]["how"] == "guest-shutdown"
     wait_for("the watcher to leave", lambda: watchers(vm) == [])
 
@@ -100,12 +106,21 @@ def test_ten_starts_at_once_are_one_start(vm: Cluster) -> None:
 
 
 def test_a_crowd_that_starts_and_stops_leaves_one_vm_with_its_guard_or_none(vm: Cluster) -> None:
-    kinds = [["start"], ["stop"], ["lifetime", "extend", "1m"], ["lifetime", "reap"], ["status", "-o", "json"]]
+    kinds = [
+        ["start"],
+        ["stop"],
+        ["lifetime", "extend", "1m"],
+        ["lifetime", "reap"],
+        ["status", "-o", "json"],
+    ]
     every = kinds * (20 // len(kinds)) + [["pause"], ["resume"]] * 2
     random.Random(2).shuffle(every)
     for what, code, _, told in at_once(vm, every):
         # 1: it was not running, it is paused, it has no deadline, or it ended during the boot; 130: interrupted
-        assert code in {"start": (0, 1, 130), "stop": (0,)}.get(what.split()[0], (0, 1)), (what, told)
+        assert code in {"start": (0, 1, 130), "stop": (0,)}.get(what.split()[0], (0, 1)), (
+            what,
+            told,
+        )
     state = vm.status()
     assert (state["state"] != "stopped") is bool(vm.qemu()) and len(vm.qemu()) <= 1
     if vm.qemu():

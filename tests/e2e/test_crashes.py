@@ -41,7 +41,9 @@ class Ended(NamedTuple):
 
 @pytest.fixture(scope="module")
 def vm(new_cluster: Callable[..., Cluster], workshop: Path) -> Iterator[Cluster]:
-    cluster = boot(new_cluster("crashed", obedient_image(workshop / "crashed.img")))  # and learns of a bad KVM
+    cluster = boot(
+        new_cluster("crashed", obedient_image(workshop / "crashed.img"))
+    )  # and learns of a bad KVM
     yield cluster
     forget(cluster)
 
@@ -80,7 +82,9 @@ def traced(vm: Cluster, verb: str, *options: str) -> Ended:
     def booted() -> bool:
         return verb in BOOTS and up(vm) and bool(vm.sidecar().get("ranWith"))
 
-    begin = [word for word in strace(*options) if word != "-f"]  # the verb is killed, not the programs that it runs
+    begin = [
+        word for word in strace(*options) if word != "-f"
+    ]  # the verb is killed, not the programs that it runs
     process = subprocess.Popen(
         [*begin, str(vm.program.path), *words(verb), "-c", str(vm.directory)], cwd="/", text=True,
         env=vm.program.environ(YCLUSTER_TIMER="watcher"), start_new_session=True,
@@ -101,7 +105,9 @@ def traced(vm: Cluster, verb: str, *options: str) -> Ended:
 
 def points(vm: Cluster, verb: str, record: Path) -> list[Point]:
     """What an undisturbed run calls, in its order, without what comes to the same."""
-    forget(vm)  # with what other crashes have left: a teardown would have more to remove than those to come
+    forget(
+        vm
+    )  # with what other crashes have left: a teardown would have more to remove than those to come
     prepare(vm, verb)
     ended = traced(vm, verb, "-o", str(record), f"--trace={CALLS}")
     assert ended.code == 0, ended.told
@@ -114,7 +120,9 @@ def points(vm: Cluster, verb: str, record: Path) -> list[Point]:
             continue  # it changed nothing
         # A sync is followed by a rename or follows one, and what is killed there leaves the same; so one verb is enough.
         same = (call == "fsync" and verb != "extend") or (call == "poll" and before not in SPAWNS)
-        same = same or (call == before == "unlink" and seen[call] % 2 == 1)  # a teardown's many: every other one
+        same = same or (
+            call == before == "unlink" and seen[call] % 2 == 1
+        )  # a teardown's many: every other one
         if not same:
             found.append(Point(call, seen[call]))
         before = call
@@ -125,7 +133,9 @@ def is_sound(vm: Cluster) -> None:
     """What holds after any crash: the sidecar can be read; a VM that runs is known, has its deadline, and is guarded."""
     if vm.file(".json").exists():
         json.loads(vm.file(".json").read_text())
-    wait_for("one QEMU at most", lambda: len(vm.qemu()) < 2)  # its launcher may live a moment longer
+    wait_for(
+        "one QEMU at most", lambda: len(vm.qemu()) < 2
+    )  # its launcher may live a moment longer
     if vm.qemu():
         assert vm.sidecar()["expiresAt"]
         assert vm.status()["state"] in ("running", "paused") or vm.qemu() == []
@@ -140,7 +150,9 @@ def again(vm: Cluster, verb: str) -> None:
     if verb == "provision" and exists:
         assert "already" in vm.run("provision", code=1).stderr
         verb = "start"
-    if (verb == "resume" and not vm.qemu()) or (verb != "provision" and not vm.file(".json").exists()):
+    if (verb == "resume" and not vm.qemu()) or (
+        verb != "provision" and not vm.file(".json").exists()
+    ):
         return
     ended = traced(vm, verb)
     assert ended.code == 0, ended.told
@@ -153,7 +165,9 @@ def again(vm: Cluster, verb: str) -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_verb_that_is_killed_at_any_call_can_be_had_again(vm: Cluster, verb: str, tmp_path: Path) -> None:
+def test_a_verb_that_is_killed_at_any_call_can_be_had_again(
+    vm: Cluster, verb: str, tmp_path: Path
+) -> None:
     seen = points(vm, verb, tmp_path / "calls")
     assert len(seen) >= 4
     killed = 0

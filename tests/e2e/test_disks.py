@@ -45,16 +45,22 @@ TOLD = {"ENOSPC": "No space left on device", "EIO": "Input/output error"}
 
 @pytest.mark.parametrize("error", TOLD)
 @pytest.mark.parametrize("call", ["fsync", "rename"])
-def test_an_extend_that_cannot_be_saved_says_why_and_changes_nothing(vm: Cluster, call: str, error: str) -> None:
+def test_an_extend_that_cannot_be_saved_says_why_and_changes_nothing(
+    vm: Cluster, call: str, error: str
+) -> None:
     before = (ours(vm), vm.sidecar())
     done = failing(vm, call, error, "lifetime", "extend", "3h")
-    assert done.returncode == 1 and TOLD[error] in done.stderr and len(done.stderr.splitlines()) <= 3
+    assert (
+        done.returncode == 1 and TOLD[error] in done.stderr and len(done.stderr.splitlines()) <= 3
+    )
     assert (ours(vm), vm.sidecar()) == before
     assert vm.guard()["armed"]
 
 
 @pytest.mark.parametrize("error", TOLD)
-def test_a_provision_that_cannot_be_saved_leaves_nothing(new_cluster: Callable[..., Cluster], image: Path, error: str) -> None:
+def test_a_provision_that_cannot_be_saved_leaves_nothing(
+    new_cluster: Callable[..., Cluster], image: Path, error: str
+) -> None:
     made = new_cluster(f"unsaved-{error.lower()}", image)
     done = failing(made, "fsync", error, "provision")
     assert done.returncode in (1, 5) and TOLD[error] in done.stderr
@@ -80,7 +86,11 @@ def test_a_reap_that_can_save_nothing_still_stops_the_vm_and_those_that_come_aft
         unwatch(cluster)
     vm.set_deadline(-5)
     done = failing(vm, "fsync", "EIO", "lifetime", "reap")
-    assert done.returncode == 1 and "can't be written down" in done.stderr and TOLD["EIO"] in done.stderr
+    assert (
+        done.returncode == 1
+        and "can't be written down" in done.stderr
+        and TOLD["EIO"] in done.stderr
+    )
     assert vm.qemu() == []
     wait_for("the second try, which can save", lambda: vm.sidecar().get("reaped"))
     assert vm.sidecar()["reaped"]["how"] == "was not running" and not vm.sidecar().get("expiresAt")
@@ -102,7 +112,9 @@ def mounted(workshop: Path) -> Iterator[Callable[[Path, str], Path]]:
 
         def mount(place: Path, size: str) -> Path:
             place.mkdir()
-            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "tmpfs", place], check=True)
+            subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "tmpfs", place], check=True
+            )
             stack.callback(subprocess.run, ["umount", "-l", place], check=True)
             return place
 
@@ -160,7 +172,10 @@ def test_a_full_disk_keeps_no_cluster_from_its_end(
 
 @pytest.mark.parametrize("action", ["stop", "teardown"])
 def test_an_expiry_on_a_disk_that_became_read_only_still_stops_the_vm_and_others_after_it(
-    new_cluster: Callable[..., Cluster], image: Path, mounted: Callable[[Path, str], Path], action: str
+    new_cluster: Callable[..., Cluster],
+    image: Path,
+    mounted: Callable[[Path, str], Path],
+    action: str,
 ) -> None:
     vm = new_cluster(f"frozen-{action}", image, on_expiry=action)
     other = boot(new_cluster(f"zz-after-{action}", image))
@@ -181,16 +196,23 @@ def test_an_expiry_on_a_disk_that_became_read_only_still_stops_the_vm_and_others
 
 
 def test_a_home_that_cannot_be_written_to_costs_a_warning_and_no_cluster(
-    new_cluster: Callable[..., Cluster], image: Path, mounted: Callable[[Path, str], Path], workshop: Path
+    new_cluster: Callable[..., Cluster],
+    image: Path,
+    mounted: Callable[[Path, str], Path],
+    workshop: Path,
 ) -> None:
     home = mounted(workshop / "read-only-home", "8m")
     vm = new_cluster("homeless", image)
-    subprocess.run([vm.program.path, "--version"], env=vm.program.environ(HOME=str(home)), check=True)  # it unpacks
+    subprocess.run(
+        [vm.program.path, "--version"], env=vm.program.environ(HOME=str(home)), check=True
+    )  # it unpacks
     with read_only(home):
         elsewhere = Cluster(Program(vm.program.path, home), vm.directory, vm.cache, vm.name)
         boot(elsewhere)
         assert elsewhere.guard()["armed"]
         elsewhere.set_deadline(-1)
         wait_for("the expiry", lambda: not elsewhere.qemu(), 60)
-        wait_for("its record", lambda: json.loads(elsewhere.file(".json").read_text()).get("reaped"))
+        wait_for(
+            "its record", lambda: json.loads(elsewhere.file(".json").read_text()).get("reaped")
+        )
         forget(elsewhere)

@@ -52,7 +52,9 @@ def test_a_guest_that_ignores_the_power_button_is_torn_down_by_a_later_rung(vm: 
     assert "stubborn: torn down " in told and "by its 15s budget (hand: QMP quit)" in told
 
 
-def test_a_provision_that_cannot_boot_leaves_nothing(new_cluster: Callable[..., Cluster], blank_image: Path) -> None:
+def test_a_provision_that_cannot_boot_leaves_nothing(
+    new_cluster: Callable[..., Cluster], blank_image: Path
+) -> None:
     broken = new_cluster("broken", blank_image)
     config = broken.directory / "y-cluster-provision.yaml"
     config.write_text(config.read_text().replace("cpuModel: qemu64", "cpuModel: no-such-cpu"))
@@ -61,7 +63,9 @@ def test_a_provision_that_cannot_boot_leaves_nothing(new_cluster: Callable[..., 
     assert list(broken.cache.glob("broken*")) == [] and broken.qemu() == []
 
 
-def test_a_taken_port_is_named_before_anything_is_made(new_cluster: Callable[..., Cluster], blank_image: Path) -> None:
+def test_a_taken_port_is_named_before_anything_is_made(
+    new_cluster: Callable[..., Cluster], blank_image: Path
+) -> None:
     import socket
 
     blocked = new_cluster("blocked", blank_image)
@@ -76,7 +80,9 @@ def test_a_taken_port_is_named_before_anything_is_made(new_cluster: Callable[...
     assert list(blocked.cache.glob("blocked*")) == []
 
 
-def test_a_lost_timer_is_caught_by_the_next_command(new_cluster: Callable[..., Cluster], blank_image: Path) -> None:
+def test_a_lost_timer_is_caught_by_the_next_command(
+    new_cluster: Callable[..., Cluster], blank_image: Path
+) -> None:
     """Its watcher is killed, so nothing fires; the provision of another cluster reaps it first."""
     lost = new_cluster("lost", blank_image, on_expiry="pause")
     waiting = lost.program.spawn("provision", "-c", lost.directory, YCLUSTER_TIMER="watcher")
@@ -84,7 +90,9 @@ def test_a_lost_timer_is_caught_by_the_next_command(new_cluster: Callable[..., C
     wait_for("the sidecar of a running VM", lambda: lost.sidecar().get("machine"))
     waiting.kill()
     waiting.wait()
-    subprocess.run(["pkill", "-9", "-f", f"lifetime watch --state {lost.file('.json')}"], check=True)
+    subprocess.run(
+        ["pkill", "-9", "-f", f"lifetime watch --state {lost.file('.json')}"], check=True
+    )
     wait_for("status to tell", lambda: not lost.guard()["armed"])
     assert "NOTHING" in lost.run("lifetime", "status").stdout
     lost.set_deadline(-1)
@@ -100,7 +108,9 @@ def test_no_scheduler_and_no_home_still_get_their_reap(program: Program, tmp_pat
     """reap with nothing in its environment but the path of a sidecar."""
     need(Path("/usr/bin/env").exists(), "no env")
     sidecar = tmp_path / "bare.json"
-    sidecar.write_text('{"version": 1, "name": "bare", "lifetime": "1h", "expiresAt": "2020-01-01T00:00:00Z"}')
+    sidecar.write_text(
+        '{"version": 1, "name": "bare", "lifetime": "1h", "expiresAt": "2020-01-01T00:00:00Z"}'
+    )
     argv = [
         "env",
         "-i",
@@ -111,20 +121,28 @@ def test_no_scheduler_and_no_home_still_get_their_reap(program: Program, tmp_pat
         "--state",
         sidecar,
     ]
-    done = subprocess.run(argv, text=True, capture_output=True, cwd="/", env={"PATH": "/usr/bin:/bin"})
+    done = subprocess.run(
+        argv, text=True, capture_output=True, cwd="/", env={"PATH": "/usr/bin:/bin"}
+    )
     assert done.returncode == 0, done.stderr
     assert "was not running" in done.stderr and "2020" not in sidecar.read_text()
 
 
-@pytest.mark.parametrize("timer, remedy", [("at", "atrm {}"), ("systemd", "systemctl --user stop {}.timer")])
+@pytest.mark.parametrize(
+    "timer, remedy", [("at", "atrm {}"), ("systemd", "systemctl --user stop {}.timer")]
+)
 def test_doctor_finds_the_timers_that_no_cluster_knows_of(
     program: Program, user_manager: None, atd: None, timer: str, remedy: str
 ) -> None:
     sidecar = program.home / ".cache" / "y-cluster-qemu" / "gone.json"
     sidecar.parent.mkdir(parents=True, exist_ok=True)
-    sidecar.write_text('{"version": 1, "name": "gone", "lifetime": "1h", "expiresAt": "2100-01-01T00:00:00Z"}')
+    sidecar.write_text(
+        '{"version": 1, "name": "gone", "lifetime": "1h", "expiresAt": "2100-01-01T00:00:00Z"}'
+    )
     program.run("lifetime", "arm", "--name", "gone", YCLUSTER_TIMER=timer)
-    theirs = subprocess.run(["at", "-q", "c", "now + 1 year"], input="true", text=True, capture_output=True, check=True)
+    theirs = subprocess.run(
+        ["at", "-q", "c", "now + 1 year"], input="true", text=True, capture_output=True, check=True
+    )
 
     def remedies() -> list[str]:
         shown = json.loads(program.run("doctor", "-o", "json", code=None).stdout)["findings"]
@@ -132,7 +150,9 @@ def test_doctor_finds_the_timers_that_no_cluster_knows_of(
 
     assert remedies() == []
     ident, saved = json.loads(sidecar.read_text())["timer"]["id"], sidecar.read_text()
-    sidecar.write_text(saved.replace('"version": 1', '"version": 2'))  # a newer ycluster's: it guards
+    sidecar.write_text(
+        saved.replace('"version": 1', '"version": 2')
+    )  # a newer ycluster's: it guards
     assert remedies() == []
     for path in sidecar.parent.glob("gone*"):
         path.unlink()
@@ -144,13 +164,25 @@ def test_doctor_finds_the_timers_that_no_cluster_knows_of(
 
 def test_an_atd_of_another_mount_namespace_is_not_taken_for_ours() -> None:
     need(os.geteuid() == 0 and shutil.which("atd"), "needs root, for mounts of its own, and atd")
-    own = ["unshare", "--mount", "--propagation", "private", str(Path(__file__).with_name("in-namespace.sh"))]
+    own = [
+        "unshare",
+        "--mount",
+        "--propagation",
+        "private",
+        str(Path(__file__).with_name("in-namespace.sh")),
+    ]
     code = "import sys, os, ycluster; host = ycluster.Host(os.environ, ycluster.Output(sys.stdout, sys.stderr)); "
-    ask = [sys.executable, "-c", code + "print(ycluster._look('at', 'failure', ycluster.AtTimer().check, host).text)"]
+    ask = [
+        sys.executable,
+        "-c",
+        code + "print(ycluster._look('at', 'failure', ycluster.AtTimer().check, host).text)",
+    ]
     env = {**os.environ, "PYTHONPATH": str(Path(ycluster.__file__).parent)}
 
     def asked(*where: str) -> str:
-        return subprocess.run([*where, *ask], env=env, check=True, capture_output=True, text=True).stdout
+        return subprocess.run(
+            [*where, *ask], env=env, check=True, capture_output=True, text=True
+        ).stdout
 
     foreign = subprocess.Popen([*own, "atd", "-f"])
     try:

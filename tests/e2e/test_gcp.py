@@ -36,7 +36,9 @@ class Shell:
         self.home.mkdir()
         for name, budget in (("limited", "12h"), ("endless", "")):
             (where / name).mkdir()
-            (where / name / "y-cluster-provision.yaml").write_text(f"lifetime:\n  maxRun: '{budget}'\n")
+            (where / name / "y-cluster-provision.yaml").write_text(
+                f"lifetime:\n  maxRun: '{budget}'\n"
+            )
         self.environ = {
             "PATH": f"{program.path.parent}:{WRAPPER.parent}:/usr/bin:/bin",
             "HOME": str(self.home),
@@ -48,14 +50,18 @@ class Shell:
             "CLOUDSDK_COMPONENT_MANAGER_DISABLE_UPDATE_CHECK": "true",
         }
 
-    def __call__(self, command: str, code: int = 0, **extra: str) -> subprocess.CompletedProcess[str]:
+    def __call__(
+        self, command: str, code: int = 0, **extra: str
+    ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             ["bash", "-c", command], cwd=self.where, env={**self.environ, **extra}, text=True, capture_output=True,
             timeout=300, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         told = f"{command}\n--- stdout\n{done.stdout}--- stderr\n{done.stderr}"
         print(told)
-        assert done.returncode == code and "Traceback" not in done.stderr, f"exit {done.returncode}: {told}"
+        assert done.returncode == code and "Traceback" not in done.stderr, (
+            f"exit {done.returncode}: {told}"
+        )
         return done
 
 
@@ -72,8 +78,12 @@ FLAGS = "$(ycluster lifetime gcp-flags -c limited)"
 DISK = "--disk=name=data-1,boot=no,auto-delete=no"
 
 
-@pytest.mark.parametrize("what", ["instances create vm --zone=europe-north1-a", "instance-templates create vm"])
-def test_gcloud_sends_the_budget_and_what_becomes_of_the_disks(api: ComputeApi, sh: Shell, what: str) -> None:
+@pytest.mark.parametrize(
+    "what", ["instances create vm --zone=europe-north1-a", "instance-templates create vm"]
+)
+def test_gcloud_sends_the_budget_and_what_becomes_of_the_disks(
+    api: ComputeApi, sh: Shell, what: str
+) -> None:
     sh(f"gcloud compute {what} {DISK} {FLAGS}")
     [sent] = api.posted()
     sent = sent.get("properties", sent)
@@ -81,8 +91,12 @@ def test_gcloud_sends_the_budget_and_what_becomes_of_the_disks(api: ComputeApi, 
     assert [disk["autoDelete"] for disk in sent["disks"]] == [True, False]
 
 
-def test_an_instance_that_nothing_ends_gets_a_budget_as_gcp_status_says(api: ComputeApi, sh: Shell) -> None:
-    sh("gcloud compute instances create vm --zone=europe-north1-a $(ycluster lifetime gcp-flags -c endless)")
+def test_an_instance_that_nothing_ends_gets_a_budget_as_gcp_status_says(
+    api: ComputeApi, sh: Shell
+) -> None:
+    sh(
+        "gcloud compute instances create vm --zone=europe-north1-a $(ycluster lifetime gcp-flags -c endless)"
+    )
     assert "maxRunDuration" not in instance(api)["scheduling"]
     shown = sh("ycluster lifetime gcp-status vm --zone europe-north1-a").stdout
     assert "NOTHING ends it" in shown and "deadline:" not in shown
@@ -91,31 +105,50 @@ def test_an_instance_that_nothing_ends_gets_a_budget_as_gcp_status_says(api: Com
     sh(mend.replace("better:", "").replace("DIR", "limited"))
     assert api.posted()[-1] == LIMIT
     again = sh("ycluster lifetime gcp-status vm --zone europe-north1-a").stdout
-    assert "12h0m0s from each start, then delete" in again and "nothing counts while it is terminated" in again
+    assert (
+        "12h0m0s from each start, then delete" in again
+        and "nothing counts while it is terminated" in again
+    )
 
 
 def test_gcp_status_shows_what_an_instance_has_left(api: ComputeApi, sh: Shell) -> None:
     sh(f"gcloud compute instances create vm --zone=europe-north1-a {FLAGS}")
-    asked = sh("ycluster lifetime gcp-status vm --zone europe-north1-a --project some-project -o json").stdout
+    asked = sh(
+        "ycluster lifetime gcp-status vm --zone europe-north1-a --project some-project -o json"
+    ).stdout
     shown = json.loads(asked)
     assert (shown["name"], shown["zone"], shown["state"]) == ("vm", "europe-north1-a", "running")
     assert (shown["maxRun"], shown["onExpiry"]) == ("12h0m0s", "delete")
     assert 43200 - 300 < shown["remainingSeconds"] <= 43201
     for question in ("describe vm --zone europe-north1-a", "list"):
-        piped = sh(f"gcloud compute instances {question} --format=json | ycluster lifetime gcp-status -o json")
-        assert {**json.loads(piped.stdout), "remainingSeconds": 0} == {**shown, "remainingSeconds": 0}
+        piped = sh(
+            f"gcloud compute instances {question} --format=json | ycluster lifetime gcp-status -o json"
+        )
+        assert {**json.loads(piped.stdout), "remainingSeconds": 0} == {
+            **shown,
+            "remainingSeconds": 0,
+        }
 
 
-def test_gcp_status_believes_the_moment_that_compute_engine_names(api: ComputeApi, sh: Shell) -> None:
+def test_gcp_status_believes_the_moment_that_compute_engine_names(
+    api: ComputeApi, sh: Shell
+) -> None:
     sh(f"gcloud compute instances create vm --zone=europe-north1-a {FLAGS}")
-    instance(api)["resourceStatus"] = {"scheduling": {"terminationTimestamp": "2099-01-01T01:00:00.500+01:00"}}
+    instance(api)["resourceStatus"] = {
+        "scheduling": {"terminationTimestamp": "2099-01-01T01:00:00.500+01:00"}
+    }
     shown = json.loads(sh("ycluster lifetime gcp-status vm --zone europe-north1-a -o json").stdout)
     assert shown["expiresAt"] == "2099-01-01T00:00:01Z"
 
 
 def test_an_instance_that_has_gone_is_no_such_cluster(sh: Shell) -> None:
     done = sh("ycluster lifetime gcp-status vm --zone europe-north1-a", 4)
-    assert done.stdout == "" and "vm" in done.stderr and "deleted" in done.stderr and len(done.stderr.splitlines()) <= 3
+    assert (
+        done.stdout == ""
+        and "vm" in done.stderr
+        and "deleted" in done.stderr
+        and len(done.stderr.splitlines()) <= 3
+    )
 
 
 def test_the_commands_in_the_docs_are_true(api: ComputeApi, sh: Shell) -> None:
@@ -137,15 +170,27 @@ def test_the_wrapper_makes_an_instance_that_ends_and_says_when(api: ComputeApi, 
     [sent] = api.posted()
     assert sent["scheduling"] == {**LIMIT, "automaticRestart": False}
     boot, data = sent["disks"]
-    assert boot["boot"] and boot["autoDelete"] and "debian-cloud" in boot["initializeParams"]["sourceImage"]
-    assert not data["boot"] and not data["autoDelete"] and data["source"].endswith(f"{PLACE}/disks/data-1")
+    assert (
+        boot["boot"]
+        and boot["autoDelete"]
+        and "debian-cloud" in boot["initializeParams"]["sourceImage"]
+    )
+    assert (
+        not data["boot"]
+        and not data["autoDelete"]
+        and data["source"].endswith(f"{PLACE}/disks/data-1")
+    )
     assert (data["deviceName"], data["mode"]) == ("data", "READ_WRITE")
     assert sent["labels"] == {"created-by": "ycluster", "team": "storage", "max-run": "43200s"}
     assert sent["name"] == "appliance-1" and sent["machineType"].endswith("/e2-small")
     assert {"key": "greeting", "value": "hello you"} in sent["metadata"]["items"]
     assert "accessConfigs" not in sent["networkInterfaces"][0]
     summary = done.stdout[done.stdout.index("instance:") :]
-    assert "appliance-1" in summary and "12h0m0s from each start, then delete" in summary and "(11h 59m)" in summary
+    assert (
+        "appliance-1" in summary
+        and "12h0m0s from each start, then delete" in summary
+        and "(11h 59m)" in summary
+    )
     assert "warning" not in done.stderr
 
 
@@ -156,14 +201,22 @@ def test_what_a_dry_run_prints_can_be_pasted_and_does_the_same(api: ComputeApi, 
     sh(dry)
     sh(f'{command} vm-2 -- --metadata="it\'s=a \\$5 b"')
     first, second = api.posted()
-    assert first == {**second, "name": "vm"} and first["metadata"]["items"] == [{"key": "it's", "value": "a $5 b"}]
+    assert first == {**second, "name": "vm"} and first["metadata"]["items"] == [
+        {"key": "it's", "value": "a $5 b"}
+    ]
 
 
-def test_without_a_budget_the_wrapper_goes_on_and_says_so_loudly(api: ComputeApi, sh: Shell) -> None:
+def test_without_a_budget_the_wrapper_goes_on_and_says_so_loudly(
+    api: ComputeApi, sh: Shell
+) -> None:
     done = sh("create-appliance.sh -c endless --zone europe-north1-a vm")
     [sent] = api.posted()
     assert "maxRunDuration" not in json.dumps(sent) and sent["labels"] == {"created-by": "ycluster"}
-    assert "WARNING" in done.stderr and "NOTHING ENDS vm" in done.stderr and "NOTHING ends it" in done.stdout
+    assert (
+        "WARNING" in done.stderr
+        and "NOTHING ENDS vm" in done.stderr
+        and "NOTHING ends it" in done.stdout
+    )
 
 
 def test_a_wrapper_whose_gcloud_fails_fails(api: ComputeApi, sh: Shell) -> None:
@@ -177,11 +230,22 @@ def test_gcp_flags_want_nothing_of_the_host_but_a_place_to_unpack(
 ) -> None:
     tools = tmp_path / "bin"
     tools.mkdir()
-    (tools / "python3").symlink_to(os.path.realpath(sys.executable))  # and nothing else: no QEMU, no ssh, no shell
-    (tmp_path / "y-cluster-provision.yaml").write_text("provider: multipass\nlifetime: {maxRun: 90m}\n")
+    (tools / "python3").symlink_to(
+        os.path.realpath(sys.executable)
+    )  # and nothing else: no QEMU, no ssh, no shell
+    (tmp_path / "y-cluster-provision.yaml").write_text(
+        "provider: multipass\nlifetime: {maxRun: 90m}\n"
+    )
     environ = {"PATH": str(tools), **home}
     done = subprocess.run(
-        [program.path, "lifetime", "gcp-flags", "-c", tmp_path], env=environ, cwd="/", text=True, capture_output=True
+        [program.path, "lifetime", "gcp-flags", "-c", tmp_path],
+        env=environ,
+        cwd="/",
+        text=True,
+        capture_output=True,
     )
-    assert (done.returncode, done.stdout) == (0, "--max-run-duration=5400s --instance-termination-action=DELETE\n")
+    assert (done.returncode, done.stdout) == (
+        0,
+        "--max-run-duration=5400s --instance-termination-action=DELETE\n",
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bin", "y-cluster-provision.yaml"]

@@ -31,7 +31,9 @@ def release(workshop: Path) -> Path:
     shutil.copytree(STAND_IN, folder)
     (folder / "k3s-airgap-images-amd64.tar.zst").write_bytes(os.urandom(1 << 20))
     names = ("k3s", "k3s-airgap-images-amd64.tar.zst")
-    lines = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
+    lines = [
+        f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in names
+    ]
     (folder / "sha256sum-amd64.txt").write_text("".join(lines))
     return folder
 
@@ -47,13 +49,20 @@ def kubeconfig(workshop: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def vm(new_cluster: Callable[..., Cluster], guest_image: Path, release: Path, kubeconfig: Path) -> Cluster:
+def vm(
+    new_cluster: Callable[..., Cluster], guest_image: Path, release: Path, kubeconfig: Path
+) -> Cluster:
     need(shutil.which("kubectl"), "kubectl is not installed")
     made = new_cluster("k3s-inside", guest_image)
     file = made.directory / "y-cluster-provision.yaml"
     text = file.read_text().replace("k3s: {install: none}", f"k3s: {{source: {release}}}")
-    text = text.replace("portForwards: []", "portForwards: [{guest: 6443}]\nnetwork: {bindAddress: 127.0.0.2}")
-    file.write_text(text + 'registries: {configs: {r.example: {auth: {username: u, password: "${R_PASSWORD}"}}}}\n')
+    text = text.replace(
+        "portForwards: []", "portForwards: [{guest: 6443}]\nnetwork: {bindAddress: 127.0.0.2}"
+    )
+    file.write_text(
+        text
+        + 'registries: {configs: {r.example: {auth: {username: u, password: "${R_PASSWORD}"}}}}\n'
+    )
     made.program.env["KUBECONFIG"] = str(kubeconfig)
     return made
 
@@ -79,7 +88,9 @@ def reaches_the_api(vm: Cluster, kubeconfig: Path) -> None:
     assert kubectl(kubeconfig, "--context", vm.name, "get", "--raw", "/readyz").strip() == "ok"
     nodes = json.loads(kubectl(kubeconfig, "--context", vm.name, "get", "--raw", "/api/v1/nodes"))
     [node] = nodes["items"]
-    assert node["metadata"]["name"] == vm.name and node["status"]["conditions"] == [{"type": "Ready", "status": "True"}]
+    assert node["metadata"]["name"] == vm.name and node["status"]["conditions"] == [
+        {"type": "Ready", "status": "True"}
+    ]
 
 
 def test_a_context_of_that_name_which_points_elsewhere_is_refused_before_anything_is_made(
@@ -88,15 +99,23 @@ def test_a_context_of_that_name_which_points_elsewhere_is_refused_before_anythin
     before = kubeconfig.read_text()
     kubeconfig.resolve().write_text(before.replace('"work"', f'"{vm.name}"'))
     ran = vm.run("provision", code=3, R_PASSWORD="hush")
-    assert f"context '{vm.name}' is that of far (https://far.example:6443)" in ran.stderr and not vm.cache.exists()
+    assert (
+        f"context '{vm.name}' is that of far (https://far.example:6443)" in ran.stderr
+        and not vm.cache.exists()
+    )
     kubeconfig.resolve().write_text(before)
 
 
-def test_provision_installs_it_with_no_network_and_the_users_kubectl_reaches_the_api(vm: Cluster, kubeconfig: Path) -> None:
+def test_provision_installs_it_with_no_network_and_the_users_kubectl_reaches_the_api(
+    vm: Cluster, kubeconfig: Path
+) -> None:
     done = vm.run("provision", R_PASSWORD="hush")
     stages = [line.split(" (")[0].strip() for line in done.stderr.splitlines()]
     assert (
-        stages.index("cloud-init done") < stages.index("k3s installed") < stages.index("API ready") < stages.index("node Ready")
+        stages.index("cloud-init done")
+        < stages.index("k3s installed")
+        < stages.index("API ready")
+        < stages.index("node Ready")
     )
     reaches_the_api(vm, kubeconfig)
 
@@ -105,48 +124,75 @@ def test_what_was_in_the_kubeconfig_is_there_as_it_was(vm: Cluster, kubeconfig: 
     now = view(kubeconfig)
     assert kubeconfig.is_symlink() and now["current-context"] == "work"
     for section in ("clusters", "contexts", "users"):
-        assert [item for item in now[section] if item["name"] in ("far", "work", "w")] == OTHERS[section]
+        assert [item for item in now[section] if item["name"] in ("far", "work", "w")] == OTHERS[
+            section
+        ]
     assert json.loads(kubeconfig.with_name("config.before-ycluster").read_text()) == OTHERS
     assert vm.file("-kubeconfig").stat().st_mode & 0o777 == 0o600
 
 
 def test_registries_are_private_in_the_guest_and_their_secret_is_nowhere_else(vm: Cluster) -> None:
     assert "hush" in vm.run("ssh", "--", "sudo cat /etc/rancher/k3s/registries.yaml").stdout
-    assert vm.run("ssh", "--", "cat /var/lib/rancher/k3s/starts").stdout == "registries 0o600, images kept\n"
-    assert "hush" not in vm.file(".json").read_text() + vm.file("-console.log").read_text(errors="replace")
+    assert (
+        vm.run("ssh", "--", "cat /var/lib/rancher/k3s/starts").stdout
+        == "registries 0o600, images kept\n"
+    )
+    assert "hush" not in vm.file(".json").read_text() + vm.file("-console.log").read_text(
+        errors="replace"
+    )
 
 
 def test_start_refreshes_the_port_and_imports_nothing_again(vm: Cluster, kubeconfig: Path) -> None:
-    [before] = [item["cluster"]["server"] for item in view(kubeconfig)["clusters"] if item["name"] == vm.name]
+    [before] = [
+        item["cluster"]["server"]
+        for item in view(kubeconfig)["clusters"]
+        if item["name"] == vm.name
+    ]
     vm.run("stop")
     with_port = before.rsplit(":", 1)[1]
     taken = subprocess.Popen(
-        ["python3", "-c", f"import socket, time; s = socket.create_server(('127.0.0.2', {with_port})); time.sleep(600)"]
+        [
+            "python3",
+            "-c",
+            f"import socket, time; s = socket.create_server(('127.0.0.2', {with_port})); time.sleep(600)",
+        ]
     )
     try:
         vm.run("start")
     finally:
         taken.kill()
         taken.wait()
-    [after] = [item["cluster"]["server"] for item in view(kubeconfig)["clusters"] if item["name"] == vm.name]
+    [after] = [
+        item["cluster"]["server"]
+        for item in view(kubeconfig)["clusters"]
+        if item["name"] == vm.name
+    ]
     assert after != before
     reaches_the_api(vm, kubeconfig)
     assert "imported" not in vm.run("ssh", "--", "cat /var/lib/rancher/k3s/starts").stdout
 
 
 def test_an_install_that_was_cut_short_is_finished_by_start(vm: Cluster, kubeconfig: Path) -> None:
-    vm.run("ssh", "--", "sudo systemctl disable --now -q k3s && sudo rm -r /usr/local/bin/k3s /etc/rancher/k3s/k3s.yaml")
+    vm.run(
+        "ssh",
+        "--",
+        "sudo systemctl disable --now -q k3s && sudo rm -r /usr/local/bin/k3s /etc/rancher/k3s/k3s.yaml",
+    )
     told = vm.run("start").stderr
     assert "already runs" in told and "node Ready" in told
     reaches_the_api(vm, kubeconfig)
 
 
 def test_teardown_takes_out_our_names_and_nothing_else(vm: Cluster, kubeconfig: Path) -> None:
-    vm.run("teardown", KUBECONFIG="/nonexistent")  # as a timer has it: the sidecar knows which file it was
+    vm.run(
+        "teardown", KUBECONFIG="/nonexistent"
+    )  # as a timer has it: the sidecar knows which file it was
     assert kubeconfig.is_symlink() and view(kubeconfig) == {**OTHERS, "preferences": {}}
 
 
-def test_with_script_the_guest_fetches_the_release_for_itself(vm: Cluster, kubeconfig: Path, release: Path) -> None:
+def test_with_script_the_guest_fetches_the_release_for_itself(
+    vm: Cluster, kubeconfig: Path, release: Path
+) -> None:
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(release))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -21,7 +21,10 @@ def test_the_end_of_qemu_during_a_boot_is_told_with_the_consoles_last_words(
 ) -> None:
     doomed = new_cluster("doomed", blank_image)
     provision = booting(doomed)
-    wait_for("the firmware's last words", lambda: b"No bootable device" in doomed.file("-console.log").read_bytes())
+    wait_for(
+        "the firmware's last words",
+        lambda: b"No bootable device" in doomed.file("-console.log").read_bytes(),
+    )
     [pid] = doomed.qemu()
     os.kill(pid, signal.SIGKILL)
     _, told = provision.communicate(timeout=60)
@@ -32,14 +35,18 @@ def test_the_end_of_qemu_during_a_boot_is_told_with_the_consoles_last_words(
     doomed.run("teardown")
 
 
-def test_a_kernel_that_panics_is_told_at_once(new_cluster: Callable[..., Cluster], panicking_image: Path) -> None:
+def test_a_kernel_that_panics_is_told_at_once(
+    new_cluster: Callable[..., Cluster], panicking_image: Path
+) -> None:
     vm = new_cluster("panicking", panicking_image)
     told = vm.run("provision", code=1, YCLUSTER_TIMER="watcher").stderr
     assert "its kernel panicked" in told and "IO-APIC + timer doesn't work!" in told
     assert vm.status()["state"] == "running" and vm.guard()["armed"]
 
 
-def test_a_guest_that_is_paused_during_a_boot_ends_the_wait(new_cluster: Callable[..., Cluster], blank_image: Path) -> None:
+def test_a_guest_that_is_paused_during_a_boot_ends_the_wait(
+    new_cluster: Callable[..., Cluster], blank_image: Path
+) -> None:
     halted = new_cluster("halted", blank_image)
     provision = booting(halted)
     halted.run("pause")
@@ -53,7 +60,9 @@ def test_two_clusters_run_side_by_side_on_ports_that_qemu_chose(
 ) -> None:
     other = new_cluster("other", blank_image)
     config = other.directory / "y-cluster-provision.yaml"
-    config.write_text(config.read_text().replace("portForwards: []", 'portForwards: [{host: "", guest: 80}]'))
+    config.write_text(
+        config.read_text().replace("portForwards: []", 'portForwards: [{host: "", guest: 80}]')
+    )
     running(other)
     shown = other.status()
     ports = {one.status()["sshPort"], shown["sshPort"], shown["portForwards"][0]["host"]}

@@ -21,15 +21,23 @@ AHEAD = 15  # seconds to a deadline that the test waits for
 
 
 @pytest.fixture(scope="module")
-def vm(new_cluster: Callable[..., Cluster], guest_image: Path, user_manager: None, atd: None) -> Cluster:
+def vm(
+    new_cluster: Callable[..., Cluster], guest_image: Path, user_manager: None, atd: None
+) -> Cluster:
     return new_cluster("main-job", guest_image)
 
 
 def our_timers(vm: Cluster) -> list[str]:
     listed = subprocess.run(
-        ["systemctl", "--user", "list-timers", "--all", "--plain", "--no-legend"], text=True, capture_output=True
+        ["systemctl", "--user", "list-timers", "--all", "--plain", "--no-legend"],
+        text=True,
+        capture_output=True,
     )
-    return [word for word in listed.stdout.split() if word.startswith(f"ycluster-reap-{vm.name}-") and "timer" in word]
+    return [
+        word
+        for word in listed.stdout.split()
+        if word.startswith(f"ycluster-reap-{vm.name}-") and "timer" in word
+    ]
 
 
 def moment(text: str) -> int:
@@ -59,7 +67,11 @@ def test_provision_boots_and_is_armed_by_systemd(vm: Cluster) -> None:
     assert stages.index("SSH banner") < stages.index("login") < stages.index("cloud-init done")
     shown, guard = vm.status(), vm.guard()
     assert shown["state"] == "running"
-    assert (guard["backend"], guard["armed"], guard["nextFire"]) == ("systemd", True, shown["expiresAt"])
+    assert (guard["backend"], guard["armed"], guard["nextFire"]) == (
+        "systemd",
+        True,
+        shown["expiresAt"],
+    )
     assert len(our_timers(vm)) == 1
 
 
@@ -169,7 +181,8 @@ def test_a_timer_of_before_the_extension_fires_and_does_no_harm(vm: Cluster) -> 
     )  # fmt: skip
     wait_for(
         "the stale timer",
-        lambda: "due in" in (Path("/run/stale.log").read_text() if Path("/run/stale.log").exists() else ""),
+        lambda: "due in"
+        in (Path("/run/stale.log").read_text() if Path("/run/stale.log").exists() else ""),
     )
     wait_for("one timer, armed anew", lambda: len(our_timers(vm)) == 1)
     assert vm.sidecar()["expiresAt"] == vm.guard()["nextFire"] == sidecar["expiresAt"]
@@ -186,7 +199,9 @@ def test_disarm_and_arm(vm: Cluster) -> None:
 
 
 @pytest.mark.parametrize("backend", ["systemd", "at", "watcher"])
-def test_its_user_is_warned_and_extends_it_from_there(vm: Cluster, tmp_path: Path, backend: str) -> None:
+def test_its_user_is_warned_and_extends_it_from_there(
+    vm: Cluster, tmp_path: Path, backend: str
+) -> None:
     """By a timer of the warning's own; the terminal sees it, and the command that it runs is not locked out."""
     told = tmp_path / "told"
     command = f"env >'{told}.part'; '{vm.program.path}' lifetime extend 1h --name {vm.name} && mv '{told}.part' '{told}'"
@@ -205,7 +220,11 @@ def test_its_user_is_warned_and_extends_it_from_there(vm: Cluster, tmp_path: Pat
     assert 0 < int(facts["YCLUSTER_REMAINING_SECONDS"]) <= 20
     assert 3000 < vm.status()["remainingSeconds"] <= 3625 and vm.status()["state"] == "running"
     log = vm.program.home / ".local/state/ycluster/events.jsonl"
-    told_of = [event["event"] for event in map(json.loads, log.read_text().splitlines()) if event["name"] == vm.name]
+    told_of = [
+        event["event"]
+        for event in map(json.loads, log.read_text().splitlines())
+        if event["name"] == vm.name
+    ]
     assert told_of[-2:] == ["armed", "extended"] and told_of[-5:].count("warned") == 1
     vm.set_deadline(3600, warn="0", onWarn="")
     vm.run("lifetime", "arm", YCLUSTER_TIMER="systemd")
@@ -231,7 +250,10 @@ def test_start_gives_a_fresh_deadline_later_than_the_first(vm: Cluster) -> None:
     assert vm.guard() | {"survives": None} == {
         "backend": "at", "armed": True, "nextFire": vm.status()["expiresAt"], "survives": None, "improve": "",
     }  # fmt: skip
-    assert vm.run("ssh", "--", "cat precious && sudo touch /etc/cloud/cloud-init.disabled").stdout == "kept\n"
+    assert (
+        vm.run("ssh", "--", "cat precious && sudo touch /etc/cloud/cloud-init.disabled").stdout
+        == "kept\n"
+    )
 
 
 def test_at_reaps_it_at_its_deadline(vm: Cluster) -> None:
@@ -256,7 +278,10 @@ def test_the_watcher_reaps_at_the_deadline_with_no_scheduler_at_all(
         vm.program.path.with_name("moved").rename(vm.program.path)
     check_expired_by(vm, "watcher")
     watching = ["pgrep", "-f", f"lifetime watch --state {vm.file('.json')}"]
-    wait_for("the watcher to leave", lambda: subprocess.run(watching, capture_output=True).returncode == 1)
+    wait_for(
+        "the watcher to leave",
+        lambda: subprocess.run(watching, capture_output=True).returncode == 1,
+    )
 
 
 def test_a_guest_whose_cloud_init_is_disabled_is_not_waited_for(vm: Cluster) -> None:
@@ -264,7 +289,9 @@ def test_a_guest_whose_cloud_init_is_disabled_is_not_waited_for(vm: Cluster) -> 
     vm.run("ssh", "--", "test -e /run/cloud-init/disabled")
 
 
-def test_what_the_guest_has_synced_outlives_a_killed_qemu_and_its_machine_stays_the_same(vm: Cluster) -> None:
+def test_what_the_guest_has_synced_outlives_a_killed_qemu_and_its_machine_stays_the_same(
+    vm: Cluster,
+) -> None:
     machine = vm.sidecar()["machine"]
     vm.run("ssh", "--", "echo solid > synced && sync")
     [pid] = vm.qemu()

@@ -16,7 +16,10 @@ from conftest import ROOT, block, need
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("clone") / "ycluster"
     listed = subprocess.run(
-        ["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, stdout=subprocess.PIPE, check=True
+        ["git", "ls-files", "-z", "-co", "--exclude-standard"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        check=True,
     )
     for name in filter(None, listed.stdout.decode().split("\0")):
         if (ROOT / name).is_file():
@@ -35,18 +38,29 @@ def test_the_quickstart_ends_with_the_vm_gone_and_the_disk_there(
         "YCLUSTER_GUEST_CACHE": str(guest_image.parent),
         "YCLUSTER_BUILD_CACHE": os.environ.get("YCLUSTER_BUILD_CACHE", str(tmp_path / "build")),
     }
-    done = subprocess.run(["scripts/quickstart.sh"], cwd=clone, env=environ, text=True, capture_output=True, timeout=1800)
+    done = subprocess.run(
+        ["scripts/quickstart.sh"],
+        cwd=clone,
+        env=environ,
+        text=True,
+        capture_output=True,
+        timeout=1800,
+    )
     print(done.stdout, done.stderr)
     assert done.returncode == 0
     assert "hello from quickstart" in done.stdout
     assert "guest-shutdown" in done.stdout.split("expired:")[1].splitlines()[0]
     assert "s left" in done.stderr and "Nothing is running" in done.stderr
     assert (tmp_path / ".cache/y-cluster-qemu/quickstart.qcow2").is_file()
-    still = subprocess.run(["pgrep", "-f", f"{tmp_path}/.cache/y-cluster-qemu"], capture_output=True, text=True)
+    still = subprocess.run(
+        ["pgrep", "-f", f"{tmp_path}/.cache/y-cluster-qemu"], capture_output=True, text=True
+    )
     assert still.stdout == ""
 
 
-def test_an_ordinary_user_without_the_packages_is_given_the_one_line(clone: Path, tmp_path: Path) -> None:
+def test_an_ordinary_user_without_the_packages_is_given_the_one_line(
+    clone: Path, tmp_path: Path
+) -> None:
     need(os.geteuid() == 0, "needs root to become somebody else")
     tools = tmp_path / "bin"
     tools.mkdir()
@@ -72,11 +86,15 @@ def test_the_commands_of_the_readme_and_of_its_pages_do_what_they_say(
     """One after the other in one HOME, from the build to the uninstall. Only the image is put in, as a mirror has no Ubuntu's."""
     image = f'\nimage: "{guest_image}"\n'
     twenty, _, rest = (
-        block("README.md", "Twenty lines").replace("\nname: dev\n", f"\nname: dev{image}").partition("ycluster pause")
+        block("README.md", "Twenty lines")
+        .replace("\nname: dev\n", f"\nname: dev{image}")
+        .partition("ycluster pause")
     )
     assert "ycluster provision -c dev" in twenty and "ycluster stop" in rest and image in twenty
     more = block("docs/developer.md", "For a developer with a laptop").splitlines()
-    more = [line for line in more if not re.match(r"ycluster (provision|stop|start) ", line)]  # each boot takes a minute
+    more = [
+        line for line in more if not re.match(r"ycluster (provision|stop|start) ", line)
+    ]  # each boot takes a minute
     assert len(more) > 6
     config = block("docs/ci.md", "For CI, and for agents", "yaml") + image
     job = block("docs/ci.md", "For CI, and for agents")
@@ -98,7 +116,9 @@ def test_the_commands_of_the_readme_and_of_its_pages_do_what_they_say(
         "HOME": str(home),
         "YCLUSTER_BUILD_CACHE": os.environ.get("YCLUSTER_BUILD_CACHE", str(tmp_path / "build")),
     }
-    done = subprocess.run(["bash", script], cwd=clone, env=environ, text=True, capture_output=True, timeout=1800)
+    done = subprocess.run(
+        ["bash", script], cwd=clone, env=environ, text=True, capture_output=True, timeout=1800
+    )
     print(done.stdout, done.stderr)
     assert done.returncode == 0
     assert len(re.findall("^Linux (?:dev|job) ", done.stdout, re.MULTILINE)) == 2

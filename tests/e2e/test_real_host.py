@@ -72,9 +72,32 @@ class RealHost:
 
     def login(self, command: str, code: int | None = 0, stdin: str = "") -> str:
         """A login of dev's from its beginning to its end."""
-        argv = ["ssh", "-F", "/dev/null", "-i", str(self.vm.file("-ssh")), "-p", str(self.port), "-o", "BatchMode=yes"]
-        argv += ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]
-        done = subprocess.run([*argv, "dev@127.0.0.1", command], input=stdin, text=True, capture_output=True, timeout=900)
+        argv = [
+            "ssh",
+            "-F",
+            "/dev/null",
+            "-i",
+            str(self.vm.file("-ssh")),
+            "-p",
+            str(self.port),
+            "-o",
+            "BatchMode=yes",
+        ]
+        argv += [
+            "-o",
+            "StrictHostKeyChecking=no",
+            "-o",
+            "UserKnownHostsFile=/dev/null",
+            "-o",
+            "LogLevel=ERROR",
+        ]
+        done = subprocess.run(
+            [*argv, "dev@127.0.0.1", command],
+            input=stdin,
+            text=True,
+            capture_output=True,
+            timeout=900,
+        )
         print(f"dev$ {command}\n{done.stdout}{done.stderr}")
         assert code is None or done.returncode == code, done.stderr
         return done.stdout.strip()
@@ -142,12 +165,20 @@ def host(new_cluster: Callable[..., Cluster], guest_image: Path) -> RealHost:
 
 
 def test_the_one_file_serves_an_appliance_host(host: RealHost) -> None:
-    host.login("mkdir c && cat >c/y-cluster-provision.yaml", stdin="provider: docker\nlifetime: {maxRun: 8h}\n")
-    assert host.login("ycluster lifetime gcp-flags -c c") == "--max-run-duration=28800s --instance-termination-action=DELETE"
+    host.login(
+        "mkdir c && cat >c/y-cluster-provision.yaml",
+        stdin="provider: docker\nlifetime: {maxRun: 8h}\n",
+    )
+    assert (
+        host.login("ycluster lifetime gcp-flags -c c")
+        == "--max-run-duration=28800s --instance-termination-action=DELETE"
+    )
     assert ": ok: docker cluster y-cluster, lifetime 8h" in host.login("ycluster config check -c c")
 
 
-def test_without_lingering_at_reaps_after_the_logout_and_its_job_keeps_no_secret(host: RealHost) -> None:
+def test_without_lingering_at_reaps_after_the_logout_and_its_job_keeps_no_secret(
+    host: RealHost,
+) -> None:
     host.fresh()
     guard = host.arm(SOON, "export SECRET=hunter2 KUBECONFIG=/nowhere")
     assert guard["backend"] == "at" and "enable-linger" in guard["improve"]
@@ -205,13 +236,22 @@ def test_a_clock_that_is_set_moves_the_deadline_along(host: RealHost, timer: str
         shown = host.status()
         assert shown["state"] == "running" and shown["enforcement"]["backend"] == timer
         assert 1800 < shown["remainingSeconds"] <= 3600
-    if timer == "systemd":  # it fired when the clock was set, and was armed anew for the deadline that had moved along
-        wait_for("the right time", lambda: host.status()["enforcement"]["nextFire"] == host.status()["expiresAt"])
+    if (
+        timer == "systemd"
+    ):  # it fired when the clock was set, and was armed anew for the deadline that had moved along
+        wait_for(
+            "the right time",
+            lambda: host.status()["enforcement"]["nextFire"] == host.status()["expiresAt"],
+        )
 
 
-def test_after_a_reboot_nothing_is_torn_down_and_whoever_has_the_pid_now_is_left_alone(host: RealHost) -> None:
+def test_after_a_reboot_nothing_is_torn_down_and_whoever_has_the_pid_now_is_left_alone(
+    host: RealHost,
+) -> None:
     host.fresh(on_expiry="teardown")
-    before = host.root("touch /etc/cloud/cloud-init.disabled; cat /proc/sys/kernel/random/boot_id")  # which takes its time
+    before = host.root(
+        "touch /etc/cloud/cloud-init.disabled; cat /proc/sys/kernel/random/boot_id"
+    )  # which takes its time
     assert host.arm(SOON)["backend"] == "systemd"
     host.root("systemctl reboot", None)
 

@@ -78,7 +78,9 @@ def kept_frozen(pid: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("verb", ["stop", "reap", "teardown"])
 @pytest.mark.parametrize("how", ["SIGSTOP", "pause"])
-def test_a_frozen_vm_is_woken_and_its_guest_shuts_down(running: Cluster, how: str, verb: str) -> None:
+def test_a_frozen_vm_is_woken_and_its_guest_shuts_down(
+    running: Cluster, how: str, verb: str
+) -> None:
     vm = running
     [pid] = vm.qemu()
     if how == "SIGSTOP":
@@ -108,7 +110,9 @@ def test_a_monitor_that_is_taken_and_a_qemu_that_is_kept_frozen_end_by_the_last_
     began = time.monotonic()
     with taken_monitor(running), kept_frozen(pid):
         assert running.status()["state"] == "unresponsive"
-        reaps = [vm.program.spawn("lifetime", "reap", "-c", vm.directory) for vm in (running, frozen)]
+        reaps = [
+            vm.program.spawn("lifetime", "reap", "-c", vm.directory) for vm in (running, frozen)
+        ]
         # while it is being reaped, those who look are told so, and are not kept waiting
         wait_for("the reap to begin", lambda: running.sidecar().get("retryAt"))
         assert running.status()["state"] == "busy"
@@ -139,7 +143,9 @@ def test_whoever_has_the_pid_in_the_pidfile_is_left_alone_and_the_vm_is_ended(
     assert vm.qemu() == [] and bystander.poll() is None
 
 
-def test_a_pidfile_of_a_vm_that_is_off_leads_to_nobody(running: Cluster, bystander: subprocess.Popen[bytes]) -> None:
+def test_a_pidfile_of_a_vm_that_is_off_leads_to_nobody(
+    running: Cluster, bystander: subprocess.Popen[bytes]
+) -> None:
     vm = running
     unwatch(vm)
     vm.set_deadline(-1)
@@ -156,4 +162,6 @@ def test_a_pidfile_of_a_vm_that_is_off_leads_to_nobody(running: Cluster, bystand
     vm.file(".pid").write_text(f"{bystander.pid}\n")
     vm.run("teardown")
     assert bystander.poll() is None
-    assert Path(f"/proc/{bystander.pid}/stat").read_text().split()[2] == "S"  # nor was it put to sleep
+    assert (
+        Path(f"/proc/{bystander.pid}/stat").read_text().split()[2] == "S"
+    )  # nor was it put to sleep

@@ -49,7 +49,9 @@ def host(home: Path) -> Clocked:
 
 
 @pytest.fixture
-def cli(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
+def cli(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Cli]:
     """`ycluster ARGS` in this process, with a minimal environment; what `main` sets for a process is put back."""
     for name in set(os.environ) - {"PATH"}:
         monkeypatch.delenv(name)

@@ -44,7 +44,9 @@ def qcow2(path: Path, size: str = "64M", *writes: str) -> Path:
 def no_root(monkeypatch: pytest.MonkeyPatch) -> None:
     """root may read anything: a file without any permission is one that can't be read."""
     readable = os.access
-    monkeypatch.setattr(os, "access", lambda path, mode: readable(path, mode) and os.stat(path).st_mode & 0o777 != 0)
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: readable(path, mode) and os.stat(path).st_mode & 0o777 != 0
+    )
 
 
 @pytest.fixture
@@ -86,23 +88,43 @@ CASES = {
     "nor does it hide another": ({"6.1.0-9": 0, "6.1.0-10": 0o644}, ["6.1.0-9"], "6.1.0-9"),
     "a dangling link is libguestfs's to tell": ({"6.1.0-9": None}, ["6.1.0-9"], ""),
     "no kernel is, too": ({}, ["6.1.0-9"], ""),
-    "ubuntu": ({"6.8.0-9-generic": 0, "6.8.0-41-generic": 0}, ["6.8.0-9-generic", "6.8.0-41-generic"], "6.8.0-41-generic"),
+    "ubuntu": (
+        {"6.8.0-9-generic": 0, "6.8.0-41-generic": 0},
+        ["6.8.0-9-generic", "6.8.0-41-generic"],
+        "6.8.0-41-generic",
+    ),
 }
 
 
 @pytest.mark.parametrize("modes, modules, wanted", CASES.values(), ids=CASES)
 def test_the_guard_names_the_kernel_that_libguestfs_would_boot_and_the_script_agrees(
-    open_dir: Path, host: Clocked, no_root: None, modes: dict[str, int | None], modules: list[str], wanted: str
+    open_dir: Path,
+    host: Clocked,
+    no_root: None,
+    modes: dict[str, int | None],
+    modules: list[str],
+    wanted: str,
 ) -> None:
     boot, lib = kernels(open_dir, modes, modules)
     told = ""
     try:
         ycluster.check_host_kernel(host, boot, lib)
     except PrerequisiteError as error:
-        told = "\n".join([f"ycluster: {error}", *(f"  {line}" for line in error.hint.splitlines())]) + "\n"
+        told = (
+            "\n".join([f"ycluster: {error}", *(f"  {line}" for line in error.hint.splitlines())])
+            + "\n"
+        )
     assert (f"{boot}/vmlinuz-{wanted} can't be read" in told) is bool(wanted)
     # What [[ -r ]] says of a file without permissions depends on who asks.
-    argv = ["bash", "-c", '. "$1"; check_host_kernel "$2" "$3"', "-", str(open_dir / SCRIPT.name), str(boot), str(lib)]
+    argv = [
+        "bash",
+        "-c",
+        '. "$1"; check_host_kernel "$2" "$3"',
+        "-",
+        str(open_dir / SCRIPT.name),
+        str(boot),
+        str(lib),
+    ]
     if os.getuid() == 0:
         argv = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *argv]
     ran = subprocess.run(argv, text=True, capture_output=True)
@@ -129,12 +151,21 @@ def prepared_host(cache: Path, **fields: object) -> State:
     [
         ({"started_at": None}, False, "`ycluster provision -c DIR` makes it anew"),
         ({}, False, "no disk to boot"),
-        ({}, True, "demo is stopped, so its disk can't be prepared\n  `ycluster start --name demo`"),
+        (
+            {},
+            True,
+            "demo is stopped, so its disk can't be prepared\n  `ycluster start --name demo`",
+        ),
     ],
     ids=["run provision", "no disk", "start the cluster"],
 )
 def test_what_the_cluster_lacks_is_told_before_the_kernel(
-    cli: Cli, cache: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, object], disk: bool, told: str
+    cli: Cli,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fields: dict[str, object],
+    disk: bool,
+    told: str,
 ) -> None:
     def guard(*args: object) -> None:
         raise PrerequisiteError("the kernel")
@@ -167,7 +198,9 @@ def test_the_kernel_is_told_before_anything_is_touched(
     after = tree(cache)
     after.pop("demo.lock", None)
     assert after == before
-    (tmp_path / "y-cluster-provision.yaml").write_text(f"{CONFIG.replace('demo', 'other')}context: c\ndataDisk: new.qcow2\n")
+    (tmp_path / "y-cluster-provision.yaml").write_text(
+        f"{CONFIG.replace('demo', 'other')}context: c\ndataDisk: new.qcow2\n"
+    )
     before = tree(tmp_path)
     assert cli("provision", "-c", tmp_path).err == "ycluster: the kernel\n"
     assert tree(tmp_path) == before
@@ -182,8 +215,14 @@ def test_a_prepare_that_fails_half_way_says_how_to_go_on_and_can_be_had_again(
     qcow2(state.files.disk)
     fake_program(tmp_path / "bin", "virt-customize", "echo 'no space left' >&2; exit 1")
     ran = cli("prepare-export")
-    assert ran.code == 1 and "is stopped, and its disk half prepared: virt-customize failed (exit 1): no space left" in ran.err
-    assert "`ycluster prepare-export` again takes it up; `ycluster start` boots it as it is" in ran.err
+    assert (
+        ran.code == 1
+        and "is stopped, and its disk half prepared: virt-customize failed (exit 1): no space left"
+        in ran.err
+    )
+    assert (
+        "`ycluster prepare-export` again takes it up; `ycluster start` boots it as it is" in ran.err
+    )
     assert ycluster.load_state(state.files).prepared == "live"
     fake_program(tmp_path / "bin", "virt-customize", f'printf "%s\\n" "$@" >{tmp_path}/argv')
     assert cli("prepare-export").code == 0 and ycluster.load_state(state.files).prepared == "done"
@@ -222,15 +261,24 @@ def test_a_data_disk_that_another_made_meanwhile_stays(host: Clocked, tmp_path: 
     fake_program(tmp_path / "bin", "virt-format", f"echo theirs >{tmp_path}/d.qcow2")
     host.environ["PATH"] = f"{tmp_path / 'bin'}:{host.environ['PATH']}"
     ycluster.make_data_disk(host, tmp_path / "d.qcow2", "64M")
-    assert (tmp_path / "d.qcow2").read_text() == "theirs\n" and sorted(os.listdir(tmp_path)) == ["bin", "d.qcow2", "home"]
+    assert (tmp_path / "d.qcow2").read_text() == "theirs\n" and sorted(os.listdir(tmp_path)) == [
+        "bin",
+        "d.qcow2",
+        "home",
+    ]
 
 
-def test_a_data_disk_of_another_format_or_that_builds_on_another_is_refused(host: Clocked, tmp_path: Path) -> None:
+def test_a_data_disk_of_another_format_or_that_builds_on_another_is_refused(
+    host: Clocked, tmp_path: Path
+) -> None:
     (tmp_path / "raw").write_bytes(bytes(1 << 20))
     with pytest.raises(ConfigError, match="is no qcow2"):
         ycluster.check_data_disk(host, str(tmp_path / "raw"))
     qcow2(tmp_path / "base")
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", tmp_path / "over"], check=True)
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", tmp_path / "over"],
+        check=True,
+    )
     with pytest.raises(ConfigError, match="builds on another file"):
         ycluster.check_data_disk(host, str(tmp_path / "over"))
 
@@ -253,7 +301,9 @@ def test_libguestfs_emulates_where_kvm_does_not_stand_its_trial_unless_its_user_
     assert log.read_text().count("fails") == 1
 
 
-def test_start_without_its_data_disk_is_refused(cli: Cli, cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_start_without_its_data_disk_is_refused(
+    cli: Cli, cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(ycluster, "_check_host", lambda host: None)
     state = prepared_host(cache, data_disk=str(tmp_path / "gone.qcow2"))
     state.files.disk.touch()
@@ -261,13 +311,19 @@ def test_start_without_its_data_disk_is_refused(cli: Cli, cache: Path, monkeypat
     assert ran.code == 4 and f"its data disk {tmp_path}/gone.qcow2 is gone" in ran.err
 
 
-def test_every_teardown_keeps_the_data_disk_and_says_so(cli: Cli, cache: Path, tmp_path: Path) -> None:
+def test_every_teardown_keeps_the_data_disk_and_says_so(
+    cli: Cli, cache: Path, tmp_path: Path
+) -> None:
     data = tmp_path / "d.qcow2"
     data.write_text("data")
     state = prepared_host(cache, data_disk=str(data))
     state.files.disk.touch()
     ran = cli("teardown")
-    assert f"kept: {data}\n" in ran.err and data.read_text() == "data" and not state.files.disk.exists()
+    assert (
+        f"kept: {data}\n" in ran.err
+        and data.read_text() == "data"
+        and not state.files.disk.exists()
+    )
 
 
 # --- bundles
@@ -300,7 +356,9 @@ def test_gnu_tar_reads_a_sparse_member_back(
 def test_sizes_beyond_octal_digits_are_read_by_gnu_tar(tmp_path: Path) -> None:
     head = ycluster.sparse_header("disk.raw", 20 << 40, [((20 << 40) - 512, 512)])
     (tmp_path / "x.tar").write_bytes(head + b"x" * 512 + bytes(1024))
-    listed = subprocess.run(["tar", "-tvf", tmp_path / "x.tar"], check=True, text=True, capture_output=True).stdout
+    listed = subprocess.run(
+        ["tar", "-tvf", tmp_path / "x.tar"], check=True, text=True, capture_output=True
+    ).stdout
     assert str(20 << 40) in listed and listed.split()[-1] == "disk.raw"
 
 
@@ -309,7 +367,19 @@ def disk(cache: Path) -> Path:
     """The disk of a stopped cluster: an overlay with data at both ends and around the window's."""
     base = qcow2(cache / "images" / "base", "300M", "write -P 1 0 64k", "write -P 2 255M 3M")
     over = cache / "demo.qcow2"
-    argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", "images/base", "-F", "qcow2", over, "600M"]
+    argv = [
+        "qemu-img",
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-b",
+        "images/base",
+        "-F",
+        "qcow2",
+        over,
+        "600M",
+    ]
     subprocess.run(argv, check=True, cwd=base.parent.parent)
     writes = ["-c", "write -P 3 64k 64k", "-c", "write -P 4 599M 1M", "-c", "discard 256M 1M"]
     subprocess.run(["qemu-io", *writes, over], check=True, stdout=subprocess.DEVNULL, cwd=cache)
@@ -321,7 +391,9 @@ def disk(cache: Path) -> Path:
 
 
 @pytest.mark.parametrize("form", ycluster.CONVERT)
-def test_a_bundle_is_read_back_checked_and_imported(cli: Cli, cache: Path, disk: Path, tmp_path: Path, form: str) -> None:
+def test_a_bundle_is_read_back_checked_and_imported(
+    cli: Cli, cache: Path, disk: Path, tmp_path: Path, form: str
+) -> None:
     bundle = tmp_path / "a bundle"
     before = tree(cache)
     ran = cli("export", bundle, "--format", form)
@@ -330,23 +402,38 @@ def test_a_bundle_is_read_back_checked_and_imported(cli: Cli, cache: Path, disk:
     after.pop("demo.lock")
     assert after == before
     name = "demo.tar.gz" if form == "gcp-tar" else f"demo.{form}"
-    assert sorted(os.listdir(bundle)) == sorted(["README", "SHA256SUMS", "demo-ssh", "demo-ssh.pub", "known_hosts", name])
+    assert sorted(os.listdir(bundle)) == sorted(
+        ["README", "SHA256SUMS", "demo-ssh", "demo-ssh.pub", "known_hosts", name]
+    )
     assert all(path.stat().st_mode & 0o077 == 0 for path in [bundle, *bundle.iterdir()])
-    subprocess.run(["sha256sum", "-c", "--strict", "SHA256SUMS"], check=True, cwd=bundle, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        ["sha256sum", "-c", "--strict", "SHA256SUMS"],
+        check=True,
+        cwd=bundle,
+        stdout=subprocess.DEVNULL,
+    )
     assert f"ycluster import {name} -c DIR" in (bundle / "README").read_text()
     if form == "gcp-tar":
         subprocess.run(["tar", "-xzf", bundle / name, "-C", tmp_path], check=True)
-        subprocess.run(["qemu-img", "compare", "-f", "raw", tmp_path / "disk.raw", disk], check=True)
+        subprocess.run(
+            ["qemu-img", "compare", "-f", "raw", tmp_path / "disk.raw", disk], check=True
+        )
         # Whole GiB, and as sparse as it was: a small file that only looks large.
         assert (tmp_path / "disk.raw").stat().st_size == 1 << 30
-        assert (tmp_path / "disk.raw").stat().st_blocks < 16 << 11 and (bundle / name).stat().st_size < 1 << 20
+        assert (tmp_path / "disk.raw").stat().st_blocks < 16 << 11 and (
+            bundle / name
+        ).stat().st_size < 1 << 20
     else:
         subprocess.run(["qemu-img", "compare", "-f", form, bundle / name, disk], check=True)
         assert (bundle / name).stat().st_blocks < 16 << 11
     (tmp_path / "y-cluster-provision.yaml").write_text(CONFIG.replace("demo", "copy"))
     assert cli("import", bundle / name, "-c", tmp_path).code == 0
     subprocess.run(["qemu-img", "compare", cache / "copy.qcow2", disk], check=True)
-    info = json.loads(subprocess.run(["qemu-img", "info", "--output=json", cache / "copy.qcow2"], capture_output=True).stdout)
+    info = json.loads(
+        subprocess.run(
+            ["qemu-img", "info", "--output=json", cache / "copy.qcow2"], capture_output=True
+        ).stdout
+    )
     assert info["format"] == "qcow2" and "backing-filename" not in info
     assert not (cache / "copy.import").exists()
 
@@ -365,7 +452,9 @@ def test_a_bundle_never_overwrites_and_needs_a_stopped_cluster(
     assert f"rm -r {part}" in cli("export", tmp_path / "new").err
     monkeypatch.setattr(ycluster, "running", lambda files: True)
     ran = cli("export", tmp_path / "other")
-    assert ran.code == 1 and "`ycluster prepare-export --name demo` stops and prepares it" in ran.err
+    assert (
+        ran.code == 1 and "`ycluster prepare-export --name demo` stops and prepares it" in ran.err
+    )
     after = tree(tmp_path)
     after.pop("home/.cache/y-cluster-qemu/demo.lock")
     assert after == before
@@ -377,16 +466,24 @@ def test_an_export_that_fails_leaves_nothing_and_an_empty_folder_is_taken(
     (tmp_path / "empty").mkdir()
     (cache / "images" / "base").unlink()
     assert cli("export", tmp_path / "empty", "--format", "raw").code == 1
-    assert sorted(os.listdir(tmp_path)) == ["empty", "home"] and os.listdir(tmp_path / "empty") == []
+    assert (
+        sorted(os.listdir(tmp_path)) == ["empty", "home"] and os.listdir(tmp_path / "empty") == []
+    )
     qcow2(disk)
     assert cli("export", tmp_path / "empty", "--format", "raw").code == 0
     assert "demo.raw" in os.listdir(tmp_path / "empty")
 
 
-def test_an_unprepared_disk_is_exported_with_a_warning(cli: Cli, cache: Path, disk: Path, tmp_path: Path) -> None:
+def test_an_unprepared_disk_is_exported_with_a_warning(
+    cli: Cli, cache: Path, disk: Path, tmp_path: Path
+) -> None:
     prepared_host(cache, prepared="", data_disk="/d.qcow2")
     ran = cli("export", tmp_path / "b")
-    assert ran.code == 0 and "warning: demo is not prepared" in ran.err and "/d.qcow2 is not part of the bundle" in ran.err
+    assert (
+        ran.code == 0
+        and "warning: demo is not prepared" in ran.err
+        and "/d.qcow2 is not part of the bundle" in ran.err
+    )
 
 
 def test_a_start_forgets_that_the_disk_was_prepared(cache: Path) -> None:
@@ -403,10 +500,15 @@ def config(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_what_is_no_whole_disk_is_not_imported(cli: Cli, cache: Path, config: Path, tmp_path: Path) -> None:
+def test_what_is_no_whole_disk_is_not_imported(
+    cli: Cli, cache: Path, config: Path, tmp_path: Path
+) -> None:
     qcow2(tmp_path / "base.qcow2")
     over = tmp_path / "over.qcow2"
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", over], check=True)
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", over],
+        check=True,
+    )
     (tmp_path / "no.tar.gz").write_bytes(
         subprocess.run(["tar", "-cz", "-C", tmp_path, "over.qcow2"], capture_output=True).stdout
     )
@@ -423,23 +525,35 @@ def test_what_is_no_whole_disk_is_not_imported(cli: Cli, cache: Path, config: Pa
         assert list(cache.iterdir()) == []
 
 
-def test_an_import_never_replaces_a_cluster(cli: Cli, cache: Path, config: Path, disk: Path, tmp_path: Path) -> None:
+def test_an_import_never_replaces_a_cluster(
+    cli: Cli, cache: Path, config: Path, disk: Path, tmp_path: Path
+) -> None:
     before = tree(cache)
     ran = cli("import", qcow2(tmp_path / "d"), "-c", config)
     assert ran.code == 1 and "already exists" in ran.err
     assert tree(cache) == before
 
 
-def test_an_import_that_was_killed_is_taken_up(cli: Cli, cache: Path, config: Path, tmp_path: Path) -> None:
+def test_an_import_that_was_killed_is_taken_up(
+    cli: Cli, cache: Path, config: Path, tmp_path: Path
+) -> None:
     (cache / "demo.import").mkdir()
     (cache / "demo.import" / "demo.qcow2").write_text("half")
     assert cli("import", qcow2(tmp_path / "d"), "-c", config).code == 0
-    assert not (cache / "demo.import").exists() and ycluster.load_state(Files(cache, "demo")).imported == str(tmp_path / "d")
+    assert not (cache / "demo.import").exists() and ycluster.load_state(
+        Files(cache, "demo")
+    ).imported == str(tmp_path / "d")
 
 
 @pytest.mark.parametrize("size, told", [("128M", 128 << 20), ("64M", 64 << 20), ("32M", 64 << 20)])
 def test_an_imported_disk_boots_as_it_is_or_larger_and_outlives_a_provision_that_fails(
-    cli: Cli, cache: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: str, told: int
+    cli: Cli,
+    cache: Path,
+    config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    size: str,
+    told: int,
 ) -> None:
     (config / "y-cluster-provision.yaml").write_text(f"{CONFIG}diskSize: {size}\n")
     source = qcow2(tmp_path / "d", "64M", "write -P 9 1M 1M")
@@ -454,7 +568,11 @@ def test_an_imported_disk_boots_as_it_is_or_larger_and_outlives_a_provision_that
     for _ in range(2):
         assert "no boot" in cli("provision", "-c", config).err
         subprocess.run(["qemu-img", "compare", cache / "demo.qcow2", source], check=True)
-    info = json.loads(subprocess.run(["qemu-img", "info", "--output=json", cache / "demo.qcow2"], capture_output=True).stdout)
+    info = json.loads(
+        subprocess.run(
+            ["qemu-img", "info", "--output=json", cache / "demo.qcow2"], capture_output=True
+        ).stdout
+    )
     assert info["virtual-size"] == told and "backing-filename" not in info
     assert [state.imported for state in seen] == [str(source)] * 2
     assert cli("teardown").code == 0 and sorted(os.listdir(cache)) == []
@@ -474,5 +592,9 @@ def test_a_disk_that_is_imported_while_provision_fetches_its_image_is_not_touche
     monkeypatch.setattr(ycluster, "_check_host", lambda host: None)
     monkeypatch.setattr(ycluster, "fetch_image", fetch)
     ran = cli("provision", "-c", config)
-    assert ran.code == 1 and "imported or removed meanwhile" in ran.err and image.read_bytes() == before
+    assert (
+        ran.code == 1
+        and "imported or removed meanwhile" in ran.err
+        and image.read_bytes() == before
+    )
     assert ycluster.load_state(Files(cache, "demo")).imported == str(source)

@@ -50,15 +50,25 @@ def failed(ran: Ran, code: int, lines: int = 3) -> None:
 
 def shell(command: str, home: Path, **environ: str) -> Ran:
     """A shell command in which $y is ycluster, in an all but empty environment."""
-    env = {"PATH": os.environ["PATH"], "HOME": str(home), "y": str(PROGRAM), "python": sys.executable, **environ}
-    done = subprocess.run(["sh", "-c", command], env=env, capture_output=True, text=True, timeout=60)
+    env = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "y": str(PROGRAM),
+        "python": sys.executable,
+        **environ,
+    }
+    done = subprocess.run(
+        ["sh", "-c", command], env=env, capture_output=True, text=True, timeout=60
+    )
     return Ran(done.returncode, done.stdout, done.stderr)
 
 
 # --- every class of bad input
 
 
-def test_a_verb_alone_is_parsed_as_it_is_among_all_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_verb_alone_is_parsed_as_it_is_among_all_the_others(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """Only the one that is asked for is made; a word that is none finds them all."""
     assert len(ycluster.VERBS) > 20
     for path in ycluster.VERBS:
@@ -123,7 +133,9 @@ def test_a_verb_alone_is_parsed_as_it_is_among_all_the_others(capsys: pytest.Cap
         ("provision -c k3s", 6, "k3s.source: a folder of this host, with install: script"),
     ],
 )  # fmt: skip
-def test_bad_input_has_its_exit_code_and_leaves_no_trace(cli: Cli, at: Path, argv: str, code: int, says: str) -> None:
+def test_bad_input_has_its_exit_code_and_leaves_no_trace(
+    cli: Cli, at: Path, argv: str, code: int, says: str
+) -> None:
     before = tree(at)
     ran = cli(*argv.split())
     failed(ran, code, lines=5 if "usage:" in ran.err else 4)
@@ -133,9 +145,16 @@ def test_bad_input_has_its_exit_code_and_leaves_no_trace(cli: Cli, at: Path, arg
 
 @pytest.mark.parametrize(
     "duration, says",
-    [("soon", 'invalid duration "soon"'), ("2", "missing unit"), ("0s", "positive"), ("-- -2h", "positive")],
+    [
+        ("soon", 'invalid duration "soon"'),
+        ("2", "missing unit"),
+        ("0s", "positive"),
+        ("-- -2h", "positive"),
+    ],
 )
-def test_extend_wants_a_positive_go_duration(cli: Cli, cache: Path, duration: str, says: str) -> None:
+def test_extend_wants_a_positive_go_duration(
+    cli: Cli, cache: Path, duration: str, says: str
+) -> None:
     state = made(cache, expires_at=FAR_AHEAD)
     ran = cli("lifetime", "extend", *duration.split())
     failed(ran, 2)
@@ -183,14 +202,18 @@ def test_a_missing_program_is_a_prerequisite_with_its_remedy(
 ) -> None:
     made(cache)
     before = tree(at)
-    monkeypatch.setattr(ycluster.Host, "which", lambda self, program: None)  # PATH alone leaves /usr/sbin and /sbin
+    monkeypatch.setattr(
+        ycluster.Host, "which", lambda self, program: None
+    )  # PATH alone leaves /usr/sbin and /sbin
     ran = cli(*argv.split())
     failed(ran, 5)
     assert "missing: qemu-system-x86_64, qemu-img" in ran.err and "apt-get install" in ran.err
     assert tree(at) == before
 
 
-def test_a_verb_with_nothing_on_path_is_a_prerequisite(at: Path, home: Path, tmp_path: Path) -> None:
+def test_a_verb_with_nothing_on_path_is_a_prerequisite(
+    at: Path, home: Path, tmp_path: Path
+) -> None:
     ran = shell('PATH=/nonexistent; export PATH; exec "$python" "$y" provision -c good', home)
     failed(ran, 5)
     assert "missing: " in ran.err and not (home / ".cache").exists()
@@ -225,8 +248,12 @@ def test_of_several_clusters_the_one_with_the_context_local_is_meant(cli: Cli, c
     assert json.loads(cli("status", "-o", "json", "--name", "a").out)["name"] == "a"
 
 
-@pytest.mark.parametrize("contexts", [("one", "two"), ("local", "local")], ids=["none is local", "both are"])
-def test_when_it_is_not_clear_the_clusters_are_listed(cli: Cli, cache: Path, contexts: tuple[str, str]) -> None:
+@pytest.mark.parametrize(
+    "contexts", [("one", "two"), ("local", "local")], ids=["none is local", "both are"]
+)
+def test_when_it_is_not_clear_the_clusters_are_listed(
+    cli: Cli, cache: Path, contexts: tuple[str, str]
+) -> None:
     for name, context in zip(("first", "second"), contexts):
         made(cache, name, context=context)
     ran = cli("stop")
@@ -238,7 +265,9 @@ def test_a_config_names_its_cluster_in_its_own_cachedir(cli: Cli, at: Path) -> N
     (at / "good" / "y-cluster-provision.yaml").write_text(CONFIGS["good"] + "cacheDir: own\n")
     (at / "good" / "own").mkdir()
     made(at / "good" / "own")
-    assert json.loads(cli("status", "-o", "json", "-c", "good").out)["cacheDir"] == str(at / "good" / "own")
+    assert json.loads(cli("status", "-o", "json", "-c", "good").out)["cacheDir"] == str(
+        at / "good" / "own"
+    )
 
 
 def test_a_sidecar_names_its_cluster_wherever_it_lies(cli: Cli, at: Path) -> None:
@@ -255,20 +284,35 @@ def test_list_is_json_with_a_version(cli: Cli, cache: Path) -> None:
     made(cache, "a", expires_at=LONG_AGO)
     made(cache, "b", context="other")
     shown = json.loads(cli("list", "-o", "json").out)
-    assert shown["version"] == 1 and [cluster["name"] for cluster in shown["clusters"]] == ["a", "b"]
-    assert shown["clusters"][0]["expiresAt"] == "2020-01-01T00:00:00Z" and shown["clusters"][0]["remainingSeconds"] < 0
-    assert shown["clusters"][1]["expiresAt"] == "" and shown["clusters"][1]["remainingSeconds"] is None
+    assert shown["version"] == 1 and [cluster["name"] for cluster in shown["clusters"]] == [
+        "a",
+        "b",
+    ]
+    assert (
+        shown["clusters"][0]["expiresAt"] == "2020-01-01T00:00:00Z"
+        and shown["clusters"][0]["remainingSeconds"] < 0
+    )
+    assert (
+        shown["clusters"][1]["expiresAt"] == "" and shown["clusters"][1]["remainingSeconds"] is None
+    )
 
 
 @pytest.mark.parametrize("argv", ["status", "lifetime status"])
 def test_status_is_json_with_a_version(cli: Cli, cache: Path, argv: str) -> None:
     made(cache, on_expiry="pause", expires_at=FAR_AHEAD)
     shown = json.loads(cli(*argv.split(), "-o", "json").out)
-    assert (shown["version"], shown["state"], shown["maxRun"], shown["onExpiry"]) == (1, "stopped", "8h", "pause")
+    assert (shown["version"], shown["state"], shown["maxRun"], shown["onExpiry"]) == (
+        1,
+        "stopped",
+        "8h",
+        "pause",
+    )
     assert shown["expiresAt"] == "2100-01-01T00:00:00Z" and shown["remainingSeconds"] > 0
 
 
-@pytest.mark.parametrize("expires, says", [(LONG_AGO, "OVERDUE"), (FAR_AHEAD, "d ")], ids=["late", "early"])
+@pytest.mark.parametrize(
+    "expires, says", [(LONG_AGO, "OVERDUE"), (FAR_AHEAD, "d ")], ids=["late", "early"]
+)
 def test_commands_that_look_say_what_is_overdue_and_change_nothing(
     cli: Cli, cache: Path, home: Path, processes: Processes, expires: int, says: str
 ) -> None:
@@ -290,7 +334,9 @@ def test_no_cluster_at_all_is_an_empty_list(cli: Cli, home: Path) -> None:
 
 
 def test_config_check_and_show(cli: Cli, at: Path) -> None:
-    assert cli("config", "check", "-c", "good").out.endswith(": ok: qemu cluster demo, lifetime 8h, then stop\n")
+    assert cli("config", "check", "-c", "good").out.endswith(
+        ": ok: qemu cluster demo, lifetime 8h, then stop\n"
+    )
     assert json.loads(cli("config", "show", "-c", "good").out)["lifetime"]["maxRun"] == "8h"
 
 
@@ -306,7 +352,9 @@ def test_a_corrupt_sidecar_does_not_hide_other_clusters(cli: Cli, cache: Path) -
     (cache / "bad.json").write_text("{")
     made(cache, "good")
     ran = cli("list", "-o", "json")
-    assert ran.code == 0 and [cluster["name"] for cluster in json.loads(ran.out)["clusters"]] == ["good"]
+    assert ran.code == 0 and [cluster["name"] for cluster in json.loads(ran.out)["clusters"]] == [
+        "good"
+    ]
     assert f"warning: {cache}/bad.json: not JSON" in ran.err
     failed(cli("status", "--name", "bad"), 4)
 
@@ -316,7 +364,9 @@ def test_reap_all_reaps_the_others_and_fails(cli: Cli, cache: Path) -> None:
         made(cache, name, expires_at=LONG_AGO)
     (cache / "m.json").write_text("{")
     ran = cli("lifetime", "reap", "--all")
-    assert (ran.code, ran.out) == (1, "") and "not reaped: m" in ran.err and "Traceback" not in ran.err
+    assert (
+        (ran.code, ran.out) == (1, "") and "not reaped: m" in ran.err and "Traceback" not in ran.err
+    )
     for name in ("a", "z"):
         state = ycluster.load_state(ycluster.Files(cache, name))
         assert state.expires_at is None and state.reaped and state.reaped.how == "was not running"
@@ -327,7 +377,9 @@ def test_the_next_command_reaps_what_is_overdue_elsewhere(
 ) -> None:
     late = made(cache, "late", expires_at=LONG_AGO)
     made(cache, "other", expires_at=LONG_AGO)
-    ran = cli("resume", "--name", "other")  # is stopped, which is an error, and comes after the sweep
+    ran = cli(
+        "resume", "--name", "other"
+    )  # is stopped, which is an error, and comes after the sweep
     assert ran.code == 1 and "other is stopped" in ran.err
     reaped = ycluster.load_state(late.files).reaped
     assert reaped is not None and reaped.by == "next command"
@@ -339,7 +391,12 @@ def test_the_next_command_reaps_what_is_overdue_elsewhere(
 
 def test_teardown_removes_the_clusters_files_and_nothing_else(cli: Cli, cache: Path) -> None:
     state = made(cache)
-    for path in [*state.files.disposable()[:4], state.files.disk, state.files.ssh_key, state.files.console]:
+    for path in [
+        *state.files.disposable()[:4],
+        state.files.disk,
+        state.files.ssh_key,
+        state.files.console,
+    ]:
         path.write_text("x")
     (state.files.seed).mkdir()
     (cache / "images").mkdir()
@@ -360,7 +417,9 @@ def test_teardown_can_keep_the_disk_and_its_key(cli: Cli, cache: Path) -> None:
 
 
 @pytest.mark.parametrize("cachedir", [False, True], ids=["no cacheDir", "a cacheDir"])
-def test_teardown_of_what_is_not_there_is_done_already(cli: Cli, at: Path, home: Path, cachedir: bool) -> None:
+def test_teardown_of_what_is_not_there_is_done_already(
+    cli: Cli, at: Path, home: Path, cachedir: bool
+) -> None:
     if cachedir:
         (home / ".cache" / "y-cluster-qemu").mkdir(parents=True)
     before = tree(at)
@@ -369,7 +428,9 @@ def test_teardown_of_what_is_not_there_is_done_already(cli: Cli, at: Path, home:
     assert tree(at) == before
 
 
-def test_stop_of_a_stopped_cluster_is_done_already_and_clears_its_deadline(cli: Cli, cache: Path) -> None:
+def test_stop_of_a_stopped_cluster_is_done_already_and_clears_its_deadline(
+    cli: Cli, cache: Path
+) -> None:
     state = made(cache, expires_at=FAR_AHEAD, extra={"theirs": 1})
     ran = cli("stop")
     assert (ran.code, ran.out) == (0, "") and "was not running" in ran.err
@@ -387,7 +448,9 @@ def test_stop_of_a_stopped_cluster_is_done_already_and_clears_its_deadline(cli: 
         ("lifetime arm", "is not running"),
     ],
 )
-def test_verbs_that_need_a_running_vm_say_what_to_do(cli: Cli, cache: Path, argv: str, says: str) -> None:
+def test_verbs_that_need_a_running_vm_say_what_to_do(
+    cli: Cli, cache: Path, argv: str, says: str
+) -> None:
     state = made(cache)
     ran = cli(*argv.split())
     failed(ran, 1)
@@ -412,7 +475,9 @@ def test_arm_without_a_budget_says_where_to_set_it(cli: Cli, cache: Path, lifeti
     assert "maxRun" in ran.err
 
 
-def test_start_without_a_disk_is_refused(cli: Cli, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_start_without_a_disk_is_refused(
+    cli: Cli, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ycluster.Host, "which", lambda self, program: "/bin/true")
     made(cache)
     ran = cli("start")
@@ -439,21 +504,29 @@ def test_provision_never_takes_over_what_is_there(
     before = {name: value for name, value in tree(cache).items() if not name.endswith(".lock")}
     ran = cli("provision", "-c", "good")
     assert (ran.code, ran.out) == (code, "") and says in ran.err
-    assert {name: value for name, value in tree(cache).items() if not name.endswith(".lock")} == before
+    assert {
+        name: value for name, value in tree(cache).items() if not name.endswith(".lock")
+    } == before
 
 
 # --- hosts to expect
 
 
-def test_without_home_the_accounts_home_is_used(cli: Cli, home: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_home_the_accounts_home_is_used(
+    cli: Cli, home: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made(cache)
     monkeypatch.delenv("HOME")
     entry = pwd.struct_passwd(("me", "x", os.getuid(), 0, "", str(home), "/bin/sh"))
     monkeypatch.setattr("pwd.getpwuid", lambda uid: entry)
-    assert [cluster["name"] for cluster in json.loads(cli("list", "-o", "json").out)["clusters"]] == ["demo"]
+    assert [
+        cluster["name"] for cluster in json.loads(cli("list", "-o", "json").out)["clusters"]
+    ] == ["demo"]
 
 
-def test_without_any_home_a_cachedir_must_be_named(cli: Cli, at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_any_home_a_cachedir_must_be_named(
+    cli: Cli, at: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def nobody(uid: int) -> None:
         raise KeyError(uid)
 
@@ -470,7 +543,9 @@ def test_a_config_can_be_checked_without_home(at: Path, home: Path) -> None:
     assert (ran.code, ran.err) == (0, "")
 
 
-def test_a_working_directory_that_is_gone_is_no_obstacle(home: Path, cache: Path, tmp_path: Path) -> None:
+def test_a_working_directory_that_is_gone_is_no_obstacle(
+    home: Path, cache: Path, tmp_path: Path
+) -> None:
     made(cache)
     gone = tmp_path / "gone"
     gone.mkdir()
@@ -478,7 +553,9 @@ def test_a_working_directory_that_is_gone_is_no_obstacle(home: Path, cache: Path
     assert ran.code == 0 and "demo" in ran.out and ran.err == ""
 
 
-def test_a_relative_config_in_a_directory_that_is_gone_is_an_error(home: Path, tmp_path: Path) -> None:
+def test_a_relative_config_in_a_directory_that_is_gone_is_an_error(
+    home: Path, tmp_path: Path
+) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
     ran = shell(f'cd {gone} && rmdir {gone} && exec "$python" "$y" config check -c .', home)
@@ -486,19 +563,30 @@ def test_a_relative_config_in_a_directory_that_is_gone_is_an_error(home: Path, t
     failed(ran, ran.code)
 
 
-@pytest.mark.parametrize("argv", ["list -o json", "schema qemu", "--help", "stop --help", "--version"])
+@pytest.mark.parametrize(
+    "argv", ["list -o json", "schema qemu", "--help", "stop --help", "--version"]
+)
 def test_a_reader_that_has_gone_is_no_traceback(home: Path, argv: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, str(PROGRAM), *argv.split()]
-    ended = subprocess.run(command, env={"HOME": str(home)}, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60)
+    ended = subprocess.run(
+        command,
+        env={"HOME": str(home)},
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
     os.close(writer)
     assert ended.stderr == ""
 
 
 @pytest.mark.parametrize("argv", ["list -o json", "schema qemu", "config check -c /nonexistent"])
 @pytest.mark.parametrize("streams", [">&-", ">/dev/full", "2>&-", "<&-", ">&- 2>&-"])
-def test_streams_that_are_closed_or_full_are_no_traceback(home: Path, argv: str, streams: str) -> None:
+def test_streams_that_are_closed_or_full_are_no_traceback(
+    home: Path, argv: str, streams: str
+) -> None:
     ran = shell(f'exec "$python" "$y" {argv} {streams}', home)
     assert "Traceback" not in ran.err and "Exception ignored" not in ran.err
     assert ran.code in (0, 1, 3)
@@ -510,7 +598,9 @@ def test_a_signal_ends_it_with_130(home: Path, cache: Path) -> None:
     fd = ycluster.try_flock(state.files.lock)
     assert fd is not None
     argv = [sys.executable, str(PROGRAM), "stop"]
-    with subprocess.Popen(argv, env={"HOME": str(home)}, stderr=subprocess.PIPE, text=True) as waiting:
+    with subprocess.Popen(
+        argv, env={"HOME": str(home)}, stderr=subprocess.PIPE, text=True
+    ) as waiting:
         try:
             while not catches(waiting.pid, signal.SIGTERM):
                 assert waiting.poll() is None
@@ -524,7 +614,9 @@ def test_a_signal_ends_it_with_130(home: Path, cache: Path) -> None:
 
 def catches(pid: int, signum: int) -> bool:
     """Whether a process has a handler of its own for a signal."""
-    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    status = dict(
+        line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+    )
     return bool(int(status["SigCgt"], 16) >> (signum - 1) & 1)
 
 

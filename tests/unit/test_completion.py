@@ -61,7 +61,9 @@ def env(home: Path, cache: Path, tmp_path: Path) -> dict[str, str]:
     ],
     ids=" ".join,
 )  # fmt: skip
-def test_the_parser_says_what_a_word_may_be(cli: Cli, cache: Path, words: list[str], said: list[str]) -> None:
+def test_the_parser_says_what_a_word_may_be(
+    cli: Cli, cache: Path, words: list[str], said: list[str]
+) -> None:
     made(cache, "alpha")
     made(cache, "beta")
     (cache / "broken.json").write_text("{")
@@ -93,13 +95,21 @@ def test_what_is_typed_is_completed(env: dict[str, str], tmp_path: Path, shell: 
     leader, follower = pty.openpty()
     argv = [shell, "-f"] if shell == "zsh" else [shell, "--norc", "--noprofile"]
     process = subprocess.Popen(
-        [*argv, "-i"], stdin=follower, stdout=follower, stderr=follower, env=env, cwd=tmp_path, start_new_session=True
+        [*argv, "-i"],
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+        env=env,
+        cwd=tmp_path,
+        start_new_session=True,
     )
     try:
         os.write(leader, f"{LOAD[shell]}; echo REA''DY\n".encode())
         read_until(leader, "^(READY)$")
         for typed, completed in TYPED.items():
-            os.write(leader, f"{typed}\t\x01echo SA''ID \n".encode())  # Ctrl-A: what the line has become is printed
+            os.write(
+                leader, f"{typed}\t\x01echo SA''ID \n".encode()
+            )  # Ctrl-A: what the line has become is printed
             assert read_until(leader, r"^SAID (.*)\n").strip() == completed
         os.write(leader, b"ycluster stop --context \t\x15echo NO''NE\n")
         read_until(leader, "^(NONE)$")
@@ -115,7 +125,9 @@ def test_fish_completes_what_is_typed(env: dict[str, str], tmp_path: Path) -> No
     need("fish")
     for typed, completed in TYPED.items():
         argv = ["fish", "--no-config", "-c", f"{LOAD['fish']}; complete -C {typed!r}"]
-        done = subprocess.run(argv, env=env, cwd=tmp_path, text=True, capture_output=True, timeout=120)
+        done = subprocess.run(
+            argv, env=env, cwd=tmp_path, text=True, capture_output=True, timeout=120
+        )
         words = [line.split("\t")[0] for line in done.stdout.splitlines()]
         assert words == [completed.split()[-1]], done.stderr
     assert not (tmp_path / "harm").exists()

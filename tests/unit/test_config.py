@@ -57,13 +57,26 @@ def problems(text: str) -> list[str]:
 def test_an_empty_config_is_all_defaults(text: str) -> None:
     config = read(text)
     assert (config.provider, config.name, config.context) == ("qemu", "y-cluster", "local")
-    assert (config.memory, config.cpus, config.disk_size, config.data_disk_size) == (8192, 4, "20G", "10G")
+    assert (config.memory, config.cpus, config.disk_size, config.data_disk_size) == (
+        8192,
+        4,
+        "20G",
+        "10G",
+    )
     assert (config.k3s.version, config.k3s.install) == (ycluster.K3S_VERSION, "airgap")
     assert (config.ssh_port, config.port_forwards) == (2222, DEFAULT_FORWARDS)
     assert config.lifetime == ycluster.Lifetime("", "stop", "10m", "", "")
     assert isinstance(config, ycluster.QemuConfig) and config.network.bind_address == "127.0.0.1"
-    assert (config.cache_dir, config.data_disk, config.accel, config.cpu_model) == (None, None, "auto", "")
-    assert (config.image, config.image_sha256) == (ycluster.DEFAULT_IMAGE, ycluster.DEFAULT_IMAGE_SHA256)
+    assert (config.cache_dir, config.data_disk, config.accel, config.cpu_model) == (
+        None,
+        None,
+        "auto",
+        "",
+    )
+    assert (config.image, config.image_sha256) == (
+        ycluster.DEFAULT_IMAGE,
+        ycluster.DEFAULT_IMAGE_SHA256,
+    )
     assert config.ssh_user == "ystack" and ycluster.budget(config.lifetime.max_run) is None
 
 
@@ -137,13 +150,18 @@ def test_a_path_may_start_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert read("cacheDir: ~/c\n").cache_dir == tmp_path / "c"
 
 
-@pytest.mark.parametrize("text", ["name:\nk3s:\n", "name: null\nlifetime: ~\nmemory:\n", "lifetime:\n  maxRun:\n"])
+@pytest.mark.parametrize(
+    "text", ["name:\nk3s:\n", "name: null\nlifetime: ~\nmemory:\n", "lifetime:\n  maxRun:\n"]
+)
 def test_a_key_with_nothing_behind_it_is_the_default(text: str) -> None:
     assert read(text) == read("")
 
 
 def test_json_is_a_config_too() -> None:
-    assert read('{"name": "demo", "memory": 1024, "lifetime": {"maxRun": "1h"}}').lifetime.max_run == "1h"
+    assert (
+        read('{"name": "demo", "memory": 1024, "lifetime": {"maxRun": "1h"}}').lifetime.max_run
+        == "1h"
+    )
 
 
 @pytest.mark.parametrize("provider", ycluster.PROVIDERS)
@@ -157,7 +175,9 @@ def test_every_provider_has_the_common_keys(provider: str) -> None:
     )
 
 
-@pytest.mark.parametrize("provider, image", [("qemu", ycluster.DEFAULT_IMAGE), ("multipass", "24.04")])
+@pytest.mark.parametrize(
+    "provider, image", [("qemu", ycluster.DEFAULT_IMAGE), ("multipass", "24.04")]
+)
 def test_the_image_is_the_providers_own(provider: str, image: str) -> None:
     assert read(f"provider: {provider}\n").image == image
 
@@ -234,7 +254,9 @@ def test_a_problem_is_reported_where_it_stands(text: str, says: str) -> None:
 
 
 def test_all_problems_are_reported_at_once_in_the_order_of_the_file() -> None:
-    found = problems("name: Demo\nmemory: lots\nnmae: x\nlifetime:\n  maxRun: soon\n  onExpiry: never\ncpus: 0\n")
+    found = problems(
+        "name: Demo\nmemory: lots\nnmae: x\nlifetime:\n  maxRun: soon\n  onExpiry: never\ncpus: 0\n"
+    )
     assert [line.split(": ")[1] for line in found] == [
         "name", "memory", "nmae", "lifetime.maxRun", "lifetime.onExpiry", "cpus"
     ]  # fmt: skip
@@ -266,7 +288,10 @@ def test_chosen_ports_collide_with_nothing() -> None:
 def test_the_config_of_a_directory_is_found(tmp_path: Path) -> None:
     (tmp_path / FILE.name).write_text("name: demo\n")
     assert load_config(tmp_path) == load_config(tmp_path / FILE.name)
-    assert (load_config(tmp_path).name, load_config(tmp_path).file) == ("demo", tmp_path / FILE.name)
+    assert (load_config(tmp_path).name, load_config(tmp_path).file) == (
+        "demo",
+        tmp_path / FILE.name,
+    )
 
 
 def test_a_json_config_is_looked_for_too(tmp_path: Path) -> None:
@@ -289,7 +314,9 @@ def test_a_json_config_is_looked_for_too(tmp_path: Path) -> None:
     ],
     ids=["two files", "none", "no directory", "not UTF-8", "half a JSON file"],
 )
-def test_a_config_that_cannot_be_had_is_an_error(tmp_path: Path, files: dict[str, bytes], where: str, says: str) -> None:
+def test_a_config_that_cannot_be_had_is_an_error(
+    tmp_path: Path, files: dict[str, bytes], where: str, says: str
+) -> None:
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     with pytest.raises(ConfigError) as caught:
@@ -300,13 +327,24 @@ def test_a_config_that_cannot_be_had_is_an_error(tmp_path: Path, files: dict[str
 # --- for all inputs
 
 KEYS = sorted({part for key in keys(KINDS["qemu"].schema) for part in key.split(".")})
-scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=30) | st.sampled_from(["8h", "0", ""])
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=30)
+    | st.sampled_from(["8h", "0", ""])
+)
 values = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS) | st.text(), inner, max_size=4)
 )  # fmt: skip
 
 
-@given(st.text() | st.text(st.sampled_from(":-#[]{},'\"|>&* \n\tab0")) | values.map(lambda value: json.dumps(value)))
+@given(
+    st.text()
+    | st.text(st.sampled_from(":-#[]{},'\"|>&* \n\tab0"))
+    | values.map(lambda value: json.dumps(value))
+)
 @example("portForwards: [{host: , guest: 80}]\n")
 @example("provider: [qemu]\n")
 @example("? {}\n")
@@ -320,7 +358,10 @@ def test_any_text_is_a_config_or_a_config_error(text: str) -> None:
 
 
 sizes = st.from_regex(r"[1-9][0-9]{0,5}[KMGT]?", fullmatch=True)
-printable = st.text(st.characters(min_codepoint=32, max_codepoint=0x2FFF, exclude_categories=["Cc", "Cs"]), max_size=20)
+printable = st.text(
+    st.characters(min_codepoint=32, max_codepoint=0x2FFF, exclude_categories=["Cc", "Cs"]),
+    max_size=20,
+)
 paths = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=20)
 strings = printable.filter(lambda text: "${" not in text)
 registries = st.fixed_dictionaries(
@@ -361,7 +402,9 @@ k3s = {"k3s": st.fixed_dictionaries({"install": st.just("none")}, optional={"sou
 configs = (
     st.fixed_dictionaries(k3s, optional={**common, **qemu})
     | st.fixed_dictionaries({**k3s, "provider": st.just("docker")}, optional=common)
-    | st.fixed_dictionaries({**k3s, "provider": st.just("multipass")}, optional={**common, "image": strings})
+    | st.fixed_dictionaries(
+        {**k3s, "provider": st.just("multipass")}, optional={**common, "image": strings}
+    )
 )
 
 
@@ -422,22 +465,38 @@ lifetime: {maxRun: 8h, onExpiry: teardown}
 
 def test_a_file_of_the_sibling_means_the_same_here() -> None:
     config = read(SIBLING)
-    assert (config.memory, config.cpus, config.ssh_port, config.disk_size) == (12288, 6, 2223, "40g")
-    assert config.port_forwards == (PortForward(host=36443, guest=6443), PortForward(host=0, guest=80))
+    assert (config.memory, config.cpus, config.ssh_port, config.disk_size) == (
+        12288,
+        6,
+        2223,
+        "40g",
+    )
+    assert config.port_forwards == (
+        PortForward(host=36443, guest=6443),
+        PortForward(host=0, guest=80),
+    )
     assert (config.k3s.version, config.k3s.install) == ("v1.35.4+k3s1", "script")
     assert config.network.bind_address == "0.0.0.0"
     assert ycluster.parse_size(config.disk_size) == 40 << 30
 
 
 def test_what_is_only_the_siblings_is_warned_about_and_not_refused() -> None:
-    assert [text.split(":")[0] for text in ycluster.left_alone(read(SIBLING))] == ["gateway", "storage"]
-    assert [text.split(":")[0] for text in ycluster.left_alone(read(PLAIN + "registries: {mirrors: {}}\n"))] == ["registries"]
+    assert [text.split(":")[0] for text in ycluster.left_alone(read(SIBLING))] == [
+        "gateway",
+        "storage",
+    ]
+    assert [
+        text.split(":")[0]
+        for text in ycluster.left_alone(read(PLAIN + "registries: {mirrors: {}}\n"))
+    ] == ["registries"]
 
 
 def test_variables_are_filled_in_where_they_are_used_and_shown_as_they_stand() -> None:
     config = read(SIBLING)
     assert "${TOKEN}" in ycluster.to_json(show_config(config))
-    filled = ycluster.expand_variables(config.registries, {"MIRROR": "m.example.org", "TOKEN": "s3cret"})
+    filled = ycluster.expand_variables(
+        config.registries, {"MIRROR": "m.example.org", "TOKEN": "s3cret"}
+    )
     assert filled["mirrors"]["docker.io"] == {
         "endpoint": ["https://m.example.org"],
         "rewrite": {"^library/(.*)": "hub/$1"},
@@ -446,12 +505,20 @@ def test_variables_are_filled_in_where_they_are_used_and_shown_as_they_stand() -
 
 
 def test_a_variable_that_is_not_set_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"registries\.configs\.eu\.gcr\.io\.auth\.password: the variable TOKEN is not"):
+    with pytest.raises(
+        ConfigError,
+        match=r"registries\.configs\.eu\.gcr\.io\.auth\.password: the variable TOKEN is not",
+    ):
         ycluster.expand_variables(read(SIBLING).registries, {"MIRROR": "m"})
 
 
 @pytest.mark.parametrize(
-    "text", ["name: ${NAME}", "image: ${HOME}/a.img", "registries: {configs: {a: {tls: {ca_file: '${HOME}/ca'}}}}"]
+    "text",
+    [
+        "name: ${NAME}",
+        "image: ${HOME}/a.img",
+        "registries: {configs: {a: {tls: {ca_file: '${HOME}/ca'}}}}",
+    ],
 )
 def test_a_variable_elsewhere_is_refused(text: str) -> None:
     assert "is substituted in registries, and nowhere else" in problems(text)[0]

@@ -17,7 +17,11 @@ import ycluster
 from ycluster import PortForward
 
 ROOT = PROGRAM.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "examples").rglob("*.md")),
+]
 LATER = int(NOW) + 4000
 
 
@@ -26,17 +30,30 @@ def commands(page: Path) -> list[str]:
     text = page.read_text()
     blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     rest = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
-    lines = [line for block in blocks for line in re.sub(r"<<'(\w+)'\n.*?^\1$", "", block, flags=re.M | re.S).splitlines()]
+    lines = [
+        line
+        for block in blocks
+        for line in re.sub(r"<<'(\w+)'\n.*?^\1$", "", block, flags=re.M | re.S).splitlines()
+    ]
     spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", rest)]
     spans += re.findall(r"^#+ (.*)$", rest, re.MULTILINE)
     asked = r"(?:^|[(;&|]\s*|\s)ycluster ([a-z][^#;&|)]*)"
     found = [match[1] for line in lines for match in re.finditer(asked, line.split(" #")[0])]
-    return found + [match[1] for span in spans if (match := re.fullmatch(r"ycluster ([a-z].*)", span))]
+    return found + [
+        match[1] for span in spans if (match := re.fullmatch(r"ycluster ([a-z].*)", span))
+    ]
 
 
-def test_every_command_in_the_docs_is_one_that_the_program_takes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_in_the_docs_is_one_that_the_program_takes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     every = [(page.name, command) for page in PAGES for command in commands(page)]
-    assert len(every) > 40 and {page for page, _ in every} >= {"README.md", "json.md", "ci.md", "developer.md"}
+    assert len(every) > 40 and {page for page, _ in every} >= {
+        "README.md",
+        "json.md",
+        "ci.md",
+        "developer.md",
+    }
     whole = 0
     for page, command in every:
         words = shlex.split(command)
@@ -47,14 +64,24 @@ def test_every_command_in_the_docs_is_one_that_the_program_takes(capsys: pytest.
             with pytest.raises(SystemExit) as ended:
                 ycluster._parser().parse_args([*words, "--help"])
             helped = capsys.readouterr().out
-            assert ended.value.code == 0 and all(word in helped for word in words if word[0] == "-"), (page, command)
+            assert ended.value.code == 0 and all(
+                word in helped for word in words if word[0] == "-"
+            ), (page, command)
     assert whole > 30
 
 
 def test_every_config_in_the_docs_is_good(tmp_path: Path) -> None:
     pages = [page.read_text() for page in PAGES]
-    blocks = [block for text in pages for block in re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)]
-    blocks += [block for text in pages for block in re.findall(r"<<'YAML'\n(.*?)^YAML", text, re.MULTILINE | re.DOTALL)]
+    blocks = [
+        block
+        for text in pages
+        for block in re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    ]
+    blocks += [
+        block
+        for text in pages
+        for block in re.findall(r"<<'YAML'\n(.*?)^YAML", text, re.MULTILINE | re.DOTALL)
+    ]
     assert len(blocks) >= 5
     for block in blocks:
         ycluster.read_config(block, tmp_path / "y-cluster-provision.yaml")
@@ -71,7 +98,12 @@ def shape(value: object) -> object:
 
 def documented(heading: str) -> Any:
     """The JSON under a heading of docs/json.md."""
-    text = (ROOT / "docs" / "json.md").read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    text = (
+        (ROOT / "docs" / "json.md")
+        .read_text()
+        .partition(f"\n## {heading}\n")[2]
+        .partition("\n## ")[0]
+    )
     block = re.search(r"^```json\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert block, heading
     return json.loads(block[1])
@@ -86,28 +118,40 @@ def test_the_json_of_clusters_is_as_documented(cli: Cli, cache: Path, timer: Mem
     one = {"version": 1, **listed["clusters"][0]}
     assert shape(json.loads(cli("status", "-o", "json").out)) == shape(one)
     guarded = json.loads(cli("lifetime", "status", "-o", "json").out)
-    assert shape(guarded.pop("enforcement")) == shape(documented("ycluster lifetime status -o json"))
+    assert shape(guarded.pop("enforcement")) == shape(
+        documented("ycluster lifetime status -o json")
+    )
     assert shape(guarded) == shape(one)
 
 
 def test_the_json_of_an_expiry_is_as_documented(cli: Cli, cache: Path) -> None:
     made(cache, reaped=ycluster.Reaped(int(NOW), "stop", "systemd", "guest-shutdown"))
-    [reaped] = [cluster["reaped"] for cluster in json.loads(cli("list", "-o", "json").out)["clusters"]]
+    [reaped] = [
+        cluster["reaped"] for cluster in json.loads(cli("list", "-o", "json").out)["clusters"]
+    ]
     said = re.search(r"- `reaped`: (.*?)\n- ", (ROOT / "docs" / "json.md").read_text(), re.DOTALL)
-    assert said and {name for name in re.findall(r"`(\w+)`", said[1]) if name in reaped} == set(reaped)
+    assert said and {name for name in re.findall(r"`(\w+)`", said[1]) if name in reaped} == set(
+        reaped
+    )
 
 
-def test_the_json_of_the_cloud_is_as_documented(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_json_of_the_cloud_is_as_documented(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert shape({"version": 1, **ycluster.gcp_lifetime(json.dumps(described()), NOW)}) == shape(
         documented("ycluster lifetime gcp-status -o json")
     )
-    (tmp_path / "y-cluster-provision.yaml").write_text("lifetime: {maxRun: 8h, onExpiry: teardown}\n")
+    (tmp_path / "y-cluster-provision.yaml").write_text(
+        "lifetime: {maxRun: 8h, onExpiry: teardown}\n"
+    )
     printed = cli("lifetime", "gcp-flags", "--quiet", "-o", "json", "-c", tmp_path).out
     assert json.loads(printed) == documented("ycluster lifetime gcp-flags -o json")
 
 
 def test_the_json_of_doctor_is_as_documented(cli: Cli) -> None:
-    assert shape(json.loads(cli("doctor", "-o", "json").out)) == shape(documented("ycluster doctor -o json"))
+    assert shape(json.loads(cli("doctor", "-o", "json").out)) == shape(
+        documented("ycluster doctor -o json")
+    )
 
 
 def test_the_log_of_events_is_as_documented(
@@ -117,7 +161,9 @@ def test_the_log_of_events_is_as_documented(
         raise ycluster.YclusterError("QEMU is alive")
 
     monkeypatch.setattr(ycluster.Host, "tell_terminals", lambda self, text: None)
-    monkeypatch.setattr(ycluster, "launch", lambda host, state: ycluster.replace(state, ran_with="kvm"))
+    monkeypatch.setattr(
+        ycluster, "launch", lambda host, state: ycluster.replace(state, ran_with="kvm")
+    )
     state = ycluster._boot(host, made(cache, lifetime="1h", warn="10m"))
     host.time += 3100
     ycluster.reap(host, state.files, by="memory")
@@ -128,7 +174,10 @@ def test_the_log_of_events_is_as_documented(
         ycluster.reap(host, state.files, by="memory")
     host.time += 1000
     ycluster.reap(host, state.files, by="memory")
-    log = [json.loads(line) for line in (home / ".local/state/ycluster/events.jsonl").read_text().splitlines()]
+    log = [
+        json.loads(line)
+        for line in (home / ".local/state/ycluster/events.jsonl").read_text().splitlines()
+    ]
     block = (ROOT / "docs" / "json.md").read_text().partition("```jsonl\n")[2].partition("```")[0]
     said = {line["event"]: shape(line) for line in map(json.loads, block.splitlines())}
     assert {line["event"]: shape(line) for line in log} == said
@@ -145,8 +194,12 @@ def test_the_exit_codes_in_the_readme_are_those_of_the_program() -> None:
 def test_the_recording_is_of_commands_that_exist_and_of_a_cluster_that_expired() -> None:
     assert "(docs/recording.svg)" in (ROOT / "README.md").read_text()
     texts = [
-        text.text or "" for text in ElementTree.parse(ROOT / "docs" / "recording.svg").iter() if text.tag.endswith("}text")
+        text.text or ""
+        for text in ElementTree.parse(ROOT / "docs" / "recording.svg").iter()
+        if text.tag.endswith("}text")
     ]
     typed = [text[len("$ ycluster ") :] for text in texts if text.startswith("$ ycluster ")]
-    assert len(typed) >= 7 and all(ycluster._parser().parse_args(shlex.split(command)).run for command in typed)
+    assert len(typed) >= 7 and all(
+        ycluster._parser().parse_args(shlex.split(command)).run for command in typed
+    )
     assert any("by its 6m budget" in text for text in texts)

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ycluster import format_duration, format_time, in_words, local_time, parse_duration, parse_time, parse_until
+from ycluster import (
+    format_duration,
+    format_time,
+    in_words,
+    local_time,
+    parse_duration,
+    parse_time,
+    parse_until,
+)
 
 NS, US, MS, S = 1, 10**3, 10**6, 10**9
 M, H = 60 * S, 3600 * S
@@ -137,7 +145,10 @@ def test_every_time_survives_a_round_trip(seconds: int) -> None:
 @given(st.integers(10**5, parse_time("2999-12-30T00:00:00Z")), st.integers(-23 * 60, 23 * 60))
 def test_an_offset_changes_the_clock_and_not_the_moment(seconds: int, offset: int) -> None:
     hours, minutes = divmod(abs(offset), 60)
-    local = format_time(seconds + offset * 60)[:-1] + f"{'-' if offset < 0 else '+'}{hours:02}:{minutes:02}"
+    local = (
+        format_time(seconds + offset * 60)[:-1]
+        + f"{'-' if offset < 0 else '+'}{hours:02}:{minutes:02}"
+    )
     assert parse_time(local) == seconds
 
 
@@ -167,13 +178,26 @@ def test_a_time_for_people_is_in_the_hosts_zone(cet: None) -> None:
         ("12:00", "2026-03-28T11:30:00Z", "2026-03-29T10:00:00Z"),
         ("2026-11-22T10:00:00Z", "2026-11-22T11:00:00Z", "2026-11-22T10:00:00Z"),
     ],
-    ids=["today", "in a minute", "now is tomorrow", "tomorrow", "midnight", "winter begins", "summer begins", "absolute"],
+    ids=[
+        "today",
+        "in a minute",
+        "now is tomorrow",
+        "tomorrow",
+        "midnight",
+        "winter begins",
+        "summer begins",
+        "absolute",
+    ],
 )
-def test_until_is_the_next_time_at_which_a_clock_here_shows_it(cet: None, text: str, now: str, then: str) -> None:
+def test_until_is_the_next_time_at_which_a_clock_here_shows_it(
+    cet: None, text: str, now: str, then: str
+) -> None:
     assert format_time(parse_until(text, parse_time(now))) == then
 
 
-@pytest.mark.parametrize("text", ["", "24:00", "12:60", "18", "18:0", "6pm", "tomorrow", "18:00:00", "\u0661\u0668:00"])
+@pytest.mark.parametrize(
+    "text", ["", "24:00", "12:60", "18", "18:0", "6pm", "tomorrow", "18:00:00", "\u0661\u0668:00"]
+)
 def test_until_refuses_what_is_no_time(text: str) -> None:
     with pytest.raises(ValueError):
         parse_until(text, 1795345200)

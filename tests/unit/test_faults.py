@@ -58,7 +58,11 @@ def no_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
     """provision and start do everything but fetch an image, run QEMU and wait for it."""
     monkeypatch.setattr(Host, "need", lambda self, programs: None)
     monkeypatch.setattr(ycluster, "fetch_image", lambda *args: Path("/image"))
-    monkeypatch.setattr(ycluster, "make_disk", lambda host, state, image: ycluster.write_file(state.files.disk, b"disk"))
+    monkeypatch.setattr(
+        ycluster,
+        "make_disk",
+        lambda host, state, image: ycluster.write_file(state.files.disk, b"disk"),
+    )
     monkeypatch.setattr(ycluster, "_check_ports", lambda host, state: None)
     monkeypatch.setattr(ycluster, "launch", lambda host, state: state)
     monkeypatch.setattr(ycluster, "wait_ready", lambda *args, **options: None)
@@ -71,7 +75,10 @@ def no_watcher_left(tmp_path: Path) -> Iterator[None]:
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             words = path.read_bytes().split(b"\0")
-            if any(word.startswith(os.fsencode(tmp_path)) and word.endswith(b".ycluster.py") for word in words):
+            if any(
+                word.startswith(os.fsencode(tmp_path)) and word.endswith(b".ycluster.py")
+                for word in words
+            ):
                 os.kill(int(path.parent.name), signal.SIGKILL)
 
 
@@ -129,7 +136,9 @@ TEXTS = {
     "another's": altered(name="other"),
     "a list": f"[{FULL}]",
     "version 2": altered(version=2),
-    "no version": json.dumps({key: value for key, value in json.loads(FULL).items() if key != "version"}),
+    "no version": json.dumps(
+        {key: value for key, value in json.loads(FULL).items() if key != "version"}
+    ),
     "wrong types": altered(portForwards={"Host": 1}, timer=[], k3s="v1", sshPort=22),
     "year 9999": altered(expiresAt="9999-12-31T23:59:59Z"),
     "year 0": altered(expiresAt="0000-01-01T00:00:00Z"),
@@ -167,9 +176,13 @@ def test_a_sidecar_that_is_cut_off_anywhere_is_refused(cache: Path) -> None:
     assert ycluster.decode_state(FULL, files.sidecar).extra == {"theirs": [1, {"a": "\u00e9"}]}
 
 
-@pytest.mark.parametrize("verb", ["status", "stop", "teardown", "lifetime reap", "lifetime extend 1h"])
+@pytest.mark.parametrize(
+    "verb", ["status", "stop", "teardown", "lifetime reap", "lifetime extend 1h"]
+)
 @pytest.mark.parametrize("part", [0.01, 0.2, 0.5, 0.8, 0.99])
-def test_a_verb_refuses_a_sidecar_that_is_cut_off(cli: Cli, cache: Path, verb: str, part: float) -> None:
+def test_a_verb_refuses_a_sidecar_that_is_cut_off(
+    cli: Cli, cache: Path, verb: str, part: float
+) -> None:
     sidecar = Files(cache, "demo").sidecar
     sidecar.write_text(FULL[: int(len(FULL) * part)])
     before = tree(cache)
@@ -178,15 +191,24 @@ def test_a_verb_refuses_a_sidecar_that_is_cut_off(cli: Cli, cache: Path, verb: s
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_a_sidecar_that_cannot_be_read_is_refused_by_name_with_a_remedy(cli: Cli, cache: Path, bad: str) -> None:
+def test_a_sidecar_that_cannot_be_read_is_refused_by_name_with_a_remedy(
+    cli: Cli, cache: Path, bad: str
+) -> None:
     sidecar = Files(cache, "demo").sidecar
     spoil(sidecar, bad)
     before = tree(cache)
-    for argv in ("status --name demo", "stop --name demo", "teardown", f"lifetime reap --state {sidecar}"):
+    for argv in (
+        "status --name demo",
+        "stop --name demo",
+        "teardown",
+        f"lifetime reap --state {sidecar}",
+    ):
         ran = cli(*argv.split())
         told(ran, 4, sidecar)
         lines = [line for line in ran.err.splitlines() if "warning: " not in line]
-        assert 2 <= len(lines) <= 3 and lines[1].startswith("  "), "what went wrong, and below it what to do"
+        assert 2 <= len(lines) <= 3 and lines[1].startswith("  "), (
+            "what went wrong, and below it what to do"
+        )
     assert {**tree(cache), "demo.lock": None} == {**before, "demo.lock": None}
 
 
@@ -198,10 +220,16 @@ def test_a_bad_sidecar_hides_no_other_and_keeps_nothing_from_reaping_it(
     sidecar = Files(cache, "demo").sidecar
     spoil(sidecar, bad)
     made(cache, "other")
-    for how, code in (("lifetime reap --all", 1), ("resume --name other", 1), ("lifetime watch --all", 130)):
+    for how, code in (
+        ("lifetime reap --all", 1),
+        ("resume --name other", 1),
+        ("lifetime watch --all", 130),
+    ):
         others = [made(cache, name, expires_at=LONG_AGO) for name in ("a", "z")]
         told(cli(*how.split()), code, sidecar)
-        assert [ycluster.load_state(state.files).expires_at for state in others] == [None, None], how
+        assert [ycluster.load_state(state.files).expires_at for state in others] == [None, None], (
+            how
+        )
     ran = cli("list", "-o", "json")
     assert [cluster["name"] for cluster in json.loads(ran.out)["clusters"]] == ["a", "other", "z"]
     told(Ran(ran.code, "", ran.err), 0, sidecar)
@@ -288,7 +316,23 @@ CONTEXTS = [
     "back\\\\slash", "caf\u00e9", "cafe\u0301", "\u65e5\u672c", "x" * 300, "x" * 299, "*", "-x", "--name=c0", "a/b", "a:b",
 ]  # fmt: skip
 ODD = 'a b%h $HOME ${HOME} $$ it\'s "x" back\\slash \\n `id` \u00e9 \u65e5 *;&|<>#~ -n=1'
-PLACES = [ODD, "$HOME", "${x}", "$$", "%", "'", '"', "\\", ";", "new\nline", "\t", " ", "-", "caf\u00e9", "cafe\u0301"]
+PLACES = [
+    ODD,
+    "$HOME",
+    "${x}",
+    "$$",
+    "%",
+    "'",
+    '"',
+    "\\",
+    ";",
+    "new\nline",
+    "\t",
+    " ",
+    "-",
+    "caf\u00e9",
+    "cafe\u0301",
+]
 
 
 def spelling(text: str) -> str:
@@ -302,14 +346,25 @@ def crowd(cache: Path, tmp_path: Path, host: Clocked) -> Callable[[], dict[str, 
     odd.mkdir()
     ycluster.remember_cache_dir(host, odd)
     for number, context in enumerate(CONTEXTS):
-        made((cache, odd)[number % 2], f"c{number}", context=context, expires_at=FAR_AHEAD, started_at=LONG_AGO)
+        made(
+            (cache, odd)[number % 2],
+            f"c{number}",
+            context=context,
+            expires_at=FAR_AHEAD,
+            started_at=LONG_AGO,
+        )
     return lambda: {**tree(cache), **tree(odd)}
 
 
-def test_a_context_of_any_spelling_names_its_cluster_and_no_other(cli: Cli, crowd: Callable[[], dict[str, object]]) -> None:
+def test_a_context_of_any_spelling_names_its_cluster_and_no_other(
+    cli: Cli, crowd: Callable[[], dict[str, object]]
+) -> None:
     before = crowd()
     for number, context in enumerate(CONTEXTS):
-        assert json.loads(cli("status", "-o", "json", "--context=" + context).out)["name"] == f"c{number}"
+        assert (
+            json.loads(cli("status", "-o", "json", "--context=" + context).out)["name"]
+            == f"c{number}"
+        )
     assert crowd() == before
 
 
@@ -327,7 +382,11 @@ def test_every_verb_acts_on_the_cluster_of_a_context_and_on_no_other(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(Host, "which", lambda self, program: "/bin/true")
     monkeypatch.setattr(Host, "sleep", enough)
-    if verb in ("start", "stop", "resume"):  # these arm what has lost its timer elsewhere; here nothing has
+    if verb in (
+        "start",
+        "stop",
+        "resume",
+    ):  # these arm what has lost its timer elsewhere; here nothing has
         cli("lifetime", "reap", "--all")
     mine, before = f"c{CONTEXTS.index(context)}", crowd()
     ran = cli(*verb.split(), "--context=" + context)
@@ -335,13 +394,22 @@ def test_every_verb_acts_on_the_cluster_of_a_context_and_on_no_other(
     after = crowd()
     changed = {name for name in {*before, *after} if before.get(name) != after.get(name)}
     assert {re.split(r"[.-]", name)[0] for name in changed} <= {mine}
-    acts = verb in ("lifetime reap", "lifetime extend 1h", "lifetime disarm", "lifetime arm", "stop", "teardown")
+    acts = verb in (
+        "lifetime reap",
+        "lifetime extend 1h",
+        "lifetime disarm",
+        "lifetime arm",
+        "stop",
+        "teardown",
+    )
     assert acts is (f"{mine}.json" in changed)
     assert re.search(rf"\b{mine}\b", ran.out + ran.err) or acts or "watch" in verb
 
 
 @pytest.mark.parametrize("option", ["--context", "--name"])
-def test_an_empty_name_is_not_taken_for_the_only_cluster(cli: Cli, cache: Path, option: str) -> None:
+def test_an_empty_name_is_not_taken_for_the_only_cluster(
+    cli: Cli, cache: Path, option: str
+) -> None:
     """`ycluster teardown --context "$UNSET"`."""
     state = made(cache, context="prod")
     ran = cli("teardown", option, "")
@@ -349,11 +417,15 @@ def test_an_empty_name_is_not_taken_for_the_only_cluster(cli: Cli, cache: Path, 
 
 
 @pytest.mark.parametrize("place", PLACES, ids=spelling)
-def test_the_words_of_an_at_job_arrive_as_they_are(schedulers: Path, home: Path, tmp_path: Path, place: str) -> None:
+def test_the_words_of_an_at_job_arrive_as_they_are(
+    schedulers: Path, home: Path, tmp_path: Path, place: str
+) -> None:
     arrives_by_at(schedulers, home, tmp_path / place)
 
 
-def test_a_place_that_is_no_unicode_arrives_by_at_as_it_is(schedulers: Path, home: Path, tmp_path: Path) -> None:
+def test_a_place_that_is_no_unicode_arrives_by_at_as_it_is(
+    schedulers: Path, home: Path, tmp_path: Path
+) -> None:
     arrives_by_at(schedulers, home, tmp_path / "latin-\udce9")
 
 
@@ -365,14 +437,24 @@ def arrives_by_at(schedulers: Path, home: Path, place: Path) -> None:
             return str(place / "python $3")
 
     place.mkdir()
-    host, files = Stub({"HOME": str(home), "PATH": str(schedulers)}, Clocked(home).output), Files(place, "demo")
+    host, files = (
+        Stub({"HOME": str(home), "PATH": str(schedulers)}, Clocked(home).output),
+        Files(place, "demo"),
+    )
     stub = Path(host.interpreter())
     stub.write_text('#!/bin/sh\nprintf "%s\\0" "$@" >"$0.argv"; echo said\n')
     stub.chmod(0o755)
     assert ycluster.AtTimer().arm(host, files, FAR_AHEAD) == "7"
     for log in ("kept", "refused"):
         Path(f"{stub}.argv").unlink(missing_ok=True)
-        subprocess.run(["/bin/sh", "-s"], input=(schedulers / "stdin").read_bytes(), cwd="/", env={}, timeout=30, umask=0)
+        subprocess.run(
+            ["/bin/sh", "-s"],
+            input=(schedulers / "stdin").read_bytes(),
+            cwd="/",
+            env={},
+            timeout=30,
+            umask=0,
+        )
         argv = Path(f"{stub}.argv").read_bytes().split(b"\0")[:-1]
         wanted = ycluster.timer_argv(host, files, "at", "reap", "--wait", "120s")[1:]
         assert [os.fsdecode(word) for word in argv] == wanted, log
@@ -384,7 +466,9 @@ def arrives_by_at(schedulers: Path, home: Path, place: Path) -> None:
 
 def as_systemd_runs(word: str) -> str:
     """systemd.service(5), COMMAND LINES, for words that come over the bus: variables are replaced, `$$` is one `$`."""
-    return re.sub(r"\$(\$|\{\w*\}|\w*)", lambda match: "$" if match[0] == "$$" else "(a variable)", word)
+    return re.sub(
+        r"\$(\$|\{\w*\}|\w*)", lambda match: "$" if match[0] == "$$" else "(a variable)", word
+    )
 
 
 def as_systemd_reads_again(word: str) -> str:
@@ -428,7 +512,13 @@ def test_the_words_of_a_systemd_timer_arrive_as_they_are(
     ids=["space", "dot", "signs", "composed", "case", "trailing", "odd"],
 )
 def test_places_that_look_alike_have_guards_of_their_own_and_never_reap_one_another(
-    cli: Cli, schedulers: Path, home: Path, tmp_path: Path, processes: Processes, one: str, other: str
+    cli: Cli,
+    schedulers: Path,
+    home: Path,
+    tmp_path: Path,
+    processes: Processes,
+    one: str,
+    other: str,
 ) -> None:
     host, states, units, jobs, vms = (
         Host({"HOME": str(home), "PATH": str(schedulers)}, Clocked(home).output),
@@ -439,7 +529,9 @@ def test_places_that_look_alike_have_guards_of_their_own_and_never_reap_one_anot
     )
     for place, deadline in ((one, LONG_AGO), (other, FAR_AHEAD)):
         (tmp_path / place).mkdir()
-        state = made(tmp_path / place, expires_at=deadline, timer=ArmedTimer("systemd", "old", deadline))
+        state = made(
+            tmp_path / place, expires_at=deadline, timer=ArmedTimer("systemd", "old", deadline)
+        )
         ycluster.remember_cache_dir(host, tmp_path / place)
         ycluster.install_program(host, state.files)
         units.append(ycluster.unit_name(state.files, 5, "ab12"))
@@ -448,7 +540,12 @@ def test_places_that_look_alike_have_guards_of_their_own_and_never_reap_one_anot
         vms.append(vm(processes, state.files))
         states.append(state)
     assert len({*units}) == len({*jobs}) == len(ycluster.discover(host)) == 2
-    told(cli("teardown", "--name", "demo"), 4, "2 clusters named demo", *(state.cache_dir for state in states))
+    told(
+        cli("teardown", "--name", "demo"),
+        4,
+        "2 clusters named demo",
+        *(state.cache_dir for state in states),
+    )
     ran = cli(*ycluster.timer_argv(host, states[0].files, "systemd", "reap")[4:])
     assert ran.code == 0 and vms[0].wait(10) == 0
     assert ycluster.load_state(states[0].files).expires_at is None
@@ -460,7 +557,9 @@ def test_places_that_look_alike_have_guards_of_their_own_and_never_reap_one_anot
 def test_a_verb_spares_its_own_cluster_and_reaps_the_one_of_the_same_name_elsewhere(
     cli: Cli, cache: Path, host: Clocked, tmp_path: Path, timer: Memory
 ) -> None:
-    (tmp_path / "y-cluster-provision.yaml").write_text("name: demo\ncacheDir: .\nk3s: {install: none}\n")
+    (tmp_path / "y-cluster-provision.yaml").write_text(
+        "name: demo\ncacheDir: .\nk3s: {install: none}\n"
+    )
     ycluster.remember_cache_dir(host, tmp_path)
     elsewhere, own = made(cache, expires_at=LONG_AGO), made(tmp_path, expires_at=LONG_AGO)
     assert cli("resume", "-c", tmp_path).code == 1  # it is stopped
@@ -493,7 +592,6 @@ def test_no_verb_but_a_reap_tears_its_own_cluster_down_because_it_is_overdue(
 
 
 @pytest.mark.skipif(not shutil.which("ssh-keygen"), reason="ssh-keygen is not installed")
-
 
 # --- what a reap and the next command owe
 
@@ -601,8 +699,20 @@ def test_every_verb_leaves_files_and_directories_private(
     (conf / "y-cluster-provision.yaml").write_text(
         f"name: demo\ncacheDir: {cache}\nk3s: {{install: none}}\nlifetime: {{maxRun: 8h}}\n"
     )
-    verbs = [f"provision -c {conf}", "list", "status", "pause", "resume", "stop", "start", "teardown --keep-disk"]
-    verbs[3:3] = ["lifetime " + verb for verb in ("status", "extend 1h", "disarm", "arm", "reap", "reap --all")]
+    verbs = [
+        f"provision -c {conf}",
+        "list",
+        "status",
+        "pause",
+        "resume",
+        "stop",
+        "start",
+        "teardown --keep-disk",
+    ]
+    verbs[3:3] = [
+        "lifetime " + verb
+        for verb in ("status", "extend 1h", "disarm", "arm", "reap", "reap --all")
+    ]
     seen: set[str] = set()
     for verb in verbs:
         os.umask(umask)
@@ -611,15 +721,31 @@ def test_every_verb_leaves_files_and_directories_private(
         if verb == verbs[0]:
             vm(processes, Files(cache, "demo"), "")
             Files(cache, "demo").pidfile.chmod(0o600)  # that one the test has made
-            monkeypatch.setattr(ycluster, "stop_vm", lambda host, files, vm, ssh: os.kill(vm.pid, signal.SIGKILL) or "x")
-            monkeypatch.setattr(ycluster, "find_vm", waits_for_the_dead(ycluster.find_vm, processes))
+            monkeypatch.setattr(
+                ycluster,
+                "stop_vm",
+                lambda host, files, vm, ssh: os.kill(vm.pid, signal.SIGKILL) or "x",
+            )
+            monkeypatch.setattr(
+                ycluster, "find_vm", waits_for_the_dead(ycluster.find_vm, processes)
+            )
         for path in [cache.parent, cache, *cache.rglob("*"), *home.rglob("*")]:
             if not path.is_symlink():
                 mode = path.stat().st_mode & 0o777
                 public = path.name.endswith(".pub")  # ssh-keygen makes it 0644 less the umask
-                assert mode == (0o700 if path.is_dir() else 0o600) or public, f"{path} is {mode:o} after {verb}"
+                assert mode == (0o700 if path.is_dir() else 0o600) or public, (
+                    f"{path} is {mode:o} after {verb}"
+                )
             seen.add(path.name)
-    kept = {"demo.json", "demo.lock", "demo.ycluster.py", "demo.reap.log", "demo.watch.lock", "demo-ssh", "demo-seed"}
+    kept = {
+        "demo.json",
+        "demo.lock",
+        "demo.ycluster.py",
+        "demo.reap.log",
+        "demo.watch.lock",
+        "demo-ssh",
+        "demo-seed",
+    }
     assert kept <= seen
 
 
@@ -734,7 +860,14 @@ def test_no_secret_gets_into_a_timer_a_log_or_a_sidecar(
     cli: Cli, cache: Path, home: Path, schedulers: Path, no_watcher_left: None, monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:  # fmt: skip
     monkeypatch.setenv("YCLUSTER_TIMER", backend)
-    for name in ("AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "SSH_AUTH_SOCK", "http_proxy", "LS_COLORS", "PYTHONPATH"):
+    for name in (
+        "AWS_SECRET_ACCESS_KEY",
+        "GITHUB_TOKEN",
+        "SSH_AUTH_SOCK",
+        "http_proxy",
+        "LS_COLORS",
+        "PYTHONPATH",
+    ):
         monkeypatch.setenv(name, "hush-hush")
     state = made(cache, expires_at=FAR_AHEAD)
     for key in (state.files.ssh_key, state.files.host_key):
@@ -744,11 +877,17 @@ def test_no_secret_gets_into_a_timer_a_log_or_a_sidecar(
         ran = cli(*argv, *verb.split())
         assert ran.code == 0, ran
         seen += ran.out + ran.err
-        for environ in Path("/proc").glob("[0-9]*/environ"):  # of the watcher, and of whatever else runs the copy
+        for environ in Path("/proc").glob(
+            "[0-9]*/environ"
+        ):  # of the watcher, and of whatever else runs the copy
             with contextlib.suppress(OSError):
                 if os.fsencode(state.files.program) in (environ.parent / "cmdline").read_bytes():
                     seen += os.fsdecode(environ.read_bytes()) + " a watcher"
-    written = [path for path in [*schedulers.glob("*"), *cache.glob("*")] if not path.name.endswith(("-ssh", "-hostkey"))]
+    written = [
+        path
+        for path in [*schedulers.glob("*"), *cache.glob("*")]
+        if not path.name.endswith(("-ssh", "-hostkey"))
+    ]
     assert state.files.program in written and state.files.sidecar in written
     seen += "".join(os.fsdecode(path.read_bytes()) for path in written)
     used = {"systemd": "--on-calendar", "at": "exec ", "watcher": " a watcher"}
@@ -759,7 +898,10 @@ def test_no_secret_gets_into_a_timer_a_log_or_a_sidecar(
 
 BARE: dict[str, dict[str, str]] = {
     "env -i": {},
-    "a systemd service": {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"},
+    "a systemd service": {
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "LANG": "C.UTF-8",
+    },
     "no usable HOME and an empty PATH": {"HOME": "/nonexistent", "PATH": "", "LC_ALL": "C"},
 }
 
@@ -770,13 +912,25 @@ def test_looking_and_reaping_need_no_environment_and_no_working_directory(
 ) -> None:
     gone = tmp_path / "gone"
     state = made(tmp_path, expires_at=LONG_AGO)
-    (tmp_path / "y-cluster-provision.yaml").write_text(f"name: demo\ncacheDir: {tmp_path}\nk3s: {{install: none}}\n")
+    (tmp_path / "y-cluster-provision.yaml").write_text(
+        f"name: demo\ncacheDir: {tmp_path}\nk3s: {{install: none}}\n"
+    )
     process = vm(processes, state.files)
     python = [sys.executable, "-I", "-S", str(PROGRAM)]
     gone.mkdir()
     script = 'cd "$1" && /bin/rmdir "$1" && shift && "$@" status -o json -c "$conf" && exec "$@" lifetime reap --state "$state"'
-    environ = {**BARE[bare], "YCLUSTER_TIMER": "watcher", "conf": str(tmp_path), "state": str(state.files.sidecar)}
-    done = subprocess.run(["/bin/sh", "-c", script, "sh", str(gone), *python], env=environ, capture_output=True, text=True)
+    environ = {
+        **BARE[bare],
+        "YCLUSTER_TIMER": "watcher",
+        "conf": str(tmp_path),
+        "state": str(state.files.sidecar),
+    }
+    done = subprocess.run(
+        ["/bin/sh", "-c", script, "sh", str(gone), *python],
+        env=environ,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert json.loads(done.stdout)["state"] == "running" and not gone.exists()
     assert process.wait(10) == 0
@@ -787,7 +941,9 @@ def test_looking_and_reaping_need_no_environment_and_no_working_directory(
 # --- the private copy
 
 
-def test_a_timer_does_its_work_whatever_becomes_of_the_program_that_armed_it(tmp_path: Path, schedulers: Path) -> None:
+def test_a_timer_does_its_work_whatever_becomes_of_the_program_that_armed_it(
+    tmp_path: Path, schedulers: Path
+) -> None:
     program = tmp_path / "bin" / "ycluster.py"
     program.parent.mkdir()
     shutil.copy(PROGRAM, program)
@@ -795,7 +951,12 @@ def test_a_timer_does_its_work_whatever_becomes_of_the_program_that_armed_it(tmp
     cache.mkdir(parents=True)
     state = made(cache, expires_at=FAR_AHEAD)
     environ = {"HOME": str(tmp_path), "PATH": str(schedulers), "YCLUSTER_TIMER": "systemd"}
-    subprocess.run([sys.executable, str(program), "lifetime", "arm"], env=environ, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, str(program), "lifetime", "arm"],
+        env=environ,
+        check=True,
+        capture_output=True,
+    )
     words = (schedulers / "argv").read_bytes().decode().split("\0")
     command = words[words.index("-I") - 1 : words.index("--by") + 2]
     fates: dict[str, Callable[[], object]] = {
@@ -832,9 +993,16 @@ def test_status_does_not_count_on_a_timer_whose_program_is_gone(
     assert json.loads(cli("lifetime", "status", "-o", "json").out)["enforcement"]["armed"] is False
 
 
-@pytest.mark.parametrize("verb", ["lifetime arm", "lifetime extend 1h", "lifetime reap", "lifetime reap --all", "resume"])
+@pytest.mark.parametrize(
+    "verb", ["lifetime arm", "lifetime extend 1h", "lifetime reap", "lifetime reap --all", "resume"]
+)
 def test_the_next_command_brings_a_private_copy_back(
-    cli: Cli, cache: Path, processes: Processes, schedulers: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+    cli: Cli,
+    cache: Path,
+    processes: Processes,
+    schedulers: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: str,
 ) -> None:
     monkeypatch.setenv("YCLUSTER_TIMER", "at")
     state = made(cache, expires_at=FAR_AHEAD)
@@ -850,10 +1018,24 @@ def test_the_next_command_brings_a_private_copy_back(
 
 @pytest.mark.parametrize(
     "verb, code",
-    [("status", 0), ("stop", 0), ("pause", 1), ("resume", 1), ("lifetime reap", 0), ("ssh", 1), ("teardown", 0)],
+    [
+        ("status", 0),
+        ("stop", 0),
+        ("pause", 1),
+        ("resume", 1),
+        ("lifetime reap", 0),
+        ("ssh", 1),
+        ("teardown", 0),
+    ],
 )
 def test_what_a_reboot_leaves_behind_is_no_vm_and_whoever_has_its_pid_is_left_alone(
-    cli: Cli, cache: Path, processes: Processes, timer: Memory, monkeypatch: pytest.MonkeyPatch, verb: str, code: int
+    cli: Cli,
+    cache: Path,
+    processes: Processes,
+    timer: Memory,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: str,
+    code: int,
 ) -> None:
     """A pidfile with a recycled pid, a socket that nobody answers, a lock that nobody holds."""
     innocent = processes.start(GIVES_WAY, "-name", "demo", str(Files(cache, "demo").pidfile))
@@ -867,7 +1049,11 @@ def test_what_a_reboot_leaves_behind_is_no_vm_and_whoever_has_its_pid_is_left_al
     assert ran.code == code and re.search("not running|stopped|torn down", ran.out + ran.err), ran
     time.sleep(0.02)
     assert innocent.poll() is None
-    assert state.files.qmp.exists() is state.files.pidfile.exists() is (verb not in ("stop", "lifetime reap", "teardown"))
+    assert (
+        state.files.qmp.exists()
+        is state.files.pidfile.exists()
+        is (verb not in ("stop", "lifetime reap", "teardown"))
+    )
 
 
 # --- budgets
@@ -876,9 +1062,15 @@ def test_what_a_reboot_leaves_behind_is_no_vm_and_whoever_has_its_pid_is_left_al
 @pytest.mark.parametrize(
     "halts, due, fresh",
     [("reap", 0, True), ("pause", 5, True), ("pause", -60, False)],
-    ids=["paused by its expiry", "paused by hand and its deadline gone by", "paused by hand and in time"],
+    ids=[
+        "paused by its expiry",
+        "paused by hand and its deadline gone by",
+        "paused by hand and in time",
+    ],
 )
-def test_resume_gives_a_fresh_budget_where_the_old_one_is_used_up_and_only_there(halts: str, due: int, fresh: bool) -> None:
+def test_resume_gives_a_fresh_budget_where_the_old_one_is_used_up_and_only_there(
+    halts: str, due: int, fresh: bool
+) -> None:
     history = test_histories.Histories()
     history.begin(actions=("pause", "stop"), runs=("1h", ""))
     try:
@@ -889,7 +1081,10 @@ def test_resume_gives_a_fresh_budget_where_the_old_one_is_used_up_and_only_there
         history.host.time = float(first + due)
         if halts == "reap":
             history.reaping("a", None)
-            assert history.world.vms[history.files["a"]] == "paused" and history.states()["a"].expires_at is None
+            assert (
+                history.world.vms[history.files["a"]] == "paused"
+                and history.states()["a"].expires_at is None
+            )
         history.host.time += 5
         history.wake("a", None, "resume")
         after = history.states()["a"]
@@ -905,8 +1100,16 @@ def test_resume_gives_a_fresh_budget_where_the_old_one_is_used_up_and_only_there
 
 
 @pytest.mark.parametrize("by", ["hand", "expiry", "hand, and its disk is kept"])
-def test_teardown_leaves_what_is_not_the_clusters_own(cli: Cli, cache: Path, tmp_path: Path, timer: Memory, by: str) -> None:
-    state = made(cache, expires_at=LONG_AGO, on_expiry="teardown", ran_with="tcg", data_disk=str(cache / "demo-data.qcow2"))
+def test_teardown_leaves_what_is_not_the_clusters_own(
+    cli: Cli, cache: Path, tmp_path: Path, timer: Memory, by: str
+) -> None:
+    state = made(
+        cache,
+        expires_at=LONG_AGO,
+        on_expiry="teardown",
+        ran_with="tcg",
+        data_disk=str(cache / "demo-data.qcow2"),
+    )
     files = state.files
     keep = "kept" in by
     theirs = [
@@ -936,7 +1139,12 @@ def test_teardown_leaves_what_is_not_the_clusters_own(cli: Cli, cache: Path, tmp
         (cache / f".{name}.0a1b2c3d.tmp").write_text("left by a crash")
     for path in files.disposable():
         path.touch()
-    ran = cli(*(["lifetime", "reap"] if by == "expiry" else ["teardown"]), "--name", "demo", *["--keep-disk"][: int(keep)])
+    ran = cli(
+        *(["lifetime", "reap"] if by == "expiry" else ["teardown"]),
+        "--name",
+        "demo",
+        *["--keep-disk"][: int(keep)],
+    )
     assert ran.code == 0, ran
     after = {**tree(cache), **tree(outside)}
     for name in ("demo.qcow2", "demo-ssh"):
@@ -1000,15 +1208,15 @@ def test_a_vm_whose_sidecar_is_gone_is_stopped_by_a_teardown_and_its_disk_stays(
 
 
 @pytest.mark.skipif(not shutil.which("ssh-keygen"), reason="ssh-keygen is not installed")
-
-
 @needs_keygen
 @pytest.mark.parametrize("name", ["demo-seed", "demo-ssh", "demo-console.log"])
 def test_provision_never_takes_away_a_directory_that_is_not_its_own(
     cli: Cli, tmp_path: Path, no_qemu: None, timer: Memory, name: str
 ) -> None:
     """With `cacheDir: .` a cluster's files lie among a project's own."""
-    (tmp_path / "y-cluster-provision.yaml").write_text("name: demo\ncacheDir: .\nk3s: {install: none}\n")
+    (tmp_path / "y-cluster-provision.yaml").write_text(
+        "name: demo\ncacheDir: .\nk3s: {install: none}\n"
+    )
     (tmp_path / name).mkdir()
     (tmp_path / name / "months of work").write_text("mine")
     cli("provision", "-c", tmp_path)

@@ -15,7 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from unit_support import NOW, PROGRAM, Cli, Ran, tree
 
-from ycluster import ConfigError, format_duration, format_time, gcp_flags, gcp_lifetime, parse_duration, parse_time
+from ycluster import (
+    ConfigError,
+    format_duration,
+    format_time,
+    gcp_flags,
+    gcp_lifetime,
+    parse_duration,
+    parse_time,
+)
 
 DELETE = "--instance-termination-action=DELETE"
 
@@ -122,13 +130,17 @@ def test_a_warning_is_one_line_on_stderr_and_only_where_it_applies(
     loud = cli("lifetime", "gcp-flags", "-c", tmp_path, "-o", form)
     lines = loud.err.splitlines()
     assert {word for word in (RESTART, ON_EXPIRY, DATA_DISK) if word in loud.err} == warned
-    assert len(lines) == len(warned) and all(line.startswith("ycluster: warning: ") for line in lines)
+    assert len(lines) == len(warned) and all(
+        line.startswith("ycluster: warning: ") for line in lines
+    )
     assert cli("lifetime", "gcp-flags", "-c", tmp_path, "-o", form, "--quiet") == (0, loud.out, "")
     assert "warning" not in loud.out
 
 
 def test_each_warning_says_the_word_that_settles_it_alone(cli: Cli, tmp_path: Path) -> None:
-    (tmp_path / "y-cluster-provision.yaml").write_text("lifetime: {maxRun: 8h, onExpiry: stop}\ndataDisk: d.qcow2\n")
+    (tmp_path / "y-cluster-provision.yaml").write_text(
+        "lifetime: {maxRun: 8h, onExpiry: stop}\ndataDisk: d.qcow2\n"
+    )
     lines = cli("lifetime", "gcp-flags", "-c", tmp_path).err.splitlines()
     assert len(lines) == 3
     words = [line[line.index("--quiet=") :].split()[0] for line in lines]
@@ -152,7 +164,10 @@ def described(**fields: Any) -> dict[str, Any]:
         "zone": "https://www.googleapis.com/compute/v1/projects/p/zones/europe-north1-a",
         "status": "RUNNING",
         "lastStartTimestamp": STARTED,
-        "scheduling": {"maxRunDuration": {"seconds": "28800"}, "instanceTerminationAction": "DELETE"},
+        "scheduling": {
+            "maxRunDuration": {"seconds": "28800"},
+            "instanceTerminationAction": "DELETE",
+        },
         **fields,
     }
 
@@ -181,9 +196,15 @@ def parse_minute(clock: str) -> int:
         ({"seconds": "30", "nanos": 1}, "30.000000001s", "10:00:32"),
     ],
 )
-def test_a_budget_may_be_text_or_number_with_nanoseconds(limit: Any, max_run: str, ends: str) -> None:
+def test_a_budget_may_be_text_or_number_with_nanoseconds(
+    limit: Any, max_run: str, ends: str
+) -> None:
     found = shown(scheduling={"maxRunDuration": limit, "instanceTerminationAction": "STOP"})
-    assert (found["maxRun"], found["onExpiry"], found["expiresAt"]) == (max_run, "stop", f"2026-03-01T{ends}Z")
+    assert (found["maxRun"], found["onExpiry"], found["expiresAt"]) == (
+        max_run,
+        "stop",
+        f"2026-03-01T{ends}Z",
+    )
 
 
 def test_the_moment_that_compute_engine_names_goes_before_a_reckoning() -> None:
@@ -191,14 +212,24 @@ def test_the_moment_that_compute_engine_names_goes_before_a_reckoning() -> None:
     assert shown(resourceStatus=status)["expiresAt"] == "2026-03-01T12:00:00Z"
     fixed = {"terminationTime": "2026-03-02T12:00:00Z", "instanceTerminationAction": "STOP"}
     found = shown(scheduling=fixed)
-    assert (found["maxRun"], found["expiresAt"], found["onExpiry"]) == ("", "2026-03-02T12:00:00Z", "stop")
+    assert (found["maxRun"], found["expiresAt"], found["onExpiry"]) == (
+        "",
+        "2026-03-02T12:00:00Z",
+        "stop",
+    )
     assert shown(scheduling=fixed, resourceStatus=status)["expiresAt"] == "2026-03-01T12:00:00Z"
 
 
-@pytest.mark.parametrize("state", ["TERMINATED", "STOPPED", "SUSPENDED", "STAGING", "PROVISIONING", "STOPPING"])
+@pytest.mark.parametrize(
+    "state", ["TERMINATED", "STOPPED", "SUSPENDED", "STAGING", "PROVISIONING", "STOPPING"]
+)
 def test_nothing_counts_while_nothing_runs(state: str) -> None:
     found = shown(status=state)
-    assert (found["state"], found["expiresAt"], found["remainingSeconds"]) == (state.lower(), "", None)
+    assert (found["state"], found["expiresAt"], found["remainingSeconds"]) == (
+        state.lower(),
+        "",
+        None,
+    )
     assert found["maxRun"] == "8h0m0s"
 
 
@@ -206,9 +237,14 @@ def test_nothing_counts_while_nothing_runs(state: str) -> None:
 def test_what_gcp_flags_asks_for_is_what_gcp_status_shows(nanoseconds: int) -> None:
     [limit, action] = gcp_flags(format_duration(nanoseconds))
     seconds = limit[len("--max-run-duration=") : -1]
-    plan = {"maxRunDuration": {"seconds": seconds}, "instanceTerminationAction": action.partition("=")[2]}
+    plan = {
+        "maxRunDuration": {"seconds": seconds},
+        "instanceTerminationAction": action.partition("=")[2],
+    }
     found = shown(scheduling=plan)
-    assert 0 <= parse_duration(found["maxRun"]) - nanoseconds < 10**9 and found["onExpiry"] == "delete"
+    assert (
+        0 <= parse_duration(found["maxRun"]) - nanoseconds < 10**9 and found["onExpiry"] == "delete"
+    )
     assert found["expiresAt"] == format_time(parse_minute("10:00:01") + int(seconds))
 
 
@@ -223,7 +259,10 @@ def ask(cli: Cli, monkeypatch: pytest.MonkeyPatch, data: bytes, *argv: str) -> R
 
 
 def rows(out: str) -> dict[str, str]:
-    return {name: value.strip() for name, _, value in (line.strip().partition(":") for line in out.splitlines())}
+    return {
+        name: value.strip()
+        for name, _, value in (line.strip().partition(":") for line in out.splitlines())
+    }
 
 
 @pytest.mark.parametrize("argv", [(), ("-",)])
@@ -245,23 +284,37 @@ def test_the_summary_is_that_of_lifetime_status(
     "fields, line",
     [
         ({"status": "TERMINATED"}, "deadline:  nothing counts while it is terminated"),
-        ({"scheduling": {"terminationTime": "2099-01-01T00:00:00Z"}}, "until 2099-01-01T00:00:00Z, then stop"),
+        (
+            {"scheduling": {"terminationTime": "2099-01-01T00:00:00Z"}},
+            "until 2099-01-01T00:00:00Z, then stop",
+        ),
         ({"scheduling": {"automaticRestart": True}}, "NOTHING ends it"),
-        ({"scheduling": {}, "status": "TERMINATED"}, "set-scheduling vm --zone=europe-north1-a $(ycluster lifetime"),
+        (
+            {"scheduling": {}, "status": "TERMINATED"},
+            "set-scheduling vm --zone=europe-north1-a $(ycluster lifetime",
+        ),
     ],
 )
-def test_the_summary_says_what_ends_it(cli: Cli, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], line: str) -> None:
+def test_the_summary_says_what_ends_it(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], line: str
+) -> None:
     ran = ask(cli, monkeypatch, json.dumps(described(**fields)).encode())
     assert ran.code == 0 and line in ran.out
     assert ("deadline:" in ran.out) != ("NOTHING" in ran.out)
 
 
-def test_status_as_json_has_a_version_and_a_type_for_each_key(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_status_as_json_has_a_version_and_a_type_for_each_key(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     running = json.loads(ask(cli, monkeypatch, json.dumps(described()).encode(), "-o", "json").out)
     bare = {"name": "vm", "status": "PROVISIONING", "scheduling": {}}
     nothing = json.loads(ask(cli, monkeypatch, json.dumps(bare).encode(), "-o", "json").out)
     assert running["version"] == nothing["version"] == 1 and list(running) == list(nothing)
-    assert (nothing["startedAt"], nothing["expiresAt"], nothing["remainingSeconds"]) == ("", "", None)
+    assert (nothing["startedAt"], nothing["expiresAt"], nothing["remainingSeconds"]) == (
+        "",
+        "",
+        None,
+    )
 
 
 @pytest.mark.parametrize(
@@ -278,9 +331,20 @@ def test_status_as_json_has_a_version_and_a_type_for_each_key(cli: Cli, monkeypa
         (b'"vm"', "JSON"),
         (b'{"kind": "compute#disk", "name": "vm", "status": "READY"}', "compute#disk"),
         (b'{"name": "vm", "status": "RUNNING"}', "'scheduling'"),
-        (json.dumps(described(scheduling={"maxRunDuration": {"seconds": "lots"}})).encode(), "lots"),
-        (json.dumps(described(scheduling={"maxRunDuration": {"seconds": "9" * 30}})).encode(), "JSON"),
-        (json.dumps(described(scheduling={"maxRunDuration": {"seconds": "-" + "9" * 30}})).encode(), "JSON"),
+        (
+            json.dumps(described(scheduling={"maxRunDuration": {"seconds": "lots"}})).encode(),
+            "lots",
+        ),
+        (
+            json.dumps(described(scheduling={"maxRunDuration": {"seconds": "9" * 30}})).encode(),
+            "JSON",
+        ),
+        (
+            json.dumps(
+                described(scheduling={"maxRunDuration": {"seconds": "-" + "9" * 30}})
+            ).encode(),
+            "JSON",
+        ),
         (json.dumps(described(lastStartTimestamp="yesterday")).encode(), "yesterday"),
         (json.dumps(described(lastStartTimestamp=None)).encode(), "JSON"),
         (json.dumps(described(scheduling=[])).encode(), "JSON"),
@@ -304,7 +368,9 @@ def test_a_terminal_is_not_read(cli: Cli, monkeypatch: pytest.MonkeyPatch, stdin
 
 
 @pytest.mark.parametrize("argv", [["--zone", "z"], ["-", "--project", "p"], ["vm", "vm-2"]])
-def test_what_names_no_instance_is_a_usage_error(cli: Cli, monkeypatch: pytest.MonkeyPatch, argv: list[str]) -> None:
+def test_what_names_no_instance_is_a_usage_error(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, argv: list[str]
+) -> None:
     ran = ask(cli, monkeypatch, json.dumps(described()).encode(), *argv)
     assert (ran.code, ran.out) == (2, "")
 
@@ -313,7 +379,9 @@ def fake_gcloud(where: Path, script: str) -> str:
     """A PATH with a gcloud that misbehaves; it keeps its arguments, NUL-separated, and its environment."""
     program = where / "bin" / "gcloud"
     program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nprintf "%s\\0" "$@" >"{where}/argv"\nenv >"{where}/env"\n{script}\n')
+    program.write_text(
+        f'#!/bin/sh\nprintf "%s\\0" "$@" >"{where}/argv"\nenv >"{where}/env"\n{script}\n'
+    )
     program.chmod(0o755)
     return f"{program.parent}:/usr/bin:/bin"
 
@@ -326,15 +394,31 @@ def test_gcloud_is_asked_for_the_instance_with_the_environment_of_its_user(
     ran = cli("lifetime", "gcp-status", "my-vm", "--zone", "z-a", "--project=p")
     assert ran.code == 0 and "8h0m0s" in ran.out
     argv = (tmp_path / "argv").read_text().split("\0")[:-1]
-    assert argv == ["compute", "instances", "describe", "my-vm", "--format=json", "--zone=z-a", "--project=p"]
+    assert argv == [
+        "compute",
+        "instances",
+        "describe",
+        "my-vm",
+        "--format=json",
+        "--zone=z-a",
+        "--project=p",
+    ]
     assert "CLOUDSDK_CORE_ACCOUNT=me@example.com" in (tmp_path / "env").read_text()
 
 
 @pytest.mark.parametrize(
     "script, code, word",
     [
-        ("echo 'ERROR: HTTPError 404: The resource vm was not found' >&2; exit 1", 4, "no instance my-vm"),
-        ("echo 'ERROR: Underspecified resource [my-vm]. Specify the [--zone] flag.' >&2; exit 1", 1, "--zone"),
+        (
+            "echo 'ERROR: HTTPError 404: The resource vm was not found' >&2; exit 1",
+            4,
+            "no instance my-vm",
+        ),
+        (
+            "echo 'ERROR: Underspecified resource [my-vm]. Specify the [--zone] flag.' >&2; exit 1",
+            1,
+            "--zone",
+        ),
         (
             "echo 'ERROR: (gcloud.compute.instances.describe) could not parse resource []' >&2; exit 1",
             1,
@@ -354,7 +438,9 @@ def test_a_gcloud_that_fails_is_told_in_a_few_lines(
     assert (ran.code, ran.out) == (code, "") and word in ran.err and len(ran.err.splitlines()) <= 3
 
 
-def test_without_gcloud_the_status_says_what_to_do(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_gcloud_the_status_says_what_to_do(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     ran = cli("lifetime", "gcp-status", "my-vm")
     assert (ran.code, ran.out) == (5, "")
@@ -369,17 +455,23 @@ def wrap(tmp_path: Path) -> Any:
     """examples/gcp/create-appliance.sh with this ycluster, and a gcloud that must not be called."""
     path = fake_gcloud(tmp_path, "exit 99")
     program = tmp_path / "bin" / "ycluster"
-    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -B {shlex.quote(str(PROGRAM))} "$@"\n')
+    program.write_text(
+        f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -B {shlex.quote(str(PROGRAM))} "$@"\n'
+    )
     program.chmod(0o755)
     for name, budget in (("12h", "12h"), ("none", "0"), ("year", "8760h")):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "y-cluster-provision.yaml").write_text(f'lifetime: {{maxRun: "{budget}"}}\n')
+        (tmp_path / name / "y-cluster-provision.yaml").write_text(
+            f'lifetime: {{maxRun: "{budget}"}}\n'
+        )
 
     def run(command: str, gcloud: str = "") -> Ran:
         if gcloud:
             (tmp_path / "bin" / "gcloud").write_text(f"#!/bin/sh\n{gcloud}\n")
         words = [PROGRAM.parent / "examples" / "gcp" / "create-appliance.sh", *shlex.split(command)]
-        done = subprocess.run(words, cwd=tmp_path, env={"PATH": path}, capture_output=True, text=True)
+        done = subprocess.run(
+            words, cwd=tmp_path, env={"PATH": path}, capture_output=True, text=True
+        )
         assert not (tmp_path / "argv").exists(), "gcloud was called"
         return Ran(done.returncode, done.stdout, done.stderr)
 
@@ -387,8 +479,14 @@ def wrap(tmp_path: Path) -> Any:
 
 
 def test_a_dry_run_prints_one_command_and_calls_nothing(wrap: Any) -> None:
-    ran = wrap("-n -c 12h --zone z-a --project p --data-disk d --label a=b vm -- --metadata='k=v w'")
-    assert ran.code == 0 and "it would be deleted 43200s after its start" in ran.err and "warning" not in ran.err
+    ran = wrap(
+        "-n -c 12h --zone z-a --project p --data-disk d --label a=b vm -- --metadata='k=v w'"
+    )
+    assert (
+        ran.code == 0
+        and "it would be deleted 43200s after its start" in ran.err
+        and "warning" not in ran.err
+    )
     assert shlex.split(ran.out) == [
         "gcloud", "compute", "instances", "create", "vm", "--zone=z-a", "--project=p",
         "--machine-type=e2-standard-4", "--image-project=debian-cloud", "--image-family=debian-12",
@@ -402,9 +500,15 @@ def test_a_dry_run_prints_one_command_and_calls_nothing(wrap: Any) -> None:
 
 
 def test_an_instance_whose_end_can_t_be_looked_up_was_created_all_the_same(wrap: Any) -> None:
-    ran = wrap("-c 12h --zone z-a vm", gcloud='[ "$3" = create ] || { echo "no permission" >&2; exit 1; }')
+    ran = wrap(
+        "-c 12h --zone z-a vm", gcloud='[ "$3" = create ] || { echo "no permission" >&2; exit 1; }'
+    )
     assert (ran.code, ran.out) == (0, "")
-    assert "no permission" in ran.err and "vm was created" in ran.err and "deleted 43200s after its start" in ran.err
+    assert (
+        "no permission" in ran.err
+        and "vm was created" in ran.err
+        and "deleted 43200s after its start" in ran.err
+    )
 
 
 def test_an_instance_that_is_not_created_has_no_end(wrap: Any) -> None:
@@ -439,6 +543,8 @@ def test_a_dry_run_without_a_budget_has_no_flags_and_says_so_loudly(wrap: Any) -
         ("-c year --zone z-a vm", 3, "30 s to 120 days"),
     ],
 )
-def test_the_wrapper_refuses_before_anything_is_created(wrap: Any, command: str, code: int, word: str) -> None:
+def test_the_wrapper_refuses_before_anything_is_created(
+    wrap: Any, command: str, code: int, word: str
+) -> None:
     ran = wrap(command)
     assert (ran.code, ran.out) == (code, "") and word in ran.err

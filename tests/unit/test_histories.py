@@ -124,11 +124,15 @@ class Histories(RuleBasedStateMachine):
         self.cache = self.host.cache_home()
         self.files = {name: Files(self.cache, name) for name in NAMES}
         self.killed = False
-        self.unguarded: set[str] = set()  # whose timer may be gone: it was lost, or its reap was killed
+        self.unguarded: set[str] = (
+            set()
+        )  # whose timer may be gone: it was lost, or its reap was killed
         self.told: set[tuple[str, int]] = set()  # of which deadline they have been warned
         for name, action, run in zip(NAMES, actions, runs):
             self.config(name).mkdir()
-            lifetime = f"{{maxRun: '{run}', onExpiry: {action}, warn: {'15s' if run == '40s' else '10m'}}}"
+            lifetime = (
+                f"{{maxRun: '{run}', onExpiry: {action}, warn: {'15s' if run == '40s' else '10m'}}}"
+            )
             text = f"name: {name}\ncontext: {name}\nk3s: {{install: none}}\nlifetime: {lifetime}\n"
             (self.config(name) / "y-cluster-provision.yaml").write_text(text)
         self.patch = pytest.MonkeyPatch()
@@ -140,7 +144,9 @@ class Histories(RuleBasedStateMachine):
         for attr in ("make_keys", "make_seed", "wait_ready", "install_program"):
             self.patch.setattr(ycluster, attr, lambda *args, **options: None)
         self.patch.setattr(ycluster, "fetch_image", lambda *args: Path("/image"))
-        self.patch.setattr(ycluster, "make_disk", lambda host, state, image: state.files.disk.touch())
+        self.patch.setattr(
+            ycluster, "make_disk", lambda host, state, image: state.files.disk.touch()
+        )
         self.patch.setattr(ycluster, "_check_ports", lambda host, state: None)
         self.patch.setattr(ycluster, "_warn", self.warned)
         self.patch.setattr("ycluster.os.fsync", lambda fd: None)
@@ -155,9 +161,13 @@ class Histories(RuleBasedStateMachine):
         return Path(self.dir.name) / name
 
     def warned(self, host: Host, state: State) -> None:
-        assert state.expires_at is not None and host.now() < state.expires_at and not state.disarmed, "warned of nothing"
+        assert (
+            state.expires_at is not None and host.now() < state.expires_at and not state.disarmed
+        ), "warned of nothing"
         assert (state.name, state.expires_at) not in self.told, "warned twice of one deadline"
-        assert ycluster.load_state(state.files).warned == state.expires_at, "what is not saved is told again"
+        assert ycluster.load_state(state.files).warned == state.expires_at, (
+            "what is not saved is told again"
+        )
         assert not ycluster.flock_held(state.files.lock), "whoever is warned may want to extend"
         self.told.add((state.name, state.expires_at))
 
@@ -172,12 +182,18 @@ class Histories(RuleBasedStateMachine):
 
     def states(self) -> dict[str, State]:
         """What the sidecars say, by the clock of now."""
-        return {name: ycluster.current(self.host, files) for name, files in self.files.items() if files.sidecar.exists()}
+        return {
+            name: ycluster.current(self.host, files)
+            for name, files in self.files.items()
+            if files.sidecar.exists()
+        }
 
     def command(self, verb: Callable[[], object], crash: int | None = None, halts: str = "") -> str:
         """Run a verb; returns how it ended: done, failed or killed. Only the cluster that it `halts` may halt undue."""
         before, ran = self.states(), dict(self.world.vms)
-        disks = {name for name, files in self.files.items() if files.disk.exists() and name != halts}
+        disks = {
+            name for name, files in self.files.items() if files.disk.exists() and name != halts
+        }
         self.world.effects, self.world.crash_at = 0, crash
         try:
             verb()
@@ -188,14 +204,22 @@ class Histories(RuleBasedStateMachine):
             end, self.killed = "killed", True
         self.world.crash_at = None
         for name, files in self.files.items():
-            if ran.get(files) == "running" and self.world.vms.get(files) != "running" and name != halts:
+            if (
+                ran.get(files) == "running"
+                and self.world.vms.get(files) != "running"
+                and name != halts
+            ):
                 deadline = before[name].expires_at
-                assert deadline is not None and deadline <= self.host.now(), f"{name} was reaped before its deadline"
+                assert deadline is not None and deadline <= self.host.now(), (
+                    f"{name} was reaped before its deadline"
+                )
                 assert not before[name].disarmed, f"{name} was reaped though it is disarmed"
         for name in disks:
             if not self.files[name].disk.exists():
                 assert before[name].on_expiry == "teardown", f"the disk of {name} is lost"
-                assert before[name].boot_id == self.host.boot_id(), f"{name} was torn down by a clock nobody can check"
+                assert before[name].boot_id == self.host.boot_id(), (
+                    f"{name} was torn down by a clock nobody can check"
+                )
         return end
 
     def overdue(self, *, patient: bool = True) -> list[str]:
@@ -205,46 +229,79 @@ class Histories(RuleBasedStateMachine):
             for name, state in self.states().items()
             if ycluster.decide(state, self.host.clock()).do in ycluster.ACTIONS
         }
-        waits = {name for name, state in late.items() if patient and (state.retry_at or 0) > self.host.now()}
-        return [name for name in late if name not in waits and self.world.vms.get(self.files[name]) == "running"]
+        waits = {
+            name
+            for name, state in late.items()
+            if patient and (state.retry_at or 0) > self.host.now()
+        }
+        return [
+            name
+            for name in late
+            if name not in waits and self.world.vms.get(self.files[name]) == "running"
+        ]
 
     # --- verbs
 
     @rule(name=names, crash=crashes)
     def provision(self, name: str, crash: int | None) -> None:
         known = self.states().get(name)
-        never_ran = known is not None and known.started_at is None  # half made by a provision that was killed
-        fresh = name if never_ran or not self.files[name].disk.exists() else ""  # what it makes it may take away again
-        if self.command(lambda: ycluster.provision(self.host, self.config(name)), crash, halts=fresh) == "done":
+        never_ran = (
+            known is not None and known.started_at is None
+        )  # half made by a provision that was killed
+        fresh = (
+            name if never_ran or not self.files[name].disk.exists() else ""
+        )  # what it makes it may take away again
+        if (
+            self.command(
+                lambda: ycluster.provision(self.host, self.config(name)), crash, halts=fresh
+            )
+            == "done"
+        ):
             self.guarded(name)
             assert self.overdue() == [] or self.world.stubborn
 
     @rule(name=names, crash=crashes, verb=st.sampled_from(["start", "resume"]))
     def wake(self, name: str, crash: int | None, verb: str) -> None:
         stopped = self.files[name] not in self.world.vms and self.files[name].disk.exists()
-        end = self.command(lambda: getattr(ycluster, verb)(self.host, ycluster.find_cluster(self.host, name=name)), crash)
+        end = self.command(
+            lambda: getattr(ycluster, verb)(self.host, ycluster.find_cluster(self.host, name=name)),
+            crash,
+        )
         if end == "done":
-            assert set(self.overdue()) <= {name} or self.world.stubborn, "the others are swept first"
+            assert set(self.overdue()) <= {name} or self.world.stubborn, (
+                "the others are swept first"
+            )
         if end == "done" and verb == "start" and stopped:
             self.guarded(name)
         if end == "failed" and verb == "start" and stopped and name in self.states():
-            assert self.states()[name].expires_at is None, "a guest that didn't come to run leaves a deadline behind"
+            assert self.states()[name].expires_at is None, (
+                "a guest that didn't come to run leaves a deadline behind"
+            )
 
     @rule(name=names, crash=crashes, verb=st.sampled_from(["pause", "stop"]))
     def halt(self, name: str, crash: int | None, verb: str) -> None:
         end = self.command(
-            lambda: getattr(ycluster, verb)(self.host, ycluster.find_cluster(self.host, name=name)), crash, halts=name
+            lambda: getattr(ycluster, verb)(self.host, ycluster.find_cluster(self.host, name=name)),
+            crash,
+            halts=name,
         )
         if end == "done" and verb == "stop":
             assert self.files[name] not in self.world.vms and self.states()[name].expires_at is None
             left = [owner for owner, _ in self.world.timers.values() if owner == self.files[name]]
-            assert not left or self.killed, "only a crash may leave a timer behind, which then finds nothing to reap"
+            assert not left or self.killed, (
+                "only a crash may leave a timer behind, which then finds nothing to reap"
+            )
 
     @rule(name=names, crash=crashes, verb=st.sampled_from(["arm", "disarm"]))
     def guard(self, name: str, crash: int | None, verb: str) -> None:
         ran = dict(self.world.vms)
         if (
-            self.command(lambda: getattr(ycluster, verb)(self.host, ycluster.find_cluster(self.host, name=name)), crash)
+            self.command(
+                lambda: getattr(ycluster, verb)(
+                    self.host, ycluster.find_cluster(self.host, name=name)
+                ),
+                crash,
+            )
             == "done"
         ):
             self.guarded(name)
@@ -254,12 +311,18 @@ class Histories(RuleBasedStateMachine):
     def extend(self, name: str, crash: int | None, more: str) -> None:
         before, ran = self.states().get(name), dict(self.world.vms)
         end = self.command(
-            lambda: ycluster.extend(self.host, ycluster.find_cluster(self.host, name=name), ycluster.parse_duration(more)),
+            lambda: ycluster.extend(
+                self.host,
+                ycluster.find_cluster(self.host, name=name),
+                ycluster.parse_duration(more),
+            ),
             crash,
         )
         if before is not None and before.expires_at is not None:
             after = self.states()[name].expires_at
-            assert after is not None and (after > before.expires_at if end == "done" else after >= before.expires_at)
+            assert after is not None and (
+                after > before.expires_at if end == "done" else after >= before.expires_at
+            )
             assert end != "done" or after > self.host.now()
         assert self.world.vms == ran, "extend comes before any reap"
         if end == "done":
@@ -268,13 +331,21 @@ class Histories(RuleBasedStateMachine):
     @rule(name=names, crash=crashes, keep_disk=st.booleans())
     def tear_down(self, name: str, crash: int | None, keep_disk: bool) -> None:
         files = self.files[name]
-        self.command(lambda: ycluster.teardown(self.host, files, keep_disk=keep_disk), crash, halts=name)
+        self.command(
+            lambda: ycluster.teardown(self.host, files, keep_disk=keep_disk), crash, halts=name
+        )
         self.world.stubborn = False
         for _ in range(2):  # whatever is left of the first time
             assert self.command(lambda: ycluster.teardown(self.host, files), halts=name) == "done"
-        left = {path.name for path in self.cache.glob(f"{name}[.-]*")} - {f"{name}.lock"} if self.cache.exists() else set()
+        left = (
+            {path.name for path in self.cache.glob(f"{name}[.-]*")} - {f"{name}.lock"}
+            if self.cache.exists()
+            else set()
+        )
         assert self.files[name] not in self.world.vms
-        assert left <= ({f"{name}.qcow2"} if keep_disk else set()), "an empty lock file is all that a crash may leave"
+        assert left <= ({f"{name}.qcow2"} if keep_disk else set()), (
+            "an empty lock file is all that a crash may leave"
+        )
         self.files[name].disk.unlink() if left else None
         self.unguarded.discard(name)
 
@@ -296,7 +367,10 @@ class Histories(RuleBasedStateMachine):
         self.reaping(name, None)
         once = self.states()
         self.reaping(name, None)
-        timeless = [{key: replace(state, timer=None) for key, state in states.items()} for states in (once, self.states())]
+        timeless = [
+            {key: replace(state, timer=None) for key, state in states.items()}
+            for states in (once, self.states())
+        ]
         assert self.world.stubborn or timeless[0] == timeless[1]
 
     def reaping(self, name: str, crash: int | None) -> None:
@@ -308,7 +382,9 @@ class Histories(RuleBasedStateMachine):
         else:
             state = self.states()[name]
             assert end == "failed" and self.world.stubborn and state.timer
-            assert self.host.now() < state.timer.deadline + 1 <= self.host.now() + 902, "a failed reap is tried again soon"
+            assert self.host.now() < state.timer.deadline + 1 <= self.host.now() + 902, (
+                "a failed reap is tried again soon"
+            )
             self.guarded(name)
 
     @rule(name=names, late=st.sampled_from([-1, 0, 5]), reaps=st.booleans())
@@ -346,7 +422,9 @@ class Histories(RuleBasedStateMachine):
         before = self.time_left()
         self.host.set_clock(max(seconds, 1e6 - self.host.time))
         for name, left in self.time_left().items():
-            assert abs(left - before[name]) < ycluster.CLOCK_STEP + 2, f"the time of {name} has changed by {seconds}"
+            assert abs(left - before[name]) < ycluster.CLOCK_STEP + 2, (
+                f"the time of {name} has changed by {seconds}"
+            )
 
     def time_left(self) -> dict[str, float]:
         """Seconds to the deadlines that were set in this boot of the host."""
@@ -386,7 +464,9 @@ class Histories(RuleBasedStateMachine):
         state = self.states().get(name)
         if state and state.expires_at is not None and not state.disarmed:
             assert ycluster.is_armed(self.host, state), f"{name} has a deadline and no timer"
-            assert state.timer and state.timer.deadline >= state.expires_at, f"the timer of {name} is of an older deadline"
+            assert state.timer and state.timer.deadline >= state.expires_at, (
+                f"the timer of {name} is of an older deadline"
+            )
 
     @invariant()
     def every_sidecar_can_be_read(self) -> None:
@@ -404,13 +484,21 @@ class Histories(RuleBasedStateMachine):
                 continue
             assert name in states, f"a VM of {name} is there, and no sidecar knows it"
             state = states[name]
-            if self.world.vms[files] == "running" and ycluster.budget(state.lifetime) and not state.disarmed:
+            if (
+                self.world.vms[files] == "running"
+                and ycluster.budget(state.lifetime)
+                and not state.disarmed
+            ):
                 assert state.expires_at is not None, f"{name} runs with a budget and no deadline"
-                standing = [deadline for owner, deadline in self.world.timers.values() if owner == files]
+                standing = [
+                    deadline for owner, deadline in self.world.timers.values() if owner == files
+                ]
                 assert standing or name in self.unguarded, f"no timer of {name} will ever fire"
 
 
-Histories.TestCase.settings = settings(max_examples=settings().max_examples * 3 // 2, stateful_step_count=40, deadline=None)
+Histories.TestCase.settings = settings(
+    max_examples=settings().max_examples * 3 // 2, stateful_step_count=40, deadline=None
+)
 TestHistories = Histories.TestCase
 
 

@@ -56,12 +56,18 @@ class Release(http.server.BaseHTTPRequestHandler):
 
 def listing(files: dict[str, bytes]) -> bytes:
     names = (IMAGES, BINARY, "k3s-arm64")  # in no particular order, and with more than we want
-    return "".join(f"{hashlib.sha256(files.get(name, b'')).hexdigest()}  {name}\n" for name in names).encode()
+    return "".join(
+        f"{hashlib.sha256(files.get(name, b'')).hexdigest()}  {name}\n" for name in names
+    ).encode()
 
 
 @pytest.fixture
 def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    files = {INSTALL: b"#!/bin/sh\n", BINARY: b"\x7fELF" + os.urandom(9000), IMAGES: os.urandom(3 << 20)}
+    files = {
+        INSTALL: b"#!/bin/sh\n",
+        BINARY: b"\x7fELF" + os.urandom(9000),
+        IMAGES: os.urandom(3 << 20),
+    }
     monkeypatch.setattr(Release, "files", {**files, LISTING: listing(files)}, raising=False)
     monkeypatch.setattr(Release, "cut", {}, raising=False)
     monkeypatch.setattr(Release, "asked", [], raising=False)
@@ -80,11 +86,16 @@ def kept(home: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("where", ["", "/moved"])
-def test_a_release_is_fetched_once_and_kept(home: Path, host: Clocked, mirror: str, where: str) -> None:
+def test_a_release_is_fetched_once_and_kept(
+    home: Path, host: Clocked, mirror: str, where: str
+) -> None:
     folder = ycluster.fetch_k3s(host, VERSION, mirror + where)
     assert kept(home) == Release.files and folder.stat().st_mode & 0o77 == 0
     asked = len(Release.asked)
-    assert ycluster.fetch_k3s(host, VERSION, "http://127.0.0.1:1") == folder and len(Release.asked) == asked
+    assert (
+        ycluster.fetch_k3s(host, VERSION, "http://127.0.0.1:1") == folder
+        and len(Release.asked) == asked
+    )
 
 
 def test_a_folder_serves_as_a_release_for_a_host_with_no_way_out(
@@ -98,10 +109,15 @@ def test_a_folder_serves_as_a_release_for_a_host_with_no_way_out(
 
 
 @pytest.mark.parametrize("wrong", [BINARY, IMAGES])
-def test_what_differs_from_the_releases_list_is_not_kept(home: Path, host: Clocked, mirror: str, wrong: str) -> None:
+def test_what_differs_from_the_releases_list_is_not_kept(
+    home: Path, host: Clocked, mirror: str, wrong: str
+) -> None:
     right = Release.files[wrong]
     Release.files[wrong] = bytes([right[0] ^ 1]) + right[1:]
-    with pytest.raises(ConfigError, match=f"/{wrong}: its SHA-256 is [0-9a-f]{{64}}, and {LISTING} says [0-9a-f]{{64}}"):
+    with pytest.raises(
+        ConfigError,
+        match=f"/{wrong}: its SHA-256 is [0-9a-f]{{64}}, and {LISTING} says [0-9a-f]{{64}}",
+    ):
         ycluster.fetch_k3s(host, VERSION, mirror)
     assert not {LISTING, wrong} & set(kept(home)) and f".{wrong}.part" not in kept(home)
     Release.files[wrong] = right
@@ -110,7 +126,9 @@ def test_what_differs_from_the_releases_list_is_not_kept(home: Path, host: Clock
 
 
 @pytest.mark.parametrize("said", [b"<html>Sign in to continue</html>", b"", b"\xff\xfe" * 40])
-def test_a_list_that_is_none_is_told_and_asked_for_again(home: Path, host: Clocked, mirror: str, said: bytes) -> None:
+def test_a_list_that_is_none_is_told_and_asked_for_again(
+    home: Path, host: Clocked, mirror: str, said: bytes
+) -> None:
     right, Release.files[LISTING] = Release.files[LISTING], said
     with pytest.raises(ConfigError, match=f"{mirror}/{LISTING}: it has no digest of k3s"):
         ycluster.fetch_k3s(host, VERSION, mirror)
@@ -119,7 +137,9 @@ def test_a_list_that_is_none_is_told_and_asked_for_again(home: Path, host: Clock
     assert kept(home) == Release.files
 
 
-def test_a_page_in_the_place_of_the_script_is_not_kept(home: Path, host: Clocked, mirror: str) -> None:
+def test_a_page_in_the_place_of_the_script_is_not_kept(
+    home: Path, host: Clocked, mirror: str
+) -> None:
     right, Release.files[INSTALL] = Release.files[INSTALL], b"<html>not here</html>"
     with pytest.raises(ConfigError, match=f"{mirror}/{INSTALL}: it is no script"):
         ycluster.fetch_k3s(host, VERSION, mirror)
@@ -128,10 +148,14 @@ def test_a_page_in_the_place_of_the_script_is_not_kept(home: Path, host: Clocked
     assert kept(home) == Release.files
 
 
-def test_a_download_that_is_cut_off_is_taken_up_where_its_digest_is_known(home: Path, host: Clocked, mirror: str) -> None:
+def test_a_download_that_is_cut_off_is_taken_up_where_its_digest_is_known(
+    home: Path, host: Clocked, mirror: str
+) -> None:
     Release.cut = {LISTING: 30, INSTALL: 5, IMAGES: 1 << 20}
     for name in (LISTING, INSTALL, IMAGES):
-        with pytest.raises(PrerequisiteError, match=f"/{name}: cut off after {Release.cut[name]} of"):
+        with pytest.raises(
+            PrerequisiteError, match=f"/{name}: cut off after {Release.cut[name]} of"
+        ):
             ycluster.fetch_k3s(host, VERSION, mirror)
         del Release.cut[name]
     ycluster.fetch_k3s(host, VERSION, mirror)
@@ -139,7 +163,9 @@ def test_a_download_that_is_cut_off_is_taken_up_where_its_digest_is_known(home: 
     assert [what for what in Release.asked if "from" in what] == [f"{IMAGES} from 1048576-"]
 
 
-def test_a_release_that_is_not_there_is_told_with_the_ways_out(home: Path, host: Clocked, mirror: str) -> None:
+def test_a_release_that_is_not_there_is_told_with_the_ways_out(
+    home: Path, host: Clocked, mirror: str
+) -> None:
     del Release.files[BINARY]
     with pytest.raises(PrerequisiteError, match=f"{mirror}/k3s: Not Found") as caught:
         ycluster.fetch_k3s(host, VERSION, mirror)
@@ -148,7 +174,9 @@ def test_a_release_that_is_not_there_is_told_with_the_ways_out(home: Path, host:
 
 def test_of_several_callers_one_fetches(home: Path, mirror: str) -> None:
     host = Host({"HOME": str(home), "PATH": os.environ["PATH"]}, Clocked(home).output)
-    callers = [threading.Thread(target=lambda: ycluster.fetch_k3s(host, VERSION, mirror)) for _ in range(8)]
+    callers = [
+        threading.Thread(target=lambda: ycluster.fetch_k3s(host, VERSION, mirror)) for _ in range(8)
+    ]
     for caller in callers:
         caller.start()
     for caller in callers:
@@ -182,7 +210,8 @@ def test_k3s_is_installed_where_the_guest_says_that_it_is_absent_and_nowhere_els
 # --- the kubeconfig
 
 needs_kubectl = pytest.mark.skipif(
-    not shutil.which("kubectl") and os.environ.get("CI") != "true", reason="kubectl is not installed"
+    not shutil.which("kubectl") and os.environ.get("CI") != "true",
+    reason="kubectl is not installed",
 )
 WORK = {
     "apiVersion": "v1", "kind": "Config", "current-context": "work", "preferences": {},
@@ -194,7 +223,12 @@ WORK = {
 
 @pytest.fixture
 def demo(cache: Path) -> State:
-    return made(cache, context="a context", k3s={"Install": "airgap"}, port_forwards=(PortForward(host=7443, guest=6443),))
+    return made(
+        cache,
+        context="a context",
+        k3s={"Install": "airgap"},
+        port_forwards=(PortForward(host=7443, guest=6443),),
+    )
 
 
 @pytest.fixture
@@ -208,7 +242,10 @@ def user(home: Path, tmp_path: Path) -> Host:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "ssh").write_text(f"#!/bin/sh\necho '{json.dumps(answer)}'\n")
     (tmp_path / "bin" / "ssh").chmod(0o755)
-    return Host({"HOME": str(home), "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}, Clocked(home).output)
+    return Host(
+        {"HOME": str(home), "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"},
+        Clocked(home).output,
+    )
 
 
 def config_of(home: Path, content: Any = None) -> Path:
@@ -226,17 +263,29 @@ def read(host: Host, file: Path) -> dict[str, Any]:
 
 
 @needs_kubectl
-def test_our_names_go_in_beside_the_users_and_come_out_again(home: Path, user: Host, demo: State) -> None:
+def test_our_names_go_in_beside_the_users_and_come_out_again(
+    home: Path, user: Host, demo: State
+) -> None:
     file = config_of(home, WORK)
     merged = ycluster.merge_kubeconfig(user, demo)
     now = read(user, file)
-    [cluster], [who] = ([item for item in now[what] if item["name"] == "demo"] for what in ("clusters", "users"))
+    [cluster], [who] = (
+        [item for item in now[what] if item["name"] == "demo"] for what in ("clusters", "users")
+    )
     assert cluster["cluster"]["server"] == "https://127.0.0.1:7443"
-    assert Path(who["user"]["client-key"]).read_bytes() == b"key" and os.stat(who["user"]["client-key"]).st_mode & 0o77 == 0
+    assert (
+        Path(who["user"]["client-key"]).read_bytes() == b"key"
+        and os.stat(who["user"]["client-key"]).st_mode & 0o77 == 0
+    )
     assert {"name": "a context", "context": {"cluster": "demo", "user": "demo"}} in now["contexts"]
-    assert now["current-context"] == "work" and json.loads(file.with_name("config.before-ycluster").read_text()) == WORK
+    assert (
+        now["current-context"] == "work"
+        and json.loads(file.with_name("config.before-ycluster").read_text()) == WORK
+    )
     own = json.loads(demo.files.kubeconfig.read_text())
-    assert own["current-context"] == "a context" and demo.files.kubeconfig.stat().st_mode & 0o77 == 0
+    assert (
+        own["current-context"] == "a context" and demo.files.kubeconfig.stat().st_mode & 0o77 == 0
+    )
     assert ycluster.merge_kubeconfig(user, merged) == merged and read(user, file) == now
     ycluster.forget_kubeconfig(user, merged)
     assert read(user, file) == WORK
@@ -258,13 +307,20 @@ def test_a_teardown_will_know_of_the_kubeconfig_before_anything_goes_into_it(
 
 
 @needs_kubectl
-def test_where_there_is_no_kubeconfig_ours_is_current_until_it_goes(home: Path, user: Host, demo: State) -> None:
+def test_where_there_is_no_kubeconfig_ours_is_current_until_it_goes(
+    home: Path, user: Host, demo: State
+) -> None:
     merged = ycluster.merge_kubeconfig(user, demo)
     file = config_of(home)
     assert read(user, file)["current-context"] == "a context" and file.stat().st_mode & 0o77 == 0
     ycluster.forget_kubeconfig(user, merged)
     left = read(user, file)
-    assert not left["clusters"] and not left["contexts"] and not left["users"] and not left["current-context"]
+    assert (
+        not left["clusters"]
+        and not left["contexts"]
+        and not left["users"]
+        and not left["current-context"]
+    )
 
 
 @needs_kubectl
@@ -296,7 +352,10 @@ def test_with_no_kubectl_there_is_a_kubeconfig_of_its_own_and_the_line_to_export
     alone = Host({"HOME": str(home), "PATH": str(tmp_path / "bin")}, clock.output)
     assert ycluster.merge_kubeconfig(alone, demo) == demo and not (home / ".kube").exists()
     assert f"export KUBECONFIG={demo.files.kubeconfig}" in clock.log.getvalue()
-    assert json.loads(demo.files.kubeconfig.read_text())["clusters"][0]["cluster"]["server"] == "https://127.0.0.1:7443"
+    assert (
+        json.loads(demo.files.kubeconfig.read_text())["clusters"][0]["cluster"]["server"]
+        == "https://127.0.0.1:7443"
+    )
     ycluster.forget_kubeconfig(alone, demo)
     config_of(home, WORK)
     with pytest.raises(PrerequisiteError, match="kubectl"):  # which teardown tells, with the file
@@ -322,12 +381,16 @@ def test_a_context_that_points_at_another_cluster_is_refused(
         **WORK, "clusters": [{"name": cluster, "cluster": {"server": server}}],
         "contexts": [{"name": "mine", "context": {"cluster": cluster, "user": who}}],
     })  # fmt: skip
-    config = ycluster.read_config("name: demo\ncontext: mine\n", tmp_path / "y-cluster-provision.yaml")
+    config = ycluster.read_config(
+        "name: demo\ncontext: mine\n", tmp_path / "y-cluster-provision.yaml"
+    )
     assert isinstance(config, ycluster.QemuConfig)
     files = ycluster.files_of(user, config)
     if fine:
         return ycluster.check_context(user, [], config, files)
-    with pytest.raises(ConfigError, match=rf"{file}: context 'mine' is that of {cluster} \({server}\)"):
+    with pytest.raises(
+        ConfigError, match=rf"{file}: context 'mine' is that of {cluster} \({server}\)"
+    ):
         ycluster.check_context(user, [], config, files)
 
 
@@ -338,11 +401,15 @@ def test_a_cluster_or_user_of_our_name_that_is_the_users_own_is_not_overwritten(
 ) -> None:
     theirs = {**WORK, what: [{**WORK[what][0], "name": "demo"}]}
     file = config_of(home, theirs)
-    config = ycluster.read_config("name: demo\ncontext: mine\n", tmp_path / "y-cluster-provision.yaml")
+    config = ycluster.read_config(
+        "name: demo\ncontext: mine\n", tmp_path / "y-cluster-provision.yaml"
+    )
     assert isinstance(config, ycluster.QemuConfig)
     with pytest.raises(ConfigError, match="a cluster or a user 'demo' already"):
         ycluster.check_context(user, [], config, demo.files)
-    with pytest.raises(ConfigError, match="a cluster or a user 'demo' already"):  # where kubectl came later
+    with pytest.raises(
+        ConfigError, match="a cluster or a user 'demo' already"
+    ):  # where kubectl came later
         ycluster.merge_kubeconfig(user, demo)
     assert json.loads(file.read_text()) == theirs and demo.files.sidecar.exists()
     plain = replace(config, k3s=replace(config.k3s, install="none"))
@@ -370,27 +437,39 @@ def test_a_full_disk_is_told_before_kubectl_truncates_the_kubeconfig(
 
 
 @needs_kubectl
-def test_the_current_context_of_a_second_kubeconfig_stays(home: Path, user: Host, demo: State) -> None:
-    both = Host({**user.environ, "KUBECONFIG": f"{home / 'first'}:{config_of(home, WORK)}"}, user.output)
+def test_the_current_context_of_a_second_kubeconfig_stays(
+    home: Path, user: Host, demo: State
+) -> None:
+    both = Host(
+        {**user.environ, "KUBECONFIG": f"{home / 'first'}:{config_of(home, WORK)}"}, user.output
+    )
     ycluster.merge_kubeconfig(both, demo)
     assert not read(user, home / "first")["current-context"]
 
 
 @needs_kubectl
-def test_another_kubeconfig_takes_the_place_of_the_first(home: Path, user: Host, demo: State) -> None:
+def test_another_kubeconfig_takes_the_place_of_the_first(
+    home: Path, user: Host, demo: State
+) -> None:
     first = config_of(home, WORK)
     merged = ycluster.merge_kubeconfig(user, demo)
     second = home / "second"
     elsewhere = Host({**user.environ, "KUBECONFIG": f"{second}:{first}"}, user.output)
     assert ycluster.merge_kubeconfig(elsewhere, merged).kubeconfig == str(second)
-    assert read(user, first) == WORK and set(ycluster._view(user, second)["contexts"]) == {"a context"}
+    assert read(user, first) == WORK and set(ycluster._view(user, second)["contexts"]) == {
+        "a context"
+    }
 
 
 @needs_kubectl
-def test_what_a_kill_left_in_the_kubeconfig_is_taken_up_or_out(home: Path, user: Host, demo: State) -> None:
+def test_what_a_kill_left_in_the_kubeconfig_is_taken_up_or_out(
+    home: Path, user: Host, demo: State
+) -> None:
     killed = ycluster.merge_kubeconfig(user, demo)
     file = config_of(home)
-    user.run(["kubectl", "--kubeconfig", str(file), "config", "delete-context", "a context"], timeout=60)
+    user.run(
+        ["kubectl", "--kubeconfig", str(file), "config", "delete-context", "a context"], timeout=60
+    )
     assert ycluster.merge_kubeconfig(user, killed) == killed
     user.run(["kubectl", "--kubeconfig", str(file), "config", "unset", "users.demo"], timeout=60)
     ycluster.forget_kubeconfig(user, killed)
@@ -399,9 +478,14 @@ def test_what_a_kill_left_in_the_kubeconfig_is_taken_up_or_out(home: Path, user:
 
 
 @needs_kubectl
-def test_names_that_the_user_has_taken_over_meanwhile_stay(home: Path, user: Host, demo: State) -> None:
+def test_names_that_the_user_has_taken_over_meanwhile_stay(
+    home: Path, user: Host, demo: State
+) -> None:
     merged = ycluster.merge_kubeconfig(user, demo)
-    theirs = {**WORK, "contexts": [{"name": "a context", "context": {"cluster": "far", "user": "w"}}]}
+    theirs = {
+        **WORK,
+        "contexts": [{"name": "a context", "context": {"cluster": "far", "user": "w"}}],
+    }
     file = config_of(home, theirs)
     ycluster.forget_kubeconfig(user, merged)
     assert json.loads(file.read_text()) == theirs

@@ -30,7 +30,9 @@ DISARMED = ArmedTimer("none", "", 0)
 STANDING = ArmedTimer("watcher", "watch", 0)
 
 moments = st.floats(1.6e9, 2.2e9) | st.integers(1_600_000_000, 2_200_000_000).map(float)
-budgets = st.integers(1, 400 * 24 * HOUR * 10**9) | st.integers(1, 400 * 24 * HOUR).map(lambda seconds: seconds * 10**9)
+budgets = st.integers(1, 400 * 24 * HOUR * 10**9) | st.integers(1, 400 * 24 * HOUR).map(
+    lambda seconds: seconds * 10**9
+)
 actions = st.sampled_from(ACTIONS)
 
 
@@ -59,7 +61,17 @@ def at(now: float, *, stepped: float = 0, boot: str = "boot") -> Clock:
         ({"expires_at": None}, 0.0, "nothing"),
         ({"expires_at": None, "lifetime": ""}, 0.0, "nothing"),
     ],
-    ids=["due", "1 ms early", "1 h early", "pause", "teardown", "guarded", "disarmed", "not armed", "no budget"],
+    ids=[
+        "due",
+        "1 ms early",
+        "1 h early",
+        "pause",
+        "teardown",
+        "guarded",
+        "disarmed",
+        "not armed",
+        "no budget",
+    ],
 )
 def test_decide(fields: dict[str, object], late: float, do: str) -> None:
     assert decide(state(**fields), at(NOW + late)).do == do
@@ -81,14 +93,21 @@ def test_decide_says_why(fields: dict[str, object], why: str) -> None:
 
 
 @given(moments, moments, actions)
-def test_it_is_due_from_the_deadline_on_and_never_before(deadline: float, now: float, action: str) -> None:
+def test_it_is_due_from_the_deadline_on_and_never_before(
+    deadline: float, now: float, action: str
+) -> None:
     due = decide(state(expires_at=int(deadline), on_expiry=action), at(now))
     assert due.do == (action if now >= int(deadline) else "rearm")
 
 
 @given(moments, st.none() | moments.map(int), actions)
-def test_a_disarmed_cluster_is_never_acted_on(now: float, deadline: int | None, action: str) -> None:
-    assert decide(state(expires_at=deadline, timer=DISARMED, on_expiry=action), at(now)).do == "nothing"
+def test_a_disarmed_cluster_is_never_acted_on(
+    now: float, deadline: int | None, action: str
+) -> None:
+    assert (
+        decide(state(expires_at=deadline, timer=DISARMED, on_expiry=action), at(now)).do
+        == "nothing"
+    )
 
 
 # --- warned
@@ -116,7 +135,9 @@ LATER = int(NOW) + 5 * HOUR
     ids=["10m", "rounded up", "unset", "off", "as long as the budget", "a second shorter", "a start unknown", "warned", "extended since",
          "being reaped", "disarmed", "no deadline"],
 )  # fmt: skip
-def test_it_wakes_to_warn_once_and_then_at_the_deadline(fields: dict[str, object], wakes: float) -> None:
+def test_it_wakes_to_warn_once_and_then_at_the_deadline(
+    fields: dict[str, object], wakes: float
+) -> None:
     one = state(**{"expires_at": LATER, "started_at": int(NOW), "warn": "10m", **fields})
     assert ycluster.wake_time(one) == wakes
     assert ycluster.due_time(one) >= wakes
@@ -140,7 +161,9 @@ def test_a_start_forgets_what_was_warned_of() -> None:
 
 
 @given(moments, budgets)
-def test_the_budget_is_counted_from_the_start_and_rounded_up_to_a_second(now: float, nanoseconds: int) -> None:
+def test_the_budget_is_counted_from_the_start_and_rounded_up_to_a_second(
+    now: float, nanoseconds: int
+) -> None:
     deadline = anchored(state(lifetime=ycluster.format_duration(nanoseconds)), at(now)).expires_at
     exact = Fraction(now) + Fraction(nanoseconds, 10**9)
     assert deadline is not None and exact <= deadline < exact + 1
@@ -148,7 +171,10 @@ def test_the_budget_is_counted_from_the_start_and_rounded_up_to_a_second(now: fl
 
 @given(moments, budgets)
 def test_a_fresh_start_is_never_due_at_once(now: float, nanoseconds: int) -> None:
-    assert decide(anchored(state(lifetime=ycluster.format_duration(nanoseconds)), at(now)), at(now)).do == "rearm"
+    assert (
+        decide(anchored(state(lifetime=ycluster.format_duration(nanoseconds)), at(now)), at(now)).do
+        == "rearm"
+    )
 
 
 @pytest.mark.parametrize("lifetime", ["", "0"])
@@ -169,7 +195,9 @@ def test_a_start_keeps_the_old_timer_on_record_until_it_is_cancelled() -> None:
 
 
 @given(moments, st.sampled_from([None, DISARMED, STANDING]), moments)
-def test_a_stopped_cluster_is_never_acted_on(deadline: float, timer: ArmedTimer | None, now: float) -> None:
+def test_a_stopped_cluster_is_never_acted_on(
+    deadline: float, timer: ArmedTimer | None, now: float
+) -> None:
     over = stopped(state(expires_at=int(deadline), timer=timer))
     assert decide(over, at(now)).do == "nothing"
     assert stopped(over) == over
@@ -217,17 +245,24 @@ def test_whoever_extends_is_not_warned_of_what_they_just_did() -> None:
 
 
 @given(moments.map(int), budgets, moments)
-def test_extend_moves_the_deadline_strictly_later_and_beyond_now(deadline: int, more: int, now: float) -> None:
+def test_extend_moves_the_deadline_strictly_later_and_beyond_now(
+    deadline: int, more: int, now: float
+) -> None:
     later = extended(state(expires_at=deadline), more, at(now)).expires_at
     assert later is not None and later > deadline and later > now
     assert later - max(deadline, int(now)) == -(-more // 10**9)
 
 
 @given(moments.map(int), budgets, moments, st.sampled_from([None, DISARMED, STANDING]))
-def test_extend_changes_the_deadline_alone(deadline: int, more: int, now: float, timer: ArmedTimer | None) -> None:
+def test_extend_changes_the_deadline_alone(
+    deadline: int, more: int, now: float, timer: ArmedTimer | None
+) -> None:
     before = state(expires_at=deadline, timer=timer)
     after = extended(before, more, at(now))
-    assert replace(after, expires_at=deadline, boot_id=before.boot_id, booted_at=before.booted_at) == before
+    assert (
+        replace(after, expires_at=deadline, boot_id=before.boot_id, booted_at=before.booted_at)
+        == before
+    )
 
 
 def test_extend_needs_a_deadline() -> None:
@@ -238,7 +273,10 @@ def test_extend_needs_a_deadline() -> None:
 
 @pytest.mark.parametrize(
     "nanoseconds, message",
-    [(ycluster.parse_duration("2000000h"), "a hundred years"), (ycluster.parse_duration("876001h"), "a hundred years")],
+    [
+        (ycluster.parse_duration("2000000h"), "a hundred years"),
+        (ycluster.parse_duration("876001h"), "a hundred years"),
+    ],
     ids=["too long", "just too long"],
 )
 def test_extend_refuses(nanoseconds: int, message: str) -> None:
@@ -258,7 +296,9 @@ steps = st.integers(-(10**9), 10**9)
 
 
 @given(budgets, st.floats(0, 1e8), steps)
-def test_the_budget_is_the_time_that_passed_whatever_the_clock_was_set_to(nanoseconds: int, passed: float, step: int) -> None:
+def test_the_budget_is_the_time_that_passed_whatever_the_clock_was_set_to(
+    nanoseconds: int, passed: float, step: int
+) -> None:
     begun = anchored(state(lifetime=ycluster.format_duration(nanoseconds)), at(NOW))
     clock = at(NOW + passed, stepped=step)
     due = decide(adjusted(begun, clock), clock).do == "stop"
@@ -291,7 +331,9 @@ def test_every_moment_of_the_state_moves_along() -> None:
 def test_a_clock_at_the_beginning_or_the_end_of_time_gives_a_state_that_can_be_saved() -> None:
     begun = replace(anchored(state(), at(NOW)), retry_at=5)
     for step in (-NOW, 5e10):
-        text = ycluster.encode_state(replace(adjusted(begun, at(NOW, stepped=step)), cache_dir="/c"))
+        text = ycluster.encode_state(
+            replace(adjusted(begun, at(NOW, stepped=step)), cache_dir="/c")
+        )
         ycluster.decode_state(text, ycluster.Path("/c/demo.json"))
 
 
@@ -301,8 +343,12 @@ def test_what_ntp_does_all_day_moves_no_deadline(step: int) -> None:
     assert adjusted(begun, at(NOW, stepped=step)) == begun
 
 
-@pytest.mark.parametrize("action, done", [("teardown", "stop"), ("stop", "stop"), ("pause", "pause")])
-def test_nothing_is_torn_down_after_a_reboot_by_a_clock_that_nothing_confirms(action: str, done: str) -> None:
+@pytest.mark.parametrize(
+    "action, done", [("teardown", "stop"), ("stop", "stop"), ("pause", "pause")]
+)
+def test_nothing_is_torn_down_after_a_reboot_by_a_clock_that_nothing_confirms(
+    action: str, done: str
+) -> None:
     begun = anchored(state(on_expiry=action), at(NOW))
     later = at(NOW + 9 * HOUR, stepped=10**9, boot="another")
     assert adjusted(begun, later) == begun
@@ -335,11 +381,17 @@ def test_a_start_an_extension_and_a_stop_end_a_retry() -> None:
     assert stopped(failing).retry_at is None
 
 
-@pytest.mark.parametrize("late, delay", [(0, 60), (119, 60), (121, 60.5), (600, 300), (1800, 900), (10**9, 900)])
-def test_a_failed_action_is_tried_again_after_half_of_its_lateness(late: float, delay: float) -> None:
+@pytest.mark.parametrize(
+    "late, delay", [(0, 60), (119, 60), (121, 60.5), (600, 300), (1800, 900), (10**9, 900)]
+)
+def test_a_failed_action_is_tried_again_after_half_of_its_lateness(
+    late: float, delay: float
+) -> None:
     assert retry_delay(late) == delay
 
 
 @given(st.floats(0, 1e9), st.floats(0, 1e9))
-def test_retries_come_within_15_minutes_and_never_more_often_as_time_passes(one: float, other: float) -> None:
+def test_retries_come_within_15_minutes_and_never_more_often_as_time_passes(
+    one: float, other: float
+) -> None:
     assert 60 <= retry_delay(min(one, other)) <= retry_delay(max(one, other)) <= 900

@@ -26,7 +26,12 @@ FORWARDS = (PortForward(host=6443, guest=6443), PortForward(host=0, guest=80))
 
 
 def state(cache_dir: object = "/c", **fields: object) -> State:
-    given_ = {"name": "demo", "cache_dir": str(cache_dir), "port_forwards": FORWARDS, "auto_ports": (80,)}
+    given_ = {
+        "name": "demo",
+        "cache_dir": str(cache_dir),
+        "port_forwards": FORWARDS,
+        "auto_ports": (80,),
+    }
     return State(**{**given_, **fields})  # type: ignore[arg-type]
 
 
@@ -49,7 +54,9 @@ def test_forwards_listen_on_loopback_alone() -> None:
 
 
 def test_qemu_is_asked_to_choose_again_whatever_it_chose_last_time() -> None:
-    chosen = state(ssh_port=40315, port_forwards=(PortForward(host=40316, guest=80),), auto_ports=(22, 80))
+    chosen = state(
+        ssh_port=40315, port_forwards=(PortForward(host=40316, guest=80),), auto_ports=(22, 80)
+    )
     (netdev,) = after(qemu_argv(chosen, "tcg"), "-netdev")
     assert "hostfwd=tcp:127.0.0.1:0-:22,hostfwd=tcp:127.0.0.1:0-:80" in netdev
 
@@ -63,7 +70,9 @@ def test_qemu_is_asked_to_choose_again_whatever_it_chose_last_time() -> None:
         ("tcg", "qemu64", ("tcg,thread=multi", "qemu64")),
     ],
 )
-def test_the_accelerator_decides_the_cpu_unless_the_config_does(accel: str, model: str, wanted: tuple[str, str]) -> None:
+def test_the_accelerator_decides_the_cpu_unless_the_config_does(
+    accel: str, model: str, wanted: tuple[str, str]
+) -> None:
     argv = qemu_argv(state(cpu_model=model), accel)
     assert (after(argv, "-accel"), after(argv, "-cpu")) == ([wanted[0]], [wanted[1]])
 
@@ -75,9 +84,9 @@ def test_the_machine_has_the_size_and_type_of_the_sidecar() -> None:
 
 
 @given(
-    st.text(st.characters(min_codepoint=32, max_codepoint=126, exclude_characters="/"), max_size=30).filter(
-        lambda word: word.strip(".")
-    )
+    st.text(
+        st.characters(min_codepoint=32, max_codepoint=126, exclude_characters="/"), max_size=30
+    ).filter(lambda word: word.strip("."))
 )
 def test_no_directory_name_can_become_an_option(directory: str) -> None:
     directory = "Zz9" + directory  # which stands nowhere else in the argv
@@ -90,7 +99,10 @@ def test_no_directory_name_can_become_an_option(directory: str) -> None:
 
 def test_sockets_and_logs_are_named_without_their_directory() -> None:
     argv = qemu_argv(state("/" + "d" * 200), "tcg")
-    assert [re.search(r"path=([^,]*)", word)[1] for word in after(argv, "-chardev")] == ["demo-console.log", "demo.qmp"]  # type: ignore[index]
+    assert [re.search(r"path=([^,]*)", word)[1] for word in after(argv, "-chardev")] == [
+        "demo-console.log",
+        "demo.qmp",
+    ]  # type: ignore[index]
 
 
 def test_the_pidfile_is_absolute_since_it_is_the_vms_identity() -> None:
@@ -102,7 +114,11 @@ def test_a_seed_is_attached_read_only_where_there_is_one(tmp_path: Path) -> None
     assert "seed" not in blockdevs(qemu_argv(state(tmp_path), "tcg"))
     (tmp_path / "demo-seed").mkdir()
     seed = blockdevs(qemu_argv(state(tmp_path), "tcg"))["seed"]
-    assert (seed["dir"], seed["label"], seed["read-only"]) == (str(tmp_path / "demo-seed"), "CIDATA", True)
+    assert (seed["dir"], seed["label"], seed["read-only"]) == (
+        str(tmp_path / "demo-seed"),
+        "CIDATA",
+        True,
+    )
 
 
 def test_the_disks_are_qcow2_and_the_data_disk_is_the_second() -> None:
@@ -117,9 +133,9 @@ def test_the_disks_are_qcow2_and_the_data_disk_is_the_second() -> None:
 
 
 def test_the_argv_depends_on_state_alone() -> None:
-    assert {tuple(qemu_argv(state(on_expiry=action, expires_at=5), "tcg")) for action in ACTIONS} == {
-        tuple(qemu_argv(state(), "tcg"))
-    }
+    assert {
+        tuple(qemu_argv(state(on_expiry=action, expires_at=5), "tcg")) for action in ACTIONS
+    } == {tuple(qemu_argv(state(), "tcg"))}
 
 
 # --- KVM's trial
@@ -139,7 +155,10 @@ class Booted(Clocked):
 
 @pytest.fixture
 def kvm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ycluster.os.access", lambda path, mode, real=os.access: path == "/dev/kvm" or real(path, mode))
+    monkeypatch.setattr(
+        "ycluster.os.access",
+        lambda path, mode, real=os.access: path == "/dev/kvm" or real(path, mode),
+    )
 
 
 def trial(host: Booted, tmp_path: Path, qemu: str) -> str:
@@ -154,13 +173,17 @@ def trial(host: Booted, tmp_path: Path, qemu: str) -> str:
     return str(caught.value)
 
 
-def test_the_trial_is_a_boot_sector_that_real_qemu_runs(home: Path, monkeypatch: pytest.MonkeyPatch, kvm: None) -> None:
+def test_the_trial_is_a_boot_sector_that_real_qemu_runs(
+    home: Path, monkeypatch: pytest.MonkeyPatch, kvm: None
+) -> None:
     """By TCG, which does in half a second what a KVM that works does in a tenth."""
     real = Clocked.run
     if not Clocked(home).which("qemu-system-x86_64"):
         pytest.skip("there is no QEMU")
 
-    def emulated(self: Clocked, argv: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+    def emulated(
+        self: Clocked, argv: list[str], **options: object
+    ) -> subprocess.CompletedProcess[str]:
         assert argv[argv.index("-accel") + 1] == "kvm"
         words = ["tcg" if word == "kvm" else "max" if word == "host" else word for word in argv]
         return real(self, words, **{**options, "timeout": 60.0})  # type: ignore[arg-type]
@@ -177,7 +200,9 @@ def test_a_kvm_that_fails_the_trial_is_told_apart(
     home: Path, tmp_path: Path, kvm: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host = Booted(home)
-    assert "does not run a VM here" in (said := trial(host, tmp_path, "echo failed to set MSR 0x10a >&2; exit 1"))
+    assert "does not run a VM here" in (
+        said := trial(host, tmp_path, "echo failed to set MSR 0x10a >&2; exit 1")
+    )
     assert said.endswith(": failed to set MSR 0x10a")
     assert trial(host, tmp_path, "exit 1").endswith(": exit 1")
     monkeypatch.setattr(Clocked, "monotonic", lambda self: ycluster.time.monotonic())
@@ -206,16 +231,22 @@ def test_the_trial_is_held_once_in_a_boot(
 
     monkeypatch.setattr(ycluster, "try_kvm", hold)
     host = Booted(home)
-    assert [ycluster.kvm_works(host), ycluster.kvm_works(host)] == [verdict, verdict] and len(held) == 1
+    assert [ycluster.kvm_works(host), ycluster.kvm_works(host)] == [verdict, verdict] and len(
+        held
+    ) == 1
     assert ("at speed" in host.log.getvalue()) is not verdict
     vars(host).update(changed)
     assert ycluster.kvm_works(host) is verdict and len(held) == 1 + again
 
 
-def test_the_trial_is_held_anew_once_the_device_is_opened_to_the_user(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_trial_is_held_anew_once_the_device_is_opened_to_the_user(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As after `usermod -aG kvm` and a new login, which is what the first trial advised."""
     opens, real = False, os.access
-    monkeypatch.setattr("ycluster.os.access", lambda path, mode: opens if path == "/dev/kvm" else real(path, mode))
+    monkeypatch.setattr(
+        "ycluster.os.access", lambda path, mode: opens if path == "/dev/kvm" else real(path, mode)
+    )
 
     def hold(host: object) -> None:
         if not opens:
@@ -227,7 +258,9 @@ def test_the_trial_is_held_anew_once_the_device_is_opened_to_the_user(home: Path
     assert ycluster.kvm_works(Booted(home))
 
 
-def test_a_verdict_that_was_cut_off_or_can_not_be_kept_is_asked_for_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_verdict_that_was_cut_off_or_can_not_be_kept_is_asked_for_again(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ycluster, "try_kvm", lambda host: None)
     host = Booted(home)
     host.state_home().mkdir(parents=True)
@@ -238,15 +271,23 @@ def test_a_verdict_that_was_cut_off_or_can_not_be_kept_is_asked_for_again(home: 
 
 
 @pytest.mark.parametrize(
-    "asked, works, runs_with", [("auto", True, "kvm"), ("auto", False, "tcg"), ("kvm", False, "kvm"), ("tcg", True, "tcg")]
+    "asked, works, runs_with",
+    [("auto", True, "kvm"), ("auto", False, "tcg"), ("kvm", False, "kvm"), ("tcg", True, "tcg")],
 )
 def test_the_configs_accelerator_goes_before_the_trial(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, works: bool, runs_with: str
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: str,
+    works: bool,
+    runs_with: str,
 ) -> None:
     spawned = []
     monkeypatch.setattr(ycluster, "kvm_works", lambda host: works)
     monkeypatch.setattr(ycluster, "_spawn_qemu", lambda host, state, accel: spawned.append(accel))
-    launched = ycluster.launch(Booted(home), state(tmp_path, accel=asked, machine="q35", auto_ports=()))
+    launched = ycluster.launch(
+        Booted(home), state(tmp_path, accel=asked, machine="q35", auto_ports=())
+    )
     assert (launched.ran_with, spawned) == (runs_with, [runs_with])
 
 
@@ -267,9 +308,14 @@ def test_the_machine_type_is_pinned_to_a_version(
             return subprocess.CompletedProcess(tuple(argv), 0, listing, "")
 
     monkeypatch.setattr(ycluster, "_spawn_qemu", lambda host, state, accel: None)
-    assert ycluster.launch(Lists(home), state(tmp_path, accel="tcg", auto_ports=())).machine == machine
     assert (
-        ycluster.launch(Lists(home), state(tmp_path, accel="tcg", auto_ports=(), machine="pc-q35-6.2")).machine == "pc-q35-6.2"
+        ycluster.launch(Lists(home), state(tmp_path, accel="tcg", auto_ports=())).machine == machine
+    )
+    assert (
+        ycluster.launch(
+            Lists(home), state(tmp_path, accel="tcg", auto_ports=(), machine="pc-q35-6.2")
+        ).machine
+        == "pc-q35-6.2"
     )
 
 
@@ -296,15 +342,24 @@ def test_a_guest_boots_without_its_data_disk_too() -> None:
 @given(st.text(st.characters(categories=["L", "N", "P", "S", "Zs"]), max_size=40))
 def test_user_data_is_a_cloud_config_that_needs_no_quoting(key: str) -> None:
     mirrors = {"configs": {"r.example": {"auth": {"password": key}}}}
-    written = ycluster.user_data(state(ssh_user="dev"), key + "\n", "PRIVATE\nKEY\n", "PUBLIC\n", mirrors)
+    written = ycluster.user_data(
+        state(ssh_user="dev"), key + "\n", "PRIVATE\nKEY\n", "PUBLIC\n", mirrors
+    )
     header, _, body = written.partition("\n")
     data = json.loads(body)
     (user,) = data["users"]
     assert header == "#cloud-config"
-    assert (user["name"], user["ssh_authorized_keys"], user["lock_passwd"]) == ("dev", [key.strip()], True)
+    assert (user["name"], user["ssh_authorized_keys"], user["lock_passwd"]) == (
+        "dev",
+        [key.strip()],
+        True,
+    )
     assert data["ssh_keys"] == {"ed25519_private": "PRIVATE\nKEY\n", "ed25519_public": "PUBLIC"}
     _, registries = data["write_files"]
-    assert (registries["path"], registries["permissions"]) == ("/etc/rancher/k3s/registries.yaml", "0600")
+    assert (registries["path"], registries["permissions"]) == (
+        "/etc/rancher/k3s/registries.yaml",
+        "0600",
+    )
     assert json.loads(registries["content"]) == mirrors
     assert plain(ycluster.parse_yaml(body, "user-data")) == data
 
@@ -319,7 +374,10 @@ def test_keys_and_seed_are_private_and_new_each_time(tmp_path: Path) -> None:
         login = demo.files.ssh_pub.read_text().strip()
         user_data = (demo.files.seed / "user-data").read_text()
         assert login in user_data and demo.files.host_key.read_text() in json.loads(user_data.split("\n", 1)[1])["ssh_keys"].values()  # fmt: skip
-        assert demo.files.known_hosts.read_text().split() == ["demo", *demo.files.host_pub.read_text().split()[:2]]
+        assert demo.files.known_hosts.read_text().split() == [
+            "demo",
+            *demo.files.host_pub.read_text().split()[:2],
+        ]
         for path in (demo.files.ssh_key, demo.files.host_key, demo.files.seed / "user-data"):
             assert path.stat().st_mode & 0o77 == 0
         seen |= {login, (demo.files.seed / "meta-data").read_text()}
@@ -338,7 +396,10 @@ def test_ssh_is_strict_and_knows_nothing_of_the_users_own(tmp_path: Path) -> Non
         "BatchMode=yes",
         "GlobalKnownHostsFile=/dev/null",
     } <= set(options)
-    assert f'UserKnownHostsFile="{tmp_path}/demo-known_hosts"' in options and "HostKeyAlias=demo" in options
+    assert (
+        f'UserKnownHostsFile="{tmp_path}/demo-known_hosts"' in options
+        and "HostKeyAlias=demo" in options
+    )
     assert argv[-3:] == ["dev@127.0.0.1", "uname", "-a"] and after(argv, "-p") == ["40315"]
 
 
@@ -355,24 +416,35 @@ def test_ssh_reads_the_paths_as_they_are(tmp_path: Path, name: str) -> None:
         demo = state(tmp_path / name, ssh_port=server.getsockname()[1])
         demo.files.ssh_key.write_text("no key")
         argv = ycluster.ssh_argv(demo)
-        shown = subprocess.run([argv[0], "-G", *argv[1:]], capture_output=True, text=True, timeout=30)
-        with subprocess.Popen([argv[0], "-v", *argv[1:]], stderr=subprocess.PIPE, text=True) as connecting:
+        shown = subprocess.run(
+            [argv[0], "-G", *argv[1:]], capture_output=True, text=True, timeout=30
+        )
+        with subprocess.Popen(
+            [argv[0], "-v", *argv[1:]], stderr=subprocess.PIPE, text=True
+        ) as connecting:
             server.accept()[0].close()
             assert connecting.stderr is not None
             said = connecting.stderr.read()
     options = dict(line.split(" ", 1) for line in shown.stdout.splitlines() if " " in line)
-    assert options["userknownhostsfile"].replace("%%", "%") == str(demo.files.known_hosts), shown.stderr
+    assert options["userknownhostsfile"].replace("%%", "%") == str(demo.files.known_hosts), (
+        shown.stderr
+    )
     assert f"identity file {demo.files.ssh_key} type" in said
 
 
 # --- readiness
 
 
-@pytest.mark.parametrize("greeting, ready", [(b"SSH-2.0-OpenSSH_9.2\r\n", True), (b"HTTP/1.1 400\r\n", False), (b"", False)])
+@pytest.mark.parametrize(
+    "greeting, ready",
+    [(b"SSH-2.0-OpenSSH_9.2\r\n", True), (b"HTTP/1.1 400\r\n", False), (b"", False)],
+)
 def test_only_an_ssh_banner_is_a_sign_of_life(greeting: bytes, ready: bool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        client = socket.create_connection(("127.0.0.1", port))  # the backlog answers a connect by itself
+        client = socket.create_connection(
+            ("127.0.0.1", port)
+        )  # the backlog answers a connect by itself
         client.close()
 
         def serve() -> None:
@@ -408,7 +480,9 @@ HEAD = "its console's last lines:"
     ],
     ids=["empty", "colours", "junk", "long"],
 )
-def test_the_consoles_tail_drives_no_terminal(tmp_path: Path, written: bytes, shown: str | None) -> None:
+def test_the_consoles_tail_drives_no_terminal(
+    tmp_path: Path, written: bytes, shown: str | None
+) -> None:
     demo = state(tmp_path)
     demo.files.console.write_bytes(written)
     tail = ycluster.console_tail(demo.files)
@@ -422,12 +496,16 @@ def test_a_console_that_is_not_there_is_said_to_be(tmp_path: Path) -> None:
 def test_a_vm_that_is_gone_ends_the_wait_with_its_last_words(tmp_path: Path) -> None:
     demo = state(tmp_path)
     demo.files.console.write_text("Kernel panic - not syncing\n")
-    with pytest.raises(ycluster.YclusterError, match=r"QEMU ended while waiting for its process(.|\n)*Kernel panic"):
+    with pytest.raises(
+        ycluster.YclusterError, match=r"QEMU ended while waiting for its process(.|\n)*Kernel panic"
+    ):
         ycluster.wait_ready(Clocked(tmp_path), demo, timeout=60)
 
 
 @pytest.fixture
-def booting(tmp_path: Path, processes: Processes) -> Iterator[tuple[State, subprocess.Popen[bytes]]]:
+def booting(
+    tmp_path: Path, processes: Processes
+) -> Iterator[tuple[State, subprocess.Popen[bytes]]]:
     """A VM (a stand-in process) that has said something, whose ssh port takes connections and says nothing."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         demo = state(tmp_path, ssh_port=server.getsockname()[1])
@@ -440,7 +518,11 @@ def booting(tmp_path: Path, processes: Processes) -> Iterator[tuple[State, subpr
 @pytest.mark.parametrize("stage", ["SSH banner", "login"])
 @pytest.mark.parametrize("end", ["QEMU ended", "it is internal-error"])
 def test_the_end_of_qemu_or_its_guest_is_noticed_while_a_question_hangs(
-    tmp_path: Path, booting: tuple[State, subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch, stage: str, end: str
+    tmp_path: Path,
+    booting: tuple[State, subprocess.Popen[bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    end: str,
 ) -> None:
     demo, process = booting
     (tmp_path / "ssh").write_text("#!/bin/sh\nexec sleep 600\n")
@@ -459,10 +541,14 @@ def test_the_end_of_qemu_or_its_guest_is_noticed_while_a_question_hangs(
     monkeypatch.setattr(ycluster, "vm_status", status)
     clock = Clocked(tmp_path)
     host = Host({"HOME": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}"}, clock.output)
-    with pytest.raises(ycluster.YclusterError, match=rf"{end} while waiting for {stage}(.|\n)*Kernel panic"):
+    with pytest.raises(
+        ycluster.YclusterError, match=rf"{end} while waiting for {stage}(.|\n)*Kernel panic"
+    ):
         ycluster.wait_ready(host, demo, timeout=600)
     before = ["process", "firmware", *(["SSH"] if stage == "login" else [])]
-    assert [line.split()[0] for line in clock.log.getvalue().splitlines() if " ... " not in line] == before
+    assert [
+        line.split()[0] for line in clock.log.getvalue().splitlines() if " ... " not in line
+    ] == before
 
 
 @pytest.mark.parametrize(
@@ -507,7 +593,13 @@ def test_an_error_in_a_question_is_the_users_to_see(
 
 @pytest.mark.parametrize(
     "text, size",
-    [("20G", 20 << 30), ("512M", 512 << 20), ("1K", 1024), ("2T", 2 << 40), ("1073741824", 1 << 30)],
+    [
+        ("20G", 20 << 30),
+        ("512M", 512 << 20),
+        ("1K", 1024),
+        ("2T", 2 << 40),
+        ("1073741824", 1 << 30),
+    ],
 )
 def test_parse_size(text: str, size: int) -> None:
     assert ycluster.parse_size(text) == size
@@ -519,7 +611,9 @@ def config(image: str, **digest: str) -> ycluster.QemuConfig:
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
-def test_an_image_is_copied_under_its_digest_with_holes_kept(tmp_path: Path, host: Clocked, scheme: str) -> None:
+def test_an_image_is_copied_under_its_digest_with_holes_kept(
+    tmp_path: Path, host: Clocked, scheme: str
+) -> None:
     source = tmp_path / "cloud.img"
     source.write_bytes(b"boot" + bytes(5 << 20) + b"end")
     found = ycluster.fetch_image(host, config(f"{scheme}{source}"), tmp_path / "c")
@@ -530,15 +624,25 @@ def test_an_image_is_copied_under_its_digest_with_holes_kept(tmp_path: Path, hos
     assert again == found
 
 
-def test_an_image_with_another_digest_is_refused_and_not_kept(tmp_path: Path, host: Clocked) -> None:
+def test_an_image_with_another_digest_is_refused_and_not_kept(
+    tmp_path: Path, host: Clocked
+) -> None:
     (tmp_path / "a.img").write_bytes(b"cut off")
-    with pytest.raises(ycluster.ConfigError, match=r"its SHA-256 is [0-9a-f]{64}, and imageSha256 says 0000"):
-        ycluster.fetch_image(host, config(str(tmp_path / "a.img"), imageSha256="0" * 64), tmp_path / "c")
+    with pytest.raises(
+        ycluster.ConfigError, match=r"its SHA-256 is [0-9a-f]{64}, and imageSha256 says 0000"
+    ):
+        ycluster.fetch_image(
+            host, config(str(tmp_path / "a.img"), imageSha256="0" * 64), tmp_path / "c"
+        )
     assert [path.name for path in (tmp_path / "c" / "images").iterdir()] == [".lock"]
 
 
-@pytest.mark.parametrize("image", ["/nonexistent.img", "http://127.0.0.1:1/a.img", "file:///nonexistent.img", "/etc"])
-def test_an_image_that_cannot_be_had_is_a_prerequisite(tmp_path: Path, host: Clocked, image: str) -> None:
+@pytest.mark.parametrize(
+    "image", ["/nonexistent.img", "http://127.0.0.1:1/a.img", "file:///nonexistent.img", "/etc"]
+)
+def test_an_image_that_cannot_be_had_is_a_prerequisite(
+    tmp_path: Path, host: Clocked, image: str
+) -> None:
     with pytest.raises(ycluster.PrerequisiteError) as caught:
         ycluster.fetch_image(host, config(image), tmp_path / "c")
     assert image.replace("file://", "") in str(caught.value) and caught.value.hint
@@ -622,7 +726,11 @@ def test_whatever_is_there_of_a_download_the_image_is_right_in_the_end(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(Mirror, "ranges", ranges)
     (tmp_path / "images").mkdir()
-    part = tmp_path / "images" / f".{hashlib.sha256((mirror + 'a.img').encode()).hexdigest()[:16]}.part"
+    part = (
+        tmp_path
+        / "images"
+        / f".{hashlib.sha256((mirror + 'a.img').encode()).hexdigest()[:16]}.part"
+    )
     part.write_bytes(beginning)
     found = ycluster.fetch_image(host, config(mirror + "a.img", imageSha256=DIGEST), tmp_path)
     assert found.read_bytes() == Mirror.content and found.name == DIGEST and Mirror.asked == asks
@@ -637,17 +745,26 @@ def test_without_a_digest_no_beginning_is_kept(
     assert [path.name for path in (tmp_path / "images").iterdir()] == [".lock"]
 
 
-def test_a_release_that_has_vanished_leaves_a_clear_choice(tmp_path: Path, host: Clocked, mirror: str) -> None:
+def test_a_release_that_has_vanished_leaves_a_clear_choice(
+    tmp_path: Path, host: Clocked, mirror: str
+) -> None:
     with pytest.raises(ycluster.PrerequisiteError, match=r"b\.img: Not Found") as caught:
         ycluster.fetch_image(host, config(mirror + "b.img", imageSha256=DIGEST), tmp_path)
-    assert "vanish after some months" in caught.value.hint and "build-guest-image.sh" in caught.value.hint
+    assert (
+        "vanish after some months" in caught.value.hint
+        and "build-guest-image.sh" in caught.value.hint
+    )
 
 
 def test_a_server_that_answers_everything_with_an_empty_range_is_told_and_asked_once(
     tmp_path: Path, host: Clocked, mirror: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Mirror, "do_GET", lambda self: self.asked.append("") or self.send_error(416))
-    with pytest.raises(ycluster.PrerequisiteError, match=r"a\.img: (Requested )?Range Not Satisfiable"):
+    monkeypatch.setattr(
+        Mirror, "do_GET", lambda self: self.asked.append("") or self.send_error(416)
+    )
+    with pytest.raises(
+        ycluster.PrerequisiteError, match=r"a\.img: (Requested )?Range Not Satisfiable"
+    ):
         ycluster.fetch_image(host, config(mirror + "a.img", imageSha256=DIGEST), tmp_path)
     assert Mirror.asked == [""]
 
@@ -656,7 +773,10 @@ def test_of_several_callers_one_downloads(tmp_path: Path, mirror: str) -> None:
     host = Host({}, Clocked(tmp_path).output)
     wanted = config(mirror + "a.img", imageSha256=DIGEST)
     found: list[Path] = []
-    callers = [threading.Thread(target=lambda: found.append(ycluster.fetch_image(host, wanted, tmp_path))) for _ in range(8)]
+    callers = [
+        threading.Thread(target=lambda: found.append(ycluster.fetch_image(host, wanted, tmp_path)))
+        for _ in range(8)
+    ]
     for caller in callers:
         caller.start()
     for caller in callers:

@@ -35,7 +35,14 @@ def pair() -> Iterator[Pair]:
 
 def test_a_reply_is_matched_by_its_id_and_events_before_it_are_passed_over(pair: Pair) -> None:
     qmp, qemu = pair
-    qemu.sendall(line(EVENT, {"return": "stale", "id": 99}, {"event": "STOP"}, {"return": {"status": "running"}, "id": 1}))
+    qemu.sendall(
+        line(
+            EVENT,
+            {"return": "stale", "id": 99},
+            {"event": "STOP"},
+            {"return": {"status": "running"}, "id": 1},
+        )
+    )
     assert qmp.execute("query-status") == {"status": "running"}
     assert json.loads(qemu.recv(1000)) == {"execute": "query-status", "id": 1}
 
@@ -66,7 +73,9 @@ def test_messages_may_be_split_and_merged_anywhere(pair: Pair, size: int) -> Non
 
 def test_a_reply_larger_than_any_buffer_is_read(pair: Pair) -> None:
     qmp, qemu = pair
-    sender = threading.Thread(target=qemu.sendall, args=(line({"return": "x" * 1_000_000, "id": 1}),))
+    sender = threading.Thread(
+        target=qemu.sendall, args=(line({"return": "x" * 1_000_000, "id": 1}),)
+    )
     sender.start()
     assert len(qmp.execute("x")) == 1_000_000
     sender.join()
@@ -75,7 +84,10 @@ def test_a_reply_larger_than_any_buffer_is_read(pair: Pair) -> None:
 @pytest.mark.parametrize(
     "sent, says",
     [
-        (line({"error": {"class": "GenericError", "desc": "no such device"}, "id": 1}), "no such device"),
+        (
+            line({"error": {"class": "GenericError", "desc": "no such device"}, "id": 1}),
+            "no such device",
+        ),
         (line({"error": {}, "id": 1}), "x: "),
         (line({"error": "bare", "id": 1}), "bare"),
         (b"QEMU 7.2 monitor\r\n", "not a QMP message"),
@@ -110,7 +122,10 @@ def test_a_monitor_that_has_gone_is_an_error(pair: Pair) -> None:
 
 
 def test_a_reset_is_an_error() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as ours:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as ours,
+    ):
         theirs, _ = server.accept()
         qmp = Qmp(ours, time.monotonic)
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -120,7 +135,9 @@ def test_a_reset_is_an_error() -> None:
             qmp.execute("x")
 
 
-@pytest.mark.parametrize("sent", [b"", line(EVENT), b'{"half": '], ids=["nothing", "an event", "half a line"])
+@pytest.mark.parametrize(
+    "sent", [b"", line(EVENT), b'{"half": '], ids=["nothing", "an event", "half a line"]
+)
 def test_silence_is_an_error_by_its_deadline(pair: Pair, sent: bytes) -> None:
     qmp, qemu = pair
     qemu.sendall(sent)
@@ -207,7 +224,11 @@ def far(tmp_path: Path) -> Path:
 
 def test_a_socket_path_may_be_longer_than_107_bytes(far: Path) -> None:
     assert len(str(far)) > 107
-    answers = line(GREETING), line(EVENT, {"return": {}, "id": 1}), line({"return": {"status": "running"}, "id": 2})
+    answers = (
+        line(GREETING),
+        line(EVENT, {"return": {}, "id": 1}),
+        line({"return": {"status": "running"}, "id": 2}),
+    )
     with Monitor(far, *answers) as monitor, Qmp.connect(far, time.monotonic, timeout=5) as qmp:
         assert qmp.execute("query-status") == {"status": "running"}
     assert b"qmp_capabilities" in monitor.heard
@@ -224,7 +245,15 @@ def test_a_socket_path_may_be_longer_than_107_bytes(far: Path) -> None:
         [line(GREETING), b""],
         [line(GREETING), line({"error": {"desc": "no"}, "id": 1})],
     ],
-    ids=["closed", "closed at once", "half a greeting", "no greeting", "garbage", "closed after it", "refused"],
+    ids=[
+        "closed",
+        "closed at once",
+        "half a greeting",
+        "no greeting",
+        "garbage",
+        "closed after it",
+        "refused",
+    ],
 )
 def test_a_connect_that_fails_names_the_socket(far: Path, script: list[bytes]) -> None:
     refused = pytest.raises(QmpError, match="does not answer")
@@ -233,12 +262,17 @@ def test_a_connect_that_fails_names_the_socket(far: Path, script: list[bytes]) -
     assert str(far) in str(caught.value)
 
 
-def test_a_monitor_that_is_taken_by_another_client_is_an_error_by_its_deadline(tmp_path: Path) -> None:
+def test_a_monitor_that_is_taken_by_another_client_is_an_error_by_its_deadline(
+    tmp_path: Path,
+) -> None:
     """QMP serves one client: the second one's connect succeeds, and no greeting comes."""
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "q"))
         server.listen()
-        with pytest.raises(QmpError, match="no answer in time"), Qmp.connect(tmp_path / "q", time.monotonic, timeout=0.05):
+        with (
+            pytest.raises(QmpError, match="no answer in time"),
+            Qmp.connect(tmp_path / "q", time.monotonic, timeout=0.05),
+        ):
             pass
 
 
@@ -246,5 +280,8 @@ def test_a_monitor_that_is_taken_by_another_client_is_an_error_by_its_deadline(t
 def test_a_socket_that_nobody_listens_on_is_an_error(tmp_path: Path, name: str) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(tmp_path / "dead"))
-    with pytest.raises(QmpError, match=name), Qmp.connect(tmp_path / name, time.monotonic, timeout=1):
+    with (
+        pytest.raises(QmpError, match=name),
+        Qmp.connect(tmp_path / name, time.monotonic, timeout=1),
+    ):
         pass

@@ -24,9 +24,15 @@ class Wanted(Record):
     name: str = key(Kind(str), "A key without a default.")
 
 
-def test_fields_come_in_the_order_of_their_declaration_and_an_heir_may_give_another_default() -> None:
+def test_fields_come_in_the_order_of_their_declaration_and_an_heir_may_give_another_default() -> (
+    None
+):
     assert [*vars(Point(1))] == ["x", "y"] and [*vars(Deep(z=9, y=8))] == ["x", "y", "z"]
-    assert vars(Deep()) == {"x": 1, "y": 2, "z": 4} and vars(Deep(7, z=5)) == {"x": 7, "y": 2, "z": 5}
+    assert vars(Deep()) == {"x": 1, "y": 2, "z": 4} and vars(Deep(7, z=5)) == {
+        "x": 7,
+        "y": 2,
+        "z": 5,
+    }
     assert repr(Deep(7)) == "Deep(x=7, y=2, z=4)"
     assert [*keys_of(Deep)] == ["z"] and [*QemuConfig.fields][:2] == ["provider", "name"]
 
@@ -36,7 +42,9 @@ def test_fields_come_in_the_order_of_their_declaration_and_an_heir_may_give_anot
     [(Point, (), {}), (Point, (1, 2, 3), {}), (Point, (1,), {"z": 1}), (Deep, (1, 2, 3, 4), {}), (Wanted, (), {}), (PortForward, (), {"host": 1})],
     ids=["one is missing", "too many", "unknown", "too many of an heir", "a key is missing", "a key of the config is"],
 )  # fmt: skip
-def test_what_is_missing_or_unknown_is_refused(cls: Any, values: tuple[int, ...], named: dict[str, int]) -> None:
+def test_what_is_missing_or_unknown_is_refused(
+    cls: Any, values: tuple[int, ...], named: dict[str, int]
+) -> None:
     with pytest.raises(TypeError, match=f"{cls.__name__} has the fields "):
         cls(*values, **named)
 
@@ -45,10 +53,14 @@ def test_a_record_does_not_change_and_replace_makes_another() -> None:
     one = Point(1)
     with pytest.raises(AttributeError, match="does not change"):
         one.x = 5  # type: ignore[misc]
-    assert replace(one, y=5) == Point(1, 5) != one == Point(1) and type(replace(Deep(), z=0)) is Deep
+    assert (
+        replace(one, y=5) == Point(1, 5) != one == Point(1) and type(replace(Deep(), z=0)) is Deep
+    )
     with pytest.raises(TypeError):
         replace(one, z=5)
 
 
 def test_equal_records_are_one_in_a_set() -> None:
-    assert {Point(1), Point(x=1), Point(1, 3)} == {Point(1), Point(y=3, x=1)} and len({Point(1), Point(x=1)}) == 1
+    assert {Point(1), Point(x=1), Point(1, 3)} == {Point(1), Point(y=3, x=1)} and len(
+        {Point(1), Point(x=1)}
+    ) == 1

@@ -30,7 +30,13 @@ def fits(schema: Any, value: Any) -> bool:
     """JSON Schema, as far as these schemas go."""
     if "anyOf" in schema:
         return any(fits(choice, value) for choice in schema["anyOf"])
-    types: dict[str, Any] = {"string": str, "integer": int, "object": dict, "array": list, "boolean": bool}
+    types: dict[str, Any] = {
+        "string": str,
+        "integer": int,
+        "object": dict,
+        "array": list,
+        "boolean": bool,
+    }
     if not isinstance(value, types[schema["type"]]) or value not in schema.get("enum", [value]):
         return False
     if isinstance(value, str):
@@ -42,7 +48,8 @@ def fits(schema: Any, value: Any) -> bool:
     known = schema.get("properties", {})
     rest = schema["additionalProperties"]
     return all(name in value for name in schema.get("required", [])) and all(
-        fits(known[name], item) if name in known else rest is not False and fits(rest, item) for name, item in value.items()
+        fits(known[name], item) if name in known else rest is not False and fits(rest, item)
+        for name, item in value.items()
     )
 
 
@@ -56,10 +63,15 @@ def test_the_schema_in_the_repository_is_fresh(which: str) -> None:
 def test_schema_write_writes_them_all(cli: Cli, tmp_path: Path) -> None:
     ran = cli("schema", "--write", tmp_path / "out")
     assert (ran.code, ran.out) == (0, "")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"{name}.schema.json" for name in SCHEMAS]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        f"{name}.schema.json" for name in SCHEMAS
+    ]
     for which in SCHEMAS:
         path = tmp_path / "out" / f"{which}.schema.json"
-        assert json.loads(path.read_text()) == schema_for(which) and path.stat().st_mode & 0o777 == 0o644
+        assert (
+            json.loads(path.read_text()) == schema_for(which)
+            and path.stat().st_mode & 0o777 == 0o644
+        )
 
 
 @pytest.mark.parametrize("which", SCHEMAS)
@@ -86,7 +98,9 @@ def test_the_default_of_every_key_is_what_an_empty_config_gives(provider: str) -
         value: Any = shown
         for part in name.split("."):
             value = value[part]
-        assert value == schema["default"] or name == "imageSha256", name  # the default image's digest comes with it
+        assert value == schema["default"] or name == "imageSha256", (
+            name
+        )  # the default image's digest comes with it
 
 
 def test_the_common_keys_are_in_every_providers_schema() -> None:

@@ -19,7 +19,17 @@ from hypothesis import strategies as st
 from unit_support import PROGRAM, Clocked, Processes, made, tree
 
 import ycluster
-from ycluster import ArmedTimer, Files, PortForward, Reaped, State, StateError, decode_state, encode_state, load_state
+from ycluster import (
+    ArmedTimer,
+    Files,
+    PortForward,
+    Reaped,
+    State,
+    StateError,
+    decode_state,
+    encode_state,
+    load_state,
+)
 
 GO = {
     "version": 1,
@@ -44,7 +54,11 @@ times = st.integers(0, LATEST)
 ports = st.integers(0, 65535)
 labels = st.from_regex(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", fullmatch=True)
 unknown = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | words,
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | words,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
     max_leaves=8,
 )
@@ -110,14 +124,21 @@ def test_a_sidecar_of_the_go_sibling_is_understood() -> None:
 
 def test_the_go_sibling_finds_its_fields_unchanged_after_a_save() -> None:
     kept = json.loads(encode_state(decode_state(json.dumps(GO), PATH)))
-    moved = {"expiresAt": "2026-11-22T11:00:00Z", "cacheDir": "/c"}  # the same instant; where the file really is
+    moved = {
+        "expiresAt": "2026-11-22T11:00:00Z",
+        "cacheDir": "/c",
+    }  # the same instant; where the file really is
     assert {key: kept[key] for key in GO} == {**GO, **moved}
 
 
 @pytest.mark.parametrize("absent", ["lifetime", "onExpiry", "expiresAt"])
 def test_a_field_that_the_sibling_omits_when_empty_stays_unset(absent: str) -> None:
-    state = decode_state(json.dumps({key: value for key, value in GO.items() if key != absent}), PATH)
-    assert {"lifetime": state.lifetime, "onExpiry": "", "expiresAt": state.expires_at or ""}[absent] == ""
+    state = decode_state(
+        json.dumps({key: value for key, value in GO.items() if key != absent}), PATH
+    )
+    assert {"lifetime": state.lifetime, "onExpiry": "", "expiresAt": state.expires_at or ""}[
+        absent
+    ] == ""
     assert state.on_expiry == "stop"
 
 
@@ -210,7 +231,10 @@ def test_text_that_is_no_unicode_is_refused_or_can_be_written() -> None:
         (json.dumps({**GO, "sshPort": "65536"}), "sshPort is no port"),
         (json.dumps({**GO, "portForwards": "6443"}), "portForwards is no list"),
         (json.dumps({**GO, "portForwards": ["6443"]}), "portForwards is no object"),
-        (json.dumps({**GO, "portForwards": [{"Host": 1, "Guest": "1"}]}), "portForwards is no string"),
+        (
+            json.dumps({**GO, "portForwards": [{"Host": 1, "Guest": "1"}]}),
+            "portForwards is no string",
+        ),
         (json.dumps({**GO, "lifetime": "8 hours"}), "lifetime unknown unit"),
         (json.dumps({**GO, "lifetime": 8}), "lifetime is no string"),
         (json.dumps({**GO, "onExpiry": "explode"}), "onExpiry is none of stop, pause, teardown"),
@@ -220,11 +244,18 @@ def test_text_that_is_no_unicode_is_refused_or_can_be_written() -> None:
         (json.dumps({**GO, "expiresAt": 1763800000}), "expiresAt is no string"),
         (json.dumps({**GO, "timer": "systemd"}), "timer is no object"),
         (json.dumps({**GO, "timer": {"backend": "at", "id": "7"}}), "timer"),
-        (json.dumps({**GO, "timer": {"backend": 1, "id": "7", "deadline": "2026-11-22T11:00:00Z"}}), "timer"),
+        (
+            json.dumps(
+                {**GO, "timer": {"backend": 1, "id": "7", "deadline": "2026-11-22T11:00:00Z"}}
+            ),
+            "timer",
+        ),
         (json.dumps({**GO, "autoPorts": "22"}), "autoPorts is no list"),
     ],
 )
-def test_a_corrupt_sidecar_is_an_error_that_names_file_and_fault(cache: Path, text: str, says: str) -> None:
+def test_a_corrupt_sidecar_is_an_error_that_names_file_and_fault(
+    cache: Path, text: str, says: str
+) -> None:
     files = Files(cache, "y-cluster")
     files.sidecar.write_text(text)
     with pytest.raises(StateError) as caught:
@@ -256,14 +287,24 @@ def test_a_cluster_that_does_not_exist_is_an_error(cache: Path) -> None:
         load_state(Files(cache, "demo"))
 
 
-@given(st.text() | unknown.map(json.dumps) | st.dictionaries(st.sampled_from(sorted(GO)), unknown).map(json.dumps))
+@given(
+    st.text()
+    | unknown.map(json.dumps)
+    | st.dictionaries(st.sampled_from(sorted(GO)), unknown).map(json.dumps)
+)
 def test_nothing_but_a_state_error_comes_of_reading_junk(text: str) -> None:
     with pytest.raises(StateError):
         decode_state(text, PATH)
 
 
-@given(st.dictionaries(st.sampled_from([*sorted(GO), "timer", "reaped", "autoPorts"]), unknown, max_size=3))
-def test_a_field_of_the_wrong_type_is_a_state_error_or_can_be_saved_again(junk: dict[str, Any]) -> None:
+@given(
+    st.dictionaries(
+        st.sampled_from([*sorted(GO), "timer", "reaped", "autoPorts"]), unknown, max_size=3
+    )
+)
+def test_a_field_of_the_wrong_type_is_a_state_error_or_can_be_saved_again(
+    junk: dict[str, Any],
+) -> None:
     try:
         state = decode_state(json.dumps({**GO, **junk}), PATH)
     except StateError:
@@ -366,7 +407,10 @@ def test_a_lock_is_held_by_one_at_a_time(cache: Path, host: Clocked) -> None:
 
 def test_a_second_holder_is_told_that_it_is_busy(cache: Path, host: Clocked) -> None:
     path, second = cache / "demo.lock", contextlib.ExitStack()
-    with ycluster.locked(host, path, timeout=0), pytest.raises(ycluster.Busy, match="demo") as caught:
+    with (
+        ycluster.locked(host, path, timeout=0),
+        pytest.raises(ycluster.Busy, match="demo") as caught,
+    ):
         second.enter_context(ycluster.locked(host, path, timeout=20))
     assert caught.value.exit_code == 7 and "fuser" in caught.value.hint
     with ycluster.locked(host, path, timeout=0):
@@ -405,7 +449,9 @@ def test_a_lock_ends_with_its_process(cache: Path, processes: Processes) -> None
     assert not ycluster.flock_held(path)
 
 
-def test_a_holder_that_was_put_to_sleep_is_woken_and_no_other_sleeper(cache: Path, host: Clocked) -> None:
+def test_a_holder_that_was_put_to_sleep_is_woken_and_no_other_sleeper(
+    cache: Path, host: Clocked
+) -> None:
     """SIGSTOP on a verb, by a debugger or a cgroup that was frozen badly, must not keep the reaper waiting for ever."""
     path = cache / "demo.lock"
     code = "import fcntl, os, sys; lock = open(sys.argv[1], 'a'); fcntl.flock(lock, 2); os.kill(os.getpid(), 19)"
@@ -437,7 +483,9 @@ def test_looking_at_a_lock_makes_no_file(cache: Path) -> None:
 # --- discovery
 
 
-def test_clusters_are_found_in_the_default_cachedir_and_in_indexed_ones(cache: Path, tmp_path: Path, host: Clocked) -> None:
+def test_clusters_are_found_in_the_default_cachedir_and_in_indexed_ones(
+    cache: Path, tmp_path: Path, host: Clocked
+) -> None:
     other = tmp_path / "an other"
     other.mkdir()
     for place in (cache, other):
@@ -445,11 +493,17 @@ def test_clusters_are_found_in_the_default_cachedir_and_in_indexed_ones(cache: P
         ycluster.remember_cache_dir(host, place)
         made(place, "same")
     made(other, "only")
-    assert ycluster.discover(host) == [Files(other, "only"), Files(other, "same"), Files(cache, "same")]
+    assert ycluster.discover(host) == [
+        Files(other, "only"),
+        Files(other, "same"),
+        Files(cache, "same"),
+    ]
     assert host.log.getvalue() == ""
 
 
-def test_a_cachedir_that_goes_by_two_names_is_seen_once(cache: Path, tmp_path: Path, host: Clocked) -> None:
+def test_a_cachedir_that_goes_by_two_names_is_seen_once(
+    cache: Path, tmp_path: Path, host: Clocked
+) -> None:
     (tmp_path / "link").symlink_to(cache)
     ycluster.remember_cache_dir(host, tmp_path / "link")
     made(cache)
@@ -469,8 +523,12 @@ def test_what_is_no_cluster_is_not_discovered(cache: Path, host: Clocked) -> Non
     assert ycluster.discover(host) == [Files(cache, "demo")]
 
 
-@pytest.mark.parametrize("name", ["Demo", "a_b", "-a", "a.b", "two words", "100%", "$HOME", "it's", "größe", "n" * 200])
-def test_the_sibling_may_have_named_its_cluster_anything(cache: Path, host: Clocked, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["Demo", "a_b", "-a", "a.b", "two words", "100%", "$HOME", "it's", "größe", "n" * 200]
+)
+def test_the_sibling_may_have_named_its_cluster_anything(
+    cache: Path, host: Clocked, name: str
+) -> None:
     state = made(cache, name=name, expires_at=5)
     assert ycluster.discover(host) == [state.files]
     ycluster._reap(host, ycluster.EVERY, "hand", 0)

@@ -30,11 +30,16 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def warned(cache: Path, **fields: Any) -> State:
-    return made(cache, **{"expires_at": SOON, "started_at": int(NOW) - 3600, "warn": "10m", **fields})
+    return made(
+        cache, **{"expires_at": SOON, "started_at": int(NOW) - 3600, "warn": "10m", **fields}
+    )
 
 
 def events(home: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (home / ".local/state/ycluster/events.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)
+        for line in (home / ".local/state/ycluster/events.jsonl").read_text().splitlines()
+    ]
 
 
 # --- warned before
@@ -70,7 +75,9 @@ def test_a_command_has_no_more_time_than_is_left(
     host: Clocked, cache: Path, timer: Memory, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[float] = []
-    monkeypatch.setattr(ycluster.Host, "run", lambda self, argv, *, timeout, **options: given.append(timeout))
+    monkeypatch.setattr(
+        ycluster.Host, "run", lambda self, argv, *, timeout, **options: given.append(timeout)
+    )
     monkeypatch.setattr(ycluster.Host, "which", lambda self, program: None)
     for left in (600, 7, 0.2):
         state = warned(cache, on_warn="true", expires_at=int(NOW) + 600)
@@ -124,12 +131,17 @@ def test_every_step_of_a_life_is_in_the_log_of_events(
     state = made(cache, expires_at=FAR_AHEAD, started_at=1)
     cli("lifetime", "arm")
     cli("lifetime", "extend", "1h")
-    ycluster.save_state(ycluster.replace(ycluster.load_state(state.files), expires_at=1_600_000_000))
+    ycluster.save_state(
+        ycluster.replace(ycluster.load_state(state.files), expires_at=1_600_000_000)
+    )
     cli("lifetime", "reap")
     told = events(home)
     assert [event["event"] for event in told] == ["armed", "armed", "extended", "armed", "reaped"]
     assert {(event["name"], event["cacheDir"]) for event in told} == {("demo", str(cache))}
-    assert (told[2]["seconds"], told[2]["expiresAt"]) == (3600, ycluster.format_time(FAR_AHEAD + 3600))
+    assert (told[2]["seconds"], told[2]["expiresAt"]) == (
+        3600,
+        ycluster.format_time(FAR_AHEAD + 3600),
+    )
     assert {name: told[-1][name] for name in ("action", "by", "how")} == {
         "action": "stop",
         "by": "hand",
@@ -164,7 +176,9 @@ def test_a_full_log_makes_way_and_one_is_kept(host: Clocked, home: Path, cache: 
     assert sorted(path.name for path in log.parent.iterdir()) == ["events.1.jsonl", "events.jsonl"]
 
 
-def test_a_log_that_can_not_be_written_keeps_nothing_from_happening(host: Clocked, home: Path, cache: Path) -> None:
+def test_a_log_that_can_not_be_written_keeps_nothing_from_happening(
+    host: Clocked, home: Path, cache: Path
+) -> None:
     (home / ".local").write_text("no directory")
     ycluster.log_event(host, made(cache), "started")
 
@@ -173,7 +187,10 @@ def test_the_next_command_says_what_has_happened(cli: Cli, cache: Path) -> None:
     made(cache, reaped=Reaped(int(NOW), "stop", "systemd", "guest-shutdown"))
     for verb in ("ssh", "pause", "resume", "stop", "lifetime extend 1h"):
         ran = cli(*verb.split())
-        assert "stopped 2025-11-22 " in ran.err and "by its 8h budget (systemd: guest-shutdown)" in ran.err, verb
+        assert (
+            "stopped 2025-11-22 " in ran.err
+            and "by its 8h budget (systemd: guest-shutdown)" in ran.err
+        ), verb
     assert "`ycluster start" in cli("ssh").err
 
 
@@ -187,16 +204,28 @@ def test_the_next_command_says_what_became_of_a_cluster_that_was_torn_down(
     state = made(cache, expires_at=int(NOW), on_expiry="teardown", ran_with="tcg")
     assert cli("lifetime", "reap", "--name", "demo").code == 0 and not state.files.sidecar.exists()
     told = r"\bdemo: torn down 20\d\d-\d\d-\d\d .* by its 8h budget \(hand: was not running\)\n"
-    for words in (["start"], ["start", "--name", "demo"], ["start", "-c", tmp_path], ["teardown", "-c", tmp_path], ["list"]):
+    for words in (
+        ["start"],
+        ["start", "--name", "demo"],
+        ["start", "-c", tmp_path],
+        ["teardown", "-c", tmp_path],
+        ["list"],
+    ):
         assert re.search(told, cli(*words).err), words
     made(cache, "other")
-    assert re.search(told, cli("start", "--name", "demo").err) and not re.search(told, cli("start", "--name", "third").err)
-    with (home / ".local/state/ycluster/events.jsonl").open("a") as log:  # it was made anew, and then torn down by hand
+    assert re.search(told, cli("start", "--name", "demo").err) and not re.search(
+        told, cli("start", "--name", "third").err
+    )
+    with (home / ".local/state/ycluster/events.jsonl").open(
+        "a"
+    ) as log:  # it was made anew, and then torn down by hand
         log.write(json.dumps({"event": "started", "name": "demo", "cacheDir": str(cache)}) + "\n")
     assert not re.search("torn down", cli("start", "--name", "demo").err)
 
 
-def test_what_never_ran_in_its_budget_is_not_said_to_be_torn_down(cli: Cli, cache: Path, timer: Memory) -> None:
+def test_what_never_ran_in_its_budget_is_not_said_to_be_torn_down(
+    cli: Cli, cache: Path, timer: Memory
+) -> None:
     state = made(cache, expires_at=int(NOW), on_expiry="teardown", image="x", started_at=1)
     state.files.disk.touch()
     assert cli("lifetime", "reap", "--name", "demo").code == 0 and state.files.disk.exists()
@@ -204,24 +233,55 @@ def test_what_never_ran_in_its_budget_is_not_said_to_be_torn_down(cli: Cli, cach
     assert cli("teardown", "--name", "demo").code == 0 and "torn down" not in cli("list").err
 
 
-def test_a_log_of_events_that_is_rubbish_keeps_nothing_from_being_said(cli: Cli, home: Path) -> None:
+def test_a_log_of_events_that_is_rubbish_keeps_nothing_from_being_said(
+    cli: Cli, home: Path
+) -> None:
     log = home / ".local/state/ycluster/events.jsonl"
     log.parent.mkdir(parents=True)
-    told = {"at": "2026-01-01T00:00:00Z", "event": "reaped", "name": "demo", "cacheDir": "/c", "action": "teardown", "by": "at"}
+    told = {
+        "at": "2026-01-01T00:00:00Z",
+        "event": "reaped",
+        "name": "demo",
+        "cacheDir": "/c",
+        "action": "teardown",
+        "by": "at",
+    }
     whole = json.dumps({**told, "how": "guest-shutdown", "maxRun": "8h"}).encode()
-    for rubbish in (b"", b"\xff", b"{", b"[]", b"3", b"[" * 100000, whole[:40], json.dumps(told).encode()):
+    for rubbish in (
+        b"",
+        b"\xff",
+        b"{",
+        b"[]",
+        b"3",
+        b"[" * 100000,
+        whole[:40],
+        json.dumps(told).encode(),
+    ):
         log.write_bytes(rubbish + b"\n")
         ran = cli("stop", "--name", "demo")
-        assert ran.code == 4 and "there is no cluster named demo" in ran.err and "torn down" not in ran.err
+        assert (
+            ran.code == 4
+            and "there is no cluster named demo" in ran.err
+            and "torn down" not in ran.err
+        )
         log.write_bytes(whole + b"\n" + rubbish + b"\n")
         assert "demo: torn down 2026-01-01" in cli("stop", "--name", "demo").err, rubbish
 
 
-def test_of_two_clusters_of_one_name_each_has_its_own_fate(cli: Cli, home: Path, tmp_path: Path) -> None:
+def test_of_two_clusters_of_one_name_each_has_its_own_fate(
+    cli: Cli, home: Path, tmp_path: Path
+) -> None:
     log = home / ".local/state/ycluster/events.jsonl"
     log.parent.mkdir(parents=True)
     config = tmp_path / "y-cluster-provision.yaml"
-    gone = {"at": "2026-01-01T00:00:00Z", "event": "reaped", "name": "demo", "action": "teardown", "by": "at", "how": "SIGTERM"}
+    gone = {
+        "at": "2026-01-01T00:00:00Z",
+        "event": "reaped",
+        "name": "demo",
+        "action": "teardown",
+        "by": "at",
+        "how": "SIGTERM",
+    }
     for place in ("here", "there"):
         events = [
             {**gone, "maxRun": "8h", "cacheDir": f"{home}/here"},
@@ -234,15 +294,25 @@ def test_of_two_clusters_of_one_name_each_has_its_own_fate(cli: Cli, home: Path,
 
 
 @pytest.mark.parametrize("more", ["1h", "--from-now 800000h", "--until 2100-01-01T01:00:00Z"])
-def test_a_dry_run_says_what_would_be_and_changes_nothing(cli: Cli, cache: Path, timer: Memory, more: str) -> None:
+def test_a_dry_run_says_what_would_be_and_changes_nothing(
+    cli: Cli, cache: Path, timer: Memory, more: str
+) -> None:
     state = made(cache, expires_at=FAR_AHEAD)
     before = state.files.sidecar.read_bytes()
     ran = cli("lifetime", "extend", *more.split(), "--dry-run")
-    assert ran.code == 0 and "demo: would be extended by " in ran.err and state.files.sidecar.read_bytes() == before
+    assert (
+        ran.code == 0
+        and "demo: would be extended by " in ran.err
+        and state.files.sidecar.read_bytes() == before
+    )
     assert timer.standing == {}
     assert "demo: extended by " in cli("lifetime", "extend", *more.split()).err
     after = ycluster.load_state(state.files)
-    assert after.expires_at and after.expires_at >= FAR_AHEAD + 3600 and list(timer.standing.values()) == [after.expires_at]
+    assert (
+        after.expires_at
+        and after.expires_at >= FAR_AHEAD + 3600
+        and list(timer.standing.values()) == [after.expires_at]
+    )
 
 
 def test_what_would_be_no_extension_is_none(cli: Cli, cache: Path, timer: Memory) -> None:
@@ -253,7 +323,15 @@ def test_what_would_be_no_extension_is_none(cli: Cli, cache: Path, timer: Memory
 
 
 @pytest.mark.parametrize(
-    "more", ["1h --until 18:00", "--from-now 1h --until 18:00", "--until 25:00", "--from-now 0s", "--dry-run", "--until="]
+    "more",
+    [
+        "1h --until 18:00",
+        "--from-now 1h --until 18:00",
+        "--until 25:00",
+        "--from-now 0s",
+        "--dry-run",
+        "--until=",
+    ],
 )
 def test_extend_wants_exactly_one_way_of_saying_it(cli: Cli, cache: Path, more: str) -> None:
     state = made(cache, expires_at=FAR_AHEAD)
@@ -285,21 +363,31 @@ def on_terminal(argv: list[str], home: Path, width: int, **environ: str) -> str:
 LIST = [sys.executable, str(PROGRAM), "list"]
 
 
-def test_list_has_bars_and_colours_on_a_terminal_and_none_elsewhere(home: Path, cache: Path) -> None:
+def test_list_has_bars_and_colours_on_a_terminal_and_none_elsewhere(
+    home: Path, cache: Path
+) -> None:
     made(cache, "late", expires_at=1_700_000_000, started_at=1_600_000_000)
     made(cache, "other", expires_at=FAR_AHEAD, started_at=1)
     made(cache, "unarmed")
     shown = on_terminal(LIST, home, 250)
-    assert re.search(r"^\x1b\[31mlate +stopped +\.{10} OVERDUE [0-9dhms ]+ .*\x1b\[m$", shown, re.MULTILINE)
-    assert re.search(r"^\x1b\[2mother +stopped +#{6}\.{4} \d+d .*\x1b\[m$", shown, re.MULTILINE), "of 1970 to 2100"
-    assert re.search(r"^\x1b\[2munarmed +stopped +- ", shown, re.MULTILINE) and shown.startswith("NAME ")
+    assert re.search(
+        r"^\x1b\[31mlate +stopped +\.{10} OVERDUE [0-9dhms ]+ .*\x1b\[m$", shown, re.MULTILINE
+    )
+    assert re.search(r"^\x1b\[2mother +stopped +#{6}\.{4} \d+d .*\x1b\[m$", shown, re.MULTILINE), (
+        "of 1970 to 2100"
+    )
+    assert re.search(r"^\x1b\[2munarmed +stopped +- ", shown, re.MULTILINE) and shown.startswith(
+        "NAME "
+    )
     plain = [on_terminal(LIST, home, 250, NO_COLOR="1"), on_terminal(LIST, home, 250, TERM="dumb")]
     assert plain == [re.sub(r"\x1b\[\d*m", "", shown)] * 2
     piped = subprocess.run(LIST, env={"HOME": str(home)}, capture_output=True, text=True).stdout
     assert "\x1b" not in piped and "#" not in piped and "OVERDUE" in piped
 
 
-def test_a_narrow_terminal_shows_what_matters_most_and_wraps_nothing(home: Path, cache: Path) -> None:
+def test_a_narrow_terminal_shows_what_matters_most_and_wraps_nothing(
+    home: Path, cache: Path
+) -> None:
     made(cache, expires_at=FAR_AHEAD, started_at=1)
     for width in (250, 120, 80, 60, 40, 20, 1):
         lines = on_terminal(LIST, home, width, NO_COLOR="1").splitlines()
@@ -310,10 +398,21 @@ def test_a_narrow_terminal_shows_what_matters_most_and_wraps_nothing(home: Path,
 
 def test_status_says_how_to_get_at_it(cli: Cli, cache: Path) -> None:
     forwards = (ycluster.PortForward(80, 8080), ycluster.PortForward(6443, 6443))
-    made(cache, expires_at=FAR_AHEAD, started_at=1, warn="10m", port_forwards=forwards, kubeconfig="/home/me/k config")
+    made(
+        cache,
+        expires_at=FAR_AHEAD,
+        started_at=1,
+        warn="10m",
+        port_forwards=forwards,
+        kubeconfig="/home/me/k config",
+    )
     out = cli("status").out
     assert re.search(r"^ports: +8080->80 6443$", out, re.MULTILINE)
-    assert re.search(r"^kubectl: +kubectl --kubeconfig '/home/me/k config' --context local get nodes$", out, re.MULTILINE)
+    assert re.search(
+        r"^kubectl: +kubectl --kubeconfig '/home/me/k config' --context local get nodes$",
+        out,
+        re.MULTILINE,
+    )
     assert re.search(r"^warning: +2099-12-31 23:50:00 UTC$", out, re.MULTILINE)
     assert json.loads(cli("status", "-o", "json").out)["warnsAt"] == "2099-12-31T23:50:00Z"
 
@@ -325,7 +424,9 @@ def findings(cli: Cli) -> tuple[int, dict[str, dict[str, str]]]:
     ran = cli("doctor", "-o", "json")
     shown = json.loads(ran.out)
     assert shown["version"] == 1
-    assert {tuple(finding) for finding in shown["findings"]} == {("name", "level", "text", "remedy")}
+    assert {tuple(finding) for finding in shown["findings"]} == {
+        ("name", "level", "text", "remedy")
+    }
     return ran.code, {finding["name"]: finding for finding in shown["findings"]}
 
 
@@ -334,22 +435,46 @@ def quick(monkeypatch: pytest.MonkeyPatch, processes: Processes) -> None:
     """No KVM to try; and of the processes only this test's: the same tests run beside it, on other Pythons."""
     every = ycluster.pids
     monkeypatch.setattr(ycluster, "try_kvm", lambda host: None)
-    monkeypatch.setattr(ycluster, "pids", lambda: [process.pid for process in processes.started if process.pid in every()])
+    monkeypatch.setattr(
+        ycluster,
+        "pids",
+        lambda: [process.pid for process in processes.started if process.pid in every()],
+    )
 
 
 def test_doctor_looks_at_the_host_and_changes_nothing(cli: Cli, home: Path, quick: None) -> None:
     code, found = findings(cli)
-    assert set(found) >= {"vm", "kvm", "systemd", "at", "libguestfs", "host kernel", "kubectl", "gcloud", "clock", "clusters"}
-    assert (code, found["clusters"]["level"]) == (5 if found["vm"]["level"] == "failure" else 0, "ok")
+    assert set(found) >= {
+        "vm",
+        "kvm",
+        "systemd",
+        "at",
+        "libguestfs",
+        "host kernel",
+        "kubectl",
+        "gcloud",
+        "clock",
+        "clusters",
+    }
+    assert (code, found["clusters"]["level"]) == (
+        5 if found["vm"]["level"] == "failure" else 0,
+        "ok",
+    )
     assert list(home.iterdir()) == []
     lines = cli("doctor").out.splitlines()
     assert [line.split()[1] for line in lines if not line.startswith(" ")][:2] == ["vm", "kvm"]
 
 
-def test_doctor_names_what_is_missing_and_how_to_get_it(cli: Cli, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_names_what_is_missing_and_how_to_get_it(
+    cli: Cli, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ycluster.Host, "which", lambda self, program: None)
     code, found = findings(cli)
-    assert code == 5 and found["vm"]["level"] == "failure" and "apt-get install" in found["vm"]["remedy"]
+    assert (
+        code == 5
+        and found["vm"]["level"] == "failure"
+        and "apt-get install" in found["vm"]["remedy"]
+    )
     assert found["kubectl"] == {
         "name": "kubectl", "level": "warning", "text": "missing: kubectl", "remedy": "sudo apt-get install kubernetes-client",
     }  # fmt: skip
@@ -357,7 +482,12 @@ def test_doctor_names_what_is_missing_and_how_to_get_it(cli: Cli, quick: None, m
 
 
 def test_doctor_finds_what_is_left_over(
-    cli: Cli, cache: Path, quick: None, timer: Memory, processes: Processes, monkeypatch: pytest.MonkeyPatch
+    cli: Cli,
+    cache: Path,
+    quick: None,
+    timer: Memory,
+    processes: Processes,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made(cache, "unguarded", expires_at=FAR_AHEAD)
     made(cache, "disarmed", expires_at=FAR_AHEAD, timer=ArmedTimer("none", "", FAR_AHEAD))
@@ -371,34 +501,52 @@ def test_doctor_finds_what_is_left_over(
 
     def attempt(host: ycluster.Host, argv: list[str], *, timeout: float) -> str:
         if "list-units" in argv:
-            return "".join(f"ycluster-reap-{name}.timer loaded\n\n" for name in (*units, "somebodys"))
+            return "".join(
+                f"ycluster-reap-{name}.timer loaded\n\n" for name in (*units, "somebodys")
+            )
         return units.get(argv[-1].rpartition("-")[2], "")
 
     monkeypatch.setattr(ycluster.Host, "attempt", attempt)
     code, found = findings(cli)
     assert code == 5 and not {"disarmed", "clusters"} & set(found)
-    assert (found["unguarded"]["level"], found["unguarded"]["remedy"]) == ("failure", "ycluster lifetime arm --name unguarded")
+    assert (found["unguarded"]["level"], found["unguarded"]["remedy"]) == (
+        "failure",
+        "ycluster lifetime arm --name unguarded",
+    )
     assert found["broken"]["level"] == "failure" and "not JSON" in found["broken"]["text"]
-    assert found["disk"]["level"] == "warning" and f"ycluster import {cache}/nobodys.qcow2" in found["disk"]["remedy"]
-    assert (found["vm"]["text"], found["vm"]["remedy"]) == ("gone runs, its cluster is gone: nothing ends it", f"kill {pid}")
+    assert (
+        found["disk"]["level"] == "warning"
+        and f"ycluster import {cache}/nobodys.qcow2" in found["disk"]["remedy"]
+    )
+    assert (found["vm"]["text"], found["vm"]["remedy"]) == (
+        "gone runs, its cluster is gone: nothing ends it",
+        f"kill {pid}",
+    )
     # Not that of a sidecar which is there, and can't be read: it may guard.
     stale = "ycluster-reap-gone.timer ycluster-reap-unguarded.timer"
     assert found["timers"]["remedy"] == f"systemctl --user stop {stale}"
 
 
-def test_doctor_passes_by_a_vm_whose_files_it_cannot_see(cli: Cli, tmp_path: Path, quick: None, processes: Processes) -> None:
+def test_doctor_passes_by_a_vm_whose_files_it_cannot_see(
+    cli: Cli, tmp_path: Path, quick: None, processes: Processes
+) -> None:
     """As another user's, behind a directory that is closed to us; here by a name that no file can have, since root sees all."""
     processes.start("", "-pidfile", str(tmp_path / ("x" * 300 + ".pid")))
     assert findings(cli)[1]["clusters"]["level"] == "ok"
 
 
-def test_doctor_tells_who_has_the_port_of_a_stopped_cluster(cli: Cli, cache: Path, quick: None, processes: Processes) -> None:
+def test_doctor_tells_who_has_the_port_of_a_stopped_cluster(
+    cli: Cli, cache: Path, quick: None, processes: Processes
+) -> None:
     code = "import socket; s = socket.socket(); s.bind(('127.0.0.1', 0)); s.listen(); open(sys.argv[1], 'w').write(str(s.getsockname()[1]))"
     processes.start("import sys; " + code, str(cache / "port"))
     port = int((cache / "port").read_text())
     made(cache, ssh_port=port)
     _, found = findings(cli)
-    assert found["demo"]["level"] == "warning" and f"can't listen on port {port}: python" in found["demo"]["text"]
+    assert (
+        found["demo"]["level"] == "warning"
+        and f"can't listen on port {port}: python" in found["demo"]["text"]
+    )
 
 
 def test_every_verb_has_an_example(cli: Cli) -> None:
@@ -413,4 +561,6 @@ def test_every_verb_has_an_example(cli: Cli) -> None:
     ]
     assert {"provision", "doctor"} <= set(verbs) and ("lifetime", "extend") in words
     for argv in words:
-        assert re.search(rf"example:\s.*ycluster\s+{' '.join(argv)}", cli(*argv, "--help").out.replace("\n", " ")), argv
+        assert re.search(
+            rf"example:\s.*ycluster\s+{' '.join(argv)}", cli(*argv, "--help").out.replace("\n", " ")
+        ), argv

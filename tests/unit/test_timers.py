@@ -22,7 +22,18 @@ from hypothesis import strategies as st
 from unit_support import NOW, Cli, Clocked, Memory, Processes, made
 
 import ycluster
-from ycluster import ArmedTimer, Files, Host, Output, State, arm_timer, replace, timer_argv, timers_for, unit_name
+from ycluster import (
+    ArmedTimer,
+    Files,
+    Host,
+    Output,
+    State,
+    arm_timer,
+    replace,
+    timer_argv,
+    timers_for,
+    unit_name,
+)
 
 labels = st.from_regex(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", fullmatch=True)
 DEADLINE = int(NOW) + 3600
@@ -45,7 +56,19 @@ def test_a_timer_runs_the_private_copy_by_absolute_paths(host: Clocked, cache: P
     interpreter, *rest = timer_argv(host, files, "at", "reap", "--wait", "120s")
     assert Path(interpreter).is_absolute() and Path(interpreter).exists()
     copy, sidecar = f"{cache}/demo.ycluster.py", f"{cache}/demo.json"
-    assert rest == ["-I", "-S", copy, "lifetime", "reap", "--wait", "120s", "--state", sidecar, "--by", "at"]
+    assert rest == [
+        "-I",
+        "-S",
+        copy,
+        "lifetime",
+        "reap",
+        "--wait",
+        "120s",
+        "--state",
+        sidecar,
+        "--by",
+        "at",
+    ]
 
 
 def test_a_timers_interpreter_is_not_that_of_a_virtual_environment(host: Clocked) -> None:
@@ -53,7 +76,9 @@ def test_a_timers_interpreter_is_not_that_of_a_virtual_environment(host: Clocked
     assert not Path(host.interpreter()).parent.parent.joinpath("pyvenv.cfg").exists()
 
 
-def test_the_private_copy_is_this_program_and_works_alone(host: Clocked, cache: Path, tmp_path: Path) -> None:
+def test_the_private_copy_is_this_program_and_works_alone(
+    host: Clocked, cache: Path, tmp_path: Path
+) -> None:
     state = made(cache, lifetime="")
     ycluster.install_program(host, state.files)
     assert state.files.program.read_bytes() == Path(ycluster.__file__).read_bytes()
@@ -88,7 +113,12 @@ def test_names_that_look_alike_in_a_units_name_are_told_apart() -> None:
 
 def test_unit_names_differ_by_place_deadline_and_nonce() -> None:
     one, other = Files(Path("/a"), "demo"), Files(Path("/b"), "demo")
-    names = [unit_name(one, 5, "x"), unit_name(other, 5, "x"), unit_name(one, 6, "x"), unit_name(one, 5, "y")]
+    names = [
+        unit_name(one, 5, "x"),
+        unit_name(other, 5, "x"),
+        unit_name(one, 6, "x"),
+        unit_name(one, 5, "y"),
+    ]
     assert len(set(names)) == 4 and all("demo" in name for name in names)
     assert unit_name(one, 5, "x") == names[0]
 
@@ -102,7 +132,9 @@ def test_at_is_asked_for_the_minute_of_the_deadline_with_a_job_that_waits(
     class Recorder(Clocked):
         def run(self, argv, **options):  # type: ignore[no-untyped-def]
             seen.append((argv, options))
-            return subprocess.CompletedProcess(tuple(argv), 0, "", "warning: commands will be executed\njob 7 at Sat Nov 22\n")
+            return subprocess.CompletedProcess(
+                tuple(argv), 0, "", "warning: commands will be executed\njob 7 at Sat Nov 22\n"
+            )
 
     host = Recorder(home, AWS_SECRET_ACCESS_KEY="hush")
     files = Files(cache, "it's")
@@ -127,11 +159,15 @@ def test_the_environment_can_choose_a_timer(home: Path, name: str) -> None:
 
 
 def test_a_timer_that_does_not_exist_is_a_usage_error(home: Path) -> None:
-    with pytest.raises(ycluster.UsageError, match="YCLUSTER_TIMER=cron: it is none of systemd, at, watcher"):
+    with pytest.raises(
+        ycluster.UsageError, match="YCLUSTER_TIMER=cron: it is none of systemd, at, watcher"
+    ):
         timers_for(Clocked(home, YCLUSTER_TIMER="cron"))
 
 
-def test_programs_that_are_missing_make_a_timer_unusable(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_programs_that_are_missing_make_a_timer_unusable(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Host, "which", lambda self, program: None)
     host = Clocked(home)
     systemd, at, watcher = ycluster.TIMERS
@@ -151,7 +187,10 @@ def test_the_new_timer_stands_and_is_saved_before_the_old_one_goes(
     state = arm_timer(host, made(cache, expires_at=DEADLINE))
     state = arm_timer(host, replace(state, expires_at=DEADLINE + 60))
     assert log == ["arm a-0", "arm a-1", "cancel a-0 while a-1 is saved"]
-    assert state.timer == ArmedTimer("a", "a-1", DEADLINE + 60) and ycluster.load_state(state.files) == state
+    assert (
+        state.timer == ArmedTimer("a", "a-1", DEADLINE + 60)
+        and ycluster.load_state(state.files) == state
+    )
 
 
 def test_arming_the_same_deadline_again_is_nothing(
@@ -183,7 +222,11 @@ def test_a_timer_that_got_lost_is_armed_again(
     ids=["unusable", "fails", "hangs", "breaks"],
 )
 def test_a_timer_that_does_not_work_is_passed_over(
-    host: Clocked, cache: Path, monkeypatch: pytest.MonkeyPatch, log: list[str], first: dict[str, object]
+    host: Clocked,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    log: list[str],
+    first: dict[str, object],
 ) -> None:
     use(monkeypatch, Memory("a", log, **first), Memory("b", log))  # type: ignore[arg-type]
     state = arm_timer(host, made(cache, expires_at=DEADLINE))
@@ -194,7 +237,11 @@ def test_a_timer_that_does_not_work_is_passed_over(
 def test_where_nothing_works_the_deadline_is_saved_and_it_says_so(
     host: Clocked, cache: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]
 ) -> None:
-    use(monkeypatch, Memory("a", log, unusable="no daemon"), Memory("b", log, error=ycluster.TimedOut("slow")))
+    use(
+        monkeypatch,
+        Memory("a", log, unusable="no daemon"),
+        Memory("b", log, error=ycluster.TimedOut("slow")),
+    )
     with pytest.raises(ycluster.PrerequisiteError, match=r"a: no daemon; b: slow") as caught:
         arm_timer(host, made(cache, expires_at=DEADLINE, timer=ArmedTimer("a", "gone", 5)))
     saved = ycluster.load_state(Files(cache, "demo"))
@@ -210,10 +257,14 @@ def test_an_old_timer_that_cannot_be_cancelled_is_no_obstacle(
 
     use(monkeypatch, Stuck("a", log))
     state = arm_timer(host, made(cache, expires_at=DEADLINE))
-    assert arm_timer(host, replace(state, expires_at=DEADLINE + 1)).timer == ArmedTimer("a", "a-1", DEADLINE + 1)
+    assert arm_timer(host, replace(state, expires_at=DEADLINE + 1)).timer == ArmedTimer(
+        "a", "a-1", DEADLINE + 1
+    )
 
 
-def test_no_deadline_takes_the_timer_away(host: Clocked, cache: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]) -> None:
+def test_no_deadline_takes_the_timer_away(
+    host: Clocked, cache: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]
+) -> None:
     timer = Memory("a", log)
     use(monkeypatch, timer)
     state = arm_timer(host, made(cache, expires_at=DEADLINE))
@@ -225,7 +276,9 @@ def test_a_timer_of_another_version_is_no_obstacle(
     host: Clocked, cache: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]
 ) -> None:
     use(monkeypatch, Memory("a", log))
-    state = arm_timer(host, made(cache, expires_at=DEADLINE, timer=ArmedTimer("launchd", "x", DEADLINE)))
+    state = arm_timer(
+        host, made(cache, expires_at=DEADLINE, timer=ArmedTimer("launchd", "x", DEADLINE))
+    )
     assert state.timer and state.timer.backend == "a"
 
 
@@ -234,7 +287,10 @@ def test_the_warning_has_a_timer_of_its_own_which_comes_second_and_goes_with_the
 ) -> None:
     use(monkeypatch, Memory("a", log))
     state = arm_timer(host, made(cache, expires_at=DEADLINE, warn="10m"))
-    assert state.timer == ArmedTimer("a", "a-0", DEADLINE, "a-1") and ycluster.load_state(state.files) == state
+    assert (
+        state.timer == ArmedTimer("a", "a-0", DEADLINE, "a-1")
+        and ycluster.load_state(state.files) == state
+    )
     assert arm_timer(host, state) == state and log == ["arm a-0", "arm a-1"]
     state = arm_timer(host, replace(state, warned=DEADLINE), fired=True)
     assert state.timer == ArmedTimer("a", "a-2", DEADLINE)
@@ -369,7 +425,10 @@ def test_a_watcher_that_does_not_come_up_is_no_guard(
 
 
 def arm_watcher(cache: Path, home: Path, **fields: Any) -> tuple[Host, State]:
-    host = Host({"HOME": str(home), "PATH": "/usr/bin:/bin", "YCLUSTER_TIMER": "watcher"}, Clocked(home).output)
+    host = Host(
+        {"HOME": str(home), "PATH": "/usr/bin:/bin", "YCLUSTER_TIMER": "watcher"},
+        Clocked(home).output,
+    )
     state = made(cache, **fields)
     with ycluster.locked(host, state.files.lock, timeout=5):
         return host, arm_timer(host, state)
@@ -403,7 +462,9 @@ def watched(cache: Path) -> Iterator[Files]:
         os.kill(pid, signal.SIGKILL)
 
 
-def test_the_watcher_holds_its_lock_and_leaves_when_it_is_disarmed(watched: Files, cache: Path, home: Path) -> None:
+def test_the_watcher_holds_its_lock_and_leaves_when_it_is_disarmed(
+    watched: Files, cache: Path, home: Path
+) -> None:
     host, state = arm_watcher(cache, home, expires_at=int(time.time()) + 3600)
     assert state.timer == ArmedTimer("watcher", "watch", state.expires_at or 0)
     assert ycluster.flock_held(watched.watch_lock) and ycluster.is_armed(host, state)
@@ -441,7 +502,9 @@ def test_a_suspend_costs_a_watcher_one_interval_at_most(
     assert reaped and 0 <= reaped.at - deadline <= ycluster.WATCH_INTERVAL
 
 
-def test_the_watcher_reaps_at_the_deadline_and_leaves(watched: Files, cache: Path, home: Path) -> None:
+def test_the_watcher_reaps_at_the_deadline_and_leaves(
+    watched: Files, cache: Path, home: Path
+) -> None:
     deadline = int(time.time()) + 1
     arm_watcher(cache, home, expires_at=deadline)
     assert poll(lambda: not ycluster.flock_held(watched.watch_lock))
@@ -527,7 +590,9 @@ def test_only_one_watcher_watches(host: Clocked, cache: Path) -> None:
 # --- systemd's argv, as the real one would be called
 
 
-def test_systemd_is_given_calendar_time_and_an_explicit_environment(home: Path, tmp_path: Path) -> None:
+def test_systemd_is_given_calendar_time_and_an_explicit_environment(
+    home: Path, tmp_path: Path
+) -> None:
     seen = []
 
     class Recorder(Clocked):
@@ -539,12 +604,24 @@ def test_systemd_is_given_calendar_time_and_an_explicit_environment(home: Path, 
     host = Recorder(home, SECRET="hush")
     unit = ycluster.SystemdTimer().arm(host, files, ycluster.parse_time("2025-11-22T09:26:59Z"))
     argv = seen[0]
-    assert f"--unit={unit}" in argv and "--on-calendar=2025-11-22 09:26:59 UTC" in argv and "--collect" in argv
-    assert "--timer-property=AccuracySec=1s" in argv and f"--setenv=HOME={home}" in argv and "hush" not in str(argv)
+    assert (
+        f"--unit={unit}" in argv
+        and "--on-calendar=2025-11-22 09:26:59 UTC" in argv
+        and "--collect" in argv
+    )
+    assert (
+        "--timer-property=AccuracySec=1s" in argv
+        and f"--setenv=HOME={home}" in argv
+        and "hush" not in str(argv)
+    )
     # It fires when the clock is set, is gone once it has, and what it re-arms outlives its service.
     assert "--on-clock-change" in argv and "--timer-property=RemainAfterElapse=no" in argv
     assert "--property=KillMode=process" in argv
-    assert [word for word in argv if not word.startswith("-")][-3:] == ["reap", str(files.sidecar), "systemd"]
+    assert [word for word in argv if not word.startswith("-")][-3:] == [
+        "reap",
+        str(files.sidecar),
+        "systemd",
+    ]
     ycluster.SystemdTimer().arm(host, files, int(NOW) - 100)
     assert "--on-calendar=2025-11-22 08:26:43 UTC" in seen[2]  # a time in the past would never fire
 
@@ -559,7 +636,9 @@ def test_a_systemd_timer_without_a_time_is_not_armed(home: Path, cache: Path, sa
 
     files = Files(cache, "demo")
     files.program.touch()
-    assert not ycluster.SystemdTimer().armed(Answers(home), files, ArmedTimer("systemd", "x", DEADLINE))
+    assert not ycluster.SystemdTimer().armed(
+        Answers(home), files, ArmedTimer("systemd", "x", DEADLINE)
+    )
     with pytest.raises(ycluster.YclusterError, match="has no time for it to fire"):
         ycluster.SystemdTimer().arm(Answers(home), files, DEADLINE)
 

@@ -51,9 +51,13 @@ def files(cache: Path) -> Files:
     return Files(cache, "demo")
 
 
-def qemu(processes: Processes, files: Files, code: str = "", *, pidfile: str = "") -> subprocess.Popen[bytes]:
+def qemu(
+    processes: Processes, files: Files, code: str = "", *, pidfile: str = ""
+) -> subprocess.Popen[bytes]:
     """A process with QEMU's identity: our -pidfile in its argv, and its pid in that file."""
-    process = processes.start(code, "-name", "demo", "-pidfile", pidfile or str(files.pidfile), "-daemonize")
+    process = processes.start(
+        code, "-name", "demo", "-pidfile", pidfile or str(files.pidfile), "-daemonize"
+    )
     files.pidfile.write_text(f"{process.pid}\n")
     return process
 
@@ -99,19 +103,25 @@ def test_a_vm_that_is_a_zombie_has_ended(files: Files, processes: Processes) -> 
     assert found(files) is None
 
 
-def test_a_foreign_process_in_the_pidfile_is_never_taken_for_the_vm(files: Files, processes: Processes) -> None:
+def test_a_foreign_process_in_the_pidfile_is_never_taken_for_the_vm(
+    files: Files, processes: Processes
+) -> None:
     innocent = processes.start("")
     files.pidfile.write_text(f"{innocent.pid}\n")
     assert found(files) is None
 
 
 @pytest.mark.parametrize("other", ["/elsewhere/demo.pid", "demo2.pid", "demo.pid.bak"])
-def test_the_vm_of_another_cluster_is_not_ours(files: Files, processes: Processes, other: str) -> None:
+def test_the_vm_of_another_cluster_is_not_ours(
+    files: Files, processes: Processes, other: str
+) -> None:
     qemu(processes, files, pidfile=str(files.cache_dir / other))
     assert found(files) is None
 
 
-def test_the_vm_is_known_by_another_spelling_of_its_directory(files: Files, processes: Processes, tmp_path: Path) -> None:
+def test_the_vm_is_known_by_another_spelling_of_its_directory(
+    files: Files, processes: Processes, tmp_path: Path
+) -> None:
     (tmp_path / "link").symlink_to(files.cache_dir)
     process = qemu(processes, files, pidfile=str(tmp_path / "link" / "demo.pid"))
     assert found(files) == process.pid
@@ -119,7 +129,18 @@ def test_the_vm_is_known_by_another_spelling_of_its_directory(files: Files, proc
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\n", b"junk", b"-1", b"0", b"1", b"99999999999999", b"\xff\xfe", "\u0661\u0662".encode(), b"12 34"],
+    [
+        b"",
+        b"\n",
+        b"junk",
+        b"-1",
+        b"0",
+        b"1",
+        b"99999999999999",
+        b"\xff\xfe",
+        "\u0661\u0662".encode(),
+        b"12 34",
+    ],
 )
 def test_a_garbage_pidfile_names_no_process(files: Files, content: bytes) -> None:
     files.pidfile.write_bytes(content)
@@ -127,7 +148,9 @@ def test_a_garbage_pidfile_names_no_process(files: Files, content: bytes) -> Non
 
 
 @pytest.mark.parametrize("left", [None, b"4194303\n", b"junk"], ids=["lost", "stale", "garbage"])
-def test_a_vm_whose_pidfile_is_lost_is_found_by_its_lock(files: Files, processes: Processes, left: bytes | None) -> None:
+def test_a_vm_whose_pidfile_is_lost_is_found_by_its_lock(
+    files: Files, processes: Processes, left: bytes | None
+) -> None:
     fd = ycluster.try_flock(files.vm_lock)
     assert fd is not None
     process = processes.start("", "-pidfile", str(files.pidfile), pass_fds=[fd])
@@ -191,7 +214,9 @@ def test_a_guest_is_not_woken_before_a_timer_guards_it(
     assert ycluster.vm_status(host, files) == "paused"
 
 
-def test_a_monitor_that_does_not_answer_is_unresponsive(files: Files, processes: Processes, host: Clocked) -> None:
+def test_a_monitor_that_does_not_answer_is_unresponsive(
+    files: Files, processes: Processes, host: Clocked
+) -> None:
     qemu(processes, files)
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(files.qmp))
@@ -201,7 +226,9 @@ def test_a_monitor_that_does_not_answer_is_unresponsive(files: Files, processes:
 # --- stop_vm
 
 
-def stopped_by(host: ycluster.Host, files: Files, process: subprocess.Popen[bytes], ssh: object = None) -> tuple[str, int]:
+def stopped_by(
+    host: ycluster.Host, files: Files, process: subprocess.Popen[bytes], ssh: object = None
+) -> tuple[str, int]:
     """The rung that ended it, and its exit status."""
     with find_vm(files) as vm:
         assert vm
@@ -247,14 +274,19 @@ def test_a_vm_that_nothing_ends_is_an_error(
         stop_vm(impatient, files, vm, lambda: None)
 
 
-def test_a_vm_with_no_monitor_is_powered_off_by_ssh(files: Files, processes: Processes, impatient: Clocked) -> None:
+def test_a_vm_with_no_monitor_is_powered_off_by_ssh(
+    files: Files, processes: Processes, impatient: Clocked
+) -> None:
     process = qemu(processes, files)
     assert stopped_by(impatient, files, process, process.kill)[0] == "ssh poweroff"
 
 
 @pytest.mark.parametrize(
     "frozen, error",
-    [(False, ycluster.ProgramFailed(["ssh"], 255, "no route")), (True, OSError(errno.ENOENT, "ssh"))],
+    [
+        (False, ycluster.ProgramFailed(["ssh"], 255, "no route")),
+        (True, OSError(errno.ENOENT, "ssh")),
+    ],
     ids=["awake", "frozen"],
 )
 def test_a_rung_that_fails_leads_to_the_next(
@@ -271,12 +303,16 @@ def test_a_rung_that_fails_leads_to_the_next(
     assert "ssh poweroff did not end it" in impatient.log.getvalue()
 
 
-def test_a_vm_that_ignores_sigterm_is_killed(files: Files, processes: Processes, impatient: Clocked) -> None:
+def test_a_vm_that_ignores_sigterm_is_killed(
+    files: Files, processes: Processes, impatient: Clocked
+) -> None:
     process = qemu(processes, files, IGNORE_TERM)
     assert stopped_by(impatient, files, process) == ("SIGKILL", -signal.SIGKILL)
 
 
-def test_a_vm_that_has_ended_meanwhile_needs_no_rung(files: Files, processes: Processes, host: Clocked) -> None:
+def test_a_vm_that_has_ended_meanwhile_needs_no_rung(
+    files: Files, processes: Processes, host: Clocked
+) -> None:
     process = qemu(processes, files)
     with find_vm(files) as vm:
         assert vm
@@ -285,7 +321,9 @@ def test_a_vm_that_has_ended_meanwhile_needs_no_rung(files: Files, processes: Pr
         assert stop_vm(host, files, vm, lambda: None) == "guest-shutdown"
 
 
-def test_no_signal_ever_reaches_a_process_that_is_not_the_vm(files: Files, processes: Processes, impatient: Clocked) -> None:
+def test_no_signal_ever_reaches_a_process_that_is_not_the_vm(
+    files: Files, processes: Processes, impatient: Clocked
+) -> None:
     """The pidfile comes to name an innocent process between the look and the stop."""
     process, innocent = qemu(processes, files), processes.start("")
     with find_vm(files) as vm:
@@ -301,7 +339,9 @@ def test_halting_a_cluster_whose_pidfile_names_an_innocent_process_does_nothing(
 ) -> None:
     innocent = processes.start("")
     files.pidfile.write_text(str(innocent.pid))
-    ycluster.save_state(ycluster.State(name="demo", cache_dir=str(files.cache_dir), lifetime="1h", expires_at=1))
+    ycluster.save_state(
+        ycluster.State(name="demo", cache_dir=str(files.cache_dir), lifetime="1h", expires_at=1)
+    )
     ycluster.reap(host, files, by="test")
     assert innocent.poll() is None and ycluster.load_state(files).expires_at is None
 
@@ -323,10 +363,16 @@ def test_a_python_without_pidfds_of_its_own_signals_by_them_all_the_same(
         ycluster.pidfd_open(process.pid)
 
 
-def test_a_vm_out_of_sight_is_not_taken_for_stopped(host: Clocked, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vm_out_of_sight_is_not_taken_for_stopped(
+    host: Clocked, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another container's QEMU holds the lock: nothing may be concluded, and nothing removed."""
-    monkeypatch.setattr(ycluster.select, "select", lambda *args: None)  # it looks again for five seconds
-    state = made(files.cache_dir, expires_at=int(host.now()) - 5, on_expiry="teardown", ran_with="kvm")
+    monkeypatch.setattr(
+        ycluster.select, "select", lambda *args: None
+    )  # it looks again for five seconds
+    state = made(
+        files.cache_dir, expires_at=int(host.now()) - 5, on_expiry="teardown", ran_with="kvm"
+    )
     files.disk.write_text("data")
     held = ycluster.try_flock(files.vm_lock)
     assert held is not None
@@ -353,14 +399,24 @@ def test_stop_goes_on_until_no_process_of_the_cluster_is_left(
     files.pidfile.write_text(str(launcher.pid))
     lock = os.open(files.vm_lock, os.O_RDWR | os.O_CREAT)
     os.close(lock)
-    monkeypatch.setattr(ycluster, "flock_held", lambda path: path == files.vm_lock and daemon.poll() is None)
-    monkeypatch.setattr(impatient, "run", lambda *args, **kw: (launcher if launcher.poll() is None else daemon).kill())
+    monkeypatch.setattr(
+        ycluster, "flock_held", lambda path: path == files.vm_lock and daemon.poll() is None
+    )
+    monkeypatch.setattr(
+        impatient,
+        "run",
+        lambda *args, **kw: (launcher if launcher.poll() is None else daemon).kill(),
+    )
     ycluster.stop(impatient, state.files)
     assert launcher.wait() and daemon.wait() and not files.pidfile.exists()
 
 
-@pytest.mark.parametrize("ran_with, kept", [("", True), ("tcg", False)], ids=["never ran in this budget", "ran"])
-def test_an_expiry_tears_nothing_down_that_never_ran(host: Clocked, files: Files, ran_with: str, kept: bool) -> None:
+@pytest.mark.parametrize(
+    "ran_with, kept", [("", True), ("tcg", False)], ids=["never ran in this budget", "ran"]
+)
+def test_an_expiry_tears_nothing_down_that_never_ran(
+    host: Clocked, files: Files, ran_with: str, kept: bool
+) -> None:
     made(files.cache_dir, expires_at=int(host.now()) - 5, on_expiry="teardown", ran_with=ran_with)
     files.disk.write_text("data")
     ycluster.reap(host, files, by="hand")
@@ -368,7 +424,9 @@ def test_an_expiry_tears_nothing_down_that_never_ran(host: Clocked, files: Files
     assert not kept or ycluster.load_state(files).expires_at is None
 
 
-def test_a_better_timer_is_taken_when_one_arms_again(host: Clocked, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_better_timer_is_taken_when_one_arms_again(
+    host: Clocked, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Memory:
         def __init__(self, name: str) -> None:
             self.name, self.survives, self.cancelled = name, {}, []  # type: ignore[var-annotated]
@@ -400,7 +458,9 @@ def test_a_host_without_a_home_still_finds_the_clusters_of_its_index(
     made(cache)
     host = Clocked(tmp_path, XDG_STATE_HOME=str(tmp_path / "state"))
     ycluster.remember_cache_dir(host, cache)
-    monkeypatch.setattr(host, "home", lambda: (_ for _ in ()).throw(ycluster.PrerequisiteError("no home directory")))
+    monkeypatch.setattr(
+        host, "home", lambda: (_ for _ in ()).throw(ycluster.PrerequisiteError("no home directory"))
+    )
     assert ycluster.discover(host) == [Files(cache.resolve(), "demo")]
 
 
@@ -411,9 +471,13 @@ def test_resume_wakes_a_guest_that_stopped_by_itself_and_gives_it_a_deadline(
     qemu(processes, files)
     made(files.cache_dir)
     woken: list[int] = []
-    monkeypatch.setattr(ycluster, "vm_status", lambda host, files: "running" if woken else "io-error")
+    monkeypatch.setattr(
+        ycluster, "vm_status", lambda host, files: "running" if woken else "io-error"
+    )
     monkeypatch.setattr(ycluster, "resume_vm", lambda host, files, vm: woken.append(vm.pid))
-    monkeypatch.setattr(ycluster, "arm_timer", lambda host, state, *args, **kw: ycluster.save_state(state))
+    monkeypatch.setattr(
+        ycluster, "arm_timer", lambda host, state, *args, **kw: ycluster.save_state(state)
+    )
     ycluster.resume(host, files)
     assert len(woken) == 1 and ycluster.load_state(files).expires_at == int(host.now()) + 8 * 3600
 
@@ -429,10 +493,20 @@ def test_resume_fails_where_the_guest_does_not_go_on(
         ycluster.resume(host, files)
 
 
-def test_a_verb_cannot_be_put_to_sleep_with_a_lock_in_its_hand(files: Files, tmp_path: Path, processes: Processes) -> None:
+def test_a_verb_cannot_be_put_to_sleep_with_a_lock_in_its_hand(
+    files: Files, tmp_path: Path, processes: Processes
+) -> None:
     ends = ycluster.parse_time("2999-01-01T00:00:00Z")
     made(files.cache_dir, expires_at=ends, timer=ycluster.ArmedTimer("watcher", "watch", ends))
-    argv = [ycluster.__file__, "lifetime", "watch", "--state", str(files.sidecar), "--by", "watcher"]
+    argv = [
+        ycluster.__file__,
+        "lifetime",
+        "watch",
+        "--state",
+        str(files.sidecar),
+        "--by",
+        "watcher",
+    ]
     process = subprocess.Popen([sys.executable, *argv], env={"HOME": str(tmp_path)})
     try:
         until = time.monotonic() + 60

@@ -55,7 +55,9 @@ def test_valid_text_has_the_value_of_the_json_beside_it(path: Path) -> None:
 def test_invalid_text_is_refused_in_these_words(path: Path) -> None:
     with pytest.raises(ycluster.ConfigError) as caught:
         ycluster.parse_yaml(path.read_bytes().decode(), path.name)
-    assert f"{caught.value}\n{caught.value.hint}\n" == path.with_suffix(".txt").read_text(encoding="utf-8")
+    assert f"{caught.value}\n{caught.value.hint}\n" == path.with_suffix(".txt").read_text(
+        encoding="utf-8"
+    )
 
 
 # --- Nodes ---
@@ -143,12 +145,18 @@ def test_booleans_of_yaml_1_1_are_refused_until_quoted(text: str) -> None:
 
 
 def number_like() -> st.SearchStrategy[str]:
-    head = st.tuples(st.sampled_from(["", "-", "+"]), st.sampled_from(["", "0", "1", "9", "0x", "0o", "0b"]))
-    return st.tuples(head, st.text("0123456789_:.eEabF+-", min_size=1, max_size=9)).map(lambda t: "".join(t[0]) + t[1])
+    head = st.tuples(
+        st.sampled_from(["", "-", "+"]), st.sampled_from(["", "0", "1", "9", "0x", "0o", "0b"])
+    )
+    return st.tuples(head, st.text("0123456789_:.eEabF+-", min_size=1, max_size=9)).map(
+        lambda t: "".join(t[0]) + t[1]
+    )
 
 
 @given(number_like())
-def test_whatever_looks_like_a_number_is_a_json_number_a_plain_decimal_a_text_or_refused(text: str) -> None:
+def test_whatever_looks_like_a_number_is_a_json_number_a_plain_decimal_a_text_or_refused(
+    text: str,
+) -> None:
     try:
         value = read(f"[{text}]")[0]
     except ycluster.ConfigError:
@@ -166,13 +174,25 @@ def test_whatever_looks_like_a_number_is_a_json_number_a_plain_decimal_a_text_or
 
 
 def finite_json() -> st.SearchStrategy[Any]:
-    leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts()
-    return st.recursive(leaves, lambda inner: st.lists(inner) | st.dictionaries(texts(), inner), max_leaves=20)
+    leaves = (
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats(allow_nan=False, allow_infinity=False)
+        | texts()
+    )
+    return st.recursive(
+        leaves, lambda inner: st.lists(inner) | st.dictionaries(texts(), inner), max_leaves=20
+    )
 
 
 def texts() -> st.SearchStrategy[str]:
-    special = st.text(alphabet="ab01 \t\n:-?,[]{}#&*!|>'\"%@`~\\.+eé😀\x00\x85\u2028\ufeff", max_size=12)
-    words = st.sampled_from(["", "null", "true", "yes", "012", "1e3", "- a", "a: b", "<<", "---", "...", "# c"])
+    special = st.text(
+        alphabet="ab01 \t\n:-?,[]{}#&*!|>'\"%@`~\\.+eé😀\x00\x85\u2028\ufeff", max_size=12
+    )
+    words = st.sampled_from(
+        ["", "null", "true", "yes", "012", "1e3", "- a", "a: b", "<<", "---", "...", "# c"]
+    )
     return special | words | st.text(max_size=12).filter(lambda text: text.isprintable())
 
 
@@ -189,13 +209,17 @@ def emit(data: Any, indent: int, style: int) -> str:
     pad = " " * indent
     if isinstance(data, dict) and data:
         step = indent + 1 + style % 3
-        lines = [f"\n{pad}{json.dumps(key)}:{emit(value, step, style)}" for key, value in data.items()]
+        lines = [
+            f"\n{pad}{json.dumps(key)}:{emit(value, step, style)}" for key, value in data.items()
+        ]
         return "".join(lines)
     if isinstance(data, list) and data:
         space = 1 + style % 2
         items = [emit(item, indent + 1 + space, style) for item in data]
         compact = style % 2 == 0
-        lines = [f"\n{pad}-" + (" " * space + item.lstrip("\n ") if compact else item) for item in items]
+        lines = [
+            f"\n{pad}-" + (" " * space + item.lstrip("\n ") if compact else item) for item in items
+        ]
         return "".join(lines)
     if isinstance(data, str) and data and data.isprintable() and style % 5 == 0:
         return " '" + data.replace("'", "''") + "'"
@@ -218,7 +242,9 @@ def test_block_style_reads_back(data: Any, style: int) -> None:
 
 
 @pytest.mark.parametrize("quote", ["", "'", '"'], ids=["plain", "single", "double"])
-@pytest.mark.parametrize(("before", "after"), [("", ""), ("k: ", ""), ("- - ", ""), ("[x, ", "]"), ("{k: ", "}")])
+@pytest.mark.parametrize(
+    ("before", "after"), [("", ""), ("k: ", ""), ("- - ", ""), ("[x, ", "]"), ("{k: ", "}")]
+)
 @given(st.lists(st.text("ab1 :#-\\\t", max_size=5), max_size=3), st.integers(0, 2))
 def test_a_plain_or_quoted_text_of_several_lines_is_refused(
     before: str, after: str, quote: str, lines: list[str], deeper: int
@@ -247,7 +273,9 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 @settings(max_examples=settings().max_examples * 5)
 @given(
     st.lists(
-        st.sampled_from([*" \n:-?,[]{}#&|>'\"\\\ta1", "\n  ", "- ", "a: ", "|\n ", "---\n", "\n\n"]),
+        st.sampled_from(
+            [*" \n:-?,[]{}#&|>'\"\\\ta1", "\n  ", "- ", "a: ", "|\n ", "---\n", "\n\n"]
+        ),
         max_size=25,
     )
 )
@@ -260,7 +288,9 @@ def test_a_valid_text_with_a_change_is_read_or_refused(path: Path, data: st.Data
     text = path.read_bytes().decode()
     start = data.draw(st.integers(0, len(text)))
     end = data.draw(st.integers(start, min(len(text), start + 5)))
-    value_or_refusal(text[:start] + data.draw(st.text("\t\n :-[]{}#'\"|>\\a1&\0", max_size=3)) + text[end:])
+    value_or_refusal(
+        text[:start] + data.draw(st.text("\t\n :-[]{}#'\"|>\\a1&\0", max_size=3)) + text[end:]
+    )
 
 
 @given(st.sampled_from(VALID), st.data())
@@ -307,7 +337,11 @@ def test_a_long_hostile_text_ends(piece: str, before: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["[" + "1," * 20_000 + "]", "\n".join(f"k{i:x}:" for i in range(10_000)), ">\n" + " x\n  y\n\n" * 5_000],
+    [
+        "[" + "1," * 20_000 + "]",
+        "\n".join(f"k{i:x}:" for i in range(10_000)),
+        ">\n" + " x\n  y\n\n" * 5_000,
+    ],
     ids=["items", "keys", "folded lines"],
 )
 def test_a_long_honest_text_is_read(text: str) -> None:

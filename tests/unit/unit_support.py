@@ -30,7 +30,8 @@ class Clocked(Host):
     def __init__(self, home: Path, **environ: str) -> None:
         self.log = io.StringIO()
         super().__init__(
-            {"HOME": str(home), "PATH": os.environ["PATH"], **environ}, Output(io.StringIO(), self.log, verbose=False)
+            {"HOME": str(home), "PATH": os.environ["PATH"], **environ},
+            Output(io.StringIO(), self.log, verbose=False),
         )
         self.time, self.booted, self.boots = NOW, NOW - 3600, 1
 
@@ -62,7 +63,9 @@ class Memory:
 
     survives = {"logout": "yes"}  # noqa: RUF012
 
-    def __init__(self, name: str, log: list[str], *, unusable: str = "", error: Exception | None = None) -> None:
+    def __init__(
+        self, name: str, log: list[str], *, unusable: str = "", error: Exception | None = None
+    ) -> None:
         self.name, self.log, self.reason, self.error = name, log, unusable, error
         self.standing: dict[str, int] = {}
 
@@ -124,7 +127,11 @@ class Processes:
     def start(self, code: str, *argv: str, pass_fds: Sequence[int] = ()) -> subprocess.Popen[bytes]:
         """A Python process that runs `code`, then says so, then sleeps."""
         code += "\nimport sys, time; sys.stdout.write('up\\n'); sys.stdout.flush(); time.sleep(600)"
-        process = subprocess.Popen([sys.executable, "-I", "-S", "-c", code, *argv], stdout=subprocess.PIPE, pass_fds=pass_fds)
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", code, *argv],
+            stdout=subprocess.PIPE,
+            pass_fds=pass_fds,
+        )
         self.started.append(process)
         assert process.stdout is not None and process.stdout.readline() == b"up\n"
         return process
@@ -142,7 +149,13 @@ def tree(root: Path) -> dict[str, object]:
     for path in sorted(root.rglob("*")):
         content: object = None
         with contextlib.suppress(OSError):
-            content = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+            content = (
+                os.readlink(path)
+                if path.is_symlink()
+                else path.read_bytes()
+                if path.is_file()
+                else None
+            )
         found[str(path.relative_to(root))] = (oct(path.lstat().st_mode), content)
     return found
 
