@@ -804,85 +804,47 @@ def parse_until(text: str, now: float) -> int:
     return int((shown if shown.timestamp() > now else shown + timedelta(days=1)).timestamp())
 
 
-# === 6 YAML subset ===================================================================================
-# The part of YAML 1.2.2 that configs are written in, and with it JSON. A document gets the value that a reader of the
-# core schema gives it, or is refused with file:line:column and a remedy. Numbers are those of https://yaml.org/spec/1.2.2/.
-# A plain or quoted scalar stands on one line, text of several lines in a literal or folded block that starts with no blank.
-# A function takes the position where something starts and returns the one behind it. Block functions return that of the
-# next token, which is the first on its line, or the end of the text; `indent` is the column of the collection that they
-# stand in (-1 in the document itself). A character is looked at a fixed number of times at most.
+# === 6 YAML subset ================================================================================
+# The part of YAML 1.2.2 that configs are written in; all of JSON is in it. A document gets the
+# value that every reader of the core schema gives it, or is refused with file:line:column and a
+# remedy. Sections and [numbers] of grammar rules are those of https://yaml.org/spec/1.2.2/.
+# A reading function takes the source and the position where something starts, and returns the
+# position after it (block functions: that of the next token) and what it read. Each character is
+# looked at a bounded number of times.
+
+# --- source and errors
 
 YamlValue: TypeAlias = "None | bool | int | float | str | list[Node] | dict[str, Node]"
+_Read: TypeAlias = "tuple[int, Node]"  # the position after what was read, and what was read
 
-_MAX_TEXT = 256 * 1024  # characters; a config has a few thousand, and reading takes some µs each
-_MAX_DEPTH = 100  # collections around a value; each takes two Python frames
+_MAX_TEXT = (
+    256 * 1024
+)  # characters; a config has a few thousand, and reading each takes microseconds
+_MAX_DEPTH = 100  # collections around a value; each takes two or three Python frames
 _MAX_KEY = 1024  # characters of an implicit key, section 7.4.2
 _MAX_NUMBER = 640  # characters; with PYTHONINTMAXSTRDIGITS at its lowest, int() takes no more
 
-# Not c-printable [1], a byte order mark, or one of the three that break a line in YAML 1.1 only.
-_FORBIDDEN = "[^\t\n -~\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"  # takes long to compile
-_MARKER = r"(?m)^(?:---|\.\.\.)(?![^ \t\n])"  # c-forbidden [206], even in a scalar
-_DASH = r"-(?![^ \t\n])"
-_TOKEN = r"(?:[ \t\n]+|(?<![^ \t\n])#[^\n]*)*"  # up to a token: section 6.6
-# A scalar and the blanks behind it: double quoted, single quoted, or plain. A plain one starts with ns-plain-first [126] and
-# goes up to what is no ns-plain-char [130]; inside of [] and {} both are fewer. libyaml reads [?x] as a key.
-_QUOTED = r"""(?m)(?:"([^"\\\n]*(?:\\.[^"\\\n]*)*)"|'([^'\n]*(?:''[^'\n]*)*)'(?!'))[ \t]*|(?![,\[\]{}#&*!|>'"%@`])"""
-_SCALAR = _QUOTED + r"(?![-?:](?![^ \t\n]))(.+?)(?=:(?![^ \t\n])|(?<=[ \t])#|$)"
-_FLOW_SCALAR = (
-    _QUOTED + r"(?!\?|[-:](?![^ \t\n,\[\]{}]))(.+?)(?=:(?![^ \t\n,\[\]{}])|(?<=[ \t])#|[,\[\]{}]|$)"
-)
-_ESCAPE = r"(?:\\u[dD][89abAB]..)?\\u[0-9a-fA-F]{4}|\\x[0-9a-fA-F]{2}|\\U[0-9a-fA-F]{8}|\\."
-_ESCAPED = dict(
-    zip('0abt\tnvfre "/\\N_LP', '\0\a\b\t\t\n\v\f\r\x1b "/\\\x85\xa0\u2028\u2029')
-)  # [42] to [58]
-# Section 8.1.3: a line end between lines that start with no blank is a space, or one less of several.
-_FOLDED = r"(?m)^([^ \t\n].*)\n(\n*)(?=[^ \t\n])"
-_BLOCK_HEADER = r"[|>]([-+]?)(?:[ \t]+(?:#.*)?)?(?:\n|\Z)([ \n]*)"  # and what is blank below it
-
-# The core schema, section 10.3.2.
-_NULL = frozenset(("", "~", "null", "Null", "NULL"))
-_BOOLS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
-_INT = r"[-+]?[0-9]+|0x[0-9a-fA-F]+"
-_FLOAT = r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
-_NOT_FINITE = frozenset(
-    (
-        *(sign + inf for sign in ("", "-", "+") for inf in (".inf", ".Inf", ".INF")),
-        ".nan",
-        ".NaN",
-        ".NAN",
-    )
-)
-_JSON_NUMBER = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?"
-# What YAML 1.1 (https://yaml.org/type/) reads differently: booleans, octal and other bases, 1_000, +1e3, base 60, dates.
-# JSON numbers are not looked up here: 1e3 is a text to YAML 1.1, but all of JSON is taken.
-_WORDS = frozenset(
-    ("=", *"yYnN", "yes", "Yes", "YES", "no", "No", "NO", "on", "On", "ON", "off", "Off", "OFF")
-)
-_NUMERIC = (
-    "0123456789-+._:abcdefABCDEFoxTtZ \t"  # no other character is in what the next patterns match
-)
-_AMBIGUOUS = r"""(?x)[-+]?0[0-9_]+|[-+]?0o[0-7_]+|[-+]?0b[01_]+|[-+]0x[0-9a-fA-F_]+|0x[0-9a-fA-F]*_[0-9a-fA-F_]*
-    |(?=[^_]+_)(?=[^0-9]*[0-9])[-+]?[0-9_]*(?:\.[0-9_]*)?(?:[eE][-+]?[0-9_]+)?
-    |[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][0-9]+|[-+]?[0-9]+[eE][-+][0-9]+
-    |[-+]?[1-9][0-9_]*(?::[0-5]?[0-9])+|[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+\.[0-9_]*
-    |[0-9]{4}-[0-9]{2}-[0-9]{2}|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}(?:[Tt]|[ \t]+)[0-9]{1,2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]*)?
-     (?:[ \t]*(?:Z|[-+][0-9]{1,2}(?::[0-9]{2})?))?"""
-_REFUSED = (  # what can't start a plain scalar, and why
-    ("&*", "anchors and aliases are not supported; write the value out where it is needed"),
-    ("!", "tags are not supported; leave the tag out"),
-    ("%", "directives are not supported; leave the line out"),
-    ("?:", "explicit and empty keys are not supported; write 'key: value'"),
-    ("-", "a list can't start here; start it on a line of its own"),
-    ("#", "a comment needs a space before its '#'"),
-    ("[{", "only a string can be a key; quote it"),
-    (",]}", "nothing stands before this character; write a value, null for none"),
-    ("|>@`", "nothing can start with this character here; remove it"),
-)
+# A character that is not c-printable [1], or a byte order mark, or U+0085, U+2028 or U+2029, which
+# end a line in YAML 1.1 alone. It takes long to compile; ASCII text needs only the first.
+_FORBIDDEN_ASCII = r"[^\t\n -~]"
+_FORBIDDEN = "[^\t\n -~\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
+# Blanks: s-white [33], on one line or on several.
+_BLANKS = r"[ \t]*"
+_BLANK_LINES = r"[ \t\n]*"
+# Blanks, line ends and comments up to a token, section 6.6. A comment has a blank or a line's start
+# before its "#".
+_TO_TOKEN = r"(?:[ \t\n]+|(?<![^ \t\n])#[^\n]*)*"
+# The line that starts or ends a document, sections 9.1.2 and 9.1.3; even in a scalar, [206].
+_MARKER = r"(?m)^(?:---|\.\.\.)(?![^ \t\n])"
 
 
 class Node(Record):
-    """One parsed value and where it stands: 1-based line and column, in characters. `source` is the text of a plain scalar ("8192"
-    for 8192, "" for a missing value), else None. In a mapping a value has the position of its key, too; elsewhere 0, 0."""
+    """One parsed value and where it starts: 1-based line and column, in characters.
+
+    `source` is the text of a plain scalar with its line ends folded ("8192" for 8192, "" for a
+    missing value), else None. In a mapping a value has the position of its key, too; elsewhere
+    0, 0.
+    """
 
     value: YamlValue
     line: int
@@ -892,322 +854,865 @@ class Node(Record):
     key_column: int = 0
 
 
-class _YamlReader(Record):
-    """Reads a text that has "\\n" for all line ends and no byte order mark; `starts` is where its lines start."""
+class _YamlSource(Record):
+    r"""A text without byte order mark whose line ends are all "\n", and where its lines start."""
 
     text: str
     file: str
-    starts: tuple[int, ...]
+    line_starts: tuple[int, ...]
 
     def place(self, pos: int) -> tuple[int, int]:
-        line = bisect_right(self.starts, pos)
-        return line, pos - self.starts[line - 1] + 1
+        """Return the 1-based line and column of pos."""
+        line = bisect_right(self.line_starts, pos)
+        column = pos - self.line_start(pos) + 1
+        return line, column
+
+    def line_start(self, pos: int) -> int:
+        """Return where the line of pos starts."""
+        line = bisect_right(self.line_starts, pos)
+        return self.line_starts[line - 1]
 
     def indent(self, pos: int) -> int:
-        """The 0-based column of pos; -1 at the end of the text, which closes every collection."""
-        return self.place(pos)[1] - 1 if pos < len(self.text) else -1
+        """Return the 0-based column of pos; at the text's end -1, which ends every collection."""
+        if self.at_end(pos):
+            return -1
+        return pos - self.line_start(pos)
+
+    def at_end(self, pos: int) -> bool:
+        """Whether the text ends at pos."""
+        return pos == len(self.text)
+
+    def at(self, pos: int, chars: str) -> bool:
+        """Whether one of these characters is at pos."""
+        return pos < len(self.text) and self.text[pos] in chars
 
     def match(self, pattern: str, pos: int) -> re.Match[str] | None:
-        return re.compile(pattern).match(self.text, pos)
+        """Match the pattern at pos."""
+        compiled = re.compile(pattern)
+        return compiled.match(self.text, pos)
 
-    def node(self, pos: int, value: YamlValue, source: str | None = None) -> Node:
-        return Node(value, *self.place(pos), source)
+    def skip(self, pattern: str, pos: int) -> int:
+        """Return the position after what the pattern matches at pos; pos if it does not match."""
+        match = self.match(pattern, pos)
+        if match is None:
+            return pos
+        return match.end()
 
-    def error(self, pos: int, message: str, hint: str) -> ConfigError:
+    def node(
+        self,
+        pos: int,
+        value: YamlValue,
+        source: str | None = None,
+    ) -> Node:
+        """Make the node of a value that starts at pos."""
         line, column = self.place(pos)
-        text = self.text[pos : pos + 30].split("\n")[0]
-        return ConfigError(
-            f"{self.file}:{line}:{column}: {message}" + (f": {text!r}" if text else ""), hint=hint
-        )
+        return Node(value, line, column, source)
 
-    def skip(self, pos: int) -> int:
-        """Behind blanks, line ends and comments; a comment has a blank or a line start before it, section 6.6."""
-        match = self.match(_TOKEN, pos)
-        return match.end() if match else pos
+    def error(
+        self,
+        pos: int,
+        message: str,
+        hint: str,
+    ) -> ConfigError:
+        """Make the error that names pos and shows the text there."""
+        line, column = self.place(pos)
+        message = f"{self.file}:{line}:{column}: {message}"
+        excerpt = self.text[pos : pos + 30]
+        first_line = excerpt.split("\n")[0]
+        if first_line:
+            message = f"{message}: {first_line!r}"
+        return ConfigError(message, hint=hint)
 
-    def next_token(self, pos: int) -> tuple[int, int | None]:
-        """The next token, and its column: None where its line is that of pos too, -1 at the end of the text."""
-        token = self.skip(pos)
-        column = self.indent(token)
-        if token - column < pos:  # not so at the end of the text
-            return token, None
-        self.refuse_tab(token - column, token)
-        return token, column
 
-    def refuse_tab(self, start: int, end: int) -> None:
-        """A tab is no indentation, section 6.1: how wide would it be?"""
-        if (tab := self.text.find("\t", start, end)) >= 0:
-            raise self.error(tab, "a tab in the indentation", "indent with spaces")
+def _refuse_tab(src: _YamlSource, start: int, end: int) -> None:
+    """Refuse a tab from start to end: how far it indents is not defined (section 6.1)."""
+    tab = src.text.find("\t", start, end)
+    if tab >= 0:
+        message = "a tab in the indentation"
+        hint = "indent with spaces"
+        raise src.error(tab, message, hint)
 
-    def check_depth(self, pos: int, depth: int) -> None:
-        if depth > _MAX_DEPTH:
-            raise self.error(pos, f"more than {_MAX_DEPTH} levels of nesting", "nest less deeply")
 
-    def block_node(self, start: int, indent: int, depth: int, parent: str) -> tuple[int, Node]:
-        """What follows the indicator `parent` ("-", ":", or "" in the document) that ends at start; section 8."""
-        pos, column = self.next_token(start)
-        dash = self.match(_DASH, pos)
-        lined_up = dash and parent == ":" and column == indent  # seq-space [201]
-        if column is not None and column <= indent and not lined_up:
-            return pos, self.node(start, None, "")
-        self.check_depth(pos, depth)
-        collection = None
-        if column is not None or parent == "-":  # only here may a block collection start
-            if dash:
-                collection = self.block_sequence
-            elif self.text[pos] not in "[{|>" and self.text.startswith(
-                ":", self.scalar(pos, False)[0]
-            ):
-                collection = self.block_mapping
-        if collection:
-            if column is None:
-                self.refuse_tab(start, pos)
-            end, node = collection(pos, depth)
-        elif self.text[pos] in "|>":
-            end, node = self.block_scalar(pos, indent)
-        else:
-            end, node = self.flow_node(pos, indent, depth, False)
-            end, column = self.next_token(end)
-            if column is None:
-                hint = "quote the whole value; a comment needs a space before its '#', a nested mapping a line of its own"
-                raise self.error(end, "text behind the end of a value", hint)
-        if self.indent(end) > indent:
-            hint = "line it up with the entry before it; write a text on one line, or as a block: |"
-            raise self.error(end, "the indentation fits nothing above", hint)
+def _refuse_tab_before(src: _YamlSource, start: int, pos: int) -> None:
+    """Refuse a tab before pos, on its line and not before start."""
+    line_start = src.line_start(pos)
+    indentation = max(start, line_start)
+    _refuse_tab(src, indentation, pos)
+
+
+def _check_depth(src: _YamlSource, pos: int, depth: int) -> None:
+    if depth > _MAX_DEPTH:
+        message = f"more than {_MAX_DEPTH} levels of nesting"
+        hint = "nest less deeply"
+        raise src.error(pos, message, hint)
+
+
+# --- scalars
+
+# The first character of a plain scalar, ns-plain-first [126]: not an indicator, except "-", "?" and
+# ":" with text right after them. Inside of [] and {} libyaml takes a "?" for the sign of a key.
+_PLAIN_FIRST = r"""[^-?:,\[\]{}#&*!|>'"%@`]|[-?:](?=[^ \t\n])"""
+_FLOW_PLAIN_FIRST = r"""[^-?:,\[\]{}#&*!|>'"%@`]|[-:](?=[^ \t\n,\[\]{}])"""
+# The text of a plain scalar on one line, nb-ns-plain-in-line [132]: it goes on up to a ":" with no
+# text right after it, a "#" after a blank, and inside of [] and {} an indicator of these.
+_PLAIN_LINE = r"(?:[ \t]*(?:[^ \t\n:#]|:(?=[^ \t\n])|(?<=[^ \t\n])#))+"
+_FLOW_PLAIN_LINE = r"(?:[ \t]*(?:[^ \t\n:#,\[\]{}]|:(?=[^ \t\n,\[\]{}])|(?<=[^ \t\n])#))+"
+# Quoted scalars, c-double-quoted [109] and c-single-quoted [120], over any number of lines.
+_DOUBLE_QUOTED = r'(?s)"([^"\\]*(?:\\.[^"\\]*)*)"'
+_SINGLE_QUOTED = r"'([^']*(?:''[^']*)*)'(?!')"
+# A line end in a scalar, with the blanks before it and all that is blank after it: s-flow-folded
+# [74]. Blanks elsewhere match as well: each is looked at once, not again from each one before it.
+_LINE_END = r"[ \t]*\n[ \t\n]*|[ \t]+"
+# In double quotes also an escape, c-ns-esc-char [62]: two of \u are a surrogate pair of JSON, and a
+# line end that is escaped takes the blanks after it along, s-double-escaped [112].
+_ESCAPE_OR_LINE_END = (
+    r"(?:\\u[dD][89abAB][0-9a-fA-F]{2})?\\u[0-9a-fA-F]{4}"
+    r"|\\x[0-9a-fA-F]{2}|\\U[0-9a-fA-F]{8}|\\\n[ \t\n]*|\\.|" + _LINE_END
+)
+_ESCAPED = {  # section 5.7, [42] to [58]
+    "0": "\0",
+    "a": "\a",
+    "b": "\b",
+    "t": "\t",
+    "\t": "\t",
+    "n": "\n",
+    "v": "\v",
+    "f": "\f",
+    "r": "\r",
+    "e": "\x1b",
+    " ": " ",
+    '"': '"',
+    "/": "/",
+    "\\": "\\",
+    "N": "\x85",
+    "_": "\xa0",
+    "L": "\u2028",
+    "P": "\u2029",
+}
+
+# The core schema, section 10.3.2: words and their values, and the patterns of numbers.
+_INFINITY = float("inf")
+_NAN = float("nan")
+_WORDS: Mapping[str, YamlValue] = {
+    "": None,
+    "~": None,
+    "null": None,
+    "Null": None,
+    "NULL": None,
+    "true": True,
+    "True": True,
+    "TRUE": True,
+    "false": False,
+    "False": False,
+    "FALSE": False,
+    ".inf": _INFINITY,
+    ".Inf": _INFINITY,
+    ".INF": _INFINITY,
+    "+.inf": _INFINITY,
+    "+.Inf": _INFINITY,
+    "+.INF": _INFINITY,
+    "-.inf": -_INFINITY,
+    "-.Inf": -_INFINITY,
+    "-.INF": -_INFINITY,
+    ".nan": _NAN,
+    ".NaN": _NAN,
+    ".NAN": _NAN,
+}
+_INT = r"[-+]?[0-9]+|0x[0-9a-fA-F]+"
+_FLOAT = r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+# A number as JSON writes it: RFC 8259, section 6. All of JSON is read, even where YAML 1.1
+# differs: 1e3 is a text there.
+_JSON_NUMBER = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?"
+
+# What YAML 1.1 (https://yaml.org/type/), or libraries that mix both versions, read in another way:
+# words, and numbers of these forms.
+_YES_OR_NO = ("y", "Y", "yes", "Yes", "YES", "n", "N", "no", "No", "NO")
+_ON_OR_OFF = ("on", "On", "ON", "off", "Off", "OFF")
+_AMBIGUOUS_WORDS = ("=", *_YES_OR_NO, *_ON_OR_OFF)
+_AMBIGUOUS_NUMBER = "|".join(
+    (
+        r"[-+]?0[0-9_]+",  # octal in YAML 1.1: 012
+        r"[-+]?0o[0-7_]+",  # octal in YAML 1.2: 0o12
+        r"[-+]?0b[01_]+",  # binary in YAML 1.1: 0b11
+        r"[-+]?0[BOX][0-9a-fA-F_]+",  # with a capital letter, for Go: 0X1F
+        r"[-+]0x[0-9a-fA-F_]+",  # hexadecimal with a sign: -0x1F
+        r"0x[0-9a-fA-F]*_[0-9a-fA-F_]*",  # hexadecimal with underscores: 0x_ff
+        # Decimal with an underscore that is not the first, and a digit: 1_000.5
+        r"(?=[^_]+_)(?=[^0-9]*[0-9])[-+]?[0-9_]*(?:\.[0-9_]*)?(?:[eE][-+]?[0-9_]+)?",
+        r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][0-9]+",  # an exponent without sign: 1.5e3
+        r"[-+]?[0-9]+[eE][-+][0-9]+",  # an exponent without a point before it: +1e+3
+        r"[-+]\.[0-9]+(?:[eE][-+]?[0-9]+)?",  # a sign and a point: -.5, which is a text to PyYAML
+        r"[-+]?[1-9][0-9_]*(?::[0-5]?[0-9])+",  # base 60: 1:30
+        r"[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+\.[0-9_]*",  # base 60 with a fraction: 1:30.5
+        # A date, maybe with a time: 2001-12-14 21:59:43.10 -5
+        r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}"
+        r"(?:(?:[Tt]|[ \t]+)[0-9]{1,2}:[0-9]{1,2}:[0-9]{1,2}(?:\.[0-9]*)?"
+        r"(?:[ \t]*(?:Z|[-+][0-9]{1,2}(?::[0-9]{2})?))?)?",
+    )
+)
+# What _INT, _FLOAT and _AMBIGUOUS_NUMBER match starts with a character of the first, and has none
+# that is not in the second.
+_NUMBER_START = "-+.0123456789"
+_NUMERIC = "0123456789-+._:abcdefABCDEFoOxXTtZ \t"
+
+_REFUSED_FIRST = (  # what a plain scalar may not start with: characters, why, a remedy
+    ("&*", "anchors and aliases are not supported", "write the value out where it is needed"),
+    ("!", "tags are not supported", "leave the tag out"),
+    ("%", "directives are not supported", "leave the line out"),
+    ("?:", "explicit and empty keys are not supported", "write 'key: value'"),
+    ("-", "a list can't start here", "start it on a line of its own"),
+    ("#", "a comment needs a space before its '#'", "put a space there"),
+    ("[{", "only a string can be a key", "quote it"),
+    (",]}", "no value before this character", "write a value, null for none"),
+    ("|>@`", "no value can start with this character here", "remove it"),
+)
+
+
+class _ScalarContext(Record):
+    """The patterns of a plain scalar, which has fewer characters inside of [] and {}."""
+
+    first: str
+    line: str
+
+
+_IN_BLOCK = _ScalarContext(_PLAIN_FIRST, _PLAIN_LINE)
+_IN_FLOW = _ScalarContext(_FLOW_PLAIN_FIRST, _FLOW_PLAIN_LINE)
+
+
+def _scalar(
+    src: _YamlSource,
+    pos: int,
+    indent: int,
+    context: _ScalarContext,
+) -> _Read:
+    """Read the plain or quoted scalar at pos: section 7.3.
+
+    It may go on in further lines, which are indented by more than `indent` spaces.
+    """
+    if src.at(pos, "\"'"):
+        end = _quoted_end(src, pos)
+        _check_further_lines(src, pos, end, indent)
+        text = _quoted_text(src, pos, end)
+        node = src.node(pos, text)
         return end, node
+    end = _plain_end(src, pos, indent, context)
+    _check_further_lines(src, pos, end, indent)
+    source = _fold_lines(src.text[pos:end])
+    value = _resolve_plain(src, pos, source)
+    node = src.node(pos, value, source)
+    return end, node
 
-    def block_sequence(self, first: int, depth: int) -> tuple[int, Node]:
-        items: list[Node] = []
-        pos, indent = first, self.indent(first)
-        while self.indent(pos) == indent and self.match(_DASH, pos):
-            pos, item = self.block_node(pos + 1, indent, depth + 1, "-")
-            items.append(item)
-        return pos, self.node(first, items)
 
-    def block_mapping(self, first: int, depth: int) -> tuple[int, Node]:
-        entries: dict[str, Node] = {}
-        pos, indent = first, self.indent(first)
-        while self.indent(pos) == indent:
-            end, key = self.key(pos, False)
-            end, value = self.block_node(end, indent, depth + 1, ":")
-            self.add_entry(entries, pos, key, value)
-            pos = end
-        return pos, self.node(first, entries)
+def _plain_end(
+    src: _YamlSource,
+    pos: int,
+    indent: int,
+    context: _ScalarContext,
+) -> int:
+    """Find where the plain scalar at pos ends: section 7.3.3. A comment ends it, too."""
+    end = _plain_line_end(src, pos, context)
+    while True:
+        next_line = src.skip(_BLANK_LINES, end)
+        if src.indent(next_line) <= indent:
+            return end
+        next_end = src.skip(context.line, next_line)
+        if next_end == next_line:
+            return end
+        end = next_end
 
-    def add_entry(self, entries: dict[str, Node], pos: int, key: str, value: Node) -> None:
-        """Adds the entry whose key is at pos. Keys are unique, section 3.2.1.3."""
-        if key in entries:
-            first = entries[key]
-            message = f"duplicate key, first in line {first.key_line}, column {first.key_column}"
-            raise self.error(pos, message, "keep one of the two")
-        entries[key] = Node(value.value, value.line, value.column, value.source, *self.place(pos))
 
-    def key(self, pos: int, flow: bool) -> tuple[int, str]:
-        """The key at pos, with its colon: section 7.4.2 [193]."""
-        colon, name, source = self.scalar(pos, flow)
-        if not self.text.startswith(":", colon):
-            raise self.error(
-                pos, "no 'key: value' here", "write the key, a colon and a space on one line"
-            )
-        if colon - pos > _MAX_KEY:
-            raise self.error(pos, f"a key of more than {_MAX_KEY} characters", "shorten it")
-        if self.text[colon + 1 : colon + 2] not in ("", " ", "\t", "\n") and not (
-            flow and source is None
-        ):
-            raise self.error(colon, "no space behind the ':' of a key", "write 'key: value'")
-        if not isinstance(name, str):
-            raise self.error(pos, "a key that is not a string", f'quote it: "{source}"')
-        return colon + 1, name
+def _plain_line_end(src: _YamlSource, pos: int, context: _ScalarContext) -> int:
+    """Find where the first line of the plain scalar at pos ends, without the blanks after it."""
+    if not src.match(context.first, pos):
+        raise _refused_start(src, pos)
+    return src.skip(context.line, pos)
 
-    def flow_node(self, pos: int, indent: int, depth: int, flow: bool) -> tuple[int, Node]:
-        """The flow collection or scalar at pos; `flow` tells whether it stands inside of [] or {}."""
-        self.check_depth(pos, depth)
-        if self.text[pos] in "[{":
-            return (self.flow_sequence if self.text[pos] == "[" else self.flow_mapping)(
-                pos, indent, depth
-            )
-        end, value, source = self.scalar(pos, flow)
-        return end, self.node(pos, value, source)
 
-    def flow_sequence(self, first: int, indent: int, depth: int) -> tuple[int, Node]:
-        items: list[Node] = []
-        pos = self.flow_skip(first, first + 1, indent)
-        while self.text[pos] != "]":
-            pos, item = self.flow_node(pos, indent, depth + 1, True)
-            items.append(item)
-            pos = self.flow_comma(first, pos, indent)
-        return pos + 1, self.node(first, items)
+def _refused_start(src: _YamlSource, pos: int) -> ConfigError:
+    """Tell why no plain scalar starts at pos, where there is an indicator."""
+    rows = [row for row in _REFUSED_FIRST if src.at(pos, row[0])]
+    _, message, remedy = rows[0]
+    hint = f"{remedy}; a text that starts like this needs quotes"
+    return src.error(pos, message, hint)
 
-    def flow_mapping(self, first: int, indent: int, depth: int) -> tuple[int, Node]:
-        entries: dict[str, Node] = {}
-        pos = self.flow_skip(first, first + 1, indent)
-        while self.text[pos] != "}":
-            end, key = self.key(pos, True)
-            value = self.node(end, None, "")
-            end = self.flow_skip(first, end, indent)
-            if self.text[end] not in ",}":
-                end, value = self.flow_node(end, indent, depth + 1, True)
-            self.add_entry(entries, pos, key, value)
-            pos = self.flow_comma(first, end, indent)
-        return pos + 1, self.node(first, entries)
 
-    def flow_comma(self, first: int, pos: int, indent: int) -> int:
-        """Behind the comma after the entry that ends at pos, or at the bracket that closes the one at first."""
-        pos = self.flow_skip(first, pos, indent)
-        if self.text[pos] == ",":
-            return self.flow_skip(first, pos + 1, indent)
-        if self.text[first] + self.text[pos] not in ("[]", "{}"):
-            message = f"neither a comma nor the end of the {self.text[first]} of line {self.place(first)[0]}"
-            hint = "put ', ' between entries, a text on one line; write a pair in a list as [{key: value}]"
-            raise self.error(pos, message, hint)
-        return pos
+def _quoted_end(src: _YamlSource, pos: int) -> int:
+    """Find the position after the closing quote of the scalar at pos."""
+    quote = src.text[pos]
+    pattern = _DOUBLE_QUOTED
+    if quote == "'":
+        pattern = _SINGLE_QUOTED
+    end = src.skip(pattern, pos)
+    if end == pos:
+        message = "nothing closes this quote"
+        hint = f"add the closing {quote}"
+        raise src.error(pos, message, hint)
+    return end
 
-    def flow_skip(self, first: int, pos: int, indent: int) -> int:
-        """The next token inside of the bracket at first."""
-        if (token := self.skip(pos)) == len(self.text):
-            raise self.error(first, "nothing closes this bracket", "add the closing bracket")
-        # A closing bracket may line up with its key: section 7.4 forbids that, but libyaml and others take it.
-        least = indent + (self.text[token] not in "]}")
-        if "\n" in self.text[pos:token] and not self.text.startswith(
-            " " * least, token - self.indent(token)
-        ):
-            message = f"not indented, but within what starts in line {self.place(first)[0]}"
-            hint = (
-                f"start the line with {indent + 1} or more spaces, or close what is open above it"
-            )
-            raise self.error(token, message, hint)
-        return token
 
-    def refused(self, pos: int) -> ConfigError:
-        """Why no plain scalar starts at pos: an indicator stands there."""
-        why, _, hint = next(why for chars, why in _REFUSED if self.text[pos] in chars).partition(
-            "; "
-        )
-        return self.error(
-            pos, why, f"{hint or 'put a space there'}; a text that starts like this needs quotes"
-        )
+def _check_further_lines(
+    src: _YamlSource,
+    start: int,
+    end: int,
+    indent: int,
+) -> None:
+    """Refuse a line of the scalar from start to end, but for its first, that is not indented."""
+    line_end = src.text.find("\n", start, end)
+    while line_end >= 0:
+        pos = src.skip(_BLANK_LINES, line_end)
+        _refuse_tab(src, line_end, pos)
+        if src.indent(pos) <= indent:
+            message = "not indented, but inside of quotes"
+            hint = f"start the line with {indent + 1} or more spaces, or close the quote above it"
+            raise src.error(pos, message, hint)
+        line_end = src.text.find("\n", pos, end)
 
-    def scalar(self, pos: int, flow: bool) -> tuple[int, YamlValue, str | None]:
-        """The scalar at pos, up to the token behind it on its line; its value; the text of a plain one. Section 7.3."""
-        if not (match := self.match(_FLOW_SCALAR if flow else _SCALAR, pos)):
-            if self.text[pos] in "\"'":
-                hint = "close it there; write text of several lines as a block: |"
-                raise self.error(pos, "nothing closes this quote on its line", hint)
-            raise self.refused(pos)
-        double, single, plain = match.groups()
-        if plain:
-            source = plain.rstrip(" \t")
-            return match.end(), self.resolve(pos, source), source
-        if single is not None:
-            return match.end(), single.replace("''", "'"), None
-        return (
-            match.end(),
-            re.sub(
-                _ESCAPE, lambda escape: self.unescape(pos + 1 + escape.start(), escape[0]), double
-            ),
-            None,
-        )
 
-    def unescape(self, pos: int, escape: str) -> str:
-        """The character that the escape at pos stands for: section 5.7, and the surrogate pairs of JSON."""
-        if escape[1] in _ESCAPED:
-            return _ESCAPED[escape[1]]
-        if len(escape) == 2:
-            raise self.error(
-                pos, "unknown escape", "write \\\\ for a backslash, or use single quotes"
-            )
-        try:  # \x, \u and \U are Python's too; UTF-16 makes one character of a pair, and has no place for half of one
-            return (
-                escape.encode()
-                .decode("unicode_escape")
-                .encode("utf-16", "surrogatepass")
-                .decode("utf-16")
-            )
-        except UnicodeError:
-            raise self.error(
-                pos, "no character has this number", "write the character itself"
-            ) from None
+def _quoted_text(src: _YamlSource, pos: int, end: int) -> str:
+    """Return the text of the quoted scalar from pos to end: sections 7.3.1 and 7.3.2."""
+    start = pos + 1
+    raw = src.text[start : end - 1]
+    if src.at(pos, "'"):
+        folded = _fold_lines(raw)
+        return folded.replace("''", "'")
 
-    def block_scalar(self, first: int, indent: int) -> tuple[int, Node]:
-        """The literal or folded scalar whose header is at first: section 8.1."""
-        if not (header := self.match(_BLOCK_HEADER, first)):
-            hint = "start the text on the next line, indented, without a digit; or quote it"
-            raise self.error(first, "not the header of a block scalar", hint)
-        chomp, start, content = header[1], header.start(2), header.end()
-        width = max(self.indent(content), indent + 1)
-        if max(map(len, header[2].split("\n"))) > width:
-            message = "a blank line below is indented further than the first line of text"
-            raise self.error(start, message, "remove the spaces of the blank line")
-        if not width:
-            raise self.error(
-                content, "readers differ on a block scalar without indentation", "indent the text"
-            )
-        less = re.compile(rf"\n {{0,{width - 1}}}[^ \n]").search(self.text, start - 1)
-        end = less.start() + 1 if less else len(self.text)
-        if self.text[end - 1] != "\n" and chomp != "-":
-            hint = "end the last line, or write '-' behind the '|' or '>'"
-            raise self.error(
-                end, "the file ends within a line of a block scalar; readers differ on that", hint
-            )
-        text = "\n".join(line[width:] for line in self.text[start:end].split("\n"))
-        body = text.rstrip("\n")
-        value: str = (
-            body
-            if self.text[first] == "|"
-            else re.sub(_FOLDED, lambda match: match[1] + (match[2] or " "), body)
-        )
-        value += {"+": text[len(body) :], "-": ""}.get(chomp, "\n" if body else "")
-        self.refuse_tab(end, end + 1)  # neither a blank line, section 8.1.2, nor part of the text
-        return self.next_token(end)[0], self.node(first, value)
+    def replacement(match: re.Match[str]) -> str:
+        piece = match.group()
+        if piece.startswith("\\"):
+            piece_pos = start + match.start()
+            return _unescape(src, piece_pos, piece)
+        return _fold(match)
 
-    def resolve(self, pos: int, text: str) -> YamlValue:
-        """The value of the plain scalar at pos by the core schema, unless YAML 1.1 has another."""
-        if text in _NULL or text in _BOOLS:
-            return _BOOLS.get(text)
-        if text == "<<":
-            raise self.error(pos, "merge keys are not supported", "write the merged entries out")
-        numeric = text[0] in "-+.0123456789" and not text.strip(_NUMERIC)
-        if text in _WORDS or (
-            numeric and not re.fullmatch(_JSON_NUMBER, text) and re.fullmatch(_AMBIGUOUS, text)
-        ):
-            hint = f'quote it if it is a text: "{text}"; else write true, false or a decimal number'
-            raise self.error(pos, "YAML 1.1 and YAML 1.2 read this differently", hint)
-        if not numeric or not (re.fullmatch(_INT, text) or re.fullmatch(_FLOAT, text)):
-            return float(text.replace(".", "")) if text in _NOT_FINITE else text
-        if len(text) > _MAX_NUMBER:
-            raise self.error(pos, f"a number of more than {_MAX_NUMBER} characters", "quote it")
-        return (
-            int(text, 16 if text.startswith("0x") else 10)
-            if re.fullmatch(_INT, text)
-            else float(text)
-        )
+    return re.sub(_ESCAPE_OR_LINE_END, replacement, raw)
+
+
+def _fold_lines(text: str) -> str:
+    """Return the text with its line ends folded: section 6.5."""
+    if "\n" not in text:
+        return text
+    return re.sub(_LINE_END, _fold, text)
+
+
+def _fold(match: re.Match[str]) -> str:
+    """Fold what _LINE_END matches: a line end is a space, of several the first is dropped."""
+    blanks = match.group()
+    line_ends = blanks.count("\n")
+    if line_ends == 0:
+        return blanks
+    if line_ends == 1:
+        return " "
+    return "\n" * (line_ends - 1)
+
+
+def _unescape(src: _YamlSource, pos: int, escape: str) -> str:
+    """Return the character of the escape at pos: section 5.7, and JSON's surrogate pairs."""
+    if escape[1] == "\n":
+        empty_lines = escape.count("\n") - 1
+        return "\n" * empty_lines
+    if escape[1] in _ESCAPED:
+        return _ESCAPED[escape[1]]
+    if len(escape) == 2:
+        message = "unknown escape"
+        hint = "write \\\\ for a backslash, or use single quotes"
+        raise src.error(pos, message, hint)
+    # Python knows \x, \u and \U as well. UTF-16 makes one character of a surrogate pair, and has
+    # no place for half of one.
+    try:
+        text = escape.encode().decode("unicode_escape")
+        units = text.encode("utf-16", "surrogatepass")
+        return units.decode("utf-16")
+    except UnicodeError:
+        message = "no character has this number"
+        hint = "write the character itself"
+        raise src.error(pos, message, hint) from None
+
+
+def _resolve_plain(src: _YamlSource, pos: int, text: str) -> YamlValue:
+    """Return the value of the plain scalar at pos by the core schema, if readers agree on it."""
+    if text in _WORDS:
+        return _WORDS[text]
+    if text == "<<":
+        message = "merge keys are not supported"
+        hint = "write the merged entries out"
+        raise src.error(pos, message, hint)
+    if _is_ambiguous(text):
+        message = "readers of YAML read this differently"
+        hint = f'quote it if it is a text: "{text}"; else write true, false or a decimal number'
+        raise src.error(pos, message, hint)
+    if _is_number(text):
+        return _plain_number(src, pos, text)
+    return text
+
+
+def _is_ambiguous(text: str) -> bool:
+    """Whether some readers give this plain scalar another value than the core schema does."""
+    if text in _AMBIGUOUS_WORDS:
+        return True
+    if not _may_be_number(text) or re.fullmatch(_JSON_NUMBER, text):
+        return False
+    return re.fullmatch(_AMBIGUOUS_NUMBER, text) is not None
+
+
+def _may_be_number(text: str) -> bool:
+    """Whether the patterns of numbers need a look: most texts have other characters."""
+    other_chars = text.strip(_NUMERIC)
+    return text[0] in _NUMBER_START and not other_chars
+
+
+def _is_number(text: str) -> bool:
+    if not _may_be_number(text):
+        return False
+    number = re.fullmatch(_INT, text) or re.fullmatch(_FLOAT, text)
+    return number is not None
+
+
+def _plain_number(src: _YamlSource, pos: int, text: str) -> int | float:
+    """Return the number that is at pos."""
+    if len(text) > _MAX_NUMBER:
+        message = f"a number of more than {_MAX_NUMBER} characters"
+        hint = "quote it"
+        raise src.error(pos, message, hint)
+    if text.startswith("0x"):
+        return int(text, 16)
+    if re.fullmatch(_INT, text):
+        return int(text)
+    return float(text)
+
+
+# --- blocks
+
+# The "-" of an entry in a block sequence, [184].
+_DASH = r"-(?![^ \t\n])"
+# The ":" after a key, [193] and [195].
+_COLON = r":(?![^ \t\n])"
+# The header of a block scalar up to the end of its line, and all that is blank below it: section
+# 8.1.1. Digits, which tell the indentation, are not supported.
+_BLOCK_HEADER = r"[|>]([-+]?)(?:[ \t]+(?:#.*)?)?(?:\n|\Z)([ \n]*)"
+# In a folded block, a line end between lines that start with no blank: section 8.1.3.
+_BLOCK_LINE_END = r"(?m)^([^ \t\n].*)\n(\n*)(?=[^ \t\n])"
+
+
+def _block_node(
+    src: _YamlSource,
+    start: int,
+    indent: int,
+    depth: int,
+    parent: str,
+) -> _Read:
+    """Read the value after an indicator that ends at start, up to the token after it: section 8.2.
+
+    The indicator `parent` is "-", ":", or "" for the document's start. It belongs to a collection
+    that starts in column `indent`, -1 for the document.
+    """
+    pos = _next_token(src, start)
+    is_entry = src.match(_DASH, pos) is not None
+    least = indent + 1
+    if is_entry and parent == ":":
+        least = indent  # a sequence may line up with its key: seq-space [201]
+    if src.indent(pos) < least:
+        missing = src.node(start, None, "")
+        return pos, missing
+    _check_depth(src, pos, depth)
+    may_nest = parent == "-" or src.line_start(pos) >= start
+    if may_nest and is_entry:
+        _refuse_tab_before(src, start, pos)
+        end, node = _block_sequence(src, pos, depth)
+    elif may_nest and _is_key(src, pos):
+        _refuse_tab_before(src, start, pos)
+        end, node = _block_mapping(src, pos, depth)
+    elif src.at(pos, "|>"):
+        end, node = _block_scalar(src, pos, indent)
+    else:
+        end, node = _flow_in_block(src, pos, indent, depth)
+    if src.indent(end) > indent:
+        message = "the indentation matches nothing above"
+        hint = "line it up with an entry above; a comment or a closing quote ends a text"
+        raise src.error(end, message, hint)
+    return end, node
+
+
+def _next_token(src: _YamlSource, start: int) -> int:
+    """Find the token at or after start. If it is the first on its line, only spaces indent it."""
+    pos = src.skip(_TO_TOKEN, start)
+    starts_line = src.line_start(pos) >= start
+    if starts_line and not src.at_end(pos):
+        _refuse_tab_before(src, start, pos)
+    return pos
+
+
+def _flow_in_block(
+    src: _YamlSource,
+    pos: int,
+    indent: int,
+    depth: int,
+) -> _Read:
+    """Read the scalar or flow collection at pos, up to the token after it on another line."""
+    end, node = _flow_node(src, pos, indent, depth, _IN_BLOCK)
+    token = _next_token(src, end)
+    line_start = src.line_start(token)
+    if src.at_end(token) or line_start >= end:
+        return token, node
+    is_plain = node.source is not None
+    if is_plain and src.at(token, ":") and line_start > pos:
+        key = src.skip(_BLANKS, line_start)
+        message = "a key in the middle of a text"
+        hint = "line it up with the key above it (':' ends a key), or quote the whole text"
+        raise src.error(key, message, hint)
+    message = "text after the end of a value"
+    hint = (
+        "quote the whole value; a comment needs a space before its '#', "
+        "a nested mapping a line of its own"
+    )
+    raise src.error(token, message, hint)
+
+
+def _block_sequence(src: _YamlSource, first: int, depth: int) -> _Read:
+    """Read the block sequence at first, up to the token after it: section 8.2.1."""
+    items: list[Node] = []
+    indent = src.indent(first)
+    inner_depth = depth + 1
+    pos = first
+    while src.indent(pos) == indent and src.match(_DASH, pos):
+        after_dash = pos + 1
+        pos, item = _block_node(src, after_dash, indent, inner_depth, "-")
+        items.append(item)
+    node = src.node(first, items)
+    return pos, node
+
+
+def _block_mapping(src: _YamlSource, first: int, depth: int) -> _Read:
+    """Read the block mapping at first, up to the token after it: section 8.2.2."""
+    entries: dict[str, Node] = {}
+    indent = src.indent(first)
+    inner_depth = depth + 1
+    pos = first
+    while src.indent(pos) == indent:
+        key_pos = pos
+        after_colon, key = _read_key(src, key_pos, _IN_BLOCK)
+        pos, value = _block_node(src, after_colon, indent, inner_depth, ":")
+        _add_entry(src, entries, key_pos, key, value)
+    node = src.node(first, entries)
+    return pos, node
+
+
+def _add_entry(
+    src: _YamlSource,
+    entries: dict[str, Node],
+    pos: int,
+    key: str,
+    value: Node,
+) -> None:
+    """Add the entry whose key is at pos. Keys are unique: section 3.2.1.3."""
+    if key in entries:
+        first = entries[key]
+        message = f"duplicate key, first in line {first.key_line}, column {first.key_column}"
+        hint = "keep one of the two"
+        raise src.error(pos, message, hint)
+    line, column = src.place(pos)
+    entries[key] = replace(value, key_line=line, key_column=column)
+
+
+def _is_key(src: _YamlSource, pos: int) -> bool:
+    """Whether what is at pos has the colon of a key after it."""
+    if src.at(pos, "[{|>"):
+        return False
+    end = _key_end(src, pos, _IN_BLOCK)
+    return src.at(end, ":")
+
+
+def _key_end(src: _YamlSource, pos: int, context: _ScalarContext) -> int:
+    """Find the position after the key at pos and its blanks, where the colon should be."""
+    if src.at(pos, "\"'"):
+        end = _quoted_end(src, pos)
+        return src.skip(_BLANKS, end)
+    end = _plain_line_end(src, pos, context)
+    return src.skip(_BLANKS, end)
+
+
+def _read_key(src: _YamlSource, pos: int, context: _ScalarContext) -> tuple[int, str]:
+    """Read the key at pos and its colon: section 7.4.2 [193]."""
+    colon = _key_colon(src, pos, context)
+    _, node = _scalar(src, pos, -1, context)
+    is_quoted = node.source is None
+    needs_space = context is _IN_BLOCK or not is_quoted
+    if needs_space and not src.match(_COLON, colon):
+        message = "no space after the ':' of a key"
+        hint = "write 'key: value'"
+        raise src.error(colon, message, hint)
+    if not isinstance(node.value, str):
+        message = "a key that is not a string"
+        hint = f'quote it: "{node.source}"'
+        raise src.error(pos, message, hint)
+    return colon + 1, node.value
+
+
+def _key_colon(src: _YamlSource, pos: int, context: _ScalarContext) -> int:
+    """Find the colon of the key at pos, which is on one line and not too long."""
+    colon = _key_end(src, pos, context)
+    if not src.at(colon, ":"):
+        message = "no 'key: value' here"
+        hint = "write the key, a colon and a space on one line"
+        raise src.error(pos, message, hint)
+    if "\n" in src.text[pos:colon]:
+        message = "a key of more than one line"
+        hint = "write it on one line"
+        raise src.error(pos, message, hint)
+    if colon - pos > _MAX_KEY:
+        message = f"a key of more than {_MAX_KEY} characters"
+        hint = "shorten it"
+        raise src.error(pos, message, hint)
+    return colon
+
+
+def _block_scalar(src: _YamlSource, first: int, indent: int) -> _Read:
+    """Read the literal or folded scalar at first, up to the token after it: section 8.1."""
+    header = src.match(_BLOCK_HEADER, first)
+    if not header:
+        message = "not the header of a block scalar"
+        hint = "start the text on the next line, indented, without a digit; or quote it"
+        raise src.error(first, message, hint)
+    chomping = header[1]
+    start = header.start(2)
+    width = _content_indent(src, header, indent)
+    end = _content_end(src, start, width)
+    ends_line = src.at(end - 1, "\n")
+    if not ends_line and chomping != "-":
+        message = "the file ends within a line of a block scalar; readers differ on that"
+        hint = "end the last line, or write '-' after the '|' or '>'"
+        raise src.error(end, message, hint)
+    _refuse_tab(src, end, end + 1)  # neither a blank line (section 8.1.2) nor part of the text
+    lines = src.text[start:end].split("\n")
+    text = "\n".join(line[width:] for line in lines)
+    is_folded = src.at(first, ">")
+    value = _chomp(text, chomping, is_folded)
+    node = src.node(first, value)
+    token = _next_token(src, end)
+    return token, node
+
+
+def _content_indent(src: _YamlSource, header: re.Match[str], indent: int) -> int:
+    """Find how far the first line of text in a block scalar is indented: section 8.1.1.1."""
+    blank_lines = header[2].split("\n")
+    content = header.end()
+    width = max(src.indent(content), indent + 1)
+    widest = max(len(line) for line in blank_lines)
+    if widest > width:
+        message = "a blank line below is indented further than the first line of text"
+        hint = "remove the spaces of the blank line"
+        raise src.error(header.start(2), message, hint)
+    if width == 0:
+        message = "readers differ on a block scalar without indentation"
+        hint = "indent the text"
+        raise src.error(content, message, hint)
+    return width
+
+
+def _content_end(src: _YamlSource, start: int, width: int) -> int:
+    """Find the first line from start on that has text and is indented by less than width."""
+    less_indented = rf"\n {{0,{width - 1}}}[^ \n]"
+    line_end = start - 1
+    match = re.compile(less_indented).search(src.text, line_end)
+    if not match:
+        return len(src.text)
+    return match.start() + 1
+
+
+def _chomp(text: str, chomping: str, is_folded: bool) -> str:
+    """Return the value of a block scalar's text: sections 8.1.1.2 and 8.1.3."""
+    body = text.rstrip("\n")
+    line_ends = text[len(body) :]
+    if is_folded:
+        body = re.sub(_BLOCK_LINE_END, _fold_block_line, body)
+    if chomping == "+":
+        return body + line_ends
+    if chomping == "-" or not body:
+        return body
+    return body + "\n"
+
+
+def _fold_block_line(match: re.Match[str]) -> str:
+    """Fold what _BLOCK_LINE_END matches: a line, its end, and the empty lines after it."""
+    line, empty_lines = match.groups()
+    if not empty_lines:
+        return f"{line} "
+    return f"{line}{empty_lines}"
+
+
+# --- flow
+
+
+def _flow_node(
+    src: _YamlSource,
+    pos: int,
+    indent: int,
+    depth: int,
+    context: _ScalarContext,
+) -> _Read:
+    """Read the flow collection or scalar at pos: section 7.5.
+
+    `indent` is the column of the block collection around it, -1 if there is none. Further lines
+    are indented by more.
+    """
+    _check_depth(src, pos, depth)
+    if src.at(pos, "["):
+        return _flow_sequence(src, pos, indent, depth)
+    if src.at(pos, "{"):
+        return _flow_mapping(src, pos, indent, depth)
+    return _scalar(src, pos, indent, context)
+
+
+def _flow_sequence(
+    src: _YamlSource,
+    first: int,
+    indent: int,
+    depth: int,
+) -> _Read:
+    """Read the sequence whose "[" is at first: section 7.4.1."""
+    items: list[Node] = []
+    inside = first + 1
+    inner_depth = depth + 1
+    pos = _flow_token(src, first, inside, indent)
+    while not src.at(pos, "]"):
+        pos, item = _flow_node(src, pos, indent, inner_depth, _IN_FLOW)
+        items.append(item)
+        pos = _flow_comma(src, first, pos, indent)
+    node = src.node(first, items)
+    return pos + 1, node
+
+
+def _flow_mapping(
+    src: _YamlSource,
+    first: int,
+    indent: int,
+    depth: int,
+) -> _Read:
+    """Read the mapping whose "{" is at first: section 7.4.2."""
+    entries: dict[str, Node] = {}
+    inside = first + 1
+    inner_depth = depth + 1
+    pos = _flow_token(src, first, inside, indent)
+    while not src.at(pos, "}"):
+        key_pos = pos
+        after_colon, key = _read_key(src, key_pos, _IN_FLOW)
+        pos = _flow_token(src, first, after_colon, indent)
+        value = src.node(after_colon, None, "")
+        if not src.at(pos, ",}"):
+            pos, value = _flow_node(src, pos, indent, inner_depth, _IN_FLOW)
+        _add_entry(src, entries, key_pos, key, value)
+        pos = _flow_comma(src, first, pos, indent)
+    node = src.node(first, entries)
+    return pos + 1, node
+
+
+def _flow_comma(
+    src: _YamlSource,
+    first: int,
+    pos: int,
+    indent: int,
+) -> int:
+    """Find the token after the comma of an entry that ends at pos, or the closing bracket."""
+    pos = _flow_token(src, first, pos, indent)
+    if src.at(pos, ","):
+        return _flow_token(src, first, pos + 1, indent)
+    opening = src.text[first]
+    brackets = opening + src.text[pos]
+    if brackets not in ("[]", "{}"):
+        line, _ = src.place(first)
+        message = f"neither a comma nor the end of the {opening} of line {line}"
+        hint = "put ', ' between entries; write a pair in a list as [{key: value}]"
+        raise src.error(pos, message, hint)
+    return pos
+
+
+def _flow_token(
+    src: _YamlSource,
+    first: int,
+    pos: int,
+    indent: int,
+) -> int:
+    """Find the token at or after pos, within the bracket at first."""
+    token = src.skip(_TO_TOKEN, pos)
+    if src.at_end(token):
+        message = "nothing closes this bracket"
+        hint = "add the closing bracket"
+        raise src.error(first, message, hint)
+    least = indent + 1
+    if src.at(token, "]}"):
+        # It may line up with its key. Section 7.4 forbids that, but libyaml and others take it.
+        least = indent
+    line_start = src.line_start(token)
+    if line_start > pos and not src.text.startswith(" " * least, line_start):
+        line, _ = src.place(first)
+        message = f"not indented, but within what starts in line {line}"
+        hint = f"start the line with {indent + 1} or more spaces, or close what is open above it"
+        raise src.error(token, message, hint)
+    return token
+
+
+# --- the document
 
 
 def parse_yaml(text: str, file: str) -> Node:
-    """Read one document; `file` only names it in errors. An empty document is Node(None). Raises ConfigError:
-    "file:line:column: what is wrong", and what to write instead as its hint."""
-    text = text[text.startswith("\ufeff") :].replace("\r\n", "\n").replace("\r", "\n")
-    src = _YamlReader(
-        text, file, (0, *(pos + 1 for pos, char in enumerate(text[:_MAX_TEXT]) if char == "\n"))
-    )
+    """Read one document; `file` only names it in errors. An empty document is Node(None).
+
+    Raises ConfigError: "file:line:column: what is wrong", and in its hint what to write instead.
+    """
+    src = _yaml_source(text, file)
+    _check_characters(src)
+    start, end = _document_bounds(src)
+    document = src.text[:end]
+    src = replace(src, text=document)
+    _, root = _block_node(src, start, indent=-1, depth=0, parent="")
+    return root
+
+
+def _yaml_source(text: str, file: str) -> _YamlSource:
+    """Return the text with one kind of line end, if it is not too long."""
+    text = text.removeprefix("\ufeff")
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     if len(text) > _MAX_TEXT:
-        raise src.error(
-            0, f"more than {_MAX_TEXT} characters", "this is no config; name the right file"
-        )
-    if bad := re.search("[^\t\n -~]" if text.isascii() else _FORBIDDEN, text):
-        hint = f'remove it, or write "\\u{ord(bad.group()):04x}" in double quotes'
-        raise src.error(
-            bad.start(), f"the character U+{ord(bad.group()):04X} may not stand here", hint
-        )
-    first, start, markers = src.skip(0), 0, list(re.finditer(_MARKER, text))
-    if text.startswith("%", first):
-        raise src.refused(first)
-    if markers and markers[0].group() == "---" and markers[0].start() == first:
-        start = markers.pop(0).end()
-    if markers:
-        hint = "keep one document in the file, marked by a '---' above it or by nothing"
-        raise src.error(markers[0].start(), "the document ends here", hint)
-    return src.block_node(start, -1, 0, "")[1]
+        src = _YamlSource(text, file, (0,))
+        message = f"more than {_MAX_TEXT} characters"
+        hint = "this is not a config; name the right file"
+        raise src.error(0, message, hint)
+    line_starts = [match.end() for match in re.finditer(r"\n", text)]
+    return _YamlSource(text, file, (0, *line_starts))
+
+
+def _check_characters(src: _YamlSource) -> None:
+    """Refuse a character that may not be in a document: section 5.1."""
+    pattern = _FORBIDDEN
+    if src.text.isascii():
+        pattern = _FORBIDDEN_ASCII
+    match = re.search(pattern, src.text)
+    if match:
+        code = ord(match.group())
+        message = f"the character U+{code:04X} is not allowed here"
+        hint = f'remove it, or write "\\u{code:04x}" in double quotes'
+        raise src.error(match.start(), message, hint)
+
+
+def _document_bounds(src: _YamlSource) -> tuple[int, int]:
+    """Find where the document starts, after a "---" if there is one, and ends: section 9.1."""
+    first = src.skip(_TO_TOKEN, 0)
+    if src.at(first, "%"):
+        raise _refused_start(src, first)
+    start = 0
+    markers = [match.start() for match in re.finditer(_MARKER, src.text)]
+    if markers and markers[0] == first and src.at(first, "-"):
+        start = first + len("---")
+        markers.pop(0)
+    if not markers:
+        return start, len(src.text)
+    end = markers[0]
+    rest = end
+    if src.at(end, "."):
+        rest = src.skip(_TO_TOKEN, end + len("..."))
+    if rest < len(src.text):
+        message = "a second document starts here"
+        hint = "keep one document in the file; indent a '---' or '...' that is part of a text"
+        raise src.error(rest, message, hint)
+    return start, end
 
 
 # === 7 config and schema =============================================================================

@@ -191,7 +191,20 @@ def texts() -> st.SearchStrategy[str]:
         alphabet="ab01 \t\n:-?,[]{}#&*!|>'\"%@`~\\.+eé😀\x00\x85\u2028\ufeff", max_size=12
     )
     words = st.sampled_from(
-        ["", "null", "true", "yes", "012", "1e3", "- a", "a: b", "<<", "---", "...", "# c"]
+        [
+            "",
+            "null",
+            "true",
+            "yes",
+            "012",
+            "1e3",
+            "- a",
+            "a: b",
+            "<<",
+            "---",
+            "...",
+            "# c",
+        ]
     )
     return special | words | st.text(max_size=12).filter(lambda text: text.isprintable())
 
@@ -241,16 +254,121 @@ def test_block_style_reads_back(data: Any, style: int) -> None:
     assert exact(read("---" + "\n" * (style % 2) + emit(data, 0, style) + "\n")) == exact(data)
 
 
-@pytest.mark.parametrize("quote", ["", "'", '"'], ids=["plain", "single", "double"])
-@pytest.mark.parametrize(
-    ("before", "after"), [("", ""), ("k: ", ""), ("- - ", ""), ("[x, ", "]"), ("{k: ", "}")]
+# --- Text of several lines ---
+
+QUOTES = pytest.mark.parametrize("quote", ["", "'", '"'], ids=["plain", "single", "double"])
+# What stands before and after a text, and how many spaces its further lines need.
+PLACES = [
+    ("", "", 0),
+    ("--- ", "", 0),
+    ("k: ", "", 1),
+    ("k:\n  ", "\nl: 1", 1),
+    ("k:\n- ", "\n- 1", 1),
+    ("- - ", "\n  - 1", 3),
+    ("[", ", x]", 0),
+    ("{k: ", " , l: 1}", 0),
+    ("- {k: [", ", x]}", 1),
+]
+WORDS = ["a", "b1", "it's", "x:y", "x#y", "-x", "-", "12", "é", "...", "%", "&a", "c.d"]
+
+
+def first_leaf(value: Any) -> Any:
+    """The scalar that stands in a place."""
+    while isinstance(value, (dict, list)):
+        value = next(iter(value.values())) if isinstance(value, dict) else value[0]
+    return value
+
+
+@QUOTES
+@given(
+    st.sampled_from(PLACES),
+    st.sampled_from(["a", "b1", "x:y"]),
+    st.lists(
+        st.tuples(
+            st.text(" \t", max_size=2), st.integers(1, 4), st.integers(0, 2), st.sampled_from(WORDS)
+        )
+    ),
 )
-@given(st.lists(st.text("ab1 :#-\\\t", max_size=5), max_size=3), st.integers(0, 2))
-def test_a_plain_or_quoted_text_of_several_lines_is_refused(
-    before: str, after: str, quote: str, lines: list[str], deeper: int
+def test_line_ends_of_a_text_are_folded(
+    quote: str, place: tuple[str, str, int], first: str, rest: list[tuple[str, int, int, str]]
 ) -> None:
-    pad = " " * (len(before) + deeper)
-    refusal(before + quote + f"\n{pad}".join(["a", *lines, "b"]) + quote + after + "\n")
+    before, after, least = place
+    written = expected = first
+    for blanks, line_ends, deeper, word in rest:
+        # At the start of a line, three points would end the document.
+        spaces = max(least + deeper, word == "...")
+        written += blanks + " \n" * (line_ends - 1) + "\n" + " " * spaces + word
+        expected += "\n" * (line_ends - 1) or " "
+        expected += word
+    if quote == "'":
+        written = written.replace("'", "''")
+    assert first_leaf(read(before + quote + written + quote + after)) == expected
+
+
+@QUOTES
+@pytest.mark.parametrize(("before", "after", "least"), PLACES)
+def test_a_further_line_of_a_text_is_indented(
+    before: str, after: str, least: int, quote: str
+) -> None:
+    for blank_lines in ("", "\n", "\n  \n"):
+        opened = before + quote + "a" + blank_lines + "\n"
+        read(opened + " " * least + "b" + quote + after)
+        for spaces in range(least):
+            refusal(opened + " " * spaces + "b" + quote + after)
+
+
+@QUOTES
+@pytest.mark.parametrize(("before", "after", "least"), PLACES)
+def test_a_tab_before_a_further_line_of_a_text_is_refused(
+    before: str, after: str, least: int, quote: str
+) -> None:
+    spaces = " " * least
+    for blanks in (spaces + "\t", "\t" + spaces, f"  \t\n{spaces}"):
+        text = before + quote + "a\n" + blanks + "b" + quote + after
+        assert "a tab in the indentation" in refusal(text)
+
+
+@QUOTES
+@pytest.mark.parametrize(
+    ("before", "after"), [("", ": 1"), ("x: 1\n", ": 1"), ("- ", ": 1"), ("{", ": 1}")]
+)
+def test_a_key_stands_on_one_line(before: str, after: str, quote: str) -> None:
+    read(before + quote + "a b" + quote + after)
+    refusal(before + quote + "a\n    b" + quote + after)
+    refusal(before + quote + "a b" + quote + "\n   " + after)
+
+
+@pytest.mark.parametrize("marker", ["---", "..."])
+@QUOTES
+def test_a_marker_at_the_start_of_a_line_ends_every_text(quote: str, marker: str) -> None:
+    refusal(f"{quote}a\n{marker}\nb{quote}")
+    assert read(f"{quote}a\n {marker}\nb{quote}") == f"a {marker} b"
+
+
+@given(st.text(), st.sets(st.integers(0, 20)), st.sampled_from(["", "- ", "- - "]))
+def test_a_text_reads_back_from_double_quotes_over_several_lines(
+    text: str, breaks: set[int], before: str
+) -> None:
+    written = ""
+    for index, char in enumerate(text):
+        piece = json.dumps(char)[1:-1]
+        if index in breaks:
+            # What follows the break may not be a blank: it would be taken for indentation.
+            written += "\\\n" + " " * len(before)
+            piece = piece.replace(" ", "\\ ")
+        written += piece
+    assert first_leaf(read(f'{before}"{written}"')) == text
+
+
+@pytest.mark.parametrize("text", ["12\n 34", "yes\n no", "null\n\n x", "1\n .5", "true\n # c\n"])
+def test_the_source_of_a_text_of_several_lines_is_the_folded_text(text: str) -> None:
+    node = ycluster.parse_yaml(text, "f")
+    assert node.source
+    assert "\n " not in node.source
+    assert node.value == (node.source if "#" not in text else True)
+
+
+# --- No text crashes it, hangs it or goes unplaced ---
 
 
 def value_or_refusal(text: str) -> None:
@@ -274,7 +392,15 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 @given(
     st.lists(
         st.sampled_from(
-            [*" \n:-?,[]{}#&|>'\"\\\ta1", "\n  ", "- ", "a: ", "|\n ", "---\n", "\n\n"]
+            [
+                *" \n:-?,[]{}#&|>'\"\\\ta1",
+                "\n  ",
+                "- ",
+                "a: ",
+                "|\n ",
+                "---\n",
+                "\n\n",
+            ]
         ),
         max_size=25,
     )
@@ -326,6 +452,11 @@ HOSTILE = {
     "hashes": "a#",
     "colons": "a:",
     "commas": "[,",
+    "blanks and line ends": " \t\n",
+    "escaped line ends": "\\\n",
+    "escaped blanks": "\\ \n ",
+    "texts of two lines": "- 'a\n b'\n",
+    "words and comments": "a #\n ",
 }
 
 
@@ -333,6 +464,14 @@ HOSTILE = {
 @pytest.mark.parametrize("piece", HOSTILE.values(), ids=HOSTILE.keys())
 def test_a_long_hostile_text_ends(piece: str, before: str) -> None:
     value_or_refusal(before + piece * (50_000 // len(piece)))
+
+
+# As long as a config may be: what looks at each character again from each one before it takes minutes.
+@pytest.mark.parametrize("end", ["", "x", "_", "\n x: "], ids=repr)
+@pytest.mark.parametrize("run", list("90 \"'\\:-\n_.#"), ids=repr)
+def test_the_longest_run_of_a_character_ends(run: str, end: str) -> None:
+    before = "name: "
+    value_or_refusal(before + run * (256 * 1024 - len(before) - len(end)) + end)
 
 
 @pytest.mark.parametrize(
