@@ -1,37 +1,48 @@
 #!/usr/bin/env python3
 """ycluster: dev clusters that expire on their own.
 
-A dev cluster left running after its task is finished is pure cost. Every cluster here gets a wall-clock budget
-(`lifetime.maxRun`), counted from each start. A local QEMU cluster is stopped, paused or torn down by a timer on its own host that
-fires `ycluster lifetime reap`; a cloud appliance is deleted by the cloud, by the flags that `lifetime gcp-flags` prints.
+A dev cluster left running after its task is finished is pure cost. Every cluster here gets a
+wall-clock budget (`lifetime.maxRun`), counted from each start. A local QEMU cluster is stopped,
+paused or torn down by a timer on its own host, which runs `ycluster lifetime reap`. A cloud
+appliance is deleted by the cloud itself, through the flags that `lifetime gcp-flags` prints.
 
-How it flows: file -> `Config` -> `State` -> a pure decision or argv -> one effect. What decides is pure and
-takes the time as an argument; what acts is small. A verb loads under the lock, decides, and acts.
+Data flows one way: file -> `Config` -> `State` -> a pure decision or argv -> one effect. What
+decides is pure and takes the time as an argument; what acts is small. A verb loads the state under
+the cluster's lock, decides, and acts.
 
-The map: each section uses only what stands above it.
-   1 constants          names, pins and bounds; `Record`, what every value here is
-   2 errors             one exception a kind; each carries its exit code and a remedy
-   3 output             stdout carries data; progress, warnings and errors go to stderr
-   4 host effects       `Host`: clock, environment, programs, files, locks. Nothing else touches them
-   5 durations          Go's time.ParseDuration and Duration.String, and times for people
+y-cluster, a Go program, reads the same config and state files; comments call it the sibling.
+
+The sections. Each uses only what stands above it.
+   1 constants          names, pins and bounds; `Record`, the base of all values
+   2 errors             one exception class a kind; each has its exit code and a hint
+   3 output             data goes to stdout; progress, warnings and errors go to stderr
+   4 host effects       `Host`: clock, environment and programs, which nothing else touches;
+                        helpers for processes, files and locks
+   5 durations          durations as Go's time package reads and writes them; times for people
    6 YAML subset        `parse_yaml`: strict, every value with its line and column
-   7 config and schema  `key()` declares a key of `Config`, once for everything; `load_config`; `schema_for`
-   8 state sidecar      `State` <-> <cacheDir>/<name>.json; `Files`, what a cluster owns on disk; `discover`
-   9 lifetime decisions `decide`, `anchored`, `extended`, `retry_delay`: pure
-  10 timers             systemd --user, at(1) and the watcher behind one `Timer`; `arm_timer`
+   7 config and schema  `key()` declares a key of `Config`, once for everything; `load_config`;
+                        `schema_for`
+   8 state sidecar      `State` <-> <cacheDir>/<name>.json; `Files`, what a cluster owns on disk;
+                        `discover`; `log_event` and `last_teardown`, the log of events
+   9 lifetime decisions `agenda`, `adjusted`, `decide`, `anchored`, `extended`, `retry_delay`: pure
+  10 timers             systemd --user, at(1) and the watcher, each a `Timer`; `arm_timers`
   11 gcloud flags       `gcp_flags`, `gcp_warnings`, and `gcp_lifetime` of an instance: pure
   12 QMP                `Qmp`, the client of QEMU's monitor
-  13 VM process         `find_vm`: is it running, under which pid, is it really ours; `stop_vm`, the ladder
-  14 QEMU machine       `qemu_argv`: pure; `launch`; `kvm_works`: where it stands its trial
+  13 VM process         `find_vm`: is it running, under which pid, is it really ours; `stop_vm`, the
+                        escalation
+  14 QEMU machine       `qemu_argv`: pure; `launch`; `kvm_works`, the KVM check
   15 guest              the cloud-init seed, keys, ssh, `wait_ready`
-  16 k3s                `fetch_k3s`, a release on the host; `k3s_stages`, into the guest until it is Ready
-  17 kubeconfig         `check_context`, one cluster a context; `merge_kubeconfig`, `forget_kubeconfig`
-  18 disk images        `fetch_image`, the overlay on it, the data disk, bundles; the kernel that libguestfs boots
+  16 k3s                `download`; `fetch_k3s`, a release on the host; `k3s_stages`, into the guest
+                        until it is Ready
+  17 kubeconfig         `check_context`, one cluster a context; `merge_kubeconfig`,
+                        `forget_kubeconfig`
+  18 disk images        `fetch_image`, the overlay on it, the data disk, bundles; the kernel that
+                        libguestfs boots
   19 commands           one function a verb; `reap` and `sweep`, which carry an expiry out
   20 CLI                argv -> command -> exit code
 
-Exit codes: 0 done, 1 failed, 2 usage, 3 invalid config, 4 no such cluster or unreadable state, 5 a host
-prerequisite is missing, 6 not implemented for this provider, 7 timed out, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 usage, 3 invalid config, 4 no such cluster or unreadable state, 5 a
+host prerequisite is missing, 6 not implemented for this provider, 7 timed out, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -49,469 +60,787 @@ import signal
 import sys
 import time
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime, timedelta, timezone
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
-TYPE_CHECKING = False  # typing takes longer to import than a verb may take to start
+TYPE_CHECKING = False  # Importing typing takes longer than a whole verb may take to start.
 if TYPE_CHECKING:
     import subprocess
-    from typing import IO, Any, Callable, NoReturn, TypeAlias, TypeVar, dataclass_transform
+    from typing import (
+        IO,
+        Any,
+        Callable,
+        Generic,
+        Literal,
+        NoReturn,
+        TypeAlias,
+        TypeVar,
+        dataclass_transform,
+    )
 
     AnyRecord = TypeVar("AnyRecord", bound="Record")
+    Command = TypeVar("Command", bound=Callable[..., Any])
+    Result = TypeVar("Result")
+    Value = TypeVar("Value")
 else:
+    Value = None
+
+    class Generic:
+        """Stands in for typing's, which is not imported at run time."""
+
+        def __class_getitem__(cls, parameter):
+            return cls
 
     def dataclass_transform(**options):
+        """Stands in for typing's, too."""
         return lambda cls: cls
 
 
-# === 1 constants =====================================================================================
+# === 1 constants ==================================================================================
+# The names, pins and bounds that several sections share, and `Record`, the base of all values.
+# A timeout or interval is in seconds, and its comment gives the reason for it.
+# Nothing here changes while the program runs.
 
 VERSION = "0.1.0"
 
 CONFIG_NAMES = ("y-cluster-provision.yaml", "y-cluster-provision.json")
 PROVIDERS = ("qemu", "docker", "multipass")
-PAST = {"stop": "stopped", "pause": "paused", "teardown": "torn down"}
-ACTIONS = tuple(PAST)
 K3S_VERSION = "v1.35.6+k3s1"
 
-# A dated release has a fixed digest; the undated /release/ URL has none. They vanish after some months.
-DEFAULT_IMAGE = "https://cloud-images.ubuntu.com/releases/noble/release-20260705/ubuntu-24.04-server-cloudimg-amd64.img"
+# A dated release, because what the undated /release/ URL gives has no fixed digest. The server
+# keeps a dated one for some months.
+DEFAULT_IMAGE = (
+    "https://cloud-images.ubuntu.com/releases/noble/release-20260705/"
+    "ubuntu-24.04-server-cloudimg-amd64.img"
+)
 DEFAULT_IMAGE_SHA256 = "ffe6203da54deeb6db5d2a98a83f9ec8e55f149d3f7ba622e1abe5fa966ee3d6"
 
 QEMU = "qemu-system-x86_64"
-DATA_LABEL, DATA_DIR = (
-    "y-cluster-data",
-    "/data/yolean",
-)  # the data disk's volume, and where the guest mounts it
-BIND_ADDRESS = "127.0.0.1"  # a forward on every interface would publish ssh to the network
+DATA_LABEL = "y-cluster-data"  # of the volume on the data disk
+DATA_DIR = "/data/yolean"  # where the guest mounts it
+BIND_ADDRESS = "127.0.0.1"  # A forward on every interface would publish ssh to the network.
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # GCE's bounds for max-run-duration (cloud.google.com/compute/docs/instances/limit-vm-runtime).
-GCP_MIN_SECONDS, GCP_MAX_SECONDS = 30, 120 * 86400
+GCP_MIN_SECONDS = 30
+GCP_MAX_SECONDS = 120 * 86400
 GCP_PIPE = "gcloud compute instances describe NAME --format=json | ycluster lifetime gcp-status"
 
-READY_TIMEOUT = 600.0  # seconds; a cold first boot without KVM takes one to five minutes
-LOCK_TIMEOUT = (
-    300.0  # seconds; longer than the whole stop ladder, so that a waiting verb gets its turn
-)
-POWERDOWN_TIMEOUT = (
-    100.0  # seconds for the guest to shut down; its systemd gives a service 90 s to end
-)
-WATCH_INTERVAL = 5.0  # seconds between looks of the watcher: what a suspend may cost in lateness
-AT_EARLY = 120.0  # seconds; at(1) drops seconds, so its job may come up to a minute early and waits
-CLOCK_STEP = 30.0  # seconds that the wall clock may be set by before deadlines are moved along
-NOTICE_TIMEOUT = 60.0  # seconds that onWarn may take
-EVENTS_SIZE = 1 << 20  # bytes of the log of events, until it makes way for a new one
-SLEEPER = (
-    5.0  # seconds of waiting for a lock before a holder that was put to sleep (SIGSTOP) is woken
-)
+READY_TIMEOUT = 600.0  # A cold first boot without KVM takes one to five minutes.
+LOCK_TIMEOUT = 300.0  # Longer than a whole stop, so that a verb that waits gets its turn.
+POWERDOWN_TIMEOUT = 100.0  # The guest's systemd gives a service 90 s to end.
+WATCH_INTERVAL = 5.0  # Between two looks of the watcher; so late may it act after a suspend.
+AT_EARLY = 120.0  # A job of at(1) starts up to a minute early; it then waits, at most this long.
+CLOCK_STEP = 30.0  # If the wall clock is set by less than this, deadlines stay where they are.
+NOTICE_TIMEOUT = 60.0  # For the command lifetime.onWarn.
+WAKE_AFTER = 5.0  # After this wait for a lock, a holder that is stopped (SIGSTOP) is continued.
+EVENTS_SIZE = 1 << 20  # Bytes; a larger log of events is set aside and a new one begun.
 
-REQUIRED = object()  # in the place of the default of a key
+REQUIRED = object()  # marks a key without a default
 
 
 @dataclass_transform(frozen_default=True)
-class Record(SimpleNamespace):
-    """A frozen value: its fields are what its class annotates, with their defaults, or with what has one as its `default`.
-    dataclasses do the same by inspect and a compiler, which takes longer than most verbs."""
+class Record:
+    """A frozen value, declared like a dataclass: its fields are the annotated names of its class.
 
-    fields: Mapping[str, Any] = {}  # of the class: names and defaults; `...` where there is none
+    A subclass adds its fields to those that it inherits. The default of a field is the class
+    attribute of that name or, where this has an attribute `default` of its own, that one; REQUIRED
+    in it means none. Records are equal if they are of one class and their fields are equal.
+
+    (dataclasses do the same with `inspect` and generated code, which takes longer than most verbs.)
+    """
+
+    fields: Mapping[str, Any] = {}  # of the class: names and defaults, `...` where there is none
 
     def __init_subclass__(cls) -> None:
-        names, own = vars(cls).get("__annotations__", {}), vars(cls).items()
-        given = {
-            name: value
-            for name, value in own
-            if name in names and getattr(value, "default", 0) is not REQUIRED
-        }
-        defaults = {name: getattr(value, "default", value) for name, value in given.items()}
-        cls.fields = {**cls.fields, **dict.fromkeys(names, ...), **defaults}
+        own = vars(cls)
+        fields = dict(cls.fields)
+        for name in own.get("__annotations__", ()):
+            value = own.get(name, ...)
+            default = getattr(value, "default", value)
+            if default is REQUIRED and value is not REQUIRED:
+                default = ...
+            fields[name] = default  # A field that is declared again stays where it was.
+        cls.fields = fields
 
     def __init__(self, *values: Any, **named: Any) -> None:
+        fields = self.fields
+        given = named
+        if values:
+            given = dict(zip(fields, values), **named)
         own = vars(self)
-        own.update(self.fields)
-        own.update(zip(self.fields, values), **named)
-        if len(values) > len(self.fields) or len(own) > len(self.fields) or ... in own.values():
-            raise TypeError(
-                f"{type(self).__name__} has the fields {', '.join(self.fields)}, not {values} {named}"
-            )
+        own.update(fields)  # all of them first, which puts them in the order of declaration
+        own.update(given)
+        too_many_or_twice = len(given) < len(values) + len(named)
+        unknown = len(own) > len(fields)
+        missing = ... in own.values()
+        if too_many_or_twice or unknown or missing:
+            names = ", ".join(fields)
+            raise TypeError(f"{type(self).__name__} has the fields {names}, not {values} {named}")
 
     def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(
-            f"{name}: a {type(self).__name__} does not change; `replace` makes another"
-        )
+        what = type(self).__name__
+        raise AttributeError(f"{name}: a {what} does not change; `replace` makes another")
 
-    def __hash__(self) -> int:  # type: ignore[override]
-        return hash(tuple(vars(self).values()))
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"{name}: a {type(self).__name__} does not change")
+
+    def __eq__(self, other: object) -> bool:
+        if type(self) is not type(other):
+            return NotImplemented
+        return vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((type(self), *vars(self).values()))
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({fields})"
 
 
 def replace(record: AnyRecord, **changes: Any) -> AnyRecord:
-    """The same but for some fields."""
+    """Make a record that differs from another in some fields."""
     return type(record)(**{**vars(record), **changes})
 
 
-# === 2 errors ========================================================================================
+class Action(Record):
+    """What an expiry may do to a cluster: `onExpiry` in the config. Section 19 carries it out."""
+
+    name: str
+    done: str  # the participle for messages: stopped
+    # The action taken instead if the clock can't be checked, or no VM ran in this budget.
+    in_doubt: str
+    erases: bool = False  # whether the cluster's files go
+
+
+ACTIONS: Mapping[str, Action] = {
+    action.name: action
+    for action in (
+        Action("stop", "stopped", in_doubt="stop"),
+        Action("pause", "paused", in_doubt="pause"),
+        Action("teardown", "torn down", in_doubt="stop", erases=True),
+    )
+}
+
+
+# === 2 errors =====================================================================================
+# The exceptions. Every failure that a user should understand is a YclusterError: its class has the
+# exit code, its message says what went wrong and where, its hint what to do next. Functions raise;
+# only `main` (section 20) prints an error and returns an exit code.
+
+
 class YclusterError(Exception):
-    """Something a user can be told: what went wrong, where, and in `hint` what to do next."""
+    """An error for the user to see, with a `hint` at what to do next (lines of text, or empty)."""
 
     exit_code = 1
-
-    def __init_subclass__(cls, code: int = 1) -> None:
-        cls.exit_code = code
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
         self.hint = hint
 
 
-# fmt: off
-class UsageError(YclusterError, code=2):
+class UsageError(YclusterError):
     """The command line asks for something that has no meaning."""
 
-class ConfigError(YclusterError, code=3):
+    exit_code = 2
+
+
+class ConfigError(YclusterError):
     """The config file is missing, unreadable or wrong."""
 
-class StateError(YclusterError, code=4):
-    """No such cluster, or its sidecar can't be read."""
+    exit_code = 3
 
-class PrerequisiteError(YclusterError, code=5):
+
+class StateError(YclusterError):
+    """There is no such cluster, or its state file can't be read."""
+
+    exit_code = 4
+
+
+class PrerequisiteError(YclusterError):
     """The host lacks a program, a permission or a free port."""
 
-class NotImplementedYet(YclusterError, code=6):
-    """Valid, but this version or this provider doesn't do it."""
+    exit_code = 5
 
-class TimedOut(YclusterError, code=7):
-    """Something bounded took longer than its bound."""
 
-class Busy(TimedOut, code=7):
+class NotImplementedYet(YclusterError):
+    """The request is valid, but this version or this provider can't serve it."""
+
+    exit_code = 6
+
+
+class TimedOut(YclusterError):
+    """Something took longer than its timeout."""
+
+    exit_code = 7
+
+
+class Busy(TimedOut):
     """Another ycluster holds the cluster's lock."""
-# fmt: on
 
 
 class ProgramFailed(YclusterError):
-    """A program that ycluster ran ended badly; `argv` can be pasted into a shell, `stderr` is what it said."""
+    """A program that ycluster ran has failed.
 
-    def __init__(self, argv: Sequence[str], returncode: int, stderr: str) -> None:
-        last = [line.strip() for line in stderr.splitlines() if line.strip()][-3:]
-        super().__init__(
-            f"{Path(argv[0]).name} failed (exit {returncode}): {'; '.join(last) or 'it said nothing'}"
-        )
-        self.argv, self.returncode, self.stderr = tuple(argv), returncode, stderr
+    `stderr` is what it wrote there; its stdout if that is empty.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        returncode: int,
+        stderr: str,
+    ) -> None:
+        lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+        why = "; ".join(lines[-3:]) or "it wrote nothing"
+        super().__init__(f"{Path(argv[0]).name} failed (exit {returncode}): {why}")
+        self.argv = tuple(argv)
+        self.returncode = returncode
+        self.stderr = stderr
 
 
 class Interrupted(BaseException):
-    """Ctrl-C or a termination signal. No `except` for a mere failure may take it for one and go on."""
+    """Ctrl-C or a termination signal.
+
+    It is not an Exception, so that `except Exception` does not catch it.
+    """
 
     exit_code = 130
 
 
-# === 3 output ========================================================================================
+# === 3 output =====================================================================================
+# What is written, and how it looks. Data goes to stdout and nothing else does; everything that a
+# person reads on the way goes to stderr. A message that can't be written is dropped: it must not
+# undo the work that it reports. Data that can't be written is an error.
+
+
 class Output:
-    """Where words go. stdout is for data alone; everything a person reads on the way goes to stderr."""
+    """The two streams. `live` and `shown` tell whether stderr and stdout are terminals."""
 
     def __init__(
-        self, stdout: IO[str], stderr: IO[str], *, verbose: bool = False, colours: bool = False
+        self,
+        stdout: IO[str],
+        stderr: IO[str],
+        *,
+        verbose: bool = False,
+        colours: bool = False,
     ) -> None:
-        self.stdout, self.stderr, self.verbose = stdout, stderr, verbose
-        self.live, self.shown, self.colours = (
-            stderr.isatty(),
-            stdout.isatty(),
-            colours and stdout.isatty(),
-        )
+        self.stdout = stdout
+        self.stderr = stderr
+        self.verbose = verbose
+        self.live = stderr.isatty()
+        self.shown = stdout.isatty()
+        self.colours = colours and self.shown
 
     def data(self, text: str, colour: str = "") -> None:
-        text = f"\x1b[{colour}m{text}\x1b[m" if colour and self.colours else text
-        self.stdout.write(text if text.endswith("\n") or not text else text + "\n")
+        """Write lines to stdout. `colour` is a code of the escape sequence SGR, such as "31"."""
+        if colour and self.colours:
+            text = f"\x1b[{colour}m{text}\x1b[m"
+        if text and not text.endswith("\n"):
+            text += "\n"
+        self.stdout.write(text)
         self.stdout.flush()
 
     def say(self, text: str, end: str = "\n") -> None:
-        # A reader that went away (a closed terminal, `| head`) must not undo the work being reported.
-        with contextlib.suppress(OSError, ValueError):
+        """Write a message to stderr."""
+        try:
             self.stderr.write(text + end)
             self.stderr.flush()
+        except (OSError, ValueError):
+            # The reader has gone (EPIPE), or the stream is closed: messages are best effort.
+            return
 
     def warn(self, text: str) -> None:
+        """Write a warning."""
         self.say("ycluster: warning: " + text)
 
     def debug(self, text: str) -> None:
+        """Write what only --verbose shows."""
         if self.verbose:
             self.say("+ " + text)
 
     def error(self, error: YclusterError) -> None:
+        """Write an error with its hint."""
         self.say(f"ycluster: {error}")
         for line in error.hint.splitlines():
             self.say("  " + line)
 
     def draw(self, text: str) -> None:
-        """Redraw the live line; an empty text wipes it. Nothing where stderr is no terminal."""
+        """Redraw the live line; an empty text wipes it. Does nothing if stderr is no terminal."""
         if self.live:
-            self.say("\r\x1b[K" + text[: columns() - 1], end="")
+            width = columns() - 1
+            self.say("\r\x1b[K" + text[:width], end="")
 
 
 class Steps:
-    """Progress of a long job in named, timed stages: a live line on a terminal, plain lines elsewhere."""
+    """The progress of a job in named steps: a live line on a terminal, plain lines elsewhere."""
 
-    HEARTBEAT = 15.0  # seconds between plain lines, so that a log shows life without filling up
+    REDRAW = 0.2  # seconds from one live line to the next
+    HEARTBEAT = 15.0  # seconds between plain lines, so that a log shows life and stays short
 
     def __init__(self, output: Output, monotonic: Callable[[], float]) -> None:
-        self.output, self.monotonic, self.began = output, monotonic, monotonic()
-        self.beat = self.began - self.HEARTBEAT + 2  # the first plain line comes soon
+        self.output = output
+        self.monotonic = monotonic
+        self.began = monotonic()
+        self.last = self.began - self.HEARTBEAT + 2  # The first plain line comes after 2 seconds.
 
-    def waiting(self, what: str) -> None:
-        """Call as often as you like while waiting for `what`."""
-        if (now := self.monotonic()) - self.beat >= (0.2 if self.output.live else self.HEARTBEAT):
-            self.beat = now
-            (self.output.draw if self.output.live else self.output.say)(
-                f"  {what} ... {now - self.began:.0f} s"
-            )
+    def waiting(self, what: str | Callable[[], str]) -> None:
+        """Show a step that takes its time, and for how long the job has run; call it often."""
+        now = self.monotonic()
+        interval = self.REDRAW if self.output.live else self.HEARTBEAT
+        if now - self.last < interval:
+            return
+        self.last = now
+        line = f"  {_step_name(what)} ... {now - self.began:.0f} s"
+        if self.output.live:
+            self.output.draw(line)
+        else:
+            self.output.say(line)
 
-    def done(self, what: str) -> None:
+    def done(self, what: str | Callable[[], str]) -> None:
+        """Show a step that has been completed."""
+        now = self.monotonic()
+        self.last = now
         self.output.draw("")
-        self.beat = self.monotonic()
-        self.output.say(f"  {what} ({self.monotonic() - self.began:.1f} s)")
+        self.output.say(f"  {_step_name(what)} ({now - self.began:.1f} s)")
+
+
+def _step_name(what: str | Callable[[], str]) -> str:
+    """The name of a step, which may change while it lasts."""
+    return what if isinstance(what, str) else what()
 
 
 def columns(fd: int = 2) -> int:
-    """The width of the terminal, or 80. (shutil knows it as well, and loads three decompressors.)"""
-    with contextlib.suppress(OSError):
-        return os.get_terminal_size(fd).columns or 80
-    return 80
+    """The width of the terminal, or 80.
+
+    shutil has such a function too, but importing it loads three decompressors.
+    """
+    try:
+        return os.get_terminal_size(fd).columns or 80  # Some terminals do not know, and give 0.
+    except OSError:
+        return 80
 
 
-def table(rows: Sequence[Sequence[str]], width: int = 1 << 20) -> str:
-    """Left-aligned columns, two spaces apart: as many as fit into the width, the first in any case."""
+NO_LIMIT = 1 << 20  # columns: wider than any table
+
+
+def table(rows: Sequence[Sequence[str]], width: int = NO_LIMIT) -> list[str]:
+    """Rows of cells as left-aligned columns, two spaces apart: a text for each row.
+
+    The last columns are left out as far as the table is wider than `width`; the first never is.
+    """
     widths = [max(map(len, column)) for column in zip(*rows)]
-    while len(widths) > 1 and sum(widths) + 2 * len(widths) - 2 > width:
+    while len(widths) > 1 and sum(widths) + 2 * (len(widths) - 1) > width:
         widths.pop()
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    lines = ["  ".join(map(str.ljust, row, widths)) for row in rows]  # as many cells as widths
+    return [line.rstrip() for line in lines]
 
 
-# In ASCII: what no terminal and no file can hold (half a surrogate pair) survives as an escape.
-to_json = partial(json.dumps, indent=2)
+def to_json(value: object) -> str:
+    """A value as indented JSON.
+
+    It is ASCII: half a surrogate pair, which can't be written to a file, becomes an escape.
+    """
+    return json.dumps(value, indent=2)
 
 
-# === 4 host effects ==================================================================================
+# === 4 host effects ===============================================================================
+# `Host` is the only way to the clock, the environment and other programs. A program runs without a
+# shell, in an environment made for it, with a timeout, and what it writes to stderr is kept in the
+# error. After it come helpers for processes (held by a descriptor, since a pid may be used again),
+# files (replaced as a whole or not at all) and locks (released when the holder ends, even by a
+# kill).
+
+
 class Clock(Record):
-    """One look at the time: `now`, and when this boot began by the wall clock, which moves when that is set."""
+    """One look at the time: `now`, and when this boot began, both by the wall clock.
+
+    If somebody sets the wall clock, `booted` moves by as much as `now` does.
+    """
 
     now: float
     booted: float
     boot_id: str
 
 
+# The variables that a child gets if they are set. Not all: at(1) would write secrets to disk.
+_INHERITED = (
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "TMPDIR",
+    "XDG_STATE_HOME",
+    "XDG_RUNTIME_DIR",
+    "DBUS_SESSION_BUS_ADDRESS",
+)
+
+
+Done: TypeAlias = "subprocess.CompletedProcess[str]"  # a finished program: exit code and output
+
+
 class Host:
-    """This machine and this user: the clock, the environment, other programs. The only door to them."""
+    """The machine as this user sees it: the clock, the environment, other programs."""
 
-    def __init__(self, environ: Mapping[str, str], output: Output) -> None:
-        self.environ, self.output = dict(environ), output
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        output: Output,
+        stdin: Any = None,
+    ) -> None:
+        self.environ = dict(environ)
+        self.output = output
+        self.stdin = stdin  # None: there is none
 
-    now = staticmethod(time.time)  # seconds since the epoch, UTC: the time that is stored
-    monotonic = staticmethod(time.monotonic)  # the one that is waited on
+    # --- time
 
-    uptime = staticmethod(
-        lambda: time.clock_gettime(time.CLOCK_BOOTTIME)
-    )  # seconds, suspends included; nobody can set it
+    def now(self) -> float:
+        """Seconds since the epoch: the time that is stored."""
+        return time.time()
+
+    def monotonic(self) -> float:
+        """Seconds since some moment, which nobody can set: the time by which waits are measured."""
+        return time.monotonic()
+
+    def uptime(self) -> float:
+        """Seconds since the boot, those of a suspend included; nobody can set them."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def boot_id(self) -> str:
+        """The kernel's id of this boot, or nothing where it has none."""
+        try:
+            return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        except OSError:
+            return ""
 
     def clock(self) -> Clock:
+        """Look at the time."""
         now = self.now()
         return Clock(now, now - self.uptime(), self.boot_id())
 
     def sleep(self, seconds: float) -> None:
+        """Sleep; not at all if the span is negative."""
         time.sleep(max(0.0, seconds))
 
-    def boot_id(self) -> str:
-        """The kernel's id of this boot; empty where there is none."""
-        with contextlib.suppress(OSError):
-            return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return ""
+    def wait_for(
+        self,
+        condition: Callable[[], Result | None],
+        *,
+        timeout: float,
+        interval: float = 0.05,
+        waiting: Callable[[], object] = lambda: None,
+    ) -> Result | None:
+        """Wait until `condition` returns something other than None and False, and return that.
+
+        It is asked every `interval` seconds, and `waiting` is called in between. After `timeout`
+        seconds the last thing that it returned is returned. It is asked at least once.
+        """
+        until = self.monotonic() + timeout
+        while True:
+            result = condition()
+            left = until - self.monotonic()
+            answered = result is not None and result is not False
+            if answered or left <= 0:
+                return result
+            waiting()
+            self.sleep(min(interval, left))
+
+    # --- the user's environment
 
     def user(self) -> str:
-        with contextlib.suppress(KeyError):
-            return pwd.getpwuid(os.getuid()).pw_name
-        return str(os.getuid())
+        """The name of the account, or the uid where it has none."""
+        uid = os.getuid()
+        try:
+            return pwd.getpwuid(uid).pw_name
+        except KeyError:
+            return str(uid)
 
     def home(self) -> Path:
-        """$HOME, else the account's home: a timer or a container may have no HOME at all."""
-        if (named := self.environ.get("HOME", "")).startswith("/"):
+        """$HOME, else the home of the account: a timer or a container may have no HOME at all."""
+        named = self.environ.get("HOME", "")
+        if named.startswith("/"):
             return Path(named)
-        with contextlib.suppress(KeyError):
-            return Path(pwd.getpwuid(os.getuid()).pw_dir)
-        why = f"no home directory: HOME is unset and uid {os.getuid()} has no account"
-        raise PrerequisiteError(why, hint="set HOME, or cacheDir in the config")
+        uid = os.getuid()
+        try:
+            return Path(pwd.getpwuid(uid).pw_dir)
+        except KeyError:
+            raise PrerequisiteError(
+                f"no home directory: HOME is unset and uid {uid} has no account",
+                hint="set HOME, or cacheDir in the config",
+            ) from None
 
     def cache_home(self) -> Path:
+        """The default cacheDir."""
         return self.home() / ".cache" / "y-cluster-qemu"
 
     def state_home(self) -> Path:
-        """Where this user's index of cache directories is kept (XDG base directory specification)."""
+        """Where the index of cacheDirs and the log of events are (XDG base directories)."""
         named = self.environ.get("XDG_STATE_HOME", "")
-        return (
-            Path(named) if named.startswith("/") else self.home() / ".local" / "state"
-        ) / "ycluster"
+        if named.startswith("/"):
+            return Path(named) / "ycluster"
+        return self.home() / ".local" / "state" / "ycluster"
 
     def child_env(self, extra: Mapping[str, str] = {}) -> dict[str, str]:
-        """The whole environment of a child. Named variables only: at(1) would write secrets to disk."""
+        """The whole environment of a child."""
         env = {
             "PATH": self.environ.get("PATH") or DEFAULT_PATH,
             "LANG": "C.UTF-8",
             "LC_ALL": "C.UTF-8",
         }
-        if os.path.isdir(
-            runtime := f"/run/user/{os.getuid()}"
-        ):  # ssh -T, sudo, cron and at don't set the variable
+        runtime = f"/run/user/{os.getuid()}"
+        if os.path.isdir(runtime):  # ssh -T, sudo, cron and at do not set the variable.
             env["XDG_RUNTIME_DIR"] = runtime
-        kept = (
-            "HOME",
-            "USER",
-            "LOGNAME",
-            "TMPDIR",
-            "XDG_STATE_HOME",
-            "XDG_RUNTIME_DIR",
-            "DBUS_SESSION_BUS_ADDRESS",
-        )
-        return {
-            **env,
-            **{name: self.environ[name] for name in kept if self.environ.get(name)},
-            **extra,
-        }
+        inherited = {name: self.environ[name] for name in _INHERITED if self.environ.get(name)}
+        return {**env, **inherited, **extra}
+
+    def interpreter(self) -> str:
+        """The Python for timers. Not a virtual environment's own: that may be deleted."""
+        found = sys.executable or "/usr/bin/python3"
+        if sys.prefix != sys.base_prefix:
+            return os.path.realpath(found)
+        return os.path.abspath(found)
+
+    def program_source(self) -> bytes:
+        """The source of this module, wherever it was loaded from: a file or an archive."""
+        return bytes(globals()["__loader__"].get_data(__file__))
+
+    # --- programs
 
     def which(self, program: str) -> str | None:
+        """The path of a program; None if there is none on PATH or among the administrator's."""
         import shutil
 
         return shutil.which(program, path=self.child_env()["PATH"] + ":/usr/sbin:/sbin")
 
     def need(self, programs: Mapping[str, str]) -> None:
-        """Raise unless every program (name -> Debian package) is on PATH."""
-        if missing := [name for name in programs if not self.which(name)]:
-            packages = " ".join(sorted({programs[name] for name in missing}))
-            raise PrerequisiteError(
-                f"missing: {', '.join(missing)}", hint=f"sudo apt-get install {packages}"
-            )
+        """Raise PrerequisiteError unless all programs (name -> Debian package) are there."""
+        missing = [name for name in programs if not self.which(name)]
+        if missing:
+            packages = sorted({programs[name] for name in missing})
+            hint = f"sudo apt-get install {' '.join(packages)}"
+            raise PrerequisiteError(f"missing: {', '.join(missing)}", hint=hint)
 
     def run(
-        self, argv: Sequence[str], *, timeout: float, check: bool = True, stdin: str | None = None,
-        cwd: Path | None = None, env: Mapping[str, str] | None = None, pass_fds: Sequence[int] = (),
+        self,
+        argv: Sequence[str],
+        *,
+        timeout: float,
+        check: bool = True,
+        stdin: str | None = None,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        pass_fds: Sequence[int] = (),
         waiting: Callable[[], object] = lambda: None,
-    ) -> subprocess.CompletedProcess[str]:  # fmt: skip
-        """Run a program to its end, at most `timeout` seconds, with `waiting` called meanwhile. Raises PrerequisiteError when
-        it isn't there, TimedOut past the bound (it is killed), ProgramFailed when it exits with anything but 0 (`check`)."""
+        progress: str | Callable[[], str] = "",
+    ) -> Done:
+        """Run a program to its end, at most `timeout` seconds, with `waiting` called meanwhile.
+
+        `progress`, a text or a function that makes one, is shown as a step of its own while it
+        runs. `stdin` must fit into a pipe (64 KiB). Raises PrerequisiteError if there is no such
+        program, TimedOut if it takes longer (it is killed), and ProgramFailed if it exits with
+        anything but 0, unless `check` is false.
+        """
+        import subprocess
+
+        steps = Steps(self.output, self.monotonic)
+
+        def meanwhile() -> None:
+            waiting()
+            if progress:
+                steps.waiting(progress)
+
+        with self._start(argv, stdin, cwd, env, pass_fds) as process:
+            written = self._communicate(process, stdin, timeout, meanwhile)
+        if written is None:
+            raise TimedOut(f"{argv[0]} gave no answer within {timeout:.0f} s: {shlex.join(argv)}")
+        done = subprocess.CompletedProcess(tuple(argv), process.returncode, *written)
+        if check and done.returncode != 0:
+            raise ProgramFailed(argv, done.returncode, done.stderr or done.stdout)
+        if progress:
+            steps.done(progress)
+        return done
+
+    def _start(
+        self,
+        argv: Sequence[str],
+        stdin: str | None,
+        cwd: Path | None,
+        env: Mapping[str, str] | None,
+        pass_fds: Sequence[int],
+    ) -> subprocess.Popen[str]:
+        """Start a program with pipes for its output, and for its input if there is any."""
         import subprocess
 
         self.output.debug(shlex.join(argv))
-        if (program := self.which(argv[0])) is None:
+        program = self.which(argv[0])
+        if program is None:
             raise PrerequisiteError(f"{argv[0]}: no such program on PATH")
+        if env is None:
+            env = self.child_env()
+        return subprocess.Popen(
+            [program, *argv[1:]],
+            stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="surrogateescape",  # as Python decodes paths
+            cwd=cwd or "/",
+            env=dict(env),
+            pass_fds=pass_fds,
+        )
+
+    def _communicate(
+        self,
+        process: subprocess.Popen[str],
+        stdin: str | None,
+        timeout: float,
+        meanwhile: Callable[[], object],
+    ) -> tuple[str, str] | None:
+        """What a program writes to stdout and stderr; None if it is killed because of the timeout.
+
+        It is also killed if `meanwhile`, which is called twice a second, raises.
+        """
+        import subprocess
+
         until = self.monotonic() + timeout
-        with subprocess.Popen(
-            [program, *argv[1:]], stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", errors="surrogateescape",  # as paths are
-            cwd=cwd or "/", env=dict(self.child_env() if env is None else env), pass_fds=pass_fds,
-        ) as process:  # fmt: skip
-            output = None
-            try:
-                while output is None and self.monotonic() < until:
-                    waiting()
-                    with contextlib.suppress(subprocess.TimeoutExpired):
-                        output = process.communicate(
-                            stdin, timeout=min(0.5, until - self.monotonic())
-                        )
-                    stdin = None  # it has been handed over
-            finally:
-                if output is None:
-                    process.kill()
-        if output is None:
-            raise TimedOut(f"{argv[0]} gave no answer within {timeout:.0f} s: {shlex.join(argv)}")
-        done = subprocess.CompletedProcess(tuple(argv), process.returncode, *output)
-        if check and done.returncode != 0:
-            raise ProgramFailed(argv, done.returncode, done.stderr or done.stdout)
-        return done
+        try:
+            while self.monotonic() < until:
+                meanwhile()
+                try:
+                    left = until - self.monotonic()
+                    return process.communicate(stdin, timeout=min(0.5, left))
+                except subprocess.TimeoutExpired:
+                    stdin = None  # communicate() has it, and refuses input a second time.
+            return None
+        finally:
+            process.kill()  # does nothing to a program that has ended
 
     def attempt(self, argv: Sequence[str], *, timeout: float) -> str | None:
-        """What a program says; None for every kind of failure: it means "no"."""
-        with contextlib.suppress(YclusterError, OSError):
+        """What a program writes to stdout; None if it is missing, fails or takes too long.
+
+        For a question to which each of these failures means "no".
+        """
+        try:
             return self.run(argv, timeout=timeout).stdout
-        return None
+        except (YclusterError, OSError):
+            return None
 
     def spawn(self, argv: Sequence[str], log: Path) -> None:
-        """Start a program that outlives this one: a session of its own, cwd /, its output appended to `log`."""
+        """Start a program that outlives this one; its output is appended to `log`."""
         import subprocess
 
         self.output.debug(shlex.join(argv) + " &")
-        with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as to:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        with descriptor(os.open(log, flags, 0o600)) as to:
             subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=to, stderr=to, cwd="/", env=self.child_env(), start_new_session=True
-            )  # fmt: skip
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=to,
+                stderr=to,
+                cwd="/",
+                env=self.child_env(),
+                start_new_session=True,
+            )
 
     def interactive(self, argv: Sequence[str]) -> int:
-        """Run a program on this terminal and return its exit status."""
+        """Run a program on this terminal and return its exit status, as a shell would give it."""
         import subprocess
 
         self.output.debug(shlex.join(argv))
+        # `main` ignores Ctrl-Z, for it may hold a lock; this program may be stopped like any other.
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-        terminal = {"TERM": self.environ["TERM"]} if self.environ.get("TERM") else {}
-        status = subprocess.call(argv, env=self.child_env(terminal))
-        return 128 - status if status < 0 else status
+        extra = {}
+        if self.environ.get("TERM"):
+            extra["TERM"] = self.environ["TERM"]
+        status = subprocess.call(argv, env=self.child_env(extra))
+        if status < 0:
+            return 128 - status  # It was killed by the signal of this number, negated.
+        return status
 
     def tell_terminals(self, text: str) -> None:
-        """Write to this user's terminals that take messages, mesg(1). wall(1) would write to everybody's."""
-        for name in Path("/dev/pts").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if (found := name.stat()).st_uid == os.getuid() and found.st_mode & 0o020:
-                    # One that was halted by Ctrl-S must not halt us.
-                    with descriptor(
-                        os.open(name, os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
-                    ) as terminal:
-                        os.write(terminal, f"\r\n{text}\r\n".encode())
+        """Write a message to this user's terminals; wall(1) would write to everybody's."""
+        for terminal in Path("/dev/pts").glob("[0-9]*"):
+            try:
+                if _takes_messages(terminal):
+                    _write_to_terminal(terminal, f"\r\n{text}\r\n")
+            except OSError:
+                # It was closed meanwhile, or takes no more; the others still get the message.
+                continue
 
-    def program_source(self) -> bytes:
-        """This very module, wherever it was loaded from (a plain file, shiv's cache, a zip)."""
-        return bytes(globals()["__loader__"].get_data(__file__))
 
-    def interpreter(self) -> str:
-        """The Python that a timer can rely on: not that of a virtual environment that may be deleted."""
-        found = sys.executable or "/usr/bin/python3"
-        return os.path.realpath(found) if sys.prefix != sys.base_prefix else os.path.abspath(found)
+def _takes_messages(terminal: Path) -> bool:
+    """Whether a terminal is this user's and takes messages: mesg(1) sets the group's write bit."""
+    status = terminal.stat()
+    return status.st_uid == os.getuid() and status.st_mode & 0o020 != 0
+
+
+def _write_to_terminal(terminal: Path, text: str) -> None:
+    # O_NONBLOCK: the terminal may be stopped by Ctrl-S, and writing to it must not wait for Ctrl-Q.
+    flags = os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK
+    with descriptor(os.open(terminal, flags)) as to:
+        os.write(to, text.encode())
+
+
+# --- processes
 
 
 def _syscall(number: int, *arguments: int | None) -> int:
-    """For Pythons that were built without a wrapper; these two numbers are the same on every architecture."""
+    """Make a system call for which this Python was built without a wrapper."""
     import ctypes
 
     result: int = ctypes.CDLL(None, use_errno=True).syscall(number, *arguments)
     if result < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        errno = ctypes.get_errno()
+        raise OSError(errno, os.strerror(errno))
     return result
 
 
+# The numbers of these two calls are the same on every architecture.
+_PIDFD_SEND_SIGNAL = 424
+_PIDFD_OPEN = 434
+
+
 def pidfd_open(pid: int) -> int:
-    """A descriptor of a process, which can't come to mean another one (Linux 5.3)."""
-    return os.pidfd_open(pid) if hasattr(os, "pidfd_open") else _syscall(434, pid, 0)
+    """Open a descriptor of a process, which is never reused as a pid is. Needs Linux 5.3."""
+    if hasattr(os, "pidfd_open"):
+        return os.pidfd_open(pid)
+    return _syscall(_PIDFD_OPEN, pid, 0)
 
 
 def send_signal(pidfd: int, signum: int) -> None:
-    """Signal the process of a pidfd; OSError when it has ended."""
-    send: Callable[..., object] = getattr(signal, "pidfd_send_signal", partial(_syscall, 424))
-    send(pidfd, signum, None, 0)
+    """Signal the process of a pidfd; raises OSError if it has ended."""
+    if hasattr(signal, "pidfd_send_signal"):
+        signal.pidfd_send_signal(pidfd, signum)
+    else:
+        _syscall(_PIDFD_SEND_SIGNAL, pidfd, signum, None, 0)
 
 
 def pids() -> list[int]:
-    """Every process that can be seen."""
+    """The pids of all processes that can be seen."""
     return [int(path.name) for path in Path("/proc").glob("[0-9]*")]
 
 
 def process_stat(process: int | Path) -> tuple[str, str]:
-    """A process's name, by its pid or pidfile, and the kernel's letter for its state (T: stopped); empty once it is gone."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
+    """The name of a process and the letter of its state (T: stopped); empty if it is not there.
+
+    The process is given by its pid or by the path of its pidfile. See proc(5), /proc/pid/stat.
+    """
+    try:
         pid = int(process.read_text(encoding="ascii")) if isinstance(process, Path) else process
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        return stat[stat.index("(") + 1 : stat.rindex(")")], stat[stat.rindex(")") :].split()[1]
-    return "", ""
+        # "17 (name) S ...": the name may have spaces and parentheses of its own.
+        name, _, rest = stat.partition("(")[2].rpartition(")")
+        return name, rest.split()[0]
+    except (OSError, ValueError, IndexError):
+        return "", ""
+
+
+# --- files
 
 
 @contextlib.contextmanager
 def descriptor(fd: int) -> Iterator[int]:
-    """A file descriptor that is closed with the block."""
+    """Close a file descriptor at the end of the block."""
     try:
         yield fd
     finally:
@@ -519,13 +848,17 @@ def descriptor(fd: int) -> Iterator[int]:
 
 
 def sha256_of(data: bytes) -> str:
+    """The SHA-256 digest in hexadecimal digits."""
     import hashlib
 
     return hashlib.sha256(data).hexdigest()
 
 
 def write_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
-    """Replace `path` whole or not at all: write beside it, fsync, rename, fsync the directory."""
+    """Replace a file whole or not at all, also if the host loses power meanwhile.
+
+    It is written beside `path`, synced and renamed, and then the directory is synced.
+    """
     beside = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
@@ -533,12 +866,12 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
             os.fchmod(fd, mode)
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(fd)
         os.replace(beside, path)
     except BaseException as error:
-        if isinstance(error, OSError):
-            error.filename = error.filename or str(path)  # a full disk has no name of its own
-        with contextlib.suppress(OSError):
+        if isinstance(error, OSError) and not error.filename:
+            error.filename = str(path)  # ENOSPC carries no file name.
+        with contextlib.suppress(OSError):  # The error above is the one to report.
             os.unlink(beside)
         raise
     with descriptor(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)) as directory:
@@ -546,262 +879,302 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
 
 
 def remove(path: Path) -> bool:
-    """Remove a file or a directory of ours; False when there was none."""
-    with contextlib.suppress(FileNotFoundError):
+    """Remove a file, a link or a whole directory; False if there was none."""
+    try:
         if path.is_dir() and not path.is_symlink():
             import shutil
 
             shutil.rmtree(path)
         else:
             path.unlink()
-        return True
-    return False
+    except FileNotFoundError:
+        return False
+    return True
+
+
+# --- locks
 
 
 def try_flock(path: Path, *, shared: bool = False) -> int | None:
-    """A descriptor that holds the lock on `path` (created if needed), or None while another holds it."""
+    """Lock a file, created if missing; returns a descriptor that holds the lock.
+
+    None if somebody else holds it. The lock ends with the last copy of the descriptor, and thus
+    with the last process that has one.
+    """
+    operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    with descriptor(_open_lock(path)) as fd:
+        try:
+            fcntl.flock(fd, operation | fcntl.LOCK_NB)
+            # The file may have been unlinked between open and flock: that lock keeps nobody out.
+            same = os.path.samestat(os.fstat(fd), os.stat(path))
+        except (BlockingIOError, FileNotFoundError):
+            return None
+        return os.dup(fd) if same else None
+
+
+def _open_lock(path: Path) -> int:
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError:
         if not path.exists():
             raise
-        fd = os.open(
-            path, os.O_RDONLY
-        )  # the disk has become read-only; its VM is to be stopped all the same
-    with descriptor(fd), contextlib.suppress(BlockingIOError, FileNotFoundError):
-        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        # Whoever held it before may have removed the file: a lock on a nameless file guards nothing.
-        if os.path.samestat(os.fstat(fd), os.stat(path)):
-            return os.dup(fd)  # which has the lock as well
-    return None
+        # The disk may have become read-only. Its VM must be stopped all the same.
+        return os.open(path, os.O_RDONLY)
 
 
-def take_flock(host: Host, path: Path, *, timeout: float, what: str = "") -> int | None:
-    """`try_flock` for up to `timeout` seconds: a mere look holds it for a moment, too. With `what`, its holder is woken."""
-    steps, looked = Steps(host.output, host.monotonic), host.monotonic()
-    until = looked + timeout
-    while (fd := try_flock(path)) is None and host.monotonic() < until:
+def take_flock(
+    host: Host,
+    path: Path,
+    *,
+    timeout: float,
+    what: str = "",
+) -> int | None:
+    """Lock a file, as `try_flock` does, within `timeout` seconds; None if it is still held then.
+
+    With `what`, the name of what is locked, the user sees that it is waited for, and a holder that
+    is stopped is continued. Wait even where nobody can be working: `flock_held` takes the lock for
+    a moment.
+    """
+    steps = Steps(host.output, host.monotonic)
+
+    def waiting() -> None:
         if what:
-            steps.waiting(f"waiting: another ycluster works on {what}")
-            if host.monotonic() - looked > SLEEPER:
-                looked = host.monotonic()
-                wake_holder(path)
-        host.sleep(0.02)
-    return fd
+            steps.waiting(f"waiting: another ycluster is working on {what}")
+
+    until = host.monotonic() + timeout
+    while True:
+        span = min(WAKE_AFTER, until - host.monotonic())
+        fd = host.wait_for(partial(try_flock, path), timeout=span, interval=0.02, waiting=waiting)
+        if fd is not None or host.monotonic() >= until:
+            return fd
+        if what:
+            wake_holder(path)
 
 
 def flock_held(path: Path) -> bool:
-    """Whether somebody holds an exclusive lock on `path`. Looks by a shared lock of its own."""
-    if path.exists() and (fd := try_flock(path, shared=True)) is not None:
-        os.close(fd)
+    """Whether somebody holds an exclusive lock on a file; makes no file."""
+    if not path.exists():
         return False
-    return path.exists()
+    fd = try_flock(path, shared=True)
+    if fd is None:
+        return path.exists()  # If it has been removed meanwhile, its lock means nothing.
+    os.close(fd)
+    return False
 
 
 def wake_holder(path: Path) -> None:
-    """Let whoever has the lock file open and was put to sleep go on: asleep, it would keep the reaper out for ever."""
-    for pid in [pid for pid in pids() if process_stat(pid)[1] == "T"]:
-        with contextlib.suppress(OSError), descriptor(pidfd_open(pid)) as pidfd:
-            if any(fd.exists() and fd.samefile(path) for fd in Path(f"/proc/{pid}/fd").iterdir()):
-                send_signal(pidfd, signal.SIGCONT)
+    """Continue each stopped process that has a lock file open, or all others would wait for it."""
+    for pid in pids():
+        _, state = process_stat(pid)
+        if state == "T":
+            _continue_if_open(pid, path)
+
+
+def _continue_if_open(pid: int, path: Path) -> None:
+    """Continue a process if it has a file open."""
+    # A failure means that it has ended, or that it is another user's.
+    with contextlib.suppress(OSError), descriptor(pidfd_open(pid)) as pidfd:
+        if _has_open(pid, path):
+            send_signal(pidfd, signal.SIGCONT)
+
+
+def _has_open(pid: int, path: Path) -> bool:
+    """Whether a process has a file open."""
+    return any(fd.exists() and fd.samefile(path) for fd in Path(f"/proc/{pid}/fd").iterdir())
 
 
 @contextlib.contextmanager
-def locked(host: Host, path: Path, *, timeout: float, guards: Path | None = None) -> Iterator[None]:
-    """Hold the lock file `path`, which goes with the file that it guards; raises Busy after `timeout` seconds."""
-    if (fd := take_flock(host, path, timeout=timeout, what=path.stem)) is None:
-        raise Busy(f"{path.stem}: another ycluster works on it", hint=f"`fuser {path}` names it")
+def locked(
+    host: Host,
+    path: Path,
+    *,
+    timeout: float,
+    belongs_to: Path | None = None,
+) -> Iterator[None]:
+    """Hold the lock file `path` during the block; raises Busy after `timeout` seconds.
+
+    If the file that it belongs to is gone at the end of the block, the lock file is removed, too.
+    """
+    fd = take_flock(host, path, timeout=timeout, what=path.stem)
+    if fd is None:
+        hint = f"`fuser {path}` names it"
+        raise Busy(f"{path.stem}: another ycluster is working on it", hint=hint)
     with descriptor(fd):
         try:
             yield
         finally:
-            if guards and not guards.exists():
+            if belongs_to and not belongs_to.exists():
                 remove(path)
 
 
-def download(host: Host, url: str, part: Path, hint: str, wanted: str = "", by: str = "") -> str:
-    """Copy what a URL names to `part`, which may hold its beginning already; returns its SHA-256. Raises PrerequisiteError
-    where it can't be had, ConfigError where the digest is not the one that is `wanted`, `by` telling who says so."""
-    import http.client
-    import urllib.request
+# === 5 durations ==================================================================================
+# Durations as Go's time package reads and writes them, because a program in Go shares the config
+# and the state file, and times as in RFC 3339. A duration is in nanoseconds and fits an int64, as
+# in Go; a time is in seconds since the epoch. All is pure, and a text that can't be read raises
+# ValueError. Patterns are text, here and in other sections: `re` compiles one at its first use.
 
-    have = (
-        part.stat().st_size if wanted and part.exists() else 0
-    )  # with no digest nobody could tell whether the rest fits
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    try:
-        with urllib.request.urlopen(request, timeout=60) as source:
-            _copy(
-                host,
-                source,
-                part,
-                have if getattr(source, "status", 0) == 206 else 0,
-                url.rpartition("/")[2],
-            )
-        digest = host.run(["sha256sum", "--", str(part)], timeout=3600).stdout.lstrip("\\")[:64]
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        code = getattr(error, "code", 0)
-        if not wanted:
-            remove(part)
-        if code in (404, 410):
-            gone = "there is no such release, or no more (dated images vanish after some months)"
-            hint = f"{gone}: choose another, with its digest; or\n{hint}"
-        if code != 416 or not have:
-            raise PrerequisiteError(
-                f"{url}: {getattr(error, 'reason', None) or error}", hint=hint
-            ) from None
-        digest = ""  # there is nothing behind what we have, so it is something else
-    if wanted not in ("", digest):
-        remove(part)
-        if have:  # it may be its beginning that is wrong
-            return download(host, url, part, hint, wanted, by)
-        changed = "one of them is wrong, or the file has been changed"
-        raise ConfigError(f"{url}: its SHA-256 is {digest}, and {by} says {wanted}", hint=changed)
-    return digest
-
-
-def _copy(host: Host, source: Any, part: Path, have: int, what: str) -> None:
-    """Copy an answer behind the first `have` bytes of a file; OSError where it is cut off. Blocks of zeros stay holes."""
-    length, steps = (
-        int(source.headers.get("Content-Length") or 0),
-        Steps(host.output, host.monotonic),
-    )
-    total = have + length if length else 0
-    with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+b") as file:
-        file.truncate(have)
-        file.seek(have)
-        while block := source.read(1 << 20):
-            if block.count(0) == len(block):
-                file.seek(len(block), os.SEEK_CUR)
-            else:
-                file.write(block)
-            steps.waiting(f"fetching {what}: {file.tell() >> 20} of {total >> 20 or '?'} MiB")
-        file.truncate()
-        file.flush()
-        os.fsync(file.fileno())
-        if total and file.tell() != total:
-            raise OSError(f"cut off after {file.tell()} of {total} bytes")
-        steps.done(f"{what} of {file.tell() >> 20} MiB")
-
-
-# === 5 durations =====================================================================================
-# Both of Unicode's are taken: the micro sign and the Greek mu.
 _UNITS = {
     "ns": 1,
     "us": 10**3,
-    "\u00b5s": 10**3,
-    "\u03bcs": 10**3,
+    "\u00b5s": 10**3,  # the micro sign
+    "\u03bcs": 10**3,  # the Greek letter mu
     "ms": 10**6,
     "s": 10**9,
     "m": 60 * 10**9,
     "h": 3600 * 10**9,
 }
-_TERM = r"(?s)(?=.)([0-9]*)(\.[0-9]*)?([^.0-9]*)"  # a text, like every pattern here: `re` compiles it at its first use
+_TERM = (
+    r"(?s)(?=.)([0-9]*)(\.[0-9]*)?([^.0-9]*)"  # a whole number, a fraction, a unit; not all empty
+)
+_OVERFLOW = 1 << 63  # the first number that is no int64; negated it is one
+_LATEST = 32503679999  # 2999-12-31T23:59:59Z, in seconds since the epoch
+_RFC3339 = r"(?a)(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|z|[+-]\d\d:[0-5]\d)"
+_CLOCK = r"(?a)([01]?\d|2[0-3]):([0-5]\d)"
 
 
 def parse_duration(text: str) -> int:
-    """Nanoseconds of a Go duration such as `8h`, `1h30m`, `1.5s` (golang.org/pkg/time#ParseDuration). Raises ValueError
-    with Go's own words. Go computes a fraction in float64; so does this."""
-    invalid = ValueError(f'invalid duration "{text}"')
-    sign, rest = (text[0], text[1:]) if text[:1] in ("-", "+") else ("+", text)
-    if rest == "0":
+    """Nanoseconds of a Go duration such as `8h`, `1h30m` or `1.5s`.
+
+    Raises ValueError in Go's own words. See golang.org/pkg/time#ParseDuration.
+    """
+    unsigned = text[1:] if text.startswith(("-", "+")) else text
+    negative = text.startswith("-")
+    if unsigned == "0":
         return 0
-    if not rest:
-        raise invalid
     total = 0
-    for whole, fraction, unit in re.findall(_TERM, rest):
-        digits = whole.lstrip("0") or "0"
-        if (not whole and len(fraction) < 2) or len(digits) > 19 or int(digits) > 1 << 63:
-            raise invalid
-        if not unit:
-            raise ValueError(f'missing unit in duration "{text}"')
-        if unit not in _UNITS:
-            raise ValueError(f'unknown unit "{unit}" in duration "{text}"')
-        value, scale = 0, 1.0
-        for digit in fraction[1:]:  # Go drops the digits that would overflow an int64
-            if value * 10 + int(digit) > 1 << 63:
-                break
-            value, scale = value * 10 + int(digit), scale * 10
-        total += int(digits) * _UNITS[unit] + int(float(value) * (float(_UNITS[unit]) / scale))
-        if total > 1 << 63:
-            raise invalid
-    if total == 1 << 63 and sign == "+":
-        raise invalid
-    return -total if sign == "-" else total
+    for whole, fraction, unit in re.findall(_TERM, unsigned):
+        total += _parse_term(text, whole, fraction, unit)
+        if total > _OVERFLOW:
+            raise _invalid_duration(text)
+    if not unsigned or (total == _OVERFLOW and not negative):
+        raise _invalid_duration(text)
+    return -total if negative else total
+
+
+def _invalid_duration(text: str) -> ValueError:
+    return ValueError(f'invalid duration "{text}"')
+
+
+def _parse_term(
+    text: str,
+    whole: str,
+    fraction: str,
+    unit: str,
+) -> int:
+    """Nanoseconds of one number with its unit; `text` is the duration in which it stands."""
+    if not whole and fraction in ("", "."):
+        raise _invalid_duration(text)
+    digits = whole.lstrip("0")
+    # An int64 has no more; int() would refuse 5,000 digits with another message.
+    if len(digits) > 19:
+        raise _invalid_duration(text)
+    number = int(digits or "0")
+    if number > _OVERFLOW:
+        raise _invalid_duration(text)
+    if not unit:
+        raise ValueError(f'missing unit in duration "{text}"')
+    if unit not in _UNITS:
+        raise ValueError(f'unknown unit "{unit}" in duration "{text}"')
+    return number * _UNITS[unit] + _parse_fraction(fraction[1:], _UNITS[unit])
+
+
+def _parse_fraction(digits: str, unit: int) -> int:
+    """Nanoseconds of a fraction of a unit, rounded down, computed in float64 as Go computes it."""
+    value = 0
+    scale = 1.0
+    for digit in digits:
+        longer = value * 10 + int(digit)
+        if longer > _OVERFLOW:
+            break  # Go ignores the digits that would overflow an int64.
+        value = longer
+        scale *= 10
+    return int(float(value) * (float(unit) / scale))
 
 
 def budget(text: str) -> int | None:
-    """Nanoseconds of a `maxRun` text, None where it says that there is no budget."""
-    return None if text in ("", "0") else parse_duration(text)
+    """Nanoseconds of a setting such as `maxRun`; None if it is switched off: empty, or "0"."""
+    if text in ("", "0"):
+        return None
+    return parse_duration(text)
+
+
+def seconds_up(nanoseconds: int) -> int:
+    """Convert to seconds, rounded up: a budget is never cut short."""
+    return -(-nanoseconds // 10**9)
 
 
 def format_duration(nanoseconds: int) -> str:
-    """A duration as Go prints it: `1h30m0s`, `1.5s`, `20ms`, `0s`."""
-    sign, left = ("-", -nanoseconds) if nanoseconds < 0 else ("", nanoseconds)
-    unit = (
-        "s"
-        if left >= 10**9 or not left
-        else "ms"
-        if left >= 10**6
-        else "\u00b5s"
-        if left >= 10**3
-        else "ns"
-    )
-    minutes, rest = divmod(left, _UNITS["m"])
+    """A duration as Go writes it: `1h30m0s`, `1.5s`, `20ms`, `0s`."""
+    if nanoseconds == 0:
+        return "0s"
+    if nanoseconds < 0:
+        return "-" + format_duration(-nanoseconds)
+    # Only a span of less than a second is in a smaller unit.
+    unit = next(unit for unit in ("s", "ms", "\u00b5s", "ns") if nanoseconds >= _UNITS[unit])
+    minutes, rest = divmod(nanoseconds, _UNITS["m"])
     hours, minutes = divmod(minutes, 60)
-    head = f"{hours}h{minutes}m" if hours else f"{minutes}m" if minutes else ""
-    number = f"{rest / _UNITS[unit]:.9f}".rstrip("0").rstrip(".")  # exact: eleven digits at most
-    return f"{sign}{head}{number}{unit}"
+    number = f"{rest / _UNITS[unit]:.9f}"  # exact, for it has eleven digits at most
+    text = number.rstrip("0").rstrip(".") + unit
+    if hours:
+        return f"{hours}h{minutes}m{text}"
+    if minutes:
+        return f"{minutes}m{text}"
+    return text
 
 
 def in_words(seconds: float) -> str:
-    """A span for people, two units at most: `3h 12m`, `45s`, `2d 4h`."""
-    left = int(abs(seconds))
-    parts = [
-        (left // 86400, "d"),
-        (left // 3600 % 24, "h"),
-        (left // 60 % 60, "m"),
-        (left % 60, "s"),
-    ]
-    return " ".join([f"{n}{unit}" for n, unit in parts if n][:2]) or "0s"
-
-
-_LATEST = 32503679999  # 2999-12-31T23:59:59Z, in seconds since the epoch
-_RFC3339 = r"(?a)(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|z|[+-]\d\d:[0-5]\d)"
+    """A span for people, in two units at most: `3h 12m`, `45s`, `2d 4h`."""
+    minutes, left = divmod(int(abs(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    numbers = ((days, "d"), (hours, "h"), (minutes, "m"), (left, "s"))
+    words = [f"{number}{unit}" for number, unit in numbers if number]
+    return " ".join(words[:2]) or "0s"
 
 
 def parse_time(text: str) -> int:
-    """Seconds since the epoch of an RFC 3339 time, a fraction rounded up. Raises ValueError."""
-    if (match := re.fullmatch(_RFC3339, text)) is None:
+    """Seconds since the epoch of an RFC 3339 time, a fraction rounded up."""
+    from datetime import datetime
+
+    match = re.fullmatch(_RFC3339, text)
+    if match is None:
         raise ValueError(f"{text!r} is no RFC 3339 time")
     date, clock, fraction, zone = match.groups()
-    moment = datetime.fromisoformat(f"{date}T{clock}{'+00:00' if zone in 'Zz' else zone}")
-    whole = int(moment.timestamp()) + (1 if fraction and fraction.strip("0") else 0)
-    if not 0 <= whole <= _LATEST:
+    if zone in ("Z", "z"):
+        zone = "+00:00"
+    seconds = int(datetime.fromisoformat(f"{date}T{clock}{zone}").timestamp())
+    if fraction and fraction.strip("0"):
+        seconds += 1
+    if not 0 <= seconds <= _LATEST:
         raise ValueError(f"{text!r} is before 1970 or after 2999")
-    return whole
+    return seconds
 
 
 def format_time(seconds: float) -> str:
     """An RFC 3339 time in UTC."""
-    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return utc_text(seconds, "%Y-%m-%dT%H:%M:%SZ")
+
+
+def utc_text(seconds: float, layout: str) -> str:
+    """A time in UTC, in a layout of strftime's."""
+    return time.strftime(layout, time.gmtime(seconds))
 
 
 def local_time(seconds: float) -> str:
     """A time for people, in the zone of this host."""
-    return (
-        datetime.fromtimestamp(seconds, timezone.utc).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
-    )
+    return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(seconds))
 
 
 def parse_until(text: str, now: float) -> int:
-    """Seconds since the epoch of the next moment at which a clock here shows HH:MM, or of an RFC 3339 time. ValueError."""
-    if (match := re.fullmatch(r"([01]?\d|2[0-3]):([0-5]\d)", text, re.ASCII)) is None:
+    """Seconds since the epoch of an RFC 3339 time, or of the next HH:MM in this host's zone."""
+    match = re.fullmatch(_CLOCK, text)
+    if match is None:
         return parse_time(text)
-    shown = datetime.fromtimestamp(now).replace(
-        hour=int(match[1]), minute=int(match[2]), second=0, microsecond=0
-    )
-    return int((shown if shown.timestamp() > now else shown + timedelta(days=1)).timestamp())
+    year, month, day, *_ = time.localtime(now)
+    clock = (int(match[1]), int(match[2]), 0)
+    today = time.mktime((year, month, day, *clock, 0, 0, -1))  # -1: summer time is as it may be
+    tomorrow = time.mktime((year, month, day + 1, *clock, 0, 0, -1))
+    return int(today if today > now else tomorrow)
 
 
 # === 6 YAML subset ================================================================================
@@ -1029,27 +1402,25 @@ _JSON_NUMBER = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?"
 _YES_OR_NO = ("y", "Y", "yes", "Yes", "YES", "n", "N", "no", "No", "NO")
 _ON_OR_OFF = ("on", "On", "ON", "off", "Off", "OFF")
 _AMBIGUOUS_WORDS = ("=", *_YES_OR_NO, *_ON_OR_OFF)
-_AMBIGUOUS_NUMBER = "|".join(
-    (
-        r"[-+]?0[0-9_]+",  # octal in YAML 1.1: 012
-        r"[-+]?0o[0-7_]+",  # octal in YAML 1.2: 0o12
-        r"[-+]?0b[01_]+",  # binary in YAML 1.1: 0b11
-        r"[-+]?0[BOX][0-9a-fA-F_]+",  # with a capital letter, for Go: 0X1F
-        r"[-+]0x[0-9a-fA-F_]+",  # hexadecimal with a sign: -0x1F
-        r"0x[0-9a-fA-F]*_[0-9a-fA-F_]*",  # hexadecimal with underscores: 0x_ff
-        # Decimal with an underscore that is not the first, and a digit: 1_000.5
-        r"(?=[^_]+_)(?=[^0-9]*[0-9])[-+]?[0-9_]*(?:\.[0-9_]*)?(?:[eE][-+]?[0-9_]+)?",
-        r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][0-9]+",  # an exponent without sign: 1.5e3
-        r"[-+]?[0-9]+[eE][-+][0-9]+",  # an exponent without a point before it: +1e+3
-        r"[-+]\.[0-9]+(?:[eE][-+]?[0-9]+)?",  # a sign and a point: -.5, which is a text to PyYAML
-        r"[-+]?[1-9][0-9_]*(?::[0-5]?[0-9])+",  # base 60: 1:30
-        r"[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+\.[0-9_]*",  # base 60 with a fraction: 1:30.5
-        # A date, maybe with a time: 2001-12-14 21:59:43.10 -5
-        r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}"
-        r"(?:(?:[Tt]|[ \t]+)[0-9]{1,2}:[0-9]{1,2}:[0-9]{1,2}(?:\.[0-9]*)?"
-        r"(?:[ \t]*(?:Z|[-+][0-9]{1,2}(?::[0-9]{2})?))?)?",
-    )
-)
+_AMBIGUOUS_NUMBER = "|".join((
+    r"[-+]?0[0-9_]+",  # octal in YAML 1.1: 012
+    r"[-+]?0o[0-7_]+",  # octal in YAML 1.2: 0o12
+    r"[-+]?0b[01_]+",  # binary in YAML 1.1: 0b11
+    r"[-+]?0[BOX][0-9a-fA-F_]+",  # with a capital letter, for Go: 0X1F
+    r"[-+]0x[0-9a-fA-F_]+",  # hexadecimal with a sign: -0x1F
+    r"0x[0-9a-fA-F]*_[0-9a-fA-F_]*",  # hexadecimal with underscores: 0x_ff
+    # Decimal with an underscore that is not the first, and a digit: 1_000.5
+    r"(?=[^_]+_)(?=[^0-9]*[0-9])[-+]?[0-9_]*(?:\.[0-9_]*)?(?:[eE][-+]?[0-9_]+)?",
+    r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][0-9]+",  # an exponent without sign: 1.5e3
+    r"[-+]?[0-9]+[eE][-+][0-9]+",  # an exponent without a point before it: +1e+3
+    r"[-+]\.[0-9]+(?:[eE][-+]?[0-9]+)?",  # a sign and a point: -.5, which is a text to PyYAML
+    r"[-+]?[1-9][0-9_]*(?::[0-5]?[0-9])+",  # base 60: 1:30
+    r"[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+\.[0-9_]*",  # base 60 with a fraction: 1:30.5
+    # A date, maybe with a time: 2001-12-14 21:59:43.10 -5
+    r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}"
+    r"(?:(?:[Tt]|[ \t]+)[0-9]{1,2}:[0-9]{1,2}:[0-9]{1,2}(?:\.[0-9]*)?"
+    r"(?:[ \t]*(?:Z|[-+][0-9]{1,2}(?::[0-9]{2})?))?)?",
+))
 # What _INT, _FLOAT and _AMBIGUOUS_NUMBER match starts with a character of the first, and has none
 # that is not in the second.
 _NUMBER_START = "-+.0123456789"
@@ -1715,556 +2086,1095 @@ def _document_bounds(src: _YamlSource) -> tuple[int, int]:
     return start, end
 
 
-# === 7 config and schema =============================================================================
+# === 7 config and schema ==========================================================================
+# Owns the config file: `load_config` reads and checks it, `schema_for` describes it to editors.
+# Each key is declared once, by `key` in the tables Config, QemuConfig and so on. Reading, defaults,
+# `config show` and the schemas all come from there. All problems of a file are reported at once,
+# each with its line and column, and only a config without any problem is returned.
+
+WRONG: Any = object()  # stands for a wrong value, whose problem is in the list already
+
+Problem: TypeAlias = "tuple[int, int, str]"  # line and column from 1 on, and what is wrong
+
+_SORTS = {
+    dict: "a mapping",
+    list: "a list",
+    str: "a string",
+    bool: "a boolean",
+    type(None): "nothing",
+}
+
+
 class Item(Record):
-    """A node of the config and the path that leads to it. `wrong` collects all that is wrong: line, column, what."""
+    """A node of the config, with all that its kind needs to read it."""
 
     node: Node
-    path: str
-    base: Path  # where relative paths start
-    wrong: list[tuple[int, int, str]]
+    path: str  # as in a message: `portForwards[0].host`; empty for the whole config
+    base: Path  # the config's directory, where relative paths start
+    home: Callable[[], Path] | None  # what `~` stands for
+    problems: list[Problem]  # one list for the whole config, which reading adds to
 
-    def refuse(self, line: int, column: int, step: str, why: object) -> None:
-        """Something is wrong with what is a step below: a `.key`, an `[index]`, or nothing for this item itself."""
-        path = self.path + step
-        self.wrong.append((line, column, f"{path.lstrip('.') if path else 'the config'}: {why}"))
+    def below(self, node: Node, step: str) -> Item:
+        """The item of a node below this one; the step to it is a `.key` or an `[index]`."""
+        return replace(self, node=node, path=(self.path + step).lstrip("."))
 
-    def read(self, kind: Kind, node: Node, step: str) -> Any:
-        """The value of a node below; None where something is wrong with it."""
+    def refuse(self, why: object) -> None:
+        """Add a problem with the value."""
+        named = self.path or "the config"
+        self.problems.append((self.node.line, self.node.column, f"{named}: {why}"))
+
+    def read(self, kind: Kind[Value]) -> Value:
+        """The value; or WRONG, after a problem with it has been added."""
         try:
-            return kind.parse(replace(self, node=node, path=self.path + step))
+            value = kind.read(self)
         except ValueError as error:
-            self.refuse(node.line, node.column, step, error)
-        return None
+            self.refuse(error)
+            value = WRONG
+        return value
 
-    def entries(self, kinds: Mapping[str, Kind]) -> dict[str, Any]:
-        """The values of a mapping. A key with nothing behind it keeps its default."""
+    def entries(self, kinds: Mapping[str, Kind[Any]]) -> dict[str, Any]:
+        """The values of a mapping. A key without a value is absent, and so keeps its default."""
         values: dict[str, Any] = {}
-        for name, child in self.value().items():
+        for name, node in self.mapping().items():
             if name not in kinds:
-                self.refuse(
-                    child.key_line,
-                    child.key_column,
-                    f".{name}",
-                    f"no such key{_nearest(name, list(kinds))}",
-                )
-            elif child.value is not None:
-                values[name] = self.read(kinds[name], child, f".{name}")
+                at_key = replace(node, line=node.key_line, column=node.key_column)
+                self.below(at_key, f".{name}").refuse(f"no such key{_nearest(name, kinds)}")
+            elif node.value is not None:
+                values[name] = self.below(node, f".{name}").read(kinds[name])
         return values
 
-    def value(self, sort: type = dict, wanted: str = "a mapping of keys to values") -> Any:
-        """The node's own value; ValueError unless it is of this sort."""
-        if not isinstance(self.node.value, sort):
-            names = {
-                dict: "a mapping",
-                list: "a list",
-                bool: "a boolean",
-                type(None): "nothing",
-                str: "a string",
-            }
-            raise ValueError(f"wants {wanted}, not {names.get(type(self.node.value), 'a number')}")
-        return self.node.value
+    def value(self, sort: type[Value], wanted: str) -> Value:
+        """The node's own value. Raises ValueError where it is of another sort."""
+        found = self.node.value
+        if not isinstance(found, sort):
+            raise ValueError(f"wants {wanted}, not {_SORTS.get(type(found), 'a number')}")
+        return found
 
-    def text(self, variables: bool = False) -> str:
-        """A string. A plain number is taken as it is written: the sibling wants `memory: "8192"` quoted."""
-        text = str(
-            self.node.source
-            if type(self.node.value) in (int, float)
-            else self.value(str, "a string")
-        )
-        if "${" in text and not variables:
-            raise ValueError("${...} is substituted in registries, and nowhere else")
+    def mapping(self) -> dict[str, Node]:
+        """The node's keys and their values."""
+        return self.value(dict, "a mapping of keys to values")
+
+    def boolean(self) -> bool:
+        """True or false, and no number."""
+        return self.value(bool, "true or false")
+
+    def string(self) -> str:
+        """A text as it stands, ${} and all."""
+        return self.value(str, "a string")
+
+    def scalar(self) -> str:
+        """A string, or a number as it is written: the sibling wants `memory: "8192"` quoted."""
+        if type(self.node.value) in (int, float):
+            return str(self.node.source)
+        return self.string()
+
+    def text(self) -> str:
+        """A scalar, in which ${VAR} would be a mistake."""
+        text = self.scalar()
+        if "${" in text:
+            why = "${...} is substituted in registries, and nowhere else; write the value itself"
+            raise ValueError(why)
+        return text
+
+    def template(self) -> str:
+        """A scalar that may hold ${VAR}. It is filled in when used, so that no secret is stored."""
+        text = self.scalar()
         if re.search(r"\$\{(?![A-Za-z_][A-Za-z0-9_]*\})", text):
             raise ValueError("${ wants the name of a variable and a }")
         return text
 
     def file(self, text: str) -> Path:
-        """A path; a relative one starts at the config file's directory, `~` at home."""
+        """The path in a text: a relative one starts at the config's directory, `~` at home."""
         if "\0" in text or "\n" in text:
             raise ValueError("a path has no line break and no NUL")
-        return Path(os.path.abspath(self.base / os.path.expanduser(text)))
+        return Path(os.path.abspath(self.base / self._expand_home(text)))
 
-    def image(self) -> str:
-        """A URL, made of a path where it is one."""
-        import urllib.parse
-
-        if re.fullmatch(r"https?://[^\x00-\x20]*", text := self.text()):
-            return text
-        if not text:
-            raise ValueError("wants a URL or a path of a cloud image")
-        if re.match(r"(?!file:///)[A-Za-z][A-Za-z0-9+.-]*://", text):
-            raise ValueError(f"{text!r} is not an https, http or file:/// URL")
-        return self.file(
-            urllib.parse.unquote(text[7:]) if text.startswith("file:///") else text
-        ).as_uri()
+    def _expand_home(self, text: str) -> Path:
+        """`~` or `~user` at the head of a path made what a shell makes of it."""
+        first, _, rest = text.partition("/")
+        if first == "~":
+            if self.home is None:
+                raise ValueError("~ means nothing here; write the whole path")
+            return self.home() / rest.lstrip("/")
+        if first.startswith("~"):
+            with contextlib.suppress(KeyError):  # no such user: then it is the name of a file
+                return Path(pwd.getpwnam(first[1:]).pw_dir) / rest.lstrip("/")
+        return Path(text)
 
 
-class Kind(Record):
-    """How a value is written: `parse` reads an Item, or a sidecar's value (ValueError says what is wrong); `show` undoes it."""
-
-    parse: Callable[[Any], Any]
-    schema: Mapping[str, Any] = {}
-    show: Callable[[Any], Any] = lambda value: value
-    default: Any = REQUIRED
-
-
-def key(kind: Kind, doc: str = "", default: Any = REQUIRED) -> Any:
-    """Declare one key of the config, or of the sidecar, as a field of a Record, spelt in camelCase in the file. Nothing
-    else knows of it: reading, defaults, validation, `config show` and the schemas all come from here."""
-    shown = {} if default is REQUIRED else {"default": kind.show(default)}
-    return replace(kind, schema={"description": doc, **shown, **kind.schema}, default=default)
-
-
-def keys_of(cls: Any) -> dict[str, Kind]:
-    """The keys that a Record declares, by the names of its fields."""
-    return {name: kind for name in cls.fields if isinstance(kind := getattr(cls, name, None), Kind)}
-
-
-def _camel(attr: str) -> str:
-    return re.sub("_(.)", lambda match: match[1].upper(), attr)
-
-
-def section(cls: Any) -> Kind:
-    """The kind of a mapping whose keys a Record declares; keys that it doesn't have are refused."""
-    attrs = {_camel(attr): attr for attr in keys_of(cls)}
-    kinds = dict(zip(attrs, keys_of(cls).values()))
-    required = [name for name, kind in kinds.items() if kind.default is REQUIRED]
-
-    def parse(item: Item) -> Any:
-        values = item.entries(kinds)
-        for name in set(required).difference(values):
-            item.refuse(item.node.line, item.node.column, f".{name}", "is missing")
-        return cls(**{attrs[name]: values.get(name) for name in (*required, *values)})
-
-    schema = {**shape(kinds).schema, **({"required": required} if required else {})}
-    return Kind(
-        parse,
-        schema,
-        lambda value: {
-            name: kind.show(getattr(value, attrs[name])) for name, kind in kinds.items()
-        },
-    )
-
-
-def shape(kinds: Mapping[str, Kind]) -> Kind:
-    """The kind of a mapping that is handed on as it is, once each of its keys has been checked."""
-    properties = {name: kind.schema for name, kind in kinds.items()}
-    schema = {"type": "object", "additionalProperties": False, "properties": properties}
-    return Kind(lambda item: item.entries(kinds), schema, dict)
-
-
-def map_of(kind: Kind) -> Kind:
-    """The kind of a mapping with keys of the user's own."""
-    schema = {"type": "object", "additionalProperties": kind.schema}
-    return Kind(lambda item: item.entries(dict.fromkeys(item.value(), kind)), schema, dict)
-
-
-def list_of(kind: Kind) -> Kind:
-    """The kind of a list, read as a tuple."""
-
-    def parse(item: Item) -> Any:
-        return tuple(
-            item.read(kind, node, f"[{index}]")
-            for index, node in enumerate(item.value(list, "a list"))
-        )
-
-    return Kind(
-        parse,
-        {"type": "array", "items": kind.schema},
-        lambda values: [kind.show(value) for value in values],
-    )
-
-
-def _nearest(word: str, choices: Sequence[str]) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(word, choices, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _checked(
-    right: Callable[[Any], object], wrong: str, value: Any, near: Sequence[str] = ()
-) -> Any:
-    """The value, where it is right; else ValueError says what is wrong: the value stands for a {}."""
-    if not right(value):
-        raise ValueError(wrong.format(value) + (_nearest(value, near) if near else ""))
+# --- kinds: how values are read, described and shown
+def unchanged(value: Value) -> Value:
+    """The value itself, where JSON holds it as it is."""
     return value
 
 
-def _text(
-    right: Callable[[str], object], wrong: str, near: Sequence[str] = (), **schema: Any
-) -> Kind:
-    """The kind of a string that stays as it is."""
-    return Kind(
-        lambda item: _checked(right, wrong, item.text(), near), {"type": "string", **schema}
-    )
+class Kind(Record, Generic[Value]):
+    """How a value is written in the config.
+
+    `read` takes it from an Item, or raises ValueError with what is wrong; `schema` describes what
+    can be read, in JSON Schema; `show` gives what JSON holds for the value.
+    """
+
+    read: Callable[[Item], Value]
+    schema: Mapping[str, Any] = {}
+    show: Callable[[Value], Any] = unchanged
 
 
-def _pattern(pattern: str, wanted: str) -> Kind:
-    return _text(
-        partial(re.fullmatch, pattern, flags=re.ASCII),
-        f"{{!r}} is not {wanted}",
-        pattern=f"^(?:{pattern})$",
-    )
+class Key(Record, Generic[Value]):
+    """A key of the config, as `key` declares it."""
+
+    kind: Kind[Value]
+    doc: str
+    default: Value  # REQUIRED where the file has to give a value
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """The schema of the kind, with what the key means and its default."""
+        described: dict[str, Any] = {"description": self.doc}
+        if self.default is not REQUIRED:
+            described["default"] = self.kind.show(self.default)
+        return {**described, **self.kind.schema}
 
 
-def _choice(*choices: str) -> Kind:
-    return _text(
-        choices.__contains__, f"{{!r}} is none of {', '.join(choices)}", choices, enum=list(choices)
-    )
+def key(
+    kind: Kind[Value],
+    doc: str,
+    default: Value = REQUIRED,  # type: ignore[assignment]
+) -> Value:
+    """Declare a key of the config as a field of a Record; in the file it is spelt in camelCase."""
+    return Key(kind, doc, default)  # type: ignore[return-value] # instances hold a value instead
 
 
-def _number(low: int, high: int, unit: str) -> Kind:
-    """A whole number, quoted or not, shown as the string that the sibling wants. Where 0 will do, so does nothing."""
+def keys_of(cls: type[Record]) -> dict[str, Key[Any]]:
+    """The keys that a Record declares, by the names of its fields."""
+    keys = {}
+    for attr in cls.fields:
+        declared = getattr(cls, attr, None)
+        if isinstance(declared, Key):
+            keys[attr] = declared
+    return keys
+
+
+def camel_case(attr: str) -> str:
+    """A field's name as files spell it: `maxRun` for `max_run`."""
+    first, *others = attr.split("_")
+    return first + "".join(word.capitalize() for word in others)
+
+
+def _object_schema(properties: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+def section(cls: type[AnyRecord]) -> Kind[AnyRecord]:
+    """The kind of a mapping whose keys a Record declares; other keys are refused."""
+    keys = keys_of(cls)
+    kinds = {camel_case(attr): declared.kind for attr, declared in keys.items()}
+
+    def read(item: Item) -> AnyRecord:
+        found = item.entries(kinds)
+        values: dict[str, Any] = {}
+        for attr, declared in keys.items():
+            name = camel_case(attr)
+            if name in found:
+                values[attr] = found[name]
+            elif declared.default is REQUIRED:
+                item.below(item.node, f".{name}").refuse("is missing")
+                values[attr] = WRONG
+        return cls(**values)
+
+    def show(record: AnyRecord) -> dict[str, Any]:
+        shown = {}
+        for attr, declared in keys.items():
+            shown[camel_case(attr)] = declared.kind.show(getattr(record, attr))
+        return shown
+
+    return Kind(read, _schema_of_keys(keys), show)
+
+
+def _schema_of_keys(keys: Mapping[str, Key[Any]]) -> dict[str, Any]:
+    properties, required = {}, []
+    for attr, declared in keys.items():
+        properties[camel_case(attr)] = declared.schema
+        if declared.default is REQUIRED:
+            required.append(camel_case(attr))
+    schema = _object_schema(properties)
+    if required:
+        schema["required"] = required
+    return schema
+
+
+def shape(kinds: Mapping[str, Kind[Any]]) -> Kind[Mapping[str, Any]]:
+    """The kind of a mapping that stays a mapping, each of its keys checked."""
+
+    def read(item: Item) -> Mapping[str, Any]:
+        return item.entries(kinds)
+
+    schema = _object_schema({name: kind.schema for name, kind in kinds.items()})
+    return Kind(read, schema, dict)
+
+
+def map_of(kind: Kind[Value]) -> Kind[Mapping[str, Value]]:
+    """The kind of a mapping with keys of the user's own."""
+
+    def read(item: Item) -> Mapping[str, Value]:
+        return item.entries(dict.fromkeys(item.mapping(), kind))
+
+    return Kind(read, {"type": "object", "additionalProperties": kind.schema}, dict)
+
+
+def list_of(kind: Kind[Value]) -> Kind[tuple[Value, ...]]:
+    """The kind of a list, read as a tuple."""
+
+    def read(item: Item) -> tuple[Value, ...]:
+        values = []
+        for index, node in enumerate(item.value(list, "a list")):
+            values.append(item.below(node, f"[{index}]").read(kind))
+        return tuple(values)
+
+    def show(values: tuple[Value, ...]) -> list[Any]:
+        return [kind.show(value) for value in values]
+
+    return Kind(read, {"type": "array", "items": kind.schema}, show)
+
+
+# --- rules, shared by config and command line: text in, value out, or ValueError
+def _nearest(word: str, choices: Iterable[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(word, list(choices), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def positive_budget(text: str) -> str:
+    """A Go duration as it is written; empty or "0": none."""
+    nanoseconds = budget(text)
+    if nanoseconds is not None and nanoseconds <= 0:
+        raise ValueError(f'"{text}" must be positive; "0" switches it off')
+    return text
+
+
+def matching(pattern: str, wanted: str) -> Callable[[str], str]:
+    """The rule that an expression matches the whole text."""
+
+    def rule(text: str) -> str:
+        if not re.fullmatch(pattern, text, re.ASCII):
+            raise ValueError(f"{text!r} is not {wanted}")
+        return text
+
+    return rule
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    """The rule that a text is one of these words."""
+
+    def rule(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"{text!r} is none of {', '.join(choices)}{_nearest(text, choices)}")
+        return text
+
+    return rule
+
+
+def whole_number(low: int, high: int, unit: str) -> Callable[[str], int]:
+    """The rule of a whole number with these bounds. An empty text stands for 0."""
+
+    def rule(text: str) -> int:
+        if re.fullmatch("[0-9]{0,9}", text) and low <= int(text or 0) <= high:
+            return int(text or 0)
+        raise ValueError(f"{text!r} is not a whole number from {low} to {high} ({unit})")
+
+    return rule
+
+
+def _text(rule: Callable[[str], str], **schema: Any) -> Kind[str]:
+    """The kind of a text that has to keep a rule; `schema` describes the rule."""
+
+    def read(item: Item) -> str:
+        return rule(item.text())
+
+    return Kind(read, {"type": "string", **schema})
+
+
+def _pattern(pattern: str, wanted: str) -> Kind[str]:
+    return _text(matching(pattern, wanted), pattern=f"^(?:{pattern})$")
+
+
+def _choice(*choices: str) -> Kind[str]:
+    return _text(one_of(*choices), enum=list(choices))
+
+
+def _number(low: int, high: int, unit: str) -> Kind[int]:
+    """The kind of a whole number, quoted or not; shown as a string, which the sibling wants."""
+    rule = whole_number(low, high, unit)
+
+    def read(item: Item) -> int:
+        return rule(item.text())
+
     digits = "[0-9]+" if low else "[0-9]*"
-    wrong = f"{{!r}} is not a whole number from {low} to {high} ({unit})"
-    text = _text(
-        lambda text: len(text) < 10
-        and re.fullmatch(digits, text)
-        and low <= int(text or 0) <= high,
-        wrong,
-    )
-    schema = {
-        "anyOf": [
-            {"type": "string", "pattern": f"^{digits}$"},
-            {"type": "integer", "minimum": low, "maximum": high},
-        ]
-    }
-    return Kind(lambda item: int(text.parse(item) or 0), schema, str)
+    string = {"type": "string", "pattern": f"^{digits}$"}
+    integer = {"type": "integer", "minimum": low, "maximum": high}
+    return Kind(read, {"anyOf": [string, integer]}, str)
 
 
-# fmt: off
+def _read_path(item: Item) -> Path | None:
+    text = item.text()
+    return item.file(text) if text else None
+
+
+def _show_path(path: Path | None) -> str:
+    return str(path) if path else ""
+
+
+def _read_url(item: Item) -> str:
+    """A URL, made from a path where it is one."""
+    import urllib.parse
+
+    text = item.text()
+    if re.fullmatch(r"https?://[^\x00-\x20]*", text):
+        return text
+    if not text:
+        raise ValueError("wants a URL or a path of a cloud image")
+    if text.startswith("file:///"):
+        text = urllib.parse.unquote(text[len("file://") :])
+    elif re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        raise ValueError(f"{text!r} is not an https, http or file:/// URL")
+    return item.file(text).as_uri()
+
+
+def _read_base_url(item: Item) -> str:
+    """Nothing, or a URL without a final slash; a file is `<URL>/<name>`."""
+    if not item.text():
+        return ""
+    return re.sub("(?<=[^:/])/+$", "", _read_url(item))
+
+
 _STRING = Kind(Item.text, {"type": "string"})
-_ENV = Kind(lambda item: item.text(variables=True), {"type": "string"})  # filled in when it is used: no secret is kept
-_COMMAND = Kind(lambda item: item.value(str, "a string"), {"type": "string"})
-_BOOL = Kind(lambda item: item.value(bool, "true or false"), {"type": "boolean"})
+_TEMPLATE = Kind(Item.template, {"type": "string"})
+_COMMAND = Kind(Item.string, {"type": "string"})  # whose ${VAR} the shell fills in
+_BOOL = Kind(Item.boolean, {"type": "boolean"})
+_PATH = Kind(_read_path, {"type": "string"}, _show_path)
+_URL = Kind(_read_url, {"type": "string"})
+_BASE_URL = Kind(_read_base_url, {"type": "string"})
 _SIZE = _pattern(r"[1-9][0-9]{0,9}[KMGTkmgt]?", "a size such as 20G")
 _DURATION = _text(
-    lambda text: (span := budget(text)) is None or span > 0, '"{}" must be positive; "0" switches it off',
+    positive_budget,
     pattern=r"^(|0|\+?((\d+(\.\d*)?|\.\d+)(ns|us|\u00b5s|\u03bcs|ms|s|m|h))+)$",
 )
-_PATH = Kind(lambda item: item.file(text) if (text := item.text()) else None, {"type": "string"}, lambda path: str(path or ""))
 _HOST_PORT = _number(0, 65535, "a TCP port; empty or 0: QEMU chooses")
-_REQUESTS = shape({"cpu": _STRING, "memory": _STRING})
-_GATEWAY = shape({"skip": _BOOL, "className": _STRING, "resources": shape({"controller": _REQUESTS, "proxy": _REQUESTS})})
-_STORAGE = shape({"path": _STRING, "pathPattern": _STRING, "reclaimPolicy": _choice("Retain", "Delete")})
-_REGISTRIES = shape({
-    "mirrors": map_of(shape({"endpoint": list_of(_ENV), "rewrite": map_of(_STRING)})),
-    "configs": map_of(shape({
-        "auth": shape({"username": _ENV, "password": _ENV, "auth": _ENV, "identitytoken": _ENV}),
-        "tls": shape({"cert_file": _STRING, "key_file": _STRING, "ca_file": _STRING, "insecure_skip_verify": _BOOL}),
-    })),
+_GUEST_PORT = _number(1, 65535, "a TCP port")
+_RESOURCES = shape({"cpu": _STRING, "memory": _STRING})
+_GATEWAY = shape({
+    "skip": _BOOL,
+    "className": _STRING,
+    "resources": shape({"controller": _RESOURCES, "proxy": _RESOURCES}),
 })
+_STORAGE = shape({
+    "path": _STRING,
+    "pathPattern": _STRING,
+    "reclaimPolicy": _choice("Retain", "Delete"),
+})
+_MIRROR = shape({"endpoint": list_of(_TEMPLATE), "rewrite": map_of(_STRING)})
+_REGISTRY = shape({
+    "auth": shape({
+        "username": _TEMPLATE,
+        "password": _TEMPLATE,
+        "auth": _TEMPLATE,
+        "identitytoken": _TEMPLATE,
+    }),
+    "tls": shape({
+        "cert_file": _STRING,
+        "key_file": _STRING,
+        "ca_file": _STRING,
+        "insecure_skip_verify": _BOOL,
+    }),
+})
+_REGISTRIES = shape({"mirrors": map_of(_MIRROR), "configs": map_of(_REGISTRY)})
 
 
+# --- the keys
 class PortForward(Record):
     """A TCP port of the host that leads to one of the guest."""
 
-    guest: int = key(_number(1, 65535, "a TCP port"), "Guest port.")
+    guest: int = key(_GUEST_PORT, "Guest port.")
+
     host: int = key(_HOST_PORT, "Host port. Empty or 0: QEMU chooses a free one.", 0)
 
-class K3s(Record):
-    """Which k3s, and how it comes into the guest."""
 
-    version: str = key(_pattern(r"v[0-9]+\.[0-9]+\.[0-9]+(-[0-9A-Za-z.]+)?\+k3s[0-9]+", "a k3s release such as v1.35.6+k3s1"), "The k3s release.", K3S_VERSION)
-    install: str = key(_choice("airgap", "script", "none"), "airgap: the host hands k3s to the guest; script: the guest fetches it; none: a plain VM.", "airgap")
-    source: str = key(Kind(lambda item: item.text() and re.sub("(?<=[^:/])/+$", "", item.image()), {"type": "string"}), "A base URL or a folder with the release's files, for mirrors.", "")
+class K3s(Record):
+    """Which k3s, and how it gets into the guest."""
+
+    version: str = key(
+        _pattern(
+            r"v[0-9]+\.[0-9]+\.[0-9]+(-[0-9A-Za-z.]+)?\+k3s[0-9]+",
+            "a k3s release such as v1.35.6+k3s1",
+        ),
+        "The k3s release.",
+        K3S_VERSION,
+    )
+
+    install: str = key(
+        _choice("airgap", "script", "none"),
+        "airgap: the host hands k3s to the guest; script: the guest fetches it; none: a plain VM.",
+        "airgap",
+    )
+
+    source: str = key(
+        _BASE_URL, "A base URL or a folder with the release's files, for mirrors.", ""
+    )
+
 
 class Lifetime(Record):
-    """The budget, and what happens at its end. Durations are Go's, as text."""
+    """The budget, and what happens at its end. Durations are Go's, kept as text."""
 
-    max_run: str = key(_DURATION, "Wall-clock budget from each start, as a Go duration (8h, 90m, 1h30m). Empty or \"0\": none.", "")
-    on_expiry: str = key(_choice(*ACTIONS), "What a local cluster's timer does at the deadline.", "stop")
-    warn: str = key(_DURATION, "How long before the deadline to warn; not where the budget is no longer. \"0\": never.", "10m")
-    on_warn: str = key(_COMMAND, "A shell command to run at that moment, with YCLUSTER_NAME and other facts in its environment.", "")
-    max_total: str = key(_DURATION, "What no extension passes, counted from the start, as a Go duration. Empty or \"0\": none.", "")
+    max_run: str = key(
+        _DURATION,
+        'Wall-clock budget from each start, as a Go duration (8h, 90m, 1h30m). Empty or "0": none.',
+        "",
+    )
+
+    on_expiry: str = key(
+        _choice(*ACTIONS), "What a local cluster's timer does at the deadline.", "stop"
+    )
+
+    warn: str = key(
+        _DURATION,
+        'How long before the deadline to warn, if the budget is longer than that. "0": never.',
+        "10m",
+    )
+
+    on_warn: str = key(
+        _COMMAND,
+        "A shell command to run at that moment, with YCLUSTER_NAME and other facts in its "
+        "environment.",
+        "",
+    )
+
+    max_total: str = key(
+        _DURATION,
+        "Upper limit of the budget with all extensions, counted from the start, as a Go duration. "
+        'Empty or "0": none.',
+        "",
+    )
+
 
 class Network(Record):
     """How the VM is attached. Only user mode is implemented here; tap is the sibling's."""
 
-    mode: str = key(_choice("user", "tap"), "user: forwarded ports, no host set-up; tap: a tap device of the operator's (y-cluster only).", "user")
-    bind_address: str = key(_pattern(r"(|(?:(?:25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])(?:\.(?!$)|$)){4})", "an IPv4 address"), "IPv4 address that the forwarded ports listen on; 0.0.0.0 is every interface.", "127.0.0.1")
+    mode: str = key(
+        _choice("user", "tap"),
+        "user: forwarded ports, no host set-up; tap: a tap device of the operator's "
+        "(y-cluster only).",
+        "user",
+    )
+
+    bind_address: str = key(
+        _pattern(
+            r"(|(?:(?:25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])(?:\.(?!$)|$)){4})", "an IPv4 address"
+        ),
+        "IPv4 address that the forwarded ports listen on; 0.0.0.0 is every interface.",
+        "127.0.0.1",
+    )
+
     ifname: str = key(_STRING, "Tap mode only.", "")
+
     guest_address: str = key(_STRING, "Tap mode only.", "")
+
     gateway: str = key(_STRING, "Tap mode only.", "")
+
     dns: tuple[str, ...] = key(list_of(_STRING), "Tap mode only.", ())
 
+
 class Config(Record):
-    """A checked config, defaults filled: the keys that are common to every provider."""
+    """A checked config, defaults filled in: the keys that are common to every provider."""
 
     provider: str = key(_choice(*PROVIDERS), "What runs the cluster.", "qemu")
-    name: str = key(_pattern(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", "a DNS label: a-z, 0-9 and inner dashes, 63 at most"), "The cluster's name: its files, its host name, its kubeconfig cluster.", "y-cluster")
-    context: str = key(_pattern(r"[^\x00-\x1f\x7f]{1,300}", "a context name"), "The kubeconfig context.", "local")
+
+    name: str = key(
+        _pattern(
+            r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?",
+            "a DNS label: a-z, 0-9 and inner dashes, 63 at most",
+        ),
+        "The cluster's name: its files, its host name, its kubeconfig cluster.",
+        "y-cluster",
+    )
+
+    context: str = key(
+        _pattern(r"[^\x00-\x1f\x7f]{1,300}", "a context name"), "The kubeconfig context.", "local"
+    )
+
     memory: int = key(_number(64, 16777216, "MB"), "Memory of the VM in MB.", 8192)
+
     cpus: int = key(_number(1, 512, "virtual CPUs"), "Virtual CPUs.", 4)
+
     k3s: K3s = key(section(K3s), "The Kubernetes inside.", K3s())
-    port_forwards: tuple[PortForward, ...] = key(list_of(section(PortForward)), "TCP ports that lead into the guest. An empty list means the default, or none at all with k3s.install: none.", tuple(PortForward(port, port) for port in (6443, 80, 443)))
-    registries: Mapping[str, Any] = key(_REGISTRIES, "Content of k3s's registries.yaml; ${VAR} is substituted in endpoints and credentials.", {})
-    gateway: Mapping[str, Any] = key(_GATEWAY, "For y-cluster's bundled gateway; ycluster leaves it alone.", {})
-    storage: Mapping[str, Any] = key(_STORAGE, "For y-cluster's bundled storage class; ycluster leaves it alone.", {})
-    lifetime: Lifetime = key(section(Lifetime), "How long the cluster may run, and what happens then.", Lifetime())
-    file: Path = Path()
+
+    port_forwards: tuple[PortForward, ...] = key(
+        list_of(section(PortForward)),
+        "TCP ports that lead into the guest. An empty list means the default, or none at all with "
+        "k3s.install: none.",
+        (PortForward(6443, 6443), PortForward(80, 80), PortForward(443, 443)),
+    )
+
+    registries: Mapping[str, Any] = key(
+        _REGISTRIES,
+        "Content of k3s's registries.yaml; ${VAR} is substituted in endpoints and credentials.",
+        {},
+    )
+
+    gateway: Mapping[str, Any] = key(
+        _GATEWAY, "For y-cluster's bundled gateway; ycluster ignores it.", {}
+    )
+
+    storage: Mapping[str, Any] = key(
+        _STORAGE, "For y-cluster's bundled storage class; ycluster ignores it.", {}
+    )
+
+    lifetime: Lifetime = key(
+        section(Lifetime), "How long the cluster may run, and what happens then.", Lifetime()
+    )
+
+    file: Path = Path()  # which it was read from
+
 
 class QemuConfig(Config):
     """The keys of `provider: qemu`."""
 
     disk_size: str = key(_SIZE, "Size of the boot disk.", "20G")
+
     ssh_port: int = key(_HOST_PORT, "Host port for ssh. Empty or 0: QEMU chooses a free one.", 2222)
-    cache_dir: Path | None = key(_PATH, "Where disks, keys and state are kept. Empty: ~/.cache/y-cluster-qemu.", None)
-    data_disk: Path | None = key(_PATH, "An external qcow2 that every teardown keeps, mounted at /data/yolean.", None)
+
+    cache_dir: Path | None = key(
+        _PATH, "Where disks, keys and state are kept. Empty: ~/.cache/y-cluster-qemu.", None
+    )
+
+    data_disk: Path | None = key(
+        _PATH, "An external qcow2 that every teardown keeps, mounted at /data/yolean.", None
+    )
+
     data_disk_size: str = key(_SIZE, "Size of a new data disk.", "10G")
-    network: Network = key(section(Network), "How the VM is attached to the host's network.", Network())
-    image: str = key(Kind(Item.image, {"type": "string"}), "URL or path of a cloud image (cloud-init, sshd, BIOS boot).", DEFAULT_IMAGE)
-    image_sha256: str = key(_pattern(r"([0-9a-f]{64})?", "a SHA-256 in lower-case hex"), "The image's digest; it is refused when it differs.", "")
-    accel: str = key(_choice("auto", "kvm", "tcg"), "auto: KVM where a VM really runs with it, else TCG.", "auto")
-    cpu_model: str = key(_pattern(r"[-_.,=+A-Za-z0-9]*", "a QEMU CPU model"), "QEMU's -cpu. Empty: host with KVM, max with TCG.", "")
-    ssh_user: str = key(_pattern(r"[a-z_][-a-z0-9_]{0,31}", "a user name"), "The login that cloud-init makes.", "ystack")
+
+    network: Network = key(
+        section(Network), "How the VM is attached to the host's network.", Network()
+    )
+
+    image: str = key(
+        _URL, "URL or path of a cloud image (cloud-init, sshd, BIOS boot).", DEFAULT_IMAGE
+    )
+
+    image_sha256: str = key(
+        _pattern(r"([0-9a-f]{64})?", "a SHA-256 in lower-case hex"),
+        "The image's digest; it is refused when it differs.",
+        "",
+    )
+
+    accel: str = key(
+        _choice("auto", "kvm", "tcg"),
+        "auto: KVM where a VM really runs with it, else TCG.",
+        "auto",
+    )
+
+    cpu_model: str = key(
+        _pattern(r"[-_.,=+A-Za-z0-9]*", "a QEMU CPU model"),
+        "QEMU's -cpu. Empty: host with KVM, max with TCG.",
+        "",
+    )
+
+    ssh_user: str = key(
+        _pattern(r"[a-z_][-a-z0-9_]{0,31}", "a user name"),
+        "The login that cloud-init makes.",
+        "ystack",
+    )
+
 
 class _MultipassK3s(K3s):
-    install: str = key(_choice("airgap", "script", "none"), "How k3s comes into the guest.", "script")
+    install: str = key(
+        _choice("airgap", "script", "none"), "How k3s comes into the guest.", "script"
+    )
+
 
 class MultipassConfig(Config):
+    """The keys of `provider: multipass`, whose guests fetch k3s and have addresses of their own."""
+
     k3s: K3s = key(section(_MultipassK3s), "The Kubernetes inside.", _MultipassK3s())
-    port_forwards: tuple[PortForward, ...] = key(list_of(section(PortForward)), "Multipass's guests have addresses of their own.", ())
+
+    port_forwards: tuple[PortForward, ...] = key(
+        list_of(section(PortForward)), "Multipass's guests have addresses of their own.", ()
+    )
+
     image: str = key(_STRING, "Multipass image alias.", "24.04")
-# fmt: on
-
-CONFIGS = {"common": Config, "qemu": QemuConfig, "docker": Config, "multipass": MultipassConfig}
-KINDS = {which: section(cls) for which, cls in CONFIGS.items()}
 
 
-def load_config(directory: Path) -> Config:
-    """Read and check the config of a directory. ConfigError lists ALL problems, each with file:line:column."""
+CONFIGS: dict[str, type[Config]] = {
+    "common": Config,
+    "qemu": QemuConfig,
+    "docker": Config,
+    "multipass": MultipassConfig,
+}
+
+
+def kind_of(which: str) -> Kind[Any]:
+    """How a whole config is read: that of a provider, or the keys that are `common` to all."""
+    return section(CONFIGS[which])
+
+
+# --- reading the file
+def load_config(directory: Path, home: Callable[[], Path] | None = None) -> Config:
+    """Read and check the config of a directory, or the config file itself.
+
+    `home` gives what `~` stands for in it. Raises ConfigError, which lists all problems.
+    """
     path = Path(os.path.abspath(directory))
     try:
-        names = (
-            [path] if path.is_file() else [path / name for name in CONFIG_NAMES]
-        )  # the file itself may be named
-        found = [name for name in names if name.is_file()]
-        if len(found) > 1:
-            raise ConfigError(
-                f"{path}: both {found[0].name} and {found[1].name}", hint="keep one of them"
-            )
-        if not found:
-            what = "no such directory" if not path.is_dir() else f"no {CONFIG_NAMES[0]} in it"
-            raise ConfigError(
-                f"{path}: {what}", hint="-c wants the directory that holds the config"
-            )
-        path = found[0]
-        return read_config(path.read_bytes().decode("utf-8"), path)
+        path = _config_file(path)
+        text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from None
-    except OSError as error:  # a path that is too long, a directory that is closed to us
+    except OSError as error:  # such as a path that is too long, or a directory closed to us
         raise ConfigError(f"{path}: {error.strerror}") from None
+    return read_config(text, path, home)
 
 
-def read_config(text: str, path: Path) -> Config:
-    """`load_config` of text that is already in memory; `path` names it and anchors relative paths."""
+def _config_file(path: Path) -> Path:
+    """The only config file in a directory; or the path itself, where that is a file."""
+    if path.is_file():
+        return path
+    candidates = [path / name for name in CONFIG_NAMES]
+    found = [candidate for candidate in candidates if candidate.is_file()]
+    if len(found) > 1:
+        why = f"{path}: both {found[0].name} and {found[1].name}"
+        raise ConfigError(why, hint="keep one of them")
+    if not found:
+        what = f"no {CONFIG_NAMES[0]} in it" if path.is_dir() else "no such directory"
+        raise ConfigError(f"{path}: {what}", hint="-c wants the directory that holds the config")
+    return found[0]
+
+
+def read_config(text: str, path: Path, home: Callable[[], Path] | None = None) -> Config:
+    """`load_config` of a text; `path` names it in errors, and relative paths start beside it."""
     root = parse_yaml(text, str(path))
-    keys: Any = {} if root.value is None else root.value
-    named = keys.get("provider") if isinstance(keys, dict) else None
-    provider = str(named.value) if named and named.value in PROVIDERS else "qemu"
-    item = Item(root, "", path.parent, [])
-    config: Config = item.read(KINDS[provider], replace(root, value=keys), "")
-    if not item.wrong:
-        config = replace(config, file=path)
-        if not config.port_forwards and config.k3s.install != "none":
-            config = replace(config, port_forwards=config.fields["port_forwards"])
-        if (
-            isinstance(config, QemuConfig)
-            and config.image == DEFAULT_IMAGE
-            and not config.image_sha256
-        ):
-            config = replace(config, image_sha256=DEFAULT_IMAGE_SHA256)
-    if not item.wrong and isinstance(
-        config, QemuConfig
-    ):  # rules between keys, where each alone is right
-        at = keys.get("portForwards", root)
-        hosts = [forward.host for forward in config.port_forwards if forward.host]
-        guests = [forward.guest for forward in config.port_forwards]
-        rules = {f"host port {port} is forwarded twice": hosts.count(port) < 2 for port in hosts}
-        rules[f"host port {config.ssh_port} is sshPort's already"] = config.ssh_port not in hosts
-        rules["guest port 22 is sshPort's business"] = 22 not in guests
-        rules["guest port 6443 is missing; kubectl would not reach k3s"] = (
-            6443 in guests or config.k3s.install == "none"
-        )
-        for text, kept in rules.items():
-            if not kept:
-                item.refuse(at.line, at.column, ".portForwards", text)
-    if item.wrong:
-        lines = [f"{path}:{line}:{column}: {text}" for line, column, text in sorted(item.wrong)]
-        head = f"{len(lines)} problems in {path.name}\n" if len(lines) > 1 else ""
-        raise ConfigError(
-            head + "\n".join(lines), hint=f"`ycluster schema {provider}` describes every key"
-        )
+    if root.value is None:
+        root = replace(root, value={})
+    item = Item(root, "", path.parent, home, [])
+    provider = _provider(root)
+    config: Config = item.read(kind_of(provider))
+    if config is not WRONG:
+        config = _fill_defaults(replace(config, file=path))
+        _check_rules(item, config)
+    _raise_problems(item.problems, path, provider)
     return config
 
 
-def left_alone(config: Config) -> list[str]:
-    """What the config asks for, and this version does nothing about: a warning for each."""
-    said = [
-        f"{name}: y-cluster's business, ignored here"
-        for name in ("gateway", "storage")
-        if getattr(config, name)
-    ]
+def _provider(root: Node) -> str:
+    """The provider whose keys the file is checked against."""
+    keys = root.value
+    named = keys.get("provider") if isinstance(keys, dict) else None
+    if named is not None and named.value in PROVIDERS:
+        return str(named.value)
+    return "qemu"
+
+
+def _fill_defaults(config: Config) -> Config:
+    """Fill in the defaults that depend on other keys."""
+    if config.port_forwards == () and _wants_k3s(config):
+        config = replace(config, port_forwards=config.fields["port_forwards"])
+    if isinstance(config, QemuConfig) and config.image_sha256 == "":
+        known = {DEFAULT_IMAGE: DEFAULT_IMAGE_SHA256}
+        config = replace(config, image_sha256=known.get(config.image, ""))
+    return config
+
+
+def _wants_k3s(config: Config) -> bool:
+    """Whether there is to be a k3s in the guest; False as well where the keys for it are wrong."""
+    return config.k3s is not WRONG and config.k3s.install not in (WRONG, "none")
+
+
+def _check_rules(root: Item, config: Config) -> None:
+    """Check the rules between keys."""
+    if not isinstance(config, QemuConfig) or config.provider is WRONG:
+        return
+    keys = root.mapping()
+    # The ports that are forwarded by default break no rule, except with an sshPort in the file.
+    name = "portForwards" if "portForwards" in keys else "sshPort"
+    place = root.below(keys.get(name, root.node), f".{name}")
+    for why in _broken_port_rules(config):
+        place.refuse(why)
+
+
+def _broken_port_rules(config: QemuConfig) -> Iterator[str]:
+    """What is wrong with the ports together. One that is wrong by itself takes part in no rule."""
+    if config.port_forwards is WRONG:
+        return
+    right = [forward for forward in config.port_forwards if forward is not WRONG]
+    yield from _broken_host_port_rules(config, right)
+    guests = [forward.guest for forward in right]
+    if 22 in guests:
+        yield "guest port 22 is what sshPort leads to; remove it here"
+    all_known = len(right) == len(config.port_forwards) and WRONG not in guests
+    if all_known and 6443 not in guests and _wants_k3s(config):
+        yield "guest port 6443 is missing, so k3s is out of reach; add {host: 6443, guest: 6443}"
+
+
+def _broken_host_port_rules(config: QemuConfig, right: Sequence[PortForward]) -> Iterator[str]:
+    hosts = [forward.host for forward in right if forward.host not in (0, WRONG)]
+    for port in sorted(set(hosts)):
+        if hosts.count(port) > 1:
+            yield f"host port {port} is forwarded twice; change one of the two"
+    if config.ssh_port in hosts:
+        yield f"host port {config.ssh_port} is used by sshPort, too; change one of the two"
+
+
+def _raise_problems(problems: Sequence[Problem], path: Path, provider: str) -> None:
+    """Raise ConfigError with all problems in the order of the file, where there are any."""
+    if not problems:
+        return
+    lines = []
+    if len(problems) > 1:
+        lines.append(f"{len(problems)} problems in {path.name}")
+    for line, column, why in sorted(problems):
+        lines.append(f"{path}:{line}:{column}: {why}")
+    raise ConfigError("\n".join(lines), hint=f"`ycluster schema {provider}` describes every key")
+
+
+# --- using a config
+def ignored_keys(config: Config) -> list[str]:
+    """A warning for each key that this program ignores."""
+    warnings = []
+    for name in ("gateway", "storage"):
+        if getattr(config, name):
+            warnings.append(f"{name}: ignored, it is for y-cluster")
     if config.registries and config.k3s.install == "none":
-        said.append("registries: ignored, there is no k3s in a plain VM")
-    return said
+        warnings.append("registries: ignored, there is no k3s in a plain VM")
+    return warnings
 
 
 def expand_variables(value: Any, environ: Mapping[str, str], path: str = "registries") -> Any:
-    """The value with its ${VAR} filled in; ConfigError names a variable that is not set."""
+    """A copy with every ${VAR} filled in. Raises ConfigError for a variable that is not set."""
     if isinstance(value, Mapping):
         return {
-            name: expand_variables(item, environ, f"{path}.{name}") for name, item in value.items()
+            name: expand_variables(child, environ, f"{path}.{name}")
+            for name, child in value.items()
         }
     if isinstance(value, (list, tuple)):
         return [
-            expand_variables(item, environ, f"{path}[{index}]") for index, item in enumerate(value)
+            expand_variables(child, environ, f"{path}[{index}]")
+            for index, child in enumerate(value)
         ]
-    if not isinstance(value, str):
-        return value
+    if isinstance(value, str):
+        return _expand_text(value, environ, path)
+    return value
+
+
+def _expand_text(text: str, environ: Mapping[str, str], path: str) -> str:
     try:
-        return re.sub(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}", lambda match: environ[match[1]], value)
+        return re.sub(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}", lambda match: environ[match[1]], text)
     except KeyError as error:
-        raise ConfigError(
-            f"{path}: the variable {error.args[0]} is not set", hint="export it, or leave it out"
-        ) from None
+        why = f"{path}: the variable {error.args[0]} is not set"
+        raise ConfigError(why, hint="export it, or leave it out") from None
 
 
 def show_config(config: Config) -> Any:
-    """The effective config as in the file, defaults filled."""
-    return KINDS[config.provider].show(config)
+    """The effective config as in the file, defaults filled in."""
+    return kind_of(config.provider).show(config)
 
 
 def schema_for(which: str) -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of a provider's config, or of the keys that are `common` to all."""
-    keys = dict(KINDS[which].schema["properties"])
-    if which in PROVIDERS:  # which are read by one kind of key, but each has a schema of its own
-        keys["provider"] = {**keys["provider"], "default": which, "enum": [which]}
+    """The JSON Schema (draft 2020-12) of a provider's config, or of the `common` keys."""
+    schema = kind_of(which).schema
+    properties = dict(schema["properties"])
+    if which in PROVIDERS:  # the file for this schema names this provider
+        properties["provider"] = {**properties["provider"], "default": which, "enum": [which]}
     return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema", "title": f"{CONFIG_NAMES[0]} ({which})",
-        "description": "Generated by `ycluster schema --write`; not by hand.", **KINDS[which].schema, "properties": keys,
-    }  # fmt: skip
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"{CONFIG_NAMES[0]} ({which})",
+        "description": "Generated by `ycluster schema --write`; not by hand.",
+        **schema,
+        "properties": properties,
+    }
 
 
-# === 8 state sidecar =================================================================================
+# === 8 state sidecar ==============================================================================
+# Owns what a cluster keeps on disk: its state file, the sidecar (`State`), the files beside it
+# (`Files`), the index of cacheDirs by which `discover` finds every cluster, and the log of events.
+# A state file is replaced whole or not at all, and only under the cluster's lock. Its version stays
+# 1: fields are only added, and fields that are unknown here are written back as they were read.
+#
+# A cluster has three locks. A verb holds `.lock` while it changes the state or the VM. QEMU itself
+# holds `.vm.lock`, so that a running VM is seen without its pidfile, and two can't start. The
+# watcher holds `.watch.lock`, so that a cluster has one; `armed` asks whether that lock is held.
+# Downloads have locks of their own: `images/.lock` in a cacheDir, `.lock` beside a release of k3s.
+
+Removal: TypeAlias = "Literal['with the cluster', 'with the disk', 'last', 'never']"
+
+
+class OwnFile:
+    """A file or folder of a cluster: it lies in the cacheDir, named by the cluster and a suffix.
+
+    `removed` is when a teardown removes it: `with the cluster`; `with the disk`, unless that is to
+    be kept; `last`, since the timers need it until all the rest is gone; or `never`.
+    """
+
+    def __init__(self, suffix: str, removed: Removal = "with the cluster") -> None:
+        self.suffix = suffix
+        self.removed = removed
+
+    def __get__(self, files: Files, owner: object = None) -> Path:
+        return files.cache_dir / (files.name + self.suffix)
+
+
 class Files(Record):
-    """What a cluster owns on disk: everything under its cacheDir that begins with its name."""
+    """What a cluster owns on disk, and when a teardown removes it."""
 
     cache_dir: Path
     name: str
 
-    def _at(self, suffix: str) -> Path:
-        return self.cache_dir / (self.name + suffix)
+    # Held while the state or the VM changes. `locked` removes it with the state file.
+    lock = OwnFile(".lock", "never")
 
-    sidecar = property(lambda self: self._at(".json"))
-    lock = property(lambda self: self._at(".lock"))  # held while the sidecar or the VM changes
-    disk = property(lambda self: self._at(".qcow2"))
-    pidfile = property(lambda self: self._at(".pid"))  # its path in QEMU's argv is QEMU's identity
-    vm_lock = property(
-        lambda self: self._at(".vm.lock")
-    )  # held by QEMU itself for as long as it lives
-    qmp = property(lambda self: self._at(".qmp"))
-    console = property(lambda self: self._at("-console.log"))
-    seed = property(lambda self: self._at("-seed"))
-    ssh_key = property(lambda self: self._at("-ssh"))
-    ssh_pub = property(lambda self: self._at("-ssh.pub"))
-    host_key = property(lambda self: self._at("-hostkey"))
-    host_pub = property(lambda self: self._at("-hostkey.pub"))
-    known_hosts = property(lambda self: self._at("-known_hosts"))
-    program = property(lambda self: self._at(".ycluster.py"))  # what its timers run
-    watch_lock = property(lambda self: self._at(".watch.lock"))  # held by the watcher
-    log = property(lambda self: self._at(".reap.log"))  # what its timers said
-    kubeconfig = property(lambda self: self._at("-kubeconfig"))
-    certificates = property(
-        lambda self: self._at("-certificates")
-    )  # a folder, for kubectl to embed them from
-    incoming = property(lambda self: self._at(".import"))  # a folder, while a disk is imported
+    # The boot disk, and the key pair that logs in to it.
+    disk = OwnFile(".qcow2", "with the disk")
+    ssh_key = OwnFile("-ssh", "with the disk")
+    ssh_pub = OwnFile("-ssh.pub", "with the disk")
+
+    # The VM. A process is our QEMU if its argv names this pidfile.
+    pidfile = OwnFile(".pid")
+    qmp = OwnFile(".qmp")  # the socket of QEMU's monitor
+    vm_lock = OwnFile(".vm.lock")  # held by QEMU itself for as long as it lives
+    watch_lock = OwnFile(".watch.lock")  # held by the watcher
+    console = OwnFile("-console.log")  # what the guest writes to its serial console
+
+    # The guest's first boot: a folder of cloud-init files, and the ssh host key that they bring.
+    seed = OwnFile("-seed")
+    host_key = OwnFile("-hostkey")
+    host_pub = OwnFile("-hostkey.pub")
+    known_hosts = OwnFile("-known_hosts")
+
+    log = OwnFile(".reap.log")  # the output of the timers
+    incoming = OwnFile(".import")  # a folder, while a disk is imported
+    kubeconfig = OwnFile("-kubeconfig")  # the cluster's own, to be merged into the user's
+    certificates = OwnFile("-certificates")  # a folder, from which kubectl embeds them
+
+    # What the Go sibling makes for the first boot.
+    sibling_seed = OwnFile("-seed.img")
+    sibling_user_data = OwnFile("-cloud-init.yaml")
+    sibling_meta_data = OwnFile("-meta-data.yaml")
+
+    program = OwnFile(".ycluster.py", "last")  # the copy of this program that the timers run
+    sidecar = OwnFile(".json", "last")  # the state, see `State`
+
+    def going(self, removed: Removal) -> list[Path]:
+        """The files that a teardown removes at this stage."""
+        own = [file for file in vars(Files).values() if isinstance(file, OwnFile)]
+        return [file.__get__(self) for file in own if file.removed == removed]
 
     def disposable(self) -> list[Path]:
-        """What goes with the cluster, besides its disk and key, its sidecar and the program of its timers."""
-        return [
-            self.pidfile, self.qmp, self.vm_lock, self.watch_lock, self.console, self.seed, self.host_key, self.host_pub, self.known_hosts,
-            self.log, self.incoming, self.kubeconfig, self.certificates, *map(self._at, ("-seed.img", "-cloud-init.yaml", "-meta-data.yaml")),
-            *(tmp for path in (self.sidecar, self.program, self.known_hosts) for tmp in self.cache_dir.glob(f".{path.name}.????????.tmp")),
-        ]  # fmt: skip
+        """What goes with the cluster, and the temporary files of killed writes."""
+        going = self.going("with the cluster")
+        written = [*going, *self.going("last")]
+        return [*going, *self._unfinished({path.name for path in written})]
+
+    def _unfinished(self, names: set[str]) -> list[Path]:
+        """The temporary files that `write_file` makes for files of these names."""
+        found = []
+        for path in self.cache_dir.glob(".*.tmp"):
+            match = re.fullmatch(r"(?s)\.(.+)\.[0-9a-f]{8}\.tmp", path.name)
+            if match and match[1] in names:
+                found.append(path)
+        return found
 
 
-# A sidecar holds strings, and lists and objects of strings.
-_str = partial(_checked, lambda value: isinstance(value, str), "is no string")
-_dict_of = partial(_checked, lambda value: isinstance(value, dict), "is no object")
-_list_of = partial(_checked, lambda value: isinstance(value, list), "is no list")
-_port = partial(
-    _checked,
-    lambda text: len(text) < 6 and not text.strip("0123456789") and int(text or 0) < 65536,
-    "is no port",
-)
-_action = partial(_checked, ("", *ACTIONS).__contains__, f"is none of {', '.join(ACTIONS)}")
+# --- fields: how values are written in a state file, which holds texts, lists and objects of texts
+class Field(Record, Generic[Value]):
+    """How a value is written in the state file.
+
+    `decode` takes it from what JSON holds, or raises ValueError; `encode` is the inverse.
+    """
+
+    decode: Callable[[Any], Value]
+    encode: Callable[[Value], Any] = unchanged
 
 
-def _tuple_of(kind: Kind) -> Kind:
-    """The kind of a list in a sidecar, read as a tuple."""
-    return Kind(
-        lambda value: tuple(map(kind.parse, _list_of(value))),
-        show=lambda values: list(map(kind.show, values)),
-    )
+class Stored(Record, Generic[Value]):
+    """A field of the state file, as `stored` declares it."""
+
+    field: Field[Value]
+    default: Value
+    name: str  # in the file; empty: the attribute's in camelCase
 
 
-def _record(cls: Any, **kinds: Kind) -> Kind:
-    """The kind of an object that holds the fields of a Record. The sibling writes Host for `host`."""
-
-    def parse(value: Any) -> Any:
-        return cls(
-            **{
-                name.lower(): kind.parse(_dict_of(value).get(name, ""))
-                for name, kind in kinds.items()
-            }
-        )
-
-    return Kind(
-        parse,
-        show=lambda value: value
-        and {name: kinds[name].show(getattr(value, name.lower())) for name in kinds},
-    )
+def stored(field: Field[Value], default: Value, name: str = "") -> Value:
+    """Declare a field of the state file as a field of `State`."""
+    return Stored(field, default, name)  # type: ignore[return-value] # as `key` does
 
 
+def _of_type(raw: object, sort: type[Value], wanted: str) -> Value:
+    if not isinstance(raw, sort):
+        raise ValueError(f"is no {wanted}")
+    return raw
+
+
+def _decode_text(raw: object) -> str:
+    return _of_type(raw, str, "string")
+
+
+def _decode_object(raw: object) -> dict[str, Any]:
+    return _of_type(raw, dict, "object")
+
+
+def _decode_budget(raw: object) -> str:
+    """A Go duration as it is written; empty or "0": none."""
+    text = _decode_text(raw)
+    budget(text)  # raises ValueError where it is no duration
+    return text
+
+
+_port = whole_number(0, 65535, "a TCP port")
+
+
+def _decode_port(raw: object) -> int:
+    return _port(_decode_text(raw))
+
+
+def _decode_action(raw: object) -> str:
+    """What to do at the deadline; where it is not set that is `stop`, as in the sibling."""
+    if raw == "":
+        return "stop"
+    if not isinstance(raw, str) or raw not in ACTIONS:
+        raise ValueError(f"is none of {', '.join(ACTIONS)}")
+    return raw
+
+
+def _decode_moment(raw: object) -> int:
+    return parse_time(_decode_text(raw))
+
+
+def _decode_time(raw: object) -> int | None:
+    """A moment, or None where none is set, for which Go writes its zero time."""
+    if raw in ("", "0001-01-01T00:00:00Z"):
+        return None
+    return _decode_moment(raw)
+
+
+def _encode_time(seconds: int | None) -> str:
+    return "" if seconds is None else format_time(seconds)
+
+
+def tuple_of(field: Field[Value]) -> Field[tuple[Value, ...]]:
+    """A list in JSON, read as a tuple."""
+
+    def decode(raw: object) -> tuple[Value, ...]:
+        return tuple(field.decode(value) for value in _of_type(raw, list, "list"))
+
+    def encode(values: tuple[Value, ...]) -> list[Any]:
+        return [field.encode(value) for value in values]
+
+    return Field(decode, encode)
+
+
+def object_of(cls: type[AnyRecord], **fields: Field[Any]) -> Field[AnyRecord]:
+    """An object in JSON with these fields, read as a Record. The sibling writes Host for `host`."""
+
+    def decode(raw: object) -> AnyRecord:
+        found = _decode_object(raw)
+        values = {}
+        for name, field in fields.items():
+            values[name.lower()] = field.decode(found.get(name, ""))
+        return cls(**values)
+
+    def encode(record: AnyRecord) -> dict[str, Any]:
+        written = {}
+        for name, field in fields.items():
+            written[name] = field.encode(getattr(record, name.lower()))
+        return written
+
+    return Field(decode, encode)
+
+
+_TEXT = Field(_decode_text)
+_OBJECT: Field[Mapping[str, Any]] = Field(_decode_object)
+_BUDGET = Field(_decode_budget)
+_PORT = Field(_decode_port, str)
+_ACTION = Field(_decode_action)
+_MOMENT = Field(_decode_moment, format_time)
+_TIME = Field(_decode_time, _encode_time)
+_PORTS = tuple_of(_PORT)
+_FORWARDS = tuple_of(object_of(PortForward, Host=_PORT, Guest=_PORT))
+
+
+# --- the state
 class ArmedTimer(Record):
-    """The timer that guards a cluster, as its backend knows it. Backend `none`: the user has disarmed it."""
+    """A timer that is armed for an event of a cluster, as its backend knows it.
+
+    The backend `none` for the deadline means that the user has disarmed the cluster.
+    """
 
     backend: str
     id: str
-    deadline: int  # seconds since the epoch: when it fires
-    warning: str = ""  # the id of a second one, which fires to warn
+    deadline: int  # when it fires, whatever its event; seconds since the epoch, 0: unknown
+    event: str = "deadline"  # or `warning`
+
+
+_OF_DEADLINE = object_of(ArmedTimer, backend=_TEXT, id=_TEXT, deadline=_MOMENT)
+_OTHERS = tuple_of(object_of(ArmedTimer, event=_TEXT, id=_TEXT, deadline=_MOMENT, backend=_TEXT))
+
+
+def _timer_of_deadline(timers: Sequence[ArmedTimer]) -> ArmedTimer | None:
+    return next((timer for timer in timers if timer.event == "deadline"), None)
+
+
+def _decode_timers(raw: object) -> tuple[ArmedTimer, ...]:
+    """The armed timers, that of the deadline first.
+
+    Older files have no `others`: `warning` is the id of the warning's timer, and its time is not
+    saved.
+    """
+    found = _decode_object(raw)
+    others = _OTHERS.decode(found.get("others", []))
+    if "others" in found and "backend" not in found:
+        return others
+    first = _OF_DEADLINE.decode(found)
+    warning = _decode_text(found.get("warning", ""))
+    if warning:
+        others = (ArmedTimer(first.backend, warning, 0, "warning"), *others)
+    return (first, *others)
+
+
+def _encode_timers(timers: tuple[ArmedTimer, ...]) -> dict[str, Any]:
+    """The deadline's timer, with a list of the others, which older versions ignore."""
+    first = _timer_of_deadline(timers)
+    if first is None:  # an older version reads a timer of no backend, and arms one
+        written: dict[str, Any] = {"deadline": format_time(0)}
+    else:
+        written = _OF_DEADLINE.encode(first)
+    others = tuple(timer for timer in timers if timer is not first)
+    if others:
+        written["others"] = _OTHERS.encode(others)
+    return written
+
+
+_TIMERS = Field(_decode_timers, _encode_timers)
 
 
 class Reaped(Record):
-    """The last expiry that was carried out: when, what was done, what fired it and how the VM ended."""
+    """The last expiry that was carried out."""
 
-    at: int
-    action: str
-    by: str
-    how: str
+    at: int  # seconds since the epoch
+    action: str  # what was done, one of ACTIONS
+    by: str  # what fired it: a timer's backend, or the user's hand
+    how: str  # how the VM ended
 
 
-_TEXT = Kind(_str)
-_BUDGET = Kind(lambda value: (_str(value), budget(value))[0])
-_PORT = Kind(lambda value: int(_port(_str(value)) or 0), show=str)
-_ACTION = Kind(lambda value: _action(value) or "stop")  # unset is stop, as in the sibling
-_MOMENT = Kind(lambda value: parse_time(_str(value)), show=format_time)
-_UNSET = ("", "0001-01-01T00:00:00Z")  # Go writes its zero time for none
-_TIME = Kind(
-    lambda v: None if _str(v) in _UNSET else parse_time(v),
-    show=lambda v: "" if v is None else format_time(v),
-)
-_REAPED = _record(
-    Reaped, at=_MOMENT, action=Kind(lambda value: _ACTION.parse(_str(value))), by=_TEXT, how=_TEXT
-)
-_encode_time, _encode_record = _TIME.show, _REAPED.show
+_EXPIRY = object_of(Reaped, at=_MOMENT, action=_ACTION, by=_TEXT, how=_TEXT)
+
+
+def _encode_record(reaped: Reaped | None) -> dict[str, Any] | None:
+    return None if reaped is None else _EXPIRY.encode(reaped)
+
+
+_REAPED: Field[Reaped | None] = Field(_EXPIRY.decode, _encode_record)
 
 
 class State(Record):
-    """The sidecar; what is no `key` is a string. `extra` holds the fields unknown here; they are written back as they were."""
+    """The content of a cluster's state file, the sidecar. A field with no declaration is a text."""
 
     name: str
     cache_dir: str
@@ -2272,54 +3182,67 @@ class State(Record):
     disk_size: str = "20G"
     memory: str = "8192"  # MB
     cpus: str = "4"
-    ssh_port: int = key(_PORT, default=2222)
-    port_forwards: tuple[PortForward, ...] = key(
-        _tuple_of(_record(PortForward, Host=_PORT, Guest=_PORT)), default=()
-    )
+    ssh_port: int = stored(_PORT, 2222)
+    port_forwards: tuple[PortForward, ...] = stored(_FORWARDS, ())
     bind_address: str = BIND_ADDRESS
-    k3s: Mapping[str, Any] = key(Kind(_dict_of), default={})
-    kubeconfig: str = ""  # the file of the user's that knows of it
-    lifetime: str = key(_BUDGET, default="")  # a Go duration; "" or "0": no budget
-    on_expiry: str = key(_ACTION, default="stop")
-    warn: str = key(_BUDGET, default="")  # a Go duration before the deadline; "" or "0": no warning
+    k3s: Mapping[str, Any] = stored(_OBJECT, {})  # Version, Install, Source
+    kubeconfig: str = ""  # the user's file that this cluster was merged into
+
+    # The budget, as the config gives it: Go durations, where "" and "0" mean none.
+    lifetime: str = stored(_BUDGET, "")
+    on_expiry: str = stored(_ACTION, "stop")
+    warn: str = stored(_BUDGET, "")  # this long before the deadline
     on_warn: str = ""  # a shell command
-    max_total: str = key(_BUDGET, default="")  # a Go duration from the start; "" or "0": no cap
-    expires_at: int | None = key(_TIME, default=None)  # seconds since the epoch
-    started_at: int | None = key(_TIME, default=None)  # None: never started
-    retry_at: int | None = key(_TIME, default=None)  # an expiry is under way
-    warned: int | None = key(_TIME, default=None)  # the deadline of which the user has been warned
-    image: str = ""
+    max_total: str = stored(_BUDGET, "")  # upper limit of all extensions, from the start
+
+    # Where it stands. Times are seconds since the epoch.
+    expires_at: int | None = stored(_TIME, None)  # the deadline, if there is one
+    started_at: int | None = stored(_TIME, None)  # None: never started
+    retry_at: int | None = stored(_TIME, None)  # when an expiry that is under way is tried again
+    warned: int | None = stored(_TIME, None)  # the deadline of which the user has been warned
+
+    # The machine.
+    image: str = ""  # a URL
     imported: str = ""  # the disk that `import` took the boot disk from
     prepared: str = ""  # `live` or `done`: how far `prepare-export` has come since the last boot
     data_disk: str = ""
     ssh_user: str = "ystack"
-    accel: str = "auto"  # what was asked for
-    ran_with: str = ""  # what the last start found to work
+    accel: str = "auto"  # as the config asks
+    # What the last start found to work, kvm or tcg. Set by a launch and cleared by each start, it
+    # also shows that a VM ran in this budget.
+    ran_with: str = ""
     cpu_model: str = ""
     machine: str = ""
-    boot_id: str = ""  # the boot in which the deadline was set
-    booted_at: int | None = key(_TIME, default=None)  # by the clock of then
-    auto_ports: tuple[int, ...] = key(
-        _tuple_of(_PORT), default=()
-    )  # of the guest, with a new port of the host at each start
-    timer: ArmedTimer | None = key(
-        _record(ArmedTimer, backend=_TEXT, id=_TEXT, deadline=_MOMENT, warning=_TEXT), default=None
-    )
-    reaped: Reaped | None = key(_REAPED, default=None)
-    extra: Mapping[str, Any] = {}
+    boot_id: str = ""  # the host's boot in which the deadline was set
+    # When that boot began, by the wall clock when this was saved.
+    booted_at: int | None = stored(_TIME, None)
+    auto_ports: tuple[int, ...] = stored(_PORTS, ())  # guest ports whose host ports QEMU chooses
+
+    # What was armed for it, and its last expiry.
+    timers: tuple[ArmedTimer, ...] = stored(_TIMERS, (), name="timer")
+    reaped: Reaped | None = stored(_REAPED, None)
+
+    extra: Mapping[str, Any] = {}  # the fields that are unknown here, as JSON held them
 
     @property
     def files(self) -> Files:
+        """What the cluster owns on disk."""
         return Files(Path(self.cache_dir), self.name)
 
     @property
     def has_k3s(self) -> bool:
-        return self.k3s.get("Install", "none") not in ("", "none") and any(
-            f.guest == 6443 for f in self.port_forwards
-        )
+        """Whether there is a k3s that this host can reach."""
+        installed = self.k3s.get("Install", "none") not in ("", "none")
+        return installed and any(forward.guest == 6443 for forward in self.port_forwards)
+
+    @property
+    def timer(self) -> ArmedTimer | None:
+        """The timer that fires at the deadline."""
+        return _timer_of_deadline(self.timers)
 
     @property
     def disarmed(self) -> bool:
+        """Whether the user wants nothing to happen at the deadline."""
         return self.timer is not None and self.timer.backend == "none"
 
     @property
@@ -2328,606 +3251,1037 @@ class State(Record):
         return BIND_ADDRESS if self.bind_address == "0.0.0.0" else self.bind_address
 
 
-_STORED = {_camel(name): (name, kind) for name, kind in (dict.fromkeys(State.fields, _TEXT) | keys_of(State)).items() if name != "extra"}  # fmt: skip
+def _fields_of_state() -> dict[str, tuple[str, Field[Any]]]:
+    """The fields of a state file by their names in it: the attribute, and how it is written."""
+    fields = {}
+    for attr in State.fields:
+        declared = getattr(State, attr, None)
+        if isinstance(declared, Stored):
+            fields[declared.name or camel_case(attr)] = (attr, declared.field)
+        elif attr != "extra":
+            fields[camel_case(attr)] = (attr, _TEXT)
+    return fields
 
 
+_FIELDS = _fields_of_state()
+
+
+# --- reading and writing the state file
 def _unreadable(path: Path, why: object) -> StateError:
-    hint = f"mend or remove {path}; a VM that may still run is found by `pgrep -af {path.stem}.pid`"
-    return StateError(f"{path}: {why!s:.200}", hint=hint)
+    way_out = f"a VM that may still run is found by `pgrep -af {path.stem}.pid`"
+    return StateError(f"{path}: {why!s:.200}", hint=f"fix or remove {path}; {way_out}")
 
 
 def decode_state(text: str, path: Path) -> State:
-    """The state in a sidecar's text; StateError names the file, the field and the way out."""
-    what = "not JSON:"
+    """The state in a file's text. Raises StateError, which names the file and the bad field."""
+    data = _parse_object(text, path)
+    version = data.pop("version", None)
+    if version != 1:
+        why = f"{path}: version {version!r:.40}, and this ycluster knows version 1"
+        raise StateError(why, hint="use the ycluster that wrote it")
     values: dict[str, Any] = {}
-    try:
-        data = json.loads(text)
-        if not isinstance(data, dict):
-            raise _unreadable(path, "not a JSON object")
-        if (version := data.pop("version", None)) != 1:
-            why = f"{path}: version {version!r:.40}, and this ycluster knows version 1"
-            raise StateError(why, hint="use the ycluster that wrote it")
-        for what, (name, kind) in _STORED.items():
-            if (value := data.get(what)) is not None:
-                values[name] = kind.parse(value)
-    except (ValueError, OverflowError, RecursionError) as error:
-        raise _unreadable(path, f"{what} {error}") from None
+    for name, (attr, field) in _FIELDS.items():
+        raw = data.pop(name, None)
+        if raw is None:
+            continue
+        try:
+            values[attr] = field.decode(raw)
+        except (ValueError, OverflowError) as error:
+            raise _unreadable(path, f"{name} {error}") from None
     if values.get("name") != path.stem:
         raise _unreadable(path, f"it names the cluster {values.get('name')!r}")
     # Where the file lies is where its neighbours are; the directory may have been moved or linked.
     values["cache_dir"] = str(path.parent)
-    return State(
-        extra={name: value for name, value in data.items() if name not in _STORED}, **values
-    )
+    return State(extra=data, **values)
+
+
+def _parse_object(text: str, path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(path, f"not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise _unreadable(path, "not a JSON object")
+    return data
 
 
 def encode_state(state: State) -> str:
-    """The sidecar's text, ASCII, without what is empty by default; the inverse of `decode_state`."""
+    """The text of the state file, in ASCII; the inverse of `decode_state`."""
     data: dict[str, Any] = {"version": 1}
-    for name, (attr, kind) in _STORED.items():
+    for name, (attr, field) in _FIELDS.items():
         value = getattr(state, attr)
-        if value not in (None, "", ()) or State.fields[attr] or name == "portForwards":
-            data[name] = kind.show(value)
+        if _is_unset(attr, value) and attr != "port_forwards":  # which the sibling always writes
+            continue
+        data[name] = field.encode(value)
     return to_json({**data, **state.extra}) + "\n"
 
 
+def _is_unset(attr: str, value: object) -> bool:
+    """Whether a field is empty, and would be read as empty if left out."""
+    return value in (None, "", ()) and value == State.fields[attr]
+
+
 def load_state(files: Files) -> State:
-    """The cluster's state; StateError when there is no such cluster or its sidecar is unreadable."""
-    if not os.path.lexists(files.sidecar):
-        raise StateError(
-            f"no cluster {files.name} in {files.cache_dir}",
-            hint="`ycluster list` shows those there are",
-        )
-    if not files.sidecar.is_file():  # a pipe would be waited for
-        raise _unreadable(files.sidecar, "it is no file, or a link that leads to none")
+    """The cluster's state. Raises StateError if there is no such cluster, or it is unreadable."""
+    path = files.sidecar
+    if not os.path.lexists(path):
+        why = f"no cluster {files.name} in {files.cache_dir}"
+        raise StateError(why, hint="`ycluster list` shows those there are")
+    if not path.is_file():  # reading from a pipe would wait for a writer
+        raise _unreadable(path, "it is no file, or a link that leads to none")
     try:
-        return decode_state(files.sidecar.read_text(encoding="utf-8"), files.sidecar)
-    except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(files.sidecar, getattr(error, "strerror", "") or error) from None
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise _unreadable(path, error) from None
+    except OSError as error:
+        raise _unreadable(path, error.strerror or error) from None
+    return decode_state(text, path)
 
 
 def save_state(state: State) -> State:
-    """Write the sidecar, whole or not at all. Only under the cluster's lock."""
+    """Replace the state file, whole or not at all. Only under the cluster's lock."""
     write_file(state.files.sidecar, encode_state(state).encode("ascii"))
     return state
 
 
 def state_from_config(config: QemuConfig, cache_dir: Path) -> State:
-    """The state of a cluster that is about to be made. What both have under one name is of the same kind, but for some."""
-    same = {
-        name: value
-        for name, value in {**vars(config.lifetime), **vars(config)}.items()
-        if name in State.fields
+    """The state of a cluster that is about to be made."""
+    k3s = {
+        "Version": config.k3s.version,
+        "Install": config.k3s.install,
+        "Source": config.k3s.source,
     }
-    ports = [*config.port_forwards, PortForward(host=config.ssh_port, guest=22)]
-    return replace(
-        State(**same), cache_dir=str(cache_dir), memory=str(config.memory), cpus=str(config.cpus), lifetime=config.lifetime.max_run,
-        k3s={"Version": config.k3s.version, "Install": config.k3s.install, "Source": config.k3s.source},
-        bind_address=config.network.bind_address or BIND_ADDRESS, data_disk=str(config.data_disk or ""),
-        auto_ports=tuple(forward.guest for forward in ports if forward.host == 0),
-    )  # fmt: skip
+    ssh = PortForward(host=config.ssh_port, guest=22)
+    forwards = [*config.port_forwards, ssh]
+    return State(
+        name=config.name,
+        cache_dir=str(cache_dir),
+        context=config.context,
+        disk_size=config.disk_size,
+        memory=str(config.memory),
+        cpus=str(config.cpus),
+        ssh_port=config.ssh_port,
+        port_forwards=config.port_forwards,
+        bind_address=config.network.bind_address or BIND_ADDRESS,
+        k3s=k3s,
+        lifetime=config.lifetime.max_run,
+        on_expiry=config.lifetime.on_expiry,
+        warn=config.lifetime.warn,
+        on_warn=config.lifetime.on_warn,
+        max_total=config.lifetime.max_total,
+        image=config.image,
+        data_disk=_show_path(config.data_disk),
+        ssh_user=config.ssh_user,
+        accel=config.accel,
+        cpu_model=config.cpu_model,
+        auto_ports=tuple(forward.guest for forward in forwards if forward.host == 0),
+    )
+
+
+# --- finding clusters
+def _index(host: Host) -> Path:
+    """The directory of links to the cacheDirs in which this user has made clusters."""
+    return host.state_home() / "cachedirs"
 
 
 def remember_cache_dir(host: Host, cache_dir: Path) -> None:
-    """Link to a cacheDir from the user's index. One link a directory, named by a hash: no lock, never half there."""
+    """Add a cacheDir to the user's index.
+
+    It is one link, named by a hash of the directory. So the index needs no lock, and is never half
+    written.
+    """
     try:
-        index = host.state_home() / "cachedirs"
+        index = _index(host)
         index.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (index / sha256_of(os.fsencode(cache_dir))[:16]).symlink_to(cache_dir)
-    except FileExistsError:
-        pass
+        with contextlib.suppress(FileExistsError):  # then it is in the index already
+            (index / sha256_of(os.fsencode(cache_dir))[:16]).symlink_to(cache_dir)
     except (OSError, YclusterError) as error:
         host.output.warn(f"{error}: `list` will not see the clusters in {cache_dir}")
 
 
+def discover(host: Host) -> list[Files]:
+    """The clusters of this user, by name and place. No state file is read."""
+    found: set[Files] = set()
+    for place in _cache_dirs(host):
+        found.update(_clusters_in(place))
+    return sorted(found, key=lambda files: (files.name, str(files.cache_dir)))
+
+
+def _cache_dirs(host: Host) -> list[Path]:
+    """The default cacheDir, and those in the index."""
+    places: list[Path] = []
+    with contextlib.suppress(YclusterError):  # no home: then it has no clusters
+        places.append(host.cache_home())
+    with contextlib.suppress(OSError, YclusterError):  # no index: then no other cacheDir was used
+        places.extend(sorted(_index(host).iterdir()))
+    return places
+
+
+def _clusters_in(place: Path) -> set[Files]:
+    try:
+        cache_dir = place.resolve()
+        sidecars = list(cache_dir.glob("*.json"))
+    except (OSError, RuntimeError):  # a link that leads nowhere, or in a circle
+        return set()
+    return {Files(cache_dir, path.stem) for path in sidecars if not path.name.startswith(".")}
+
+
+# --- events: what happened, in the user's log and in the next command's words
+def _event_log(host: Host) -> Path:
+    return host.state_home() / "events.jsonl"
+
+
 def log_event(host: Host, state: State, event: str, **facts: object) -> None:
-    """Add a line of JSON to the user's log of events, best effort. A full log makes way for a new one."""
-    told = {
+    """Add a line of JSON to the user's log of events, best effort.
+
+    A full log becomes events.1.jsonl, in the place of the one before it.
+    """
+    about = {
         "at": format_time(host.now()),
         "event": event,
         "name": state.name,
         "cacheDir": state.cache_dir,
         **facts,
     }
-    with contextlib.suppress(OSError, YclusterError):
-        log = host.state_home() / "events.jsonl"
+    line = json.dumps(about).encode() + b"\n"
+    appending = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    with contextlib.suppress(OSError, YclusterError):  # nothing depends on the log
+        log = _event_log(host)
         log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if log.exists() and log.stat().st_size > EVENTS_SIZE:
             log.replace(log.with_name("events.1.jsonl"))
-        with descriptor(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)) as fd:
-            os.write(
-                fd, json.dumps(told).encode() + b"\n"
-            )  # in one go, so that lines of two never mix
+        with descriptor(os.open(log, appending, 0o600)) as fd:
+            os.write(fd, line)  # in one go, so that the lines of two commands never mix
 
 
-def discover(host: Host) -> list[Files]:
-    """The clusters in the default cacheDir and in the indexed ones, by name then place; no sidecar is read here."""
-    places: list[Path] = []
-    with contextlib.suppress(YclusterError):  # a host may have no home
-        places.append(host.cache_home())
-    with contextlib.suppress(OSError, YclusterError):
-        places += sorted((host.state_home() / "cachedirs").iterdir())
-    found: set[Files] = set()
-    for place in places:
-        with contextlib.suppress(OSError, RuntimeError):  # a dangling link, or a loop of them
-            real = place.resolve()
-            found |= {
-                Files(real, path.stem)
-                for path in real.glob("*.json")
-                if not path.stem.startswith(".")
-            }
-    return sorted(found, key=lambda files: (files.name, str(files.cache_dir)))
+def last_expiry(state: State) -> str:
+    """What a cluster's last expiry did, as the end of a sentence; empty where there was none."""
+    reaped = state.reaped
+    if reaped is None:
+        return ""
+    done = f"{ACTIONS[reaped.action].done} {local_time(reaped.at)}"
+    return f": {done} by its {state.lifetime} budget ({reaped.by}: {reaped.how})"
 
 
-# === 9 lifetime decisions ============================================================================
+def last_teardown(host: Host, name: str = "", place: str = "") -> str:
+    """A line on the expiry that tore a cluster down, if nothing has happened to it since.
+
+    Empty otherwise. Without a name, or a cacheDir as its place, any cluster is meant.
+    """
+    for state in _last_events(host):
+        if name in ("", state.name) and place in ("", state.cache_dir):
+            torn_down = state.reaped is not None
+            return f"{state.name}{last_expiry(state)}\n" if torn_down else ""
+    return ""
+
+
+def _last_events(host: Host) -> Iterator[State]:
+    """The clusters in the log, newest first."""
+    try:
+        lines = _event_log(host).read_text(encoding="utf-8", errors="replace").splitlines()
+    except (OSError, YclusterError):  # nothing has been logged yet
+        return
+    for line in reversed(lines):
+        state = _state_after(line)
+        if state is not None:
+            yield state
+
+
+def _state_after(line: str) -> State | None:
+    """The cluster of a log line about a start or an expiry; `reaped` is set only for a teardown.
+
+    None for all other lines, and for what is no event: half a line, or rubbish.
+    """
+    try:
+        event = json.loads(line)
+        if event["event"] not in ("started", "reaped", "failed"):
+            return None
+        state = State(name=event["name"], cache_dir=event["cacheDir"])
+        if event["event"] == "reaped" and event["action"] == "teardown":
+            reaped = Reaped(parse_time(event["at"]), "teardown", event["by"], event["how"])
+            state = replace(state, lifetime=event["maxRun"], reaped=reaped)
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return state
+
+
+# === 9 lifetime decisions =========================================================================
+# Everything that is decided about deadlines. Pure: the time comes in as an argument, a state or a
+# `Decision` goes out. What acts on it is in section 19; section 10 has the timers that wake it.
+# A deadline is an absolute time by the wall clock; where that clock is set, it moves along.
+
+
 class Decision(Record):
-    """What `reap` has to do: `nothing`, `rearm`, `warn`, or one of ACTIONS, and why."""
+    """What `reap` has to do: `nothing`, `rearm`, `warn`, or the name of one of ACTIONS; and why."""
 
     do: str
     why: str
 
 
+class Moment(Record):
+    """Something that is to happen to a cluster, and when: `at` in seconds since the epoch."""
+
+    at: float
+    event: str
+
+
+DEADLINE, WARNING = "deadline", "warning"  # the events that a `Moment` and a timer can be of
+NEVER = float("inf")
+
+
 def adjusted(state: State, clock: Clock) -> State:
-    """The state by the clock of now. Where the wall clock was set since the deadline was, the deadline moves along:
-    the budget is an amount of time, and the time since boot, which nobody can set, tells. After a reboot nothing does."""
+    """The state by the clock of now: a deadline moves along where the wall clock was set.
+
+    A budget is an amount of time, and the time since boot, which nobody can set, measures it.
+    After a reboot nothing does, and the state stays as it is.
+    """
     if state.boot_id != clock.boot_id or state.booted_at is None:
         return state
-    if abs(step := round(clock.booted - state.booted_at)) < CLOCK_STEP:
+    step = round(clock.booted - state.booted_at)
+    if abs(step) < CLOCK_STEP:
         return state
-    moments = {
-        name: getattr(state, name)
-        for name in ("booted_at", "started_at", "retry_at", "warned", "expires_at")
-    }
-    return replace(
-        state,
-        **{name: min(max(0, at + step), _LATEST) for name, at in moments.items() if at is not None},
-    )
+    moved = {}
+    for name in ("booted_at", "started_at", "retry_at", "warned", "expires_at"):
+        at = getattr(state, name)
+        if at is not None:
+            moved[name] = min(max(0, at + step), _LATEST)
+    return replace(state, **moved)
 
 
-def decide(state: State, clock: Clock) -> Decision:
-    """The whole of reap's judgement on an adjusted state. A timer may be stale, early or late: only the sidecar counts.
-    Nothing is torn down on the word of a clock that can't be checked: after a reboot teardown is only a stop."""
-    if state.disarmed:
-        return Decision("nothing", "disarmed by hand; `ycluster lifetime arm` arms it again")
-    if state.expires_at is None:
-        return Decision(
-            "nothing", "not armed" if budget(state.lifetime) else "it has no lifetime budget"
-        )
-    if clock.now < state.expires_at:
-        do = "warn" if warn_time(state) <= clock.now else "rearm"
-        return Decision(do, f"due in {in_words(state.expires_at - clock.now)}")
-    why = f"due since {in_words(clock.now - state.expires_at)}"
-    if state.on_expiry == "teardown" and state.boot_id not in ("", clock.boot_id):
-        return Decision(
-            "stop",
-            f"{why} by a clock that may be wrong, the host was rebooted: no teardown, its disk stays",
-        )
-    return Decision(state.on_expiry, why)
+def agenda(state: State) -> list[Moment]:
+    """What is to happen to the cluster, soonest first; empty if no deadline is set, or if disarmed.
 
-
-def due_time(state: State) -> float:
-    """When to act: at the deadline, or when an action that failed is due again."""
+    The deadline is when to act: a retry, where an action has failed or is under way.
+    """
     if state.expires_at is None or state.disarmed:
-        return float("inf")
-    return max(state.expires_at, state.retry_at or 0)
+        return []
+    moments = [Moment(max(state.expires_at, state.retry_at or 0), DEADLINE)]
+    warning = _warning_time(state)
+    if warning is not None:
+        moments.append(Moment(warning, WARNING))
+    return sorted(moments, key=lambda moment: moment.at)
 
 
-def warn_time(state: State) -> float:
-    """When to tell the user that the deadline comes: once a deadline, and not where the whole budget is that short."""
+def _warning_time(state: State) -> int | None:
+    """When to warn of the deadline: once for each, and not where the whole budget is shorter."""
     lead = budget(state.warn)
-    if (
-        lead is None
-        or state.expires_at is None
-        or state.disarmed
-        or state.retry_at
-        or state.warned == state.expires_at
-    ):
-        return float("inf")
-    moment = state.expires_at - -(-lead // 10**9)
-    return moment if moment > (state.started_at or 0) else float("inf")
+    if lead is None or state.expires_at is None or state.retry_at:
+        return None
+    if state.warned == state.expires_at:
+        return None
+    moment = state.expires_at - seconds_up(lead)
+    if (state.started_at or 0) < moment < state.expires_at:
+        return moment
+    return None
+
+
+def time_of(state: State, event: str) -> float:
+    """When an event is due, in seconds since the epoch; NEVER where it is not on the agenda."""
+    return next((moment.at for moment in agenda(state) if moment.event == event), NEVER)
 
 
 def wake_time(state: State) -> float:
-    """When to look into it next."""
-    return min(due_time(state), warn_time(state))
+    """When to look into it next, in seconds since the epoch; NEVER if the agenda is empty."""
+    return min((moment.at for moment in agenda(state)), default=NEVER)
+
+
+def decide(state: State, clock: Clock) -> Decision:
+    """Decide what `reap` does about an adjusted state, by nothing but the state and the clock.
+
+    The timer that asks may be stale, early or late. In doubt nothing is torn down: the clock of
+    another boot can't be checked, so after a reboot of the host a teardown is only a stop.
+    """
+    if state.disarmed:
+        return Decision("nothing", "disarmed by hand; `ycluster lifetime arm` arms it again")
+    if state.expires_at is None:
+        unarmed = budget(state.lifetime) is not None
+        return Decision("nothing", "not armed" if unarmed else "it has no lifetime budget")
+    left = state.expires_at - clock.now
+    if left > 0:
+        warns = time_of(state, WARNING) <= clock.now
+        return Decision("warn" if warns else "rearm", f"due in {in_words(left)}")
+    why = f"due since {in_words(left)}"
+    action = ACTIONS[state.on_expiry]
+    if action.in_doubt != action.name and state.boot_id not in ("", clock.boot_id):
+        doubt = "by a clock that may be wrong, as the host was rebooted; its disk is kept"
+        return Decision(action.in_doubt, f"{why} {doubt}")
+    return Decision(action.name, why)
 
 
 def anchored(state: State, clock: Clock) -> State:
-    """The state of a VM that starts now: a fresh budget, counted from here."""
-    nanoseconds, expires = budget(state.lifetime), None
-    if nanoseconds is not None:
-        seconds, parts = clock.now.as_integer_ratio()  # exact, and rounded up: never early
-        expires = -(-(seconds * 10**9 + nanoseconds * parts) // (parts * 10**9))
-    timer = (
-        None if state.disarmed else state.timer
-    )  # what stood guard before is still to be taken away
+    """The state of a VM that starts now. Its deadline is set by a fresh budget, counted from now.
+
+    It is rounded up to seconds. `timers` are kept, as those of before are still to be taken away.
+    """
+    expires_at = None
+    length = budget(state.lifetime)
+    if length is not None:
+        numerator, denominator = clock.now.as_integer_ratio()  # exact, so that it is never early
+        nanoseconds = numerator * 10**9 + length * denominator
+        expires_at = -(-nanoseconds // (denominator * 10**9))
     return replace(
-        state, started_at=int(clock.now), expires_at=expires, retry_at=None, boot_id=clock.boot_id,
-        booted_at=round(clock.booted), timer=timer, reaped=None, warned=None, ran_with="", prepared="",
-    )  # fmt: skip
+        state,
+        started_at=int(clock.now),
+        expires_at=expires_at,
+        retry_at=None,
+        warned=None,
+        boot_id=clock.boot_id,
+        booted_at=round(clock.booted),
+        timers=() if state.disarmed else state.timers,
+        reaped=None,
+        ran_with="",
+        prepared="",
+    )
 
 
 def stopped(state: State) -> State:
-    """The state of a VM that no longer runs: nothing counts. Its timer is still to be taken away."""
+    """The state of a VM that does not run: no deadline is set. Its timers are yet to be removed."""
     return replace(state, expires_at=None, retry_at=None)
 
 
-def past(state: State) -> str:
-    """What its expiry did to a cluster, as the end of a sentence; empty where there was none."""
-    if (reaped := state.reaped) is None:
-        return ""
-    return f": {PAST[reaped.action]} {local_time(reaped.at)} by its {state.lifetime} budget ({reaped.by}: {reaped.how})"
+class HowFar(Record):
+    """How far `extend` pushes a deadline out; exactly one of its fields is set."""
+
+    by: int | None = None  # nanoseconds after the deadline, or after now where that has passed
+    from_now: int | None = None  # nanoseconds
+    until: str = ""  # HH:MM, or an RFC 3339 time
+    moment: int | None = None  # seconds since the epoch
+
+    def fixed(self, now: float) -> HowFar:
+        """The same as a moment, unless it counts from the deadline."""
+        if self.until:
+            return HowFar(moment=parse_until(self.until, now))
+        if self.from_now is not None:
+            return HowFar(moment=int(now) + seconds_up(self.from_now))
+        return self
+
+    def deadline(self, expires_at: int, now: float) -> int:
+        """The deadline that it makes of another, never earlier; seconds since the epoch."""
+        moment = self.fixed(now).moment
+        if moment is not None:
+            return max(expires_at, moment)
+        return max(expires_at, int(now)) + seconds_up(self.by or 0)
 
 
-def extended(state: State, nanoseconds: int, clock: Clock, *, until: int | None = None) -> State:
-    """The deadline pushed out, never back: from where it is, or from now where it has passed already; or to `until`, seconds
-    since the epoch. Raises YclusterError where nothing counts, and past the cap."""
+def extended(state: State, how_far: HowFar, clock: Clock) -> State:
+    """The state with its deadline pushed out.
+
+    Raises YclusterError if no deadline is set, or past lifetime.maxTotal; UsageError if the new
+    deadline is absurd.
+    """
     if state.expires_at is None:
-        why = f"{state.name}: no deadline is counting, so there is none to extend{past(state)}"
-        raise YclusterError(
-            why, hint="`ycluster start` gives a fresh budget; lifetime.maxRun in the config sets it"
-        )
-    later = max(state.expires_at, int(clock.now)) + -(-nanoseconds // 10**9)
-    expires = later if until is None else max(state.expires_at, until)
-    if expires > clock.now + 100 * 365 * 86400:
-        raise UsageError(
-            "that is more than a hundred years from now",
-            hint="`ycluster lifetime disarm` means never",
-        )
-    cap = (state.started_at or int(clock.now)) + -(-(budget(state.max_total) or 0) // 10**9)
-    if budget(state.max_total) is not None and expires > max(cap, state.expires_at):
-        why = f"{state.name}: no extension passes lifetime.maxTotal, {state.max_total} from the start: {local_time(cap)}"
-        raise YclusterError(
-            why, hint=f"up to there: `ycluster lifetime extend --until {format_time(cap)}`"
-        )
+        why = f"{state.name}: no deadline is set, so there is none to extend{last_expiry(state)}"
+        hint = "`ycluster start` gives a fresh budget; lifetime.maxRun in the config sets it"
+        raise YclusterError(why, hint=hint)
+    expires_at = how_far.deadline(state.expires_at, clock.now)
+    if expires_at > clock.now + 100 * 365 * 86400:
+        hint = "`ycluster lifetime disarm` means never"
+        raise UsageError("that is more than a hundred years from now", hint=hint)
+    _check_cap(state, expires_at, clock)
     state = replace(
         state,
-        expires_at=expires,
+        expires_at=expires_at,
         retry_at=None,
         boot_id=clock.boot_id,
         booted_at=round(clock.booted),
     )
-    return (
-        replace(state, warned=expires) if warn_time(state) <= clock.now else state
-    )  # whoever extends knows
+    if time_of(state, WARNING) <= clock.now:
+        return replace(state, warned=expires_at)  # whoever has just set it needs no warning of it
+    return state
+
+
+def _check_cap(state: State, expires_at: int, clock: Clock) -> None:
+    """Raise where a new deadline would be later than lifetime.maxTotal after the start."""
+    most = budget(state.max_total)
+    if most is None:
+        return
+    cap = (state.started_at or int(clock.now)) + seconds_up(most)
+    if expires_at > max(cap, state.expires_at or 0):
+        limit = f"{local_time(cap)} (lifetime.maxTotal: {state.max_total} from the start)"
+        hint = f"up to there: `ycluster lifetime extend --until {format_time(cap)}`"
+        raise YclusterError(f"{state.name}: the deadline can't be later than {limit}", hint=hint)
 
 
 def retry_delay(late: float) -> float:
-    """Seconds until an action that failed, or was killed, is tried again: half of its lateness, 1 to 15 min."""
+    """Seconds until an action that failed, or was killed, is tried again.
+
+    Half of its lateness, from 1 to 15 minutes.
+    """
     return min(max(late / 2, 60.0), 900.0)
 
 
-# === 10 timers =======================================================================================
+# === 10 timers ====================================================================================
+# Timers run `ycluster lifetime reap` at each moment of an agenda, one timer an event: of systemd,
+# at(1), or a process of our own, best first. A timer runs a private copy of this program beside the
+# state file. A stale timer does no harm, as `reap` decides afresh: so a new one is armed and saved
+# before the old one is taken away, and never the other way round.
+
+
 def timer_argv(host: Host, files: Files, backend: str, *verb: str) -> list[str]:
-    """What a timer runs: the private copy, by absolute paths, in an isolated Python with no site-packages."""
-    program = [host.interpreter(), "-I", "-S", str(files.program)]
-    return [*program, "lifetime", *verb, "--state", str(files.sidecar), "--by", backend]
+    """What a timer runs: the private copy, by absolute paths, in an isolated Python."""
+    python = [host.interpreter(), "-I", "-S", str(files.program)]
+    return [*python, "lifetime", *verb, "--state", str(files.sidecar), "--by", backend]
 
 
 def install_program(host: Host, files: Files) -> None:
-    """Keep a copy of this program beside the sidecar: moving, upgrading or deleting ours loses no reap."""
+    """Keep a copy of this program beside the state file.
+
+    So no reap is lost when the program that armed it is moved, upgraded or deleted.
+    """
     source = host.program_source()
     if not files.program.exists() or files.program.read_bytes() != source:
         write_file(files.program, source)
 
 
-def unit_name(files: Files, deadline: int, nonce: str) -> str:
-    """A transient unit's name: with a hash of the place, a deadline and a nonce, as no name may be used while it runs."""
+class Timer:
+    """A timer backend. `arm` returns an id; `armed` and `cancel` get it in `timer.id`."""
+
+    name = ""
+    survives: Mapping[str, str] = {}  # logout, suspend, reboot and a clock that is set, in words
+
+    def check(self, host: Host) -> None:
+        """Raise PrerequisiteError if it is not available, or would not outlive the VM."""
+
+    def arm(
+        self,
+        host: Host,
+        files: Files,
+        moment: int,
+    ) -> str:
+        """Have a reap run at a moment, in seconds since the epoch; at once if that has passed."""
+        raise NotImplementedError
+
+    def armed(
+        self,
+        host: Host,
+        files: Files,
+        timer: ArmedTimer,
+    ) -> bool:
+        """Whether what was armed is still there, and will run."""
+        raise NotImplementedError
+
+    def cancel(
+        self,
+        host: Host,
+        files: Files,
+        timer: ArmedTimer,
+    ) -> None:
+        """Take away what was armed, where that is still there."""
+
+    def jobs(self, host: Host) -> list[str]:
+        """The ids of all that it has armed for this user."""
+        return []
+
+    def job_text(self, host: Host, ident: str) -> str:
+        """The backend's own description of what it has armed, the command in it."""
+        return ""
+
+    def removal(self, ids: Sequence[str]) -> str:
+        """The shell command that takes armed timers away."""
+        return ""
+
+
+def unit_name(files: Files, moment: int, nonce: str) -> str:
+    """A transient unit's name.
+
+    With a hash of the place, as systemd takes few characters, and the sibling's names may hold
+    any. With the moment and a nonce, as no name can be armed while its own unit runs.
+    """
     place = sha256_of(os.fsencode(files.sidecar))[:8]
-    name = re.sub(r"[^A-Za-z0-9:_.-]", "-", files.name)[
-        :100
-    ]  # the sibling's names may hold anything
-    return f"ycluster-reap-{name}-{place}-{deadline}-{nonce}"
+    name = re.sub(r"[^A-Za-z0-9:_.-]", "-", files.name)[:100]
+    return f"ycluster-reap-{name}-{place}-{moment}-{nonce}"
 
 
-class SystemdTimer:
+class SystemdTimer(Timer):
     """A transient timer of the user's systemd, on calendar time: it catches up after a suspend."""
 
     name = "systemd"
     survives: Mapping[str, str] = {
-        "logout": "yes: lingering is on", "suspend": "yes: it fires when the host wakes",
-        "reboot": "not needed: the VM ends with the host", "clock": "yes: it fires when the clock is set, too",
-    }  # fmt: skip
+        "logout": "yes: lingering is on",
+        "suspend": "yes: it fires when the host wakes",
+        "reboot": "not needed: the VM ends with the host",
+        "clock": "yes: it fires when the clock is set, too",
+    }
 
     def check(self, host: Host) -> None:
+        """Raise unless a user manager answers that stays when the user logs out."""
         if not host.which("systemd-run") or not host.which("systemctl"):
             raise PrerequisiteError("systemd-run is not installed")
-        if host.attempt(["systemctl", "--user", "show", "--property=Version"], timeout=30) is None:
+        answer = host.attempt(["systemctl", "--user", "show", "--property=Version"], timeout=30)
+        if answer is None:
             raise PrerequisiteError("no systemd user manager answers")
-        lingers = ["loginctl", "show-user", str(os.getuid()), "--property=Linger", "--value"]
-        kept = Path("/var/lib/systemd/linger", host.user()).exists()
-        if not kept and (host.attempt(lingers, timeout=30) or "").strip() != "yes":
+        if not self._lingers(host):
             why = (
                 f"{host.user()} does not linger: its systemd ends at the last logout, a VM does not"
             )
             raise PrerequisiteError(why, hint="loginctl enable-linger")
 
-    def arm(self, host: Host, files: Files, deadline: int) -> str:
+    def _lingers(self, host: Host) -> bool:
+        if Path("/var/lib/systemd/linger", host.user()).exists():
+            return True
+        argv = ["loginctl", "show-user", str(os.getuid()), "--property=Linger", "--value"]
+        answer = host.attempt(argv, timeout=30) or ""
+        return answer.strip() == "yes"
+
+    def arm(
+        self,
+        host: Host,
+        files: Files,
+        moment: int,
+    ) -> str:
+        """Make a transient timer, and see that it has a time to fire."""
         command = timer_argv(host, files, self.name, "reap")
         if re.search(r"[$;]", "".join(command)):
-            raise YclusterError(
-                "systemd misreads a path with $ or ; in it, after its next daemon-reload at the latest"
-            )
-        unit = unit_name(files, deadline, os.urandom(2).hex())
-        # A calendar time that has passed by the time systemd reads it never fires.
-        moment = max(deadline, int(host.now()) + 3)
-        argv = [
-            "systemd-run", "--user", "--quiet", "--collect",
-            f"--unit={unit}", f"--description=expiry of the ycluster cluster {files.name}",
-            f"--on-calendar={datetime.fromtimestamp(moment, timezone.utc):%Y-%m-%d %H:%M:%S} UTC",
-            "--on-clock-change", "--timer-property=AccuracySec=1s", "--timer-property=RemainAfterElapse=no",
-            "--property=KillMode=process",  # what a reap re-arms must outlive its service
-            *(f"--setenv={name}={value}" for name, value in host.child_env().items()), *command,
-        ]  # fmt: skip
-        host.run(argv, timeout=30)
-        if not self._waits(host, unit):
+            why = "systemd misreads a path with $ or ; in it, at its next daemon-reload or before"
+            raise YclusterError(why)
+        unit = unit_name(files, moment, os.urandom(2).hex())
+        host.run(self._argv(host, files, unit, moment, command), timeout=30)
+        if not self._has_a_time(host, unit):
             raise YclusterError(f"systemd took {unit}.timer and has no time for it to fire")
         return unit
 
-    def _waits(self, host: Host, unit: str) -> bool:
-        # One that has fired goes on waiting for the clock to be set, without a time.
-        argv = [
-            "systemctl",
-            "--user",
-            "show",
-            f"{unit}.timer",
-            "--property=NextElapseUSecRealtime",
-            "--value",
-        ]
-        return (host.attempt(argv, timeout=30) or "").strip() not in ("", "n/a")
+    def _argv(
+        self,
+        host: Host,
+        files: Files,
+        unit: str,
+        moment: int,
+        command: Sequence[str],
+    ) -> list[str]:
+        # A calendar time that has passed by the time systemd reads it never fires.
+        ahead = max(moment, int(host.now()) + 3)
+        calendar = utc_text(ahead, "%Y-%m-%d %H:%M:%S UTC")
+        environment = [f"--setenv={name}={value}" for name, value in host.child_env().items()]
+        return [
+            "systemd-run", "--user", "--quiet", "--collect",
+            f"--unit={unit}", f"--description=expiry of the ycluster cluster {files.name}",
+            f"--on-calendar={calendar}", "--on-clock-change",
+            "--timer-property=AccuracySec=1s", "--timer-property=RemainAfterElapse=no",
+            "--property=KillMode=process",  # what a reap arms must outlive its service
+            *environment, *command,
+        ]  # fmt: skip
 
-    def armed(self, host: Host, files: Files, timer: ArmedTimer) -> bool:
-        return files.program.exists() and self._waits(
-            host, timer.id
-        )  # without its program it fires in vain
+    def _has_a_time(self, host: Host, unit: str) -> bool:
+        # A fired timer stays loaded for clock changes, without a next time.
+        wanted = ["--property=NextElapseUSecRealtime", "--value"]
+        answer = host.attempt(["systemctl", "--user", "show", f"{unit}.timer", *wanted], timeout=30)
+        return (answer or "").strip() not in ("", "n/a")
 
-    def cancel(self, host: Host, files: Files, timer: ArmedTimer) -> None:
+    def armed(
+        self,
+        host: Host,
+        files: Files,
+        timer: ArmedTimer,
+    ) -> bool:
+        """Whether the unit has a time to fire, and the program that it runs is there."""
+        return files.program.exists() and self._has_a_time(host, timer.id)
+
+    def cancel(
+        self,
+        host: Host,
+        files: Files,
+        timer: ArmedTimer,
+    ) -> None:
+        """Stop the unit; that it may be missing (exit 5) does not matter."""
         host.run(["systemctl", "--user", "stop", f"{timer.id}.timer"], timeout=30, check=False)
 
+    def jobs(self, host: Host) -> list[str]:
+        """The user's timer units with a name of ours."""
+        options = ["--type=timer", "--plain", "--no-legend"]
+        argv = ["systemctl", "--user", "list-units", *options, "ycluster-reap-*"]
+        listing = host.attempt(argv, timeout=30) or ""
+        units = [line.split()[0] for line in listing.splitlines() if line.strip()]
+        return [unit.rpartition(".timer")[0] for unit in units]
 
-class AtTimer:
-    """at(1). It drops seconds: the job comes up to a minute early and waits the rest out itself."""
+    def job_text(self, host: Host, ident: str) -> str:
+        """The properties of the unit's service."""
+        return host.attempt(["systemctl", "--user", "show", ident], timeout=30) or ""
+
+    def removal(self, ids: Sequence[str]) -> str:
+        """Stop the units."""
+        units = [f"{unit}.timer" for unit in ids]
+        return shlex.join(["systemctl", "--user", "stop", *units])
+
+
+class AtTimer(Timer):
+    """at(1). It drops seconds: its job comes up to a minute early, and waits for the rest."""
 
     name = "at"
     survives: Mapping[str, str] = {
-        "logout": "yes", "suspend": "yes: it fires when the host wakes", "reboot": "yes",
-        "clock": "forward; set back, it fires that much later, unless a command comes by before",
-    }  # fmt: skip
+        "logout": "yes",
+        "suspend": "yes: it fires when the host wakes",
+        "reboot": "yes",
+        "clock": "set forward: yes; set back: it fires that much later, "
+        "unless a ycluster command runs before",
+    }
     QUEUE = "c"  # the later the letter, the lower the priority
-    # By this file at(1) finds its daemon: with none it warns, exits 0 and never runs the job. Another atd has another spool.
-    daemon_runs = property(lambda self: process_stat(Path("/run/atd.pid"))[0] == "atd")
+
+    @property
+    def daemon_runs(self) -> bool:
+        """Whether the atd that serves our spool runs.
+
+        By its pidfile at(1) finds it, too: with none, at warns, exits 0 and never runs the job. An
+        atd of another mount namespace has another spool, and its pidfile is not seen from here.
+        """
+        return process_stat(Path("/run/atd.pid"))[0] == "atd"
 
     def check(self, host: Host) -> None:
+        """Raise unless at is installed, its daemon runs and the user may use it."""
         host.need({"at": "at"})
         if not self.daemon_runs:
             raise PrerequisiteError("atd is not running", hint="sudo service atd start")
         if host.attempt(["atq"], timeout=30) is None:
             raise PrerequisiteError("at does not let this user in (at.allow, at.deny)")
 
-    def arm(self, host: Host, files: Files, deadline: int) -> str:
-        command = shlex.join(
-            timer_argv(host, files, self.name, "reap", "--wait", f"{AT_EARLY:.0f}s")
-        )
+    def arm(
+        self,
+        host: Host,
+        files: Files,
+        moment: int,
+    ) -> str:
+        """Make a job, with a minimal environment, as the job file holds all of it."""
+        wait = f"{AT_EARLY:.0f}s"
+        command = shlex.join(timer_argv(host, files, self.name, "reap", "--wait", wait))
         log = shlex.quote(str(files.log))
         # A log that can't be written must not keep the reap from running.
-        job = f"umask 077\ntrue >>{log} && exec {command} >>{log} 2>&1\nexec {command} >/dev/null 2>&1\n"
-        argv = [
-            "at",
-            "-q",
-            self.QUEUE,
-            "-t",
-            f"{datetime.fromtimestamp(deadline, timezone.utc):%Y%m%d%H%M}",
-        ]
-        answer = host.run(
-            argv,
-            timeout=30,
-            stdin=job,
-            cwd=Path("/"),
-            env=host.child_env({"TZ": "UTC0", "SHELL": "/bin/sh"}),
+        job = (
+            "umask 077\n"
+            f"true >>{log} && exec {command} >>{log} 2>&1\n"
+            f"exec {command} >/dev/null 2>&1\n"
         )
-        if (found := re.search(r"^job ([0-9]+) at ", answer.stderr, re.MULTILINE)) is None:
+        minute = utc_text(moment, "%Y%m%d%H%M")
+        env = host.child_env({"TZ": "UTC0", "SHELL": "/bin/sh"})
+        argv = ["at", "-q", self.QUEUE, "-t", minute]
+        answer = host.run(argv, timeout=30, stdin=job, cwd=Path("/"), env=env)
+        found = re.search(r"^job ([0-9]+) at ", answer.stderr, re.MULTILINE)
+        if found is None:
             raise YclusterError(f"at did not say which job it made: {answer.stderr.strip()}")
         return found.group(1)
 
-    def armed(self, host: Host, files: Files, timer: ArmedTimer) -> bool:
-        # Not only our queue: while a job runs, atq lists it under `=`; at the moment when it is renamed a look may miss it.
-        looks = (host.attempt(["atq"], timeout=30) or "" for _ in range(2))
-        return (
-            files.program.exists()
-            and self.daemon_runs
-            and any(f"\n{timer.id}\t" in f"\n{look}" for look in looks)
-        )
+    def armed(
+        self,
+        host: Host,
+        files: Files,
+        timer: ArmedTimer,
+    ) -> bool:
+        """Whether the job is queued (or runs), its daemon runs, and its program is there."""
+        if not files.program.exists() or not self.daemon_runs:
+            return False
+        # At the moment when atd renames a job that it starts, atq misses it: look twice.
+        return self._queued(host, timer.id) or self._queued(host, timer.id)
 
-    def cancel(self, host: Host, files: Files, timer: ArmedTimer) -> None:
+    def _queued(self, host: Host, job: str) -> bool:
+        # In every queue: a job that runs is listed under `=`, and not under our letter.
+        listing = host.attempt(["atq"], timeout=30) or ""
+        return any(line.split()[:1] == [job] for line in listing.splitlines())
+
+    def cancel(
+        self,
+        host: Host,
+        files: Files,
+        timer: ArmedTimer,
+    ) -> None:
+        """Remove the job."""
         host.run(["atrm", timer.id], timeout=30, check=False)
 
+    def jobs(self, host: Host) -> list[str]:
+        """The user's jobs in our queue."""
+        listing = host.attempt(["atq", "-q", self.QUEUE], timeout=30) or ""
+        return [line.split()[0] for line in listing.splitlines() if line.strip()]
 
-class WatcherTimer:
-    """`lifetime watch` as a detached process of our own: it shares the VM's fate and needs nothing."""
+    def job_text(self, host: Host, ident: str) -> str:
+        """The job's shell script."""
+        return host.attempt(["at", "-c", ident], timeout=30) or ""
+
+    def removal(self, ids: Sequence[str]) -> str:
+        """Remove the jobs."""
+        return shlex.join(["atrm", *ids])
+
+
+class WatcherTimer(Timer):
+    """A detached process of our own (`lifetime watch`): it ends with the VM, and needs nothing."""
 
     name = "watcher"
     survives: Mapping[str, str] = {
-        "logout": "as the VM does: they end or go on together", "suspend": "yes: it looks at the clock every few seconds",
-        "reboot": "not needed: the VM ends with the host", "clock": "yes: it goes by the time since boot",
-    }  # fmt: skip
+        "logout": "like the VM: both end, or both keep running",
+        "suspend": "yes: it looks at the clock every few seconds",
+        "reboot": "not needed: the VM ends with the host",
+        "clock": "yes: it goes by the time since boot",
+    }
 
-    def check(self, host: Host) -> None:
-        """It can always be had."""
-
-    def arm(self, host: Host, files: Files, deadline: int) -> str:
-        if not flock_held(files.watch_lock):
-            host.spawn(timer_argv(host, files, self.name, "watch"), files.log)
-            give_up = host.monotonic() + 30
-            while not flock_held(files.watch_lock):
-                if host.monotonic() > give_up:
-                    raise TimedOut(f"the watcher did not come up; see {files.log}")
-                host.sleep(0.02)
+    def arm(
+        self,
+        host: Host,
+        files: Files,
+        moment: int,
+    ) -> str:
+        """Start the watcher, unless one runs: it reads its moments from the state file."""
+        if flock_held(files.watch_lock):
+            return "watch"
+        host.spawn(timer_argv(host, files, self.name, "watch"), files.log)
+        if not host.wait_for(lambda: flock_held(files.watch_lock), timeout=30, interval=0.02):
+            raise TimedOut(f"the watcher did not come up; see {files.log}")
         return "watch"
 
-    def armed(self, host: Host, files: Files, timer: ArmedTimer) -> bool:
+    def armed(
+        self,
+        host: Host,
+        files: Files,
+        timer: ArmedTimer,
+    ) -> bool:
+        """Whether a watcher holds its lock."""
         return flock_held(files.watch_lock)
 
-    def cancel(self, host: Host, files: Files, timer: ArmedTimer) -> None:
-        """It reads the sidecar at every look, and leaves when it is no longer named there."""
+    def cancel(
+        self,
+        host: Host,
+        files: Files,
+        timer: ArmedTimer,
+    ) -> None:
+        """Nothing to do: it reads the state file at every look, and ends when not named there."""
 
 
-# A way to have `ycluster lifetime reap` run at a time; what `arm` returns is the backend's own name for that arming.
-Timer: TypeAlias = "SystemdTimer | AtTimer | WatcherTimer"
 TIMERS: tuple[Timer, ...] = (SystemdTimer(), AtTimer(), WatcherTimer())  # best first
 
 
 def timers_for(host: Host) -> tuple[Timer, ...]:
-    """All of them, or the one that YCLUSTER_TIMER names."""
+    """The backends to try, best first: all of them, or the one that YCLUSTER_TIMER names."""
     wanted = host.environ.get("YCLUSTER_TIMER", "")
-    if not (chosen := tuple(timer for timer in TIMERS if wanted in ("", timer.name))):
-        raise UsageError(
-            f"YCLUSTER_TIMER={wanted}: it is none of {', '.join(timer.name for timer in TIMERS)}"
-        )
+    chosen = tuple(timer for timer in TIMERS if wanted in ("", timer.name))
+    if not chosen:
+        names = ", ".join(timer.name for timer in TIMERS)
+        raise UsageError(f"YCLUSTER_TIMER={wanted}: it is none of {names}")
     return chosen
 
 
 def timer_named(name: str) -> Timer | None:
+    """The backend of a name; None where there is none (`none`, or one of another version's)."""
     return next((timer for timer in TIMERS if timer.name == name), None)
 
 
 def is_armed(host: Host, state: State) -> bool:
-    """Whether the timer that the sidecar names really is there."""
-    armed = state.timer
-    return any(
-        armed and timer.name == armed.backend and timer.armed(host, state.files, armed)
-        for timer in TIMERS
-    )
+    """Whether the timer that the state file names for the deadline really is there."""
+    return state.timer is not None and _is_there(host, state.files, state.timer)
 
 
-def arm_timer(host: Host, state: State, *, fired: bool = False) -> State:
-    """Have the reap fire at the deadline, and at the warning before it, by the best timer that works, and save which one that
-    is; under the cluster's lock. One that is there already stays, unless it is the one that has `fired` and runs us."""
-    if due_time(state) == float("inf"):
-        return disarm_timer(host, state, None)
-    deadline, warning = int(due_time(state)), warn_time(state)
-    old, chosen = state.timer, timers_for(host)
-    if (
-        old
-        and old.deadline == deadline
-        and timer_named(old.backend) in chosen
-        and not fired
-        and is_armed(host, state)
-    ):
+def _is_there(host: Host, files: Files, timer: ArmedTimer) -> bool:
+    backend = timer_named(timer.backend)
+    return backend is not None and backend.armed(host, files, timer)
+
+
+def arm_timers(host: Host, state: State, *, renew: bool = False) -> State:
+    """Have a reap run at each moment of the agenda, and save by which timers. Under the lock.
+
+    Those that are armed already are kept, unless `renew` says otherwise: one of them may have fired
+    and run this very program, or a better backend may be there by now. Raises PrerequisiteError
+    where no backend takes the deadline, which is saved all the same.
+    """
+    moments = [at for at in agenda(state) if at.event == DEADLINE or at.at > host.now()]
+    if not moments:
+        return swap_timers(host, state, ())
+    backends = timers_for(host)
+    if not renew and all(_has_timer(host, state, moment, backends) for moment in moments):
         return save_state(state)
     install_program(host, state.files)
     refused: list[str] = []
-    for backend in chosen:
+    for backend in backends:
         try:
             backend.check(host)
-            mark = ArmedTimer(backend.name, backend.arm(host, state.files, deadline), deadline)
-            if (
-                host.now() < warning < deadline
-            ):  # one more, which the deadline's own does not depend on
-                mark = replace(mark, warning=backend.arm(host, state.files, int(warning)))
-            log_event(host, state, "armed", by=backend.name, deadline=format_time(deadline))
-            return disarm_timer(host, state, mark)
+            armed = _arm_each(host, state, backend, moments)
         except (YclusterError, OSError) as error:
             if not isinstance(error, PrerequisiteError):
                 host.output.warn(f"timer {backend.name}: {error}")
             refused.append(f"{backend.name}: {error}")
-    save_state(replace(state, timer=None))
-    why = f"{state.name}: no timer can be armed; its deadline is saved, and nothing fires it ({'; '.join(refused)})"
-    hint = (
-        "have `ycluster lifetime reap --all` run by a scheduler of yours, or unset YCLUSTER_TIMER"
-    )
-    raise PrerequisiteError(why, hint=hint)
+            continue
+        return swap_timers(host, state, armed)
+    save_state(replace(state, timers=()))
+    why = f"{state.name}: no timer can be armed; its deadline is saved, and nothing will act on it"
+    hint = "run `ycluster lifetime reap --all` from your own scheduler, or unset YCLUSTER_TIMER"
+    raise PrerequisiteError(f"{why} ({'; '.join(refused)})", hint=hint)
 
 
-def disarm_timer(host: Host, state: State, mark: ArmedTimer | None) -> State:
-    """Save the state with `mark` in the place of its timer, and only then take that one away."""
-    saved = save_state(replace(state, timer=mark))
-    cancel_timer(host, state.files, state.timer)
+def _has_timer(
+    host: Host,
+    state: State,
+    moment: Moment,
+    backends: Sequence[Timer],
+) -> bool:
+    """Whether the state has a timer for a moment, of one of the backends, that is really armed."""
+    for timer in state.timers:
+        if (timer.event, timer.deadline) == (moment.event, int(moment.at)):
+            return timer_named(timer.backend) in backends and _is_there(host, state.files, timer)
+    return False
+
+
+def _arm_each(
+    host: Host,
+    state: State,
+    backend: Timer,
+    moments: Sequence[Moment],
+) -> tuple[ArmedTimer, ...]:
+    """Arm a timer for each moment. A failure for another event costs the deadline nothing."""
+    armed: list[ArmedTimer] = []
+    for moment in sorted(moments, key=lambda moment: moment.event != DEADLINE):
+        at = int(moment.at)
+        try:
+            ident = backend.arm(host, state.files, at)
+        except (YclusterError, OSError) as error:
+            if moment.event == DEADLINE:
+                raise
+            host.output.warn(f"timer {backend.name}: no {moment.event}: {error}")
+            continue
+        armed.append(ArmedTimer(backend.name, ident, at, moment.event))
+    log_event(host, state, "armed", by=backend.name, deadline=format_time(armed[0].deadline))
+    return tuple(armed)
+
+
+def swap_timers(host: Host, state: State, timers: tuple[ArmedTimer, ...]) -> State:
+    """Save the state with other timers, and only then take its old ones away."""
+    saved = save_state(replace(state, timers=timers))
+    cancel_timers(host, state)
     return saved
 
 
-def cancel_timer(host: Host, files: Files, old: ArmedTimer | None) -> None:
-    """Best effort: a timer that is left over does no harm, since reap decides afresh."""
-    if old and (backend := timer_named(old.backend)):
-        for ident in filter(None, (old.id, old.warning)):
-            with contextlib.suppress(YclusterError, OSError):
-                backend.cancel(host, files, replace(old, id=ident))
+def cancel_timers(host: Host, state: State) -> None:
+    """Take a state's timers away, best effort: one that is left over does no harm."""
+    for timer in state.timers:
+        backend = timer_named(timer.backend)
+        if backend is None:
+            continue
+        with contextlib.suppress(YclusterError, OSError):  # reap decides afresh when it fires
+            backend.cancel(host, state.files, timer)
 
 
-# === 11 gcloud flags =================================================================================
+# === 11 gcloud flags ==============================================================================
+# A cloud appliance is deleted by Compute Engine itself, by flags that its creation is given. Here
+# is what those flags are, what may still hurt, and what an instance's own JSON shows. Pure: gcloud
+# is run in section 19. Compute Engine counts from each start, and needs neither host nor timer.
+
+
 def gcp_flags(max_run: str, where: str = "lifetime.maxRun") -> list[str]:
-    """Flags of `gcloud compute instances create` by which GCE itself deletes the instance; none without a budget. A fraction
-    of a second is rounded up. Raises ConfigError outside GCE's bounds, 30 s to 120 days, which gcloud does not check."""
-    if (nanoseconds := budget(max_run)) is None:
+    """Flags of `gcloud compute instances create`; none without a budget.
+
+    A fraction of a second is rounded up. Raises ConfigError outside Compute Engine's bounds, 30 s
+    to 120 days, which gcloud does not check; `where` names the budget in it.
+    """
+    nanoseconds = budget(max_run)
+    if nanoseconds is None:
         return []
-    seconds = -(-nanoseconds // 10**9)
+    seconds = seconds_up(nanoseconds)
     if not GCP_MIN_SECONDS <= seconds <= GCP_MAX_SECONDS:
         why = f"{where} {max_run} is {seconds} s; Compute Engine takes 30 s to 120 days (2880h)"
-        raise ConfigError(
-            why, hint="choose a budget within them; gcloud itself would let it through"
-        )
+        hint = "choose a budget within them; gcloud itself would let it through"
+        raise ConfigError(why, hint=hint)
     return [f"--max-run-duration={seconds}s", "--instance-termination-action=DELETE"]
 
 
 def gcp_warnings(config: Config, on_expiry: object) -> dict[str, str]:
-    """What may still hurt, by the word that `--quiet` takes once it is settled; `on_expiry` is what the file says."""
-    said = {
-        "restart": "a restart after a host error begins a new budget, unless you add --no-restart-on-failure"
-    }
+    """What may still hurt, by the word that `--quiet` takes once it is settled.
+
+    `on_expiry` is what the file has under lifetime.onExpiry, None where it has nothing.
+    """
+    restart = "a restart after a host error begins a new budget, "
+    restart += "unless you add --no-restart-on-failure"
+    warnings = {"restart": restart}
     if on_expiry not in (None, "teardown"):
-        said["onExpiry"] = (
-            f"lifetime.onExpiry: {on_expiry} is ignored in the cloud, the instance is deleted"
-        )
-    if getattr(config, "data_disk", None):
-        said["dataDisk"] = (
-            "a data disk is deleted with the instance, unless its --disk has auto-delete=no"
-        )
-    return said
+        text = f"lifetime.onExpiry: {on_expiry} is ignored in the cloud, the instance is deleted"
+        warnings["onExpiry"] = text
+    if isinstance(config, QemuConfig) and config.data_disk:
+        text = "a data disk is deleted with the instance, unless its --disk has auto-delete=no"
+        warnings["dataDisk"] = text
+    return warnings
 
 
 def gcp_lifetime(text: str | bytes, now: float) -> dict[str, Any]:
-    """What `gcp-status` shows of the instance in the JSON that gcloud printed. Raises ValueError and its like."""
-    found = json.loads(text)
-    [made] = found if isinstance(found, list) else [found]
-    if made.get("kind", "compute#instance") != "compute#instance":
-        raise ValueError(f"it is a {made['kind']}")
-    plan, started, expires = made["scheduling"], made.get("lastStartTimestamp"), None
-    limit, until = plan.get("maxRunDuration"), plan.get("terminationTime")
-    nanoseconds = int(limit["seconds"]) * 10**9 + int(limit.get("nanos", 0)) if limit else 0
-    if made["status"] == "RUNNING":
-        # Compute Engine's own reckoning goes first: it counts from the last entry into RUNNING, a resume too.
-        known = (
-            made.get("resourceStatus", {}).get("scheduling", {}).get("terminationTimestamp")
-            or until
-        )
-        if known or limit:
-            expires = parse_time(known) if known else parse_time(started) + -(-nanoseconds // 10**9)
+    """What `gcp-status` shows of the one instance in gcloud's JSON.
+
+    Raises ValueError and its like where that is something else.
+    """
+    instance = _the_instance(text)
+    plan = instance["scheduling"]
+    limit = _gcp_limit(plan)
+    until = plan.get("terminationTime")
+    started = instance.get("lastStartTimestamp")
+    expires_at = _gcp_deadline(instance, limit)
     return {
-        "name": made["name"], "zone": made.get("zone", "").rpartition("/")[2], "state": made["status"].lower(),
-        "maxRun": format_duration(nanoseconds) if limit else "", "terminationTime": until or "",
+        "name": instance["name"],
+        "zone": instance.get("zone", "").rpartition("/")[2],  # of a URL
+        "state": instance["status"].lower(),
+        "maxRun": format_duration(limit) if limit is not None else "",
+        "terminationTime": until or "",
         "onExpiry": plan.get("instanceTerminationAction", "STOP").lower(),
-        "startedAt": _encode_time(parse_time(started)) if started else "", "expiresAt": _encode_time(expires),
-        "remainingSeconds": None if expires is None else int(expires - now),
-    }  # fmt: skip
+        "startedAt": _encode_time(parse_time(started)) if started else "",
+        "expiresAt": _encode_time(expires_at),
+        "remainingSeconds": None if expires_at is None else int(expires_at - now),
+    }
 
 
-# === 12 QMP ==========================================================================================
+def _the_instance(text: str | bytes) -> dict[str, Any]:
+    """The instance that `describe` prints; `list` prints an array, of one."""
+    found = json.loads(text)
+    if isinstance(found, list):
+        [found] = found
+    instance: dict[str, Any] = found
+    kind = instance.get("kind", "compute#instance")
+    if kind != "compute#instance":
+        raise ValueError(f"it is a {kind}")
+    return instance
+
+
+def _gcp_limit(plan: Mapping[str, Any]) -> int | None:
+    """The instance's maxRunDuration in nanoseconds; None where it has none."""
+    limit = plan.get("maxRunDuration")
+    if not limit:
+        return None
+    return int(limit["seconds"]) * 10**9 + int(limit.get("nanos", 0))
+
+
+def _gcp_deadline(instance: Mapping[str, Any], limit: int | None) -> int | None:
+    """When it is deleted, in seconds since the epoch; None while no deadline is set."""
+    if instance["status"] != "RUNNING":
+        return None
+    # Compute Engine's own reckoning goes first: it counts from the last entry into RUNNING, which
+    # a resume is, too.
+    reckoned = instance.get("resourceStatus", {}).get("scheduling", {}).get("terminationTimestamp")
+    known = reckoned or instance["scheduling"].get("terminationTime")
+    if known:
+        return parse_time(known)
+    if limit is None:
+        return None
+    return parse_time(instance["lastStartTimestamp"]) + seconds_up(limit)
+
+
+# === 12 QMP =======================================================================================
+# The client of QEMU's monitor (docs/interop/qmp-spec), which serves one client at a time. A command
+# gets its answer, matched by id, or a QmpError; every read has a deadline.
+
+
 class QmpError(YclusterError):
-    """QEMU's monitor refused a command, said nothing in time, or hung up."""
+    """QEMU's monitor refused a command, gave no answer in time, or hung up."""
 
 
 class Qmp:
-    """A client of QEMU's monitor (docs/interop/qmp-spec), which serves one at a time. Every read has a deadline."""
+    """A connection to QEMU's monitor."""
 
     def __init__(self, sock: Any, monotonic: Callable[[], float]) -> None:
-        self.sock, self.monotonic = sock, monotonic
-        self.buffer, self.serial = b"", 0
+        self.sock = sock
+        self.monotonic = monotonic
+        self.buffer = b""  # what has been read beyond the last message
+        self.serial = 0  # the id of the last command
 
     @classmethod
     @contextlib.contextmanager
     def connect(
-        cls, path: Path, monotonic: Callable[[], float], *, timeout: float
+        cls,
+        path: Path,
+        monotonic: Callable[[], float],
+        *,
+        timeout: float,
     ) -> Iterator[Qmp]:
-        """Connect and negotiate. The directory is reached by a descriptor: a socket path is 107 bytes at most."""
+        """Connect and negotiate, each of the three steps in `timeout` seconds. Raises QmpError.
+
+        The directory is reached by a descriptor, as a socket's path is 107 bytes at most.
+        """
         import socket
 
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
@@ -2936,110 +4290,162 @@ class Qmp:
                 sock.settimeout(timeout)
                 with descriptor(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)) as directory:
                     sock.connect(f"/proc/self/fd/{directory}/{path.name}")
-                if "QMP" not in qmp._message(monotonic() + timeout):
-                    raise QmpError("no QMP greeting")
-                qmp.execute("qmp_capabilities", timeout=timeout)
+                qmp.greet(timeout)
             except (OSError, YclusterError) as error:
-                raise QmpError(f"{path}: QEMU's monitor does not answer: {error}") from None
+                why = f"{path}: QEMU's monitor does not answer: {error}"
+                raise QmpError(why) from None
             yield qmp
 
+    def greet(self, timeout: float) -> None:
+        """Take the greeting, and leave the mode in which only this is understood."""
+        if "QMP" not in self._message(self.monotonic() + timeout):
+            raise QmpError("no QMP greeting")
+        self.execute("qmp_capabilities", timeout=timeout)
+
     def execute(
-        self, command: str, arguments: Mapping[str, Any] = {}, *, timeout: float = 5.0
+        self,
+        command: str,
+        arguments: Mapping[str, Any] = {},
+        *,
+        timeout: float = 5.0,
     ) -> Any:
-        """Run a command and return its `return`; QmpError when it is refused or `timeout` seconds pass."""
+        """What a command returns. QmpError where it is refused, or after `timeout` seconds."""
         self.serial += 1
-        request = {
-            "execute": command,
-            "id": self.serial,
-            **({"arguments": arguments} if arguments else {}),
-        }
+        request = {"execute": command, "id": self.serial}
+        if arguments:
+            request["arguments"] = arguments
         until = self.monotonic() + timeout
         try:
             self.sock.settimeout(timeout)
             self.sock.sendall(json.dumps(request).encode() + b"\n")
         except OSError as error:
             raise QmpError(f"{command}: {error}") from None
-        while (message := self._message(until)).get("id") != self.serial:
-            pass  # an event, or the answer to what was given up
+        message = self._message(until)
+        while message.get("id") != self.serial:  # an event, or the answer to what was given up
+            message = self._message(until)
         if "error" in message:
             why = message["error"]
-            raise QmpError(f"{command}: {why.get('desc', why) if isinstance(why, dict) else why}")
+            if isinstance(why, dict):
+                why = why.get("desc", why)
+            raise QmpError(f"{command}: {why}")
         return message.get("return")
 
     def _message(self, until: float) -> dict[str, Any]:
-        """The next message; end of file (or a reset, which QEMU's exit may look like) is an error."""
+        """The next message. QmpError if a line is not a message, or does not come in time."""
+        if self.monotonic() > until:  # events without end must not hold the deadline up
+            raise QmpError("no answer in time")
         while b"\n" not in self.buffer:
-            try:
-                self.sock.settimeout(max(0.001, until - self.monotonic()))
-                chunk = self.sock.recv(65536)
-            except OSError as error:  # that of a timeout has no errno
-                raise QmpError(
-                    f"connection lost: {error.strerror}" if error.errno else "no answer in time"
-                ) from None
-            if not chunk:
-                raise QmpError("QEMU closed the connection")
-            self.buffer += chunk
+            self.buffer += self._receive(until)
         line, self.buffer = self.buffer.split(b"\n", 1)
-        with contextlib.suppress(ValueError, RecursionError):
-            if isinstance(message := json.loads(line), dict):
-                return message
-        raise QmpError(f"not a QMP message: {line[:80]!r}")
+        try:
+            message = json.loads(line)
+        except (ValueError, RecursionError):
+            message = None
+        if not isinstance(message, dict):
+            raise QmpError(f"not a QMP message: {line[:80]!r}")
+        return message
+
+    def _receive(self, until: float) -> bytes:
+        try:
+            self.sock.settimeout(max(0.001, until - self.monotonic()))
+            chunk: bytes = self.sock.recv(65536)
+        except OSError as error:
+            if not error.errno:  # the socket's own timeout
+                raise QmpError("no answer in time") from None
+            raise QmpError(f"connection lost: {error.strerror}") from None
+        if not chunk:
+            raise QmpError("QEMU closed the connection")
+        return chunk
 
 
-# === 13 VM process ===================================================================================
+# === 13 VM process ================================================================================
+# Is a cluster's VM running, under which pid, is it really ours; and how it is paused and stopped.
+# A pid alone proves nothing. A process is ours if QEMU's argv names our pidfile; QEMU holds the VM
+# lock as long as it lives. Signals go to a pidfd, which can't come to mean another process.
+
+
 class Vm(Record):
-    """A running QEMU that is known to be ours. `pidfd` can't come to mean another process; close it."""
+    """A running QEMU that is known to be ours. Whoever has it closes `pidfd`."""
 
     pid: int
     pidfd: int
 
 
 @contextlib.contextmanager
-def find_vm(files: Files) -> Iterator[Vm | None]:
-    """The cluster's QEMU, or None when it doesn't run. "Not found" is not "not running": raises YclusterError while QEMU's
-    lock is held and no QEMU can be seen (another container's?), rather than let a disk be pulled from it."""
-    for _ in range(100):  # it may just be coming, or going
-        if (vm := _look_for_vm(files)) is not None or not flock_held(files.vm_lock):
-            break
-        select.select([], [], [], 0.05)
-    else:
+def find_vm(host: Host, files: Files) -> Iterator[Vm | None]:
+    """The cluster's QEMU, or None when it doesn't run.
+
+    Raises YclusterError while QEMU's lock is held and no QEMU can be seen (it may be another
+    container's): "not seen" is not "not running", and a disk must not be pulled from under a VM.
+    """
+
+    def look() -> Vm | str | None:
+        return _look_for_vm(files) or (None if flock_held(files.vm_lock) else "ended")
+
+    found = host.wait_for(look, timeout=5)  # QEMU may be starting or ending right now
+    if found is None:
         hint = f"`fuser {files.vm_lock}` where it was started (another container?) names it"
         raise YclusterError(f"{files.name}: its QEMU runs, and can't be seen from here", hint=hint)
-    with contextlib.nullcontext() if vm is None else descriptor(vm.pidfd):
-        yield vm
+    if isinstance(found, Vm):
+        with descriptor(found.pidfd):
+            yield found
+    else:
+        yield None
 
 
 def _look_for_vm(files: Files) -> Vm | None:
-    named: list[int] = []
-    with contextlib.suppress(OSError, ValueError):
-        named.append(int(files.pidfile.read_text(encoding="ascii")))
-    for pid in named + (pids() if flock_held(files.vm_lock) else []):
-        if _runs_with_pidfile(pid, files.pidfile):
-            with contextlib.suppress(ProcessLookupError):
-                pidfd = pidfd_open(pid)
-                # Only now can the number not come to mean another process, so ask again.
-                if _runs_with_pidfile(pid, files.pidfile) and not _exited(pidfd, 0):
-                    return Vm(pid, pidfd)
-                os.close(pidfd)
+    """The VM by its pidfile; else, while its lock is held, among all processes."""
+    named = _pid_in(files.pidfile)
+    if named is not None:
+        vm = _vm_of(named, files.pidfile)
+        if vm is not None:
+            return vm
+    if not flock_held(files.vm_lock):
+        return None
+    candidates = (_vm_of(pid, files.pidfile) for pid in pids())
+    return next((vm for vm in candidates if vm is not None), None)
+
+
+def _pid_in(pidfile: Path) -> int | None:
+    try:
+        return int(pidfile.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+
+
+def _vm_of(pid: int, pidfile: Path) -> Vm | None:
+    """The process as a VM, where it runs with this pidfile."""
+    if not _runs_with_pidfile(pid, pidfile):
+        return None
+    try:
+        pidfd = pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    # Asked again: the number may have been recycled before it was opened; now it can't be.
+    if _runs_with_pidfile(pid, pidfile) and not _exited(pidfd, 0):
+        return Vm(pid, pidfd)
+    os.close(pidfd)
     return None
 
 
 def pidfiles(pid: int) -> list[str]:
-    """The pidfiles that a process's argv names, as that of QEMU does, started by the sibling, too."""
-    with contextlib.suppress(OSError):
+    """The pidfiles that a process's argv names, as QEMU's does, ours or the sibling's."""
+    try:
         argv = os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")
-        return [path for word, path in zip(argv, argv[1:]) if word == "-pidfile"]
-    return []
+    except OSError:
+        return []
+    return [path for word, path in zip(argv, argv[1:]) if word == "-pidfile"]
 
 
 def _runs_with_pidfile(pid: int, pidfile: Path) -> bool:
-    """Whether it is ours: any number may be in a pidfile. Its directory may be spelt otherwise there (a link, a relative path)."""
+    """Whether the process is ours. Its argv may spell the directory otherwise: a link, relative."""
     return os.path.realpath(pidfile) in map(os.path.realpath, pidfiles(pid))
 
 
 def _exited(pidfd: int, timeout: float) -> bool:
-    """Whether the process ends within `timeout` seconds; the kernel tells at once, nothing is polled."""
-    return bool(select.select([pidfd], [], [], max(0.0, timeout))[0])
+    """Whether the process ends within `timeout` seconds; the kernel reports it at once."""
+    ended, _, _ = select.select([pidfd], [], [], max(0.0, timeout))
+    return bool(ended)
 
 
 def ask_qemu(
@@ -3050,43 +4456,59 @@ def ask_qemu(
     *,
     timeout: float = 5.0,
 ) -> Any:
-    """What QEMU's monitor returns for one command; raises QmpError."""
+    """What QEMU's monitor returns for one command. Raises QmpError."""
     with Qmp.connect(files.qmp, host.monotonic, timeout=timeout) as qmp:
         return qmp.execute(command, arguments)
 
 
-def running(files: Files) -> bool:
-    with find_vm(files) as vm:
+def running(host: Host, files: Files) -> bool:
+    """Whether the cluster's QEMU runs, paused or not.
+
+    Raises YclusterError if that can't be found out.
+    """
+    with find_vm(host, files) as vm:
         return vm is not None
 
 
 def vm_status(host: Host, files: Files) -> str:
-    """`running`, `paused`, `stopped`, another run state of QEMU's, `busy` while another ycluster talks to it,
-    `unresponsive`, or `unseen` where it runs out of our sight."""
-    with contextlib.suppress(YclusterError), find_vm(files) as vm:
-        if vm is None:
-            return "stopped"
-        if process_stat(vm.pid)[1] == "T":
-            return "paused"
-        if not files.qmp.exists():
-            return "running"  # started by the sibling, which has no monitor
-        with contextlib.suppress(QmpError):
-            return str(ask_qemu(host, files, "query-status", timeout=2.0)["status"])
+    """The state of a VM: `running`, `paused`, `stopped`, or another run state of QEMU's.
+
+    Else `busy`, while another ycluster talks to it; `unresponsive`; or `unseen`, where it runs out
+    of our sight.
+    """
+    try:
+        with find_vm(host, files) as vm:
+            return _status_of(host, files, vm)
+    except YclusterError:
+        return "unseen"
+
+
+def _status_of(host: Host, files: Files, vm: Vm | None) -> str:
+    if vm is None:
+        return "stopped"
+    if process_stat(vm.pid)[1] == "T":
+        return "paused"
+    if not files.qmp.exists():
+        return "running"  # started by the sibling, which has no monitor
+    try:
+        return str(ask_qemu(host, files, "query-status", timeout=2.0)["status"])
+    except QmpError:
         if _exited(vm.pidfd, 0):
             return "stopped"
         return "busy" if flock_held(files.lock) else "unresponsive"
-    return "unseen"
 
 
 def pause_vm(host: Host, files: Files, vm: Vm) -> str:
     """Freeze the guest's CPUs, its memory kept; returns how it was done."""
     if vm_status(host, files) == "paused":
         return "was paused"
-    with contextlib.suppress(QmpError):
+    try:
         ask_qemu(host, files, "stop")
-        return "QMP stop"
-    send_signal(vm.pidfd, signal.SIGSTOP)  # no monitor, or none that answers: the sibling's way
-    return "SIGSTOP"
+    except QmpError:
+        # There is no monitor, or none that answers: the sibling's way.
+        send_signal(vm.pidfd, signal.SIGSTOP)
+        return "SIGSTOP"
+    return "QMP stop"
 
 
 def resume_vm(host: Host, files: Files, vm: Vm) -> None:
@@ -3096,194 +4518,308 @@ def resume_vm(host: Host, files: Files, vm: Vm) -> None:
         ask_qemu(host, files, "cont")
 
 
-def stop_vm(host: Host, files: Files, vm: Vm, ssh_poweroff: Callable[[], object]) -> str:
-    """Power the guest off, gently first (killing QEMU drops what the guest wrote last), and return the rung that did it.
-    Bounded: under three minutes. Raises YclusterError when QEMU outlives even SIGKILL."""
+# --- stopping
+class StopStep(Record):
+    """A step of the escalation that stops a VM, and how many seconds it is given after `act`."""
+
+    name: str
+    act: Callable[[], object]
+    patience: float
+
+
+def stop_vm(
+    host: Host,
+    files: Files,
+    vm: Vm,
+    ssh_poweroff: Callable[[], object],
+) -> str:
+    """Power the guest off, gently first, and return the name of the step that did it.
+
+    Killing QEMU drops what the guest wrote last. Bounded: under three minutes. Raises YclusterError
+    when QEMU outlives even SIGKILL.
+    """
     steps = Steps(host.output, host.monotonic)
-    with contextlib.suppress(OSError):
-        send_signal(vm.pidfd, signal.SIGCONT)  # a frozen QEMU would ignore every rung
-    rungs: tuple[tuple[str, Callable[[], object], float], ...] = (
-        ("guest-shutdown", lambda: _powerdown(host, files, vm, steps), 0.0),
-        ("ssh poweroff", ssh_poweroff, 20.0),
-        ("QMP quit", lambda: ask_qemu(host, files, "quit"), 10.0),
-        ("SIGTERM", lambda: send_signal(vm.pidfd, signal.SIGTERM), 10.0),
-        ("SIGKILL", lambda: send_signal(vm.pidfd, signal.SIGKILL), 10.0),
+    _continue(vm)
+    # `_powerdown` waits by itself; but QEMU may close its monitor just before it ends.
+    escalation = (
+        StopStep("guest-shutdown", partial(_powerdown, host, files, vm, steps), 2.0),
+        StopStep("ssh poweroff", ssh_poweroff, 20.0),
+        StopStep("QMP quit", partial(ask_qemu, host, files, "quit"), 10.0),
+        StopStep("SIGTERM", partial(send_signal, vm.pidfd, signal.SIGTERM), 10.0),
+        StopStep("SIGKILL", partial(send_signal, vm.pidfd, signal.SIGKILL), 10.0),
     )
-    for rung, act, patience in rungs:
+    for step in escalation:
         began = host.monotonic()
-        with contextlib.suppress(YclusterError, OSError):
-            act()
-        until = host.monotonic() + patience
-        while (
-            not (ended := _exited(vm.pidfd, min(0.5, until - host.monotonic())))
-            and host.monotonic() < until
-        ):
-            steps.waiting(f"{rung}: waiting for QEMU to end")
-        if ended:
-            steps.done(f"{files.name} is off by {rung}")
-            return rung
-        host.output.warn(f"{files.name}: {rung} did not end it in {host.monotonic() - began:.0f} s")
-    raise YclusterError(
-        f"{files.name}: QEMU (pid {vm.pid}) is alive after SIGKILL",
-        hint="look into the kernel's log",
-    )
+        if _ends_by(host, vm, step, steps):
+            steps.done(f"{files.name} is off by {step.name}")
+            return step.name
+        took = host.monotonic() - began
+        host.output.warn(f"{files.name}: {step.name} did not end it in {took:.0f} s")
+    why = f"{files.name}: QEMU (pid {vm.pid}) is alive after SIGKILL"
+    raise YclusterError(why, hint="look into the kernel's log")
 
 
-def _powerdown(host: Host, files: Files, vm: Vm, steps: Steps) -> None:
-    """Press the ACPI power button until the guest goes; one that is still booting misses the first press."""
+def _continue(vm: Vm) -> None:
+    """Wake a QEMU that is stopped by SIGSTOP: it would ignore every step."""
+    with contextlib.suppress(OSError):  # it has ended: the first step will see that
+        send_signal(vm.pidfd, signal.SIGCONT)
+
+
+def _ends_by(
+    host: Host,
+    vm: Vm,
+    step: StopStep,
+    steps: Steps,
+) -> bool:
+    """Whether a step ends QEMU. One that fails is waited for all the same: it may have worked."""
+    with contextlib.suppress(YclusterError, OSError):  # the next step is what follows a failure
+        step.act()
+    until = host.monotonic() + step.patience
+    while True:
+        left = until - host.monotonic()
+        if _exited(vm.pidfd, min(0.5, left)):
+            return True
+        if left <= 0:
+            return False
+        steps.waiting(f"{step.name}: waiting for QEMU to end")
+
+
+def _powerdown(
+    host: Host,
+    files: Files,
+    vm: Vm,
+    steps: Steps,
+) -> None:
+    """Press the ACPI power button until the guest goes; one that boots misses the first press."""
     with Qmp.connect(files.qmp, host.monotonic, timeout=5.0) as qmp:
-        with contextlib.suppress(QmpError):
-            qmp.execute("cont")  # a paused guest can't see the button
+        with contextlib.suppress(QmpError):  # a guest that is not paused needs no `cont`
+            qmp.execute("cont")  # one that is can't see the button
         until = host.monotonic() + POWERDOWN_TIMEOUT
         while host.monotonic() < until:
             qmp.execute("system_powerdown")
-            for _ in range(6):  # half seconds until the next press
-                if _exited(vm.pidfd, 0.5):
-                    return
-                steps.waiting("guest-shutdown: waiting for the guest to power off")
+            if _gone_soon(vm, steps):
+                return
 
 
-# === 14 QEMU machine =================================================================================
-# A boot sector that counts down from a hundred million, a tenth of a second for a CPU, and ends QEMU by its debug exit:
-# mov ecx,100000000; again: dec ecx; jnz again; mov al,16; out 0F4h,al; halt: hlt; jmp halt
-KVM_TRIAL = bytes.fromhex("66b900e1f505 6649 75fc b010 e6f4 f4 ebfd")
-KVM_TIMEOUT = 10.0  # seconds; TCG takes half a one
+def _gone_soon(vm: Vm, steps: Steps) -> bool:
+    """Whether QEMU ends within three seconds, until the button is pressed again."""
+    for _ in range(6):
+        if _exited(vm.pidfd, 0.5):
+            return True
+        steps.waiting("guest-shutdown: waiting for the guest to power off")
+    return False
+
+
+# === 14 QEMU machine ==============================================================================
+# The virtual machine: QEMU's argv, which accelerator really works here, and the launch. A launch
+# either leaves a QEMU that runs and is known, or nothing. What a start has chosen (accelerator,
+# machine type, ports) goes into the state.
+
+# A boot sector that counts down from a hundred million, a tenth of a second for a CPU, and ends
+# QEMU by its debug exit: mov ecx,100000000; again: dec ecx; jnz again; mov al,16; out 0F4h,al;
+# halt: hlt; jmp halt
+KVM_BOOT_SECTOR = bytes.fromhex("66b900e1f505 6649 75fc b010 e6f4 f4 ebfd")
+KVM_TIMEOUT = 10.0  # seconds; TCG takes half a second
 
 
 def forwards(state: State) -> list[PortForward]:
-    """What to ask QEMU for, ssh included: host port 0 (choose a free one) where the config left the choice to it."""
-    every = [PortForward(host=state.ssh_port, guest=22), *state.port_forwards]
+    """The forwards to ask QEMU for, ssh's included.
+
+    With host port 0 (choose a free one) where the config left the choice to QEMU.
+    """
+    wanted = [PortForward(host=state.ssh_port, guest=22), *state.port_forwards]
     return [
-        PortForward(host=0 if f.guest in state.auto_ports else f.host, guest=f.guest) for f in every
+        PortForward(host=0, guest=forward.guest) if forward.guest in state.auto_ports else forward
+        for forward in wanted
     ]
 
 
 def qemu_argv(state: State, accel: str) -> list[str]:
-    """QEMU's command line, to be run in the cacheDir: sockets and logs are named without it (`-daemonize` leaves it only
-    after they are open), as a socket path is 107 bytes at most. Disks are JSON, in which a comma has no meaning."""
+    """QEMU's command line, to be run in the cacheDir.
+
+    Sockets and logs are named without it (`-daemonize` leaves it only after they are open), as a
+    socket's path is 107 bytes at most. Disks are JSON, in which a comma has no meaning.
+    """
     files = state.files
-    hostfwd = [f"hostfwd=tcp:{state.bind_address}:{f.host}-:{f.guest}" for f in forwards(state)]
-    seed = {
-        "driver": "vvfat",
-        "node-name": "seed",
-        "dir": str(files.seed),
-        "label": "CIDATA",
-        "read-only": True,
-    }
-    argv = [
-        QEMU, "-name", f"guest={state.name}", "-no-user-config", "-nodefaults", "-display", "none", "-vga", "none",
-        "-machine", f"{state.machine or 'q35'},graphics=off",  # the firmware, too, speaks on the serial console
-        "-accel", "kvm" if accel == "kvm" else "tcg,thread=multi", "-cpu", state.cpu_model or ("host" if accel == "kvm" else "max"),
-        "-smp", state.cpus, "-m", f"{state.memory}M", "-device", "virtio-rng-pci",
-        "-blockdev", _qcow2("boot", files.disk), "-device", "virtio-blk-pci,drive=boot,bootindex=0",
-        "-netdev", ",".join(["user", "id=net", *hostfwd]), "-device", "virtio-net-pci,netdev=net,romfile=",
+    return [
+        QEMU, "-name", f"guest={state.name}", "-no-user-config", "-nodefaults",
+        "-display", "none", "-vga", "none",
+        *_machine_argv(state, accel),
+        *_disk_argv("boot", _qcow2(files.disk), ",bootindex=0"),
+        *_network_argv(state),
         "-chardev", f"file,id=console,path={files.console.name}", "-serial", "chardev:console",
-        "-chardev", f"socket,id=qmp,path={files.qmp.name},server=on,wait=off", "-mon", "chardev=qmp,mode=control",
+        "-chardev", f"socket,id=qmp,path={files.qmp.name},server=on,wait=off",
+        "-mon", "chardev=qmp,mode=control",
         "-pidfile", str(files.pidfile), "-daemonize",
+        *_seed_argv(files),
+        *(_disk_argv("data", _qcow2(Path(state.data_disk))) if state.data_disk else []),
     ]  # fmt: skip
-    if files.seed.is_dir():  # the sibling's disks have had theirs at the first boot
-        argv += ["-blockdev", json.dumps(seed), "-device", "virtio-blk-pci,drive=seed"]
-    if state.data_disk:
-        argv += [
-            "-blockdev",
-            _qcow2("data", Path(state.data_disk)),
-            "-device",
-            "virtio-blk-pci,drive=data",
-        ]
-    return argv
 
 
-def _qcow2(node: str, path: Path) -> str:
+def _machine_argv(state: State, accel: str) -> list[str]:
+    kvm = accel == "kvm"
+    return [
+        # graphics=off: the firmware, too, writes to the serial console.
+        "-machine", f"{state.machine or 'q35'},graphics=off",
+        "-accel", "kvm" if kvm else "tcg,thread=multi",
+        "-cpu", state.cpu_model or ("host" if kvm else "max"),
+        "-smp", state.cpus, "-m", f"{state.memory}M", "-device", "virtio-rng-pci",
+    ]  # fmt: skip
+
+
+def _network_argv(state: State) -> list[str]:
+    options = ["user", "id=net"]
+    for forward in forwards(state):
+        options.append(f"hostfwd=tcp:{state.bind_address}:{forward.host}-:{forward.guest}")
+    return ["-netdev", ",".join(options), "-device", "virtio-net-pci,netdev=net,romfile="]
+
+
+def _seed_argv(files: Files) -> list[str]:
+    """The cloud-init seed; the sibling's disks have had theirs at the first boot."""
+    if not files.seed.is_dir():
+        return []
+    seed = {"driver": "vvfat", "dir": str(files.seed), "label": "CIDATA", "read-only": True}
+    return _disk_argv("seed", seed)
+
+
+def _qcow2(path: Path) -> dict[str, Any]:
     file = {"driver": "file", "filename": str(path), "discard": "unmap"}
-    return json.dumps({"driver": "qcow2", "node-name": node, "discard": "unmap", "file": file})
+    return {"driver": "qcow2", "discard": "unmap", "file": file}
+
+
+def _disk_argv(node: str, disk: Mapping[str, Any], options: str = "") -> list[str]:
+    block = json.dumps({"node-name": node, **disk})
+    return ["-blockdev", block, "-device", f"virtio-blk-pci,drive={node}{options}"]
+
+
+# --- the KVM check
+_SLOWER = "so QEMU emulates, which is slower"
 
 
 def try_kvm(host: Host) -> None:
-    """Raise unless KVM runs a VM, at speed. That /dev/kvm opens proves nothing, nor does a QEMU that starts: on some nested
-    hosts its first guest stops, on others it crawls, a hundred times slower than TCG, and stops after minutes."""
+    """Raise PrerequisiteError unless KVM runs a VM, at speed.
+
+    That /dev/kvm opens proves nothing, nor does a QEMU that starts: on some nested hosts its first
+    guest stops, on others it crawls, a hundred times slower than TCG, and stops after minutes.
+    """
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        there = os.path.exists("/dev/kvm")
+        what = "/dev/kvm is closed to you" if there else "there is no /dev/kvm"
+        hint = f"sudo modprobe kvm; sudo usermod -aG kvm {host.user()}"
+        raise PrerequisiteError(f"{what}, {_SLOWER}", hint=hint)
+    try:
+        done = _boot_with_kvm(host)
+    except TimedOut:
+        raise PrerequisiteError(f"KVM does not run a VM at speed here, {_SLOWER}") from None
+    if done.returncode != 33:  # what debug-exit makes of 16
+        printed = done.stderr.strip().splitlines()
+        why = printed[0] if printed else f"exit {done.returncode}"
+        raise PrerequisiteError(f"KVM does not run a VM here, {_SLOWER}: {why}")
+
+
+def _boot_with_kvm(host: Host) -> Done:
+    """Run the boot sector under KVM."""
     import tempfile
 
-    why = "so QEMU emulates, which is slower"
-    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        what = "/dev/kvm is closed to you" if os.path.exists("/dev/kvm") else "there is no /dev/kvm"
-        raise PrerequisiteError(
-            f"{what}, {why}", hint=f"sudo modprobe kvm; sudo usermod -aG kvm {host.user()}"
-        )
     with tempfile.NamedTemporaryFile() as disk:
-        disk.write(KVM_TRIAL.ljust(510, b"\0") + b"\x55\xaa" + bytes((1 << 20) - 512))
+        disk.write(KVM_BOOT_SECTOR.ljust(510, b"\0") + b"\x55\xaa" + bytes((1 << 20) - 512))
         disk.flush()
-        node = {
-            "driver": "raw",
-            "node-name": "boot",
-            "file": {"driver": "file", "filename": disk.name},
-        }
+        raw = {"driver": "raw", "file": {"driver": "file", "filename": disk.name}}
         argv = [
-            QEMU, "-no-user-config", "-nodefaults", "-display", "none", "-vga", "none", "-machine", "q35", "-accel", "kvm",
-            "-cpu", "host", "-m", "64", "-device", "isa-debug-exit,iobase=0xf4,iosize=4",
-            "-blockdev", json.dumps(node), "-device", "virtio-blk-pci,drive=boot,bootindex=0",
+            QEMU, "-no-user-config", "-nodefaults", "-display", "none", "-vga", "none",
+            "-machine", "q35", "-accel", "kvm", "-cpu", "host", "-m", "64",
+            "-device", "isa-debug-exit,iobase=0xf4,iosize=4",
+            *_disk_argv("boot", raw, ",bootindex=0"),
         ]  # fmt: skip
-        try:
-            done = host.run(argv, timeout=KVM_TIMEOUT, check=False)
-        except TimedOut:
-            raise PrerequisiteError(f"KVM does not run a VM at speed here, {why}") from None
-    if done.returncode != 33:  # what debug-exit makes of 16
-        said = "; ".join(done.stderr.strip().splitlines()[:1]) or f"exit {done.returncode}"
-        raise PrerequisiteError(f"KVM does not run a VM here, {why}: {said}")
+        return host.run(argv, timeout=KVM_TIMEOUT, check=False)
 
 
 def kvm_works(host: Host) -> bool:
-    """Whether KVM stands its trial, which is asked once in a boot of the host for each QEMU, and anew when it is opened to us."""
-    version = host.attempt([QEMU, "--version"], timeout=20) or ""
-    trial = f"{host.boot_id()} {''.join(version.splitlines()[:1])} {os.access('/dev/kvm', os.R_OK | os.W_OK)}"
-    with contextlib.suppress(OSError, ValueError, YclusterError):
-        *tried, verdict = (host.state_home() / "kvm-trial").read_text(encoding="utf-8").splitlines()
-        if tried == [trial]:
-            return verdict == "kvm"
+    """Whether KVM passes the check.
+
+    It is made once in a boot of the host for each QEMU, and again when /dev/kvm is opened to us.
+    """
+    conditions = _kvm_conditions(host)
+    kept = _kept_verdict(host, conditions)
+    if kept is not None:
+        return kept
     try:
         try_kvm(host)
         works = True
     except (YclusterError, OSError) as error:
         host.output.say(f"  {error}")
         works = False
-    with contextlib.suppress(OSError, YclusterError):
-        host.state_home().mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_file(
-            host.state_home() / "kvm-trial", f"{trial}\n{'kvm' if works else 'tcg'}\n".encode()
-        )
+    _keep_verdict(host, conditions, works)
     return works
 
 
+def _kvm_conditions(host: Host) -> str:
+    """A line that changes when the check has to be made anew."""
+    version = host.attempt([QEMU, "--version"], timeout=20) or ""
+    first_line = version.partition("\n")[0]
+    return f"{host.boot_id()} {first_line} {os.access('/dev/kvm', os.R_OK | os.W_OK)}"
+
+
+def _kept_verdict(host: Host, conditions: str) -> bool | None:
+    """The verdict of a check under the same conditions; None where there is none."""
+    try:
+        lines = (host.state_home() / "kvm-trial").read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError, YclusterError):
+        return None
+    if lines[:-1] != [conditions]:
+        return None
+    return lines[-1] == "kvm"
+
+
+def _keep_verdict(host: Host, conditions: str, works: bool) -> None:
+    text = f"{conditions}\n{'kvm' if works else 'tcg'}\n"
+    # Without it the check is made again the next time.
+    with contextlib.suppress(OSError, YclusterError):
+        host.state_home().mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_file(host.state_home() / "kvm-trial", text.encode())
+
+
+# --- the launch
 def launch(host: Host, state: State) -> State:
-    """Start QEMU; returns the state with what it chose: accelerator, machine, ports. YclusterError: nothing is left running."""
-    if not state.machine:
-        # The versioned name behind `q35` keeps the guest's hardware over QEMU's upgrades.
-        listing = host.run([QEMU, "-machine", "help"], timeout=20).stdout
-        found = re.search(r"^q35 .*\(alias of ([-.\w]+)\)", listing, re.MULTILINE)
-        state = replace(state, machine=found.group(1) if found else "q35")
-    if (accel := state.accel) == "auto":
+    """Start QEMU; returns the state with what it chose. YclusterError: nothing is left running."""
+    state = replace(state, machine=state.machine or _versioned_machine(host))
+    accel = state.accel
+    if accel == "auto":
         accel = "kvm" if kvm_works(host) else "tcg"
     _spawn_qemu(host, state, accel)
     try:
         return with_ports(host, replace(state, ran_with=accel))
     except BaseException:
-        with find_vm(state.files) as vm:
-            if vm is not None:  # its guest has hardly run: there is nothing in it to lose
-                send_signal(vm.pidfd, signal.SIGKILL)
-                _exited(vm.pidfd, 10)
+        _kill(host, state.files)
         raise
 
 
+def _versioned_machine(host: Host) -> str:
+    """The name that `q35` stands for: it keeps the guest's hardware over upgrades of QEMU."""
+    listing = host.run([QEMU, "-machine", "help"], timeout=20).stdout
+    found = re.search(r"^q35 .*\(alias of ([-.\w]+)\)", listing, re.MULTILINE)
+    return found.group(1) if found else "q35"
+
+
+def _kill(host: Host, files: Files) -> None:
+    """Kill a VM whose guest has hardly run: there is nothing in it to lose."""
+    with find_vm(host, files) as vm:
+        if vm is not None:
+            send_signal(vm.pidfd, signal.SIGKILL)
+            _exited(vm.pidfd, 10)
+
+
 def _spawn_qemu(host: Host, state: State, accel: str) -> None:
-    """Run QEMU until it has made itself a daemon. It inherits the VM lock and holds it to its last breath."""
+    """Run QEMU until it is a daemon. It inherits the VM lock, and holds it as long as it lives."""
     files = state.files
-    if (fd := take_flock(host, files.vm_lock, timeout=5)) is None:
-        raise YclusterError(
-            f"{state.name}: its QEMU already runs", hint="`ycluster status` says more"
-        )
+    fd = take_flock(host, files.vm_lock, timeout=5)
+    if fd is None:
+        hint = "`ycluster status` shows more"
+        raise YclusterError(f"{state.name}: its QEMU already runs", hint=hint)
     with descriptor(fd):
         remove(files.qmp)
         remove(files.pidfile)
-        # QEMU's daemon has a umask of its own, 027.
+        # Made here, as QEMU's daemon has a umask of its own, 027.
         os.close(os.open(files.console, os.O_WRONLY | os.O_CREAT, 0o600))
         host.run(qemu_argv(state, accel), timeout=60, cwd=files.cache_dir, pass_fds=(fd,))
         files.qmp.chmod(0o600)
@@ -3294,33 +4830,49 @@ def with_ports(host: Host, state: State) -> State:
     if not state.auto_ports:
         return state
     usernet = ask_qemu(host, state.files, "human-monitor-command", {"command-line": "info usernet"})
-    found = re.findall(r"TCP\[HOST_FORWARD\]\s+\d+\s+\S+\s+(\d+)\s+\S+\s+(\d+)", usernet)
-    chosen = {int(guest): int(port) for port, guest in found}
-    ports = tuple(
-        PortForward(host=chosen.get(f.guest, f.host), guest=f.guest) for f in state.port_forwards
-    )
-    return replace(state, ssh_port=chosen.get(22, state.ssh_port), port_forwards=ports)
+    pattern = r"TCP\[HOST_FORWARD\]\s+\d+\s+\S+\s+(\d+)\s+\S+\s+(\d+)"
+    chosen = {int(guest): int(port) for port, guest in re.findall(pattern, usernet)}
+    ports = [
+        PortForward(host=chosen.get(forward.guest, forward.host), guest=forward.guest)
+        for forward in state.port_forwards
+    ]
+    ssh_port = chosen.get(22, state.ssh_port)
+    return replace(state, ssh_port=ssh_port, port_forwards=tuple(ports))
 
 
 def port_owner(host: Host, port: int) -> str:
     """Who listens on a port, in words; of another user's program only root may know."""
     answer = host.attempt(["ss", "-Hltnp", f"sport = :{port}"], timeout=10) or ""
-    if (found := re.search(r'users:\(\("([^"]*)",pid=([0-9]+)', answer)) is None:
-        return (
-            "it is below 1024 and you are not root"
-            if port < 1024 and os.getuid()
-            else "a program of another user has it"
-        )
-    with contextlib.suppress(OSError):
-        if guest := re.search(
-            rb"\0guest=([^\0,]*)", Path(f"/proc/{found[2]}/cmdline").read_bytes()
-        ):
-            return f"the cluster {os.fsdecode(guest[1])} has it (pid {found[2]})"
-    return f"{found[1]} has it (pid {found[2]})"
+    found = re.search(r'users:\(\("([^"]*)",pid=([0-9]+)', answer)
+    if found is None:
+        if port < 1024 and os.getuid() != 0:
+            return "it is below 1024 and you are not root"
+        return "a program of another user has it"
+    program, pid = found.groups()
+    cluster = _guest_name(pid)
+    owner = f"the cluster {cluster}" if cluster else program
+    return f"{owner} has it (pid {pid})"
 
 
-# === 15 guest ========================================================================================
-# In the guest, at each boot. The entry lets it boot without the volume, too.
+def _guest_name(pid: str) -> str:
+    """The name that a process gives its guest, as QEMU does; empty where there is none."""
+    try:
+        argv = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return ""
+    found = re.search(rb"\0guest=([^\0,]*)", argv)
+    return os.fsdecode(found[1]) if found else ""
+
+
+# === 15 guest =====================================================================================
+# What happens inside the VM until you can log in: its keys and its cloud-init seed, the ssh command
+# that reaches it, and the wait for its boot. The host key comes with the seed, so that even the
+# first connection is checked. Whatever is asked or run in the guest is safe to repeat, as a
+# connection can break at any time, and the command is then repeated.
+
+Waiting: TypeAlias = "Callable[[], object]"  # called at least twice a second during a long question
+
+# Run at each boot of a VM with a data disk. With `nofail` the guest also boots without its volume.
 MOUNT_DATA = f"""\
 mkdir -p {DATA_DIR}
 entry="LABEL={DATA_LABEL} {DATA_DIR} ext4 defaults,nofail,x-systemd.device-timeout=30 0 2"
@@ -3328,39 +4880,77 @@ grep -qxF "$entry" /etc/fstab || echo "$entry" >>/etc/fstab
 mountpoint -q {DATA_DIR} || mount {DATA_DIR}
 """
 
-# `prepare-export`: what the guest does while it runs, and what is done to its disk afterwards, any number of times.
+# The two halves of `prepare-export`: run in the guest, then on its disk once the guest is off.
 PREPARE_LIVE = f"""\
+# Downloaded packages need not travel.
 if command -v apt-get >/dev/null; then apt-get clean; fi
-for unit in systemd-timesyncd chrony chronyd ntpsec ntp none; do systemctl enable $unit.service 2>/dev/null && break; done
+
+# Wherever the disk boots next, it sets its clock: enable the first time service that is installed.
+for unit in systemd-timesyncd chrony chronyd ntpsec ntp none; do
+  systemctl enable $unit.service 2>/dev/null && break
+done
 [ $unit != none ] || echo no-time-sync
+
+# The data disk stays here. If a service still uses it, the shutdown unmounts it.
 if mountpoint -q {DATA_DIR}; then umount {DATA_DIR} || true; fi
+
+# Blocks that deleted files occupied are given back, so that the export is small.
 fstrim -a 2>/dev/null || true
 sync
 """
 PREPARE_OFFLINE = f"""\
 set -eu
+
+# cloud-init starts afresh elsewhere, and chooses among all datasources again.
 rm -rf /var/lib/cloud /var/log/cloud-init*.log /etc/cloud/cloud.cfg.d/99-ycluster.cfg
-rm -f /etc/udev/rules.d/70-persistent-net.rules /etc/netplan/50-cloud-init.yaml /etc/network/interfaces.d/50-cloud-init* \\
-  /etc/rancher/k3s/registries.yaml /etc/systemd/network/*cloud-init* /var/lib/dhcp/*.leases
+
+# What describes this network, and the registries with their passwords.
+rm -f /etc/udev/rules.d/70-persistent-net.rules /etc/netplan/50-cloud-init.yaml \\
+  /etc/network/interfaces.d/50-cloud-init* /etc/systemd/network/*cloud-init* \\
+  /var/lib/dhcp/*.leases /etc/rancher/k3s/registries.yaml
+
+# Network cards have other names elsewhere: ask for an address on any of them.
 if [ -d /etc/netplan ]; then
-  echo 'network: {{version: 2, ethernets: {{any: {{match: {{name: "e*"}}, dhcp4: true}}}}}}' >/etc/netplan/90-any-dhcp.yaml
+  echo 'network: {{version: 2, ethernets: {{any: {{match: {{name: "e*"}}, dhcp4: true}}}}}}' \\
+    >/etc/netplan/90-any-dhcp.yaml
   chmod 0600 /etc/netplan/90-any-dhcp.yaml
 elif [ -d /etc/systemd/network ]; then
-  printf '[Match]\\nName=en* eth*\\n\\n[Network]\\nDHCP=yes\\n' >/etc/systemd/network/90-any-dhcp.network
+  printf '[Match]\\nName=en* eth*\\n\\n[Network]\\nDHCP=yes\\n' \\
+    >/etc/systemd/network/90-any-dhcp.network
 fi
+
+# The data disk is not part of the export.
 sed -i '/^LABEL={DATA_LABEL} /d' /etc/fstab
-rm -rf /root/.bash_history /home/*/.bash_history /root/.cache /home/*/.cache /root/.lesshst /root/.viminfo /tmp/*
+
+# What its users left behind.
+rm -rf /root/.bash_history /home/*/.bash_history /root/.cache /home/*/.cache \\
+  /root/.lesshst /root/.viminfo /tmp/*
+
+# Package lists, journals, and the random seed, which no two machines may share. Other logs are
+# emptied but stay, since the owner and mode of a log file are part of the installation.
 rm -rf /var/cache/apt/*.bin /var/lib/apt/lists/* /var/log/journal/* /var/lib/systemd/random-seed
 find /var/log -type f -exec truncate -s 0 {{}} +
 """
 
 
+# --- the seed, and ssh
 def user_data(
-    state: State, login_key: str, host_private: str, host_public: str, registries: Mapping[str, Any]
+    state: State,
+    login_key: str,
+    host_private: str,
+    host_public: str,
+    registries: Mapping[str, Any],
 ) -> str:
-    """cloud-init's user-data; JSON is YAML. The host key is ours, so that the very first connection can be checked. The
-    datasource list keeps a disk that boots elsewhere from asking every cloud for its metadata."""
-    pin = {
+    """cloud-init's user-data, written as JSON, which is YAML too."""
+    login = {
+        "name": state.ssh_user,
+        "shell": "/bin/bash",
+        "sudo": "ALL=(ALL) NOPASSWD:ALL",
+        "lock_passwd": True,
+        "ssh_authorized_keys": [login_key.strip()],
+    }
+    # Without this list a disk that boots elsewhere asks every cloud's address for its metadata.
+    datasources = {
         "path": "/etc/cloud/cloud.cfg.d/99-ycluster.cfg",
         "content": "datasource_list: [NoCloud, None]\n",
     }
@@ -3369,459 +4959,886 @@ def user_data(
         "permissions": "0600",
         "content": to_json(registries),
     }
-    login = {
-        "name": state.ssh_user,
-        "shell": "/bin/bash",
-        "sudo": "ALL=(ALL) NOPASSWD:ALL",
-        "lock_passwd": True,
-    }
     cloud_config = {
-        "hostname": state.name, "users": [{**login, "ssh_authorized_keys": [login_key.strip()]}], "ssh_deletekeys": True,
-        "ssh_keys": {"ed25519_private": host_private, "ed25519_public": host_public.strip()}, "package_update": False,
-        "write_files": [pin, mirrors] if registries else [pin], "bootcmd": [MOUNT_DATA] if state.data_disk else [],
-    }  # fmt: skip
+        "hostname": state.name,
+        "users": [login],
+        "ssh_deletekeys": True,
+        "ssh_keys": {"ed25519_private": host_private, "ed25519_public": host_public.strip()},
+        "package_update": False,
+        "write_files": [datasources, mirrors] if registries else [datasources],
+        "bootcmd": [MOUNT_DATA] if state.data_disk else [],
+    }
     return "#cloud-config\n" + to_json(cloud_config) + "\n"
 
 
 def make_keys(host: Host, state: State) -> None:
-    """Fresh keys of this VM's own: one to log in with, one for its sshd. Nothing touches ~/.ssh."""
+    """Make fresh keys for this VM alone, to log in with and for its sshd; ~/.ssh is not touched."""
     files = state.files
-    for key, comment in (
-        (files.ssh_key, f"ycluster {state.name}"),
-        (files.host_key, f"root@{state.name}"),
-    ):
-        remove(key)
-        remove(key.with_name(key.name + ".pub"))
-        host.run(
-            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(key)],
-            timeout=30,
-        )
+    _make_key(host, files.ssh_key, f"ycluster {state.name}")
+    _make_key(host, files.host_key, f"root@{state.name}")
     public = files.host_pub.read_text(encoding="ascii")
-    write_file(files.known_hosts, f"{state.name} {' '.join(public.split()[:2])}\n".encode())
+    algorithm, key = public.split()[:2]
+    known_host = f"{state.name} {algorithm} {key}\n"
+    write_file(files.known_hosts, known_host.encode())
+
+
+def _make_key(host: Host, file: Path, comment: str) -> None:
+    remove(file)
+    remove(file.with_name(file.name + ".pub"))
+    argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(file)]
+    host.run(argv, timeout=30)
 
 
 def make_seed(state: State, registries: Mapping[str, Any]) -> None:
-    """The NoCloud seed: a directory that QEMU shows to the guest as a vfat volume labelled CIDATA."""
+    """Make the NoCloud seed, a folder that QEMU shows to the guest as a volume labelled CIDATA."""
     files = state.files
     remove(files.seed)
     files.seed.mkdir(mode=0o700, parents=True, exist_ok=True)
-    login, private, public = (
-        key.read_text(encoding="ascii") for key in (files.ssh_pub, files.host_key, files.host_pub)
-    )
-    data = user_data(state, login, private, public, registries)
-    # A new id makes cloud-init apply the new key even to a disk that has booted before.
-    meta = to_json(
-        {"instance-id": f"{state.name}-{os.urandom(8).hex()}", "local-hostname": state.name}
-    )
+    login_key = files.ssh_pub.read_text(encoding="ascii")
+    host_private = files.host_key.read_text(encoding="ascii")
+    host_public = files.host_pub.read_text(encoding="ascii")
+    data = user_data(state, login_key, host_private, host_public, registries)
+    # A new id makes cloud-init apply the new keys even to a disk that has booted before.
+    instance = f"{state.name}-{os.urandom(8).hex()}"
+    meta = to_json({"instance-id": instance, "local-hostname": state.name})
     write_file(files.seed / "user-data", data.encode())
     write_file(files.seed / "meta-data", meta.encode())
 
 
 def ssh_argv(state: State, *command: str) -> list[str]:
-    """The ssh command for a cluster: its own key, its own known_hosts, strict from the first connection."""
+    """The ssh command for a cluster: with its own key and its own known_hosts alone."""
     files = state.files
-    # Without our host key (a VM of the sibling's) the first one seen is kept and held to.
+    # The sibling's VM has no host key of ours: the first key that it shows is kept, and every
+    # later connection is checked against it.
     strict = "yes" if files.host_pub.exists() else "accept-new"
-    key, known = (
-        str(path).replace("%", "%%") for path in (files.ssh_key, files.known_hosts)
-    )  # ssh expands %
     return [
         "ssh", "-F", "/dev/null", "-p", str(state.ssh_port),
-        "-o", f'IdentityFile="{key}"', "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=20",
-        "-o", f'UserKnownHostsFile="{known}"', "-o", "GlobalKnownHostsFile=/dev/null",
+        "-o", f"IdentityFile={_ssh_path(files.ssh_key)}", "-o", "IdentitiesOnly=yes",
+        "-o", "BatchMode=yes", "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=20",
+        "-o", f"UserKnownHostsFile={_ssh_path(files.known_hosts)}",
+        "-o", "GlobalKnownHostsFile=/dev/null",
         "-o", f"StrictHostKeyChecking={strict}", "-o", f"HostKeyAlias={state.name}",
         "-o", "ServerAliveInterval=15", f"{state.ssh_user}@{state.dial_address}", *command,
     ]  # fmt: skip
 
 
+def _ssh_path(path: Path) -> str:
+    """Quote a path for an option of ssh, which splits at spaces and expands `%`."""
+    escaped = str(path).replace("%", "%%")
+    return f'"{escaped}"'
+
+
+def in_guest(
+    host: Host,
+    state: State,
+    command: str,
+    waiting: Waiting,
+) -> str | None:
+    """What a command prints in the guest; None if it fails or gives no answer in time."""
+    try:
+        return host.run(ssh_argv(state, command), timeout=30, waiting=waiting).stdout
+    except (TimedOut, ProgramFailed):
+        return None
+
+
+# --- the wait for the boot
+class Stage(Record):
+    """A step of a boot, and the question that is asked until it answers yes."""
+
+    name: str
+    reached: Callable[[Host, State, Waiting], bool]
+
+
+def firmware_speaks(host: Host, state: State, waiting: Waiting) -> bool:
+    """Whether anything has been written to the serial console."""
+    written: int = state.files.console.stat().st_size
+    return written > 0
+
+
+def ssh_answers(host: Host, state: State, waiting: Waiting) -> bool:
+    """Whether the guest's sshd speaks."""
+    return ssh_banner(state.dial_address, state.ssh_port, 2.0, waiting)
+
+
 def ssh_banner(
-    address: str, port: int, timeout: float, waiting: Callable[[], object] = lambda: None
+    address: str,
+    port: int,
+    timeout: float,
+    waiting: Waiting = lambda: None,
 ) -> bool:
-    """Whether an ssh server speaks. A TCP connect alone proves nothing: QEMU accepts with no guest listening."""
+    """Whether an ssh server speaks within `timeout` seconds.
+
+    A TCP connection alone proves nothing: QEMU accepts it before anybody listens in the guest.
+    """
     import socket
 
-    with (
-        contextlib.suppress(OSError),
-        socket.create_connection((address, port), timeout=timeout) as sock,
-    ):
-        for _ in range(4):
-            if select.select([sock], [], [], timeout / 4)[0]:
-                return sock.recv(4) == b"SSH-"
-            waiting()
+    try:
+        with socket.create_connection((address, port), timeout=timeout) as connection:
+            return _sends_banner(connection, timeout, waiting)
+    except OSError:
+        return False
+
+
+def _sends_banner(connection: Any, timeout: float, waiting: Waiting) -> bool:
+    for _ in range(4):
+        readable, _, _ = select.select([connection], [], [], timeout / 4)
+        if readable:
+            return bool(connection.recv(4) == b"SSH-")
+        waiting()
     return False
 
 
-# Its name, and whether it is reached; what that is given is called while it is asked.
-Stage: TypeAlias = "tuple[str, Callable[[Callable[[], object]], bool]]"
+def login_works(host: Host, state: State, waiting: Waiting) -> bool:
+    """Whether our key opens the guest."""
+    return in_guest(host, state, "true", waiting) is not None
 
 
-def wait_ready(host: Host, state: State, *, timeout: float, more: Sequence[Stage] = ()) -> None:
-    """Wait until the guest can be worked with: named and timed stages on stderr. Raises YclusterError with the console's
-    tail within a second of QEMU's end or stop, TimedOut when a stage takes `timeout` seconds."""
-    steps = Steps(host.output, host.monotonic)
-    until, looked, stage = host.monotonic() + timeout, [host.monotonic()], "its process"
-    with find_vm(state.files) as vm:
-        _check_boot(host, state, vm, stage)
-        assert vm is not None
-        steps.done("process")
-
-        def waiting() -> None:
-            """Called twice a second at least, whatever is being asked meanwhile: an ssh may hang for long."""
-            if _exited(vm.pidfd, 0) or host.monotonic() > looked[-1] + 1:
-                _check_boot(host, state, vm, stage)
-                looked.append(host.monotonic())
-            if host.monotonic() > until:
-                why = (
-                    f"{state.name}: no {stage} within {timeout:.0f} s; {console_tail(state.files)}"
-                )
-                hint = f"it still runs, and its deadline holds: `ycluster stop --name {state.name}` ends it now"
-                raise TimedOut(why, hint=hint)
-            steps.waiting(f"waiting for {stage}")
-
-        stages: tuple[Stage, ...] = (
-            ("firmware", lambda waiting: state.files.console.stat().st_size > 0),
-            (
-                "SSH banner",
-                lambda waiting: ssh_banner(state.dial_address, state.ssh_port, 2.0, waiting),
-            ),
-            ("login", lambda waiting: in_guest(host, state, "true", waiting) is not None),
-            ("cloud-init done", lambda waiting: _cloud_init_done(host, state, waiting)),
-        )
-        for stage, reached in (*stages, *more):
-            until = host.monotonic() + timeout
-            while not reached(waiting):
-                waiting()
-                _exited(vm.pidfd, 0.1)
-            steps.done(stage)
+# Without KVM `cloud-init status` takes seconds to start, so its result file is looked for instead.
+# A login takes seconds as well, so a single one waits for the file, for up to ten seconds.
+CLOUD_INIT_RESULT = """\
+command -v cloud-init >/dev/null || exit 0
+[ -e /run/cloud-init/disabled ] && exit
+for i in $(seq 20); do
+  [ -e /run/cloud-init/result.json ] && exec cat /run/cloud-init/result.json
+  sleep 0.5
+done
+exit 1
+"""
 
 
-def _check_boot(host: Host, state: State, vm: Vm | None, stage: str) -> None:
-    """Raise where QEMU has ended, or runs and its guest does not."""
-    now = "stopped" if vm is None or _exited(vm.pidfd, 0) else vm_status(host, state.files)
-    what = "QEMU ended" if now == "stopped" else f"it is {now}"
-    if now in ("running", "busy", "unresponsive"):
-        if "end Kernel panic - not syncing" not in console_tail(state.files, 1):
-            return
-        what = "its kernel panicked (QEMU runs on until the deadline)"
-    why = f"{state.name}: {what} while waiting for {stage}; {console_tail(state.files)}"
-    raise YclusterError(why, hint=f"the whole console: {state.files.console}")
-
-
-def in_guest(host: Host, state: State, command: str, waiting: Callable[[], object]) -> str | None:
-    """What a command prints in the guest; None while it fails there, or gives no answer."""
-    with contextlib.suppress(TimedOut, ProgramFailed):
-        return host.run(ssh_argv(state, command), timeout=30, waiting=waiting).stdout
-    return None
-
-
-def _cloud_init_done(host: Host, state: State, waiting: Callable[[], object]) -> bool:
-    """Whether cloud-init is through with this boot (or has no part in it). Its own `status` takes seconds without KVM."""
-    result, off = "/run/cloud-init/result.json", "/run/cloud-init/disabled"
-    wait = f"[ -e {off} ] && exit; for i in $(seq 20); do [ -e {result} ] && exec cat {result}; sleep 0.5; done; exit 1"
-    if (
-        said := in_guest(
-            host, state, f"command -v cloud-init >/dev/null || exit 0; {wait}", waiting
-        )
-    ) is None:
+def cloud_init_is_done(host: Host, state: State, waiting: Waiting) -> bool:
+    """Whether cloud-init has finished this boot, or has no part in it. Its errors are warnings."""
+    answer = in_guest(host, state, CLOUD_INIT_RESULT, waiting)
+    if answer is None:
         return False
-    with contextlib.suppress(ValueError, LookupError, TypeError):
-        for error in json.loads(said)["v1"]["errors"]:  # the guest is up all the same
-            host.output.warn(f"cloud-init in the guest: {error}")
+    for error in _cloud_init_errors(answer):
+        host.output.warn(f"cloud-init in the guest: {error}")
     return True
 
 
-def console_tail(files: Files, lines: int = 12) -> str:
-    """The last lines of the serial console under a heading, cleaned of what would drive a terminal."""
+def _cloud_init_errors(result: str) -> list[object]:
+    """The errors in cloud-init's result.json; none if it is empty or of another shape."""
     try:
-        text = files.console.read_bytes()[-8192:].decode("utf-8", "replace")
+        return list(json.loads(result)["v1"]["errors"])
+    except (ValueError, LookupError, TypeError):
+        return []
+
+
+BOOT_STAGES = (
+    Stage("firmware", firmware_speaks),
+    Stage("SSH banner", ssh_answers),
+    Stage("login", login_works),
+    Stage("cloud-init done", cloud_init_is_done),
+)
+
+
+class BootWait:
+    """The wait for a VM to boot, one stage after the other. It ends soon after the VM does.
+
+    `look` is called at least twice a second, whatever is being asked: an ssh can hang for long.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        state: State,
+        vm: Vm,
+        timeout: float,
+    ) -> None:
+        self.host = host
+        self.state = state
+        self.vm = vm
+        self.timeout = timeout  # seconds that each stage may take
+        self.steps = Steps(host.output, host.monotonic)
+        self.stage = "its process"
+        self.looked = host.monotonic()  # when the VM was last looked at
+        self.until = self.looked + timeout
+
+    def reach(self, stage: Stage) -> None:
+        """Ask until a stage is reached; raises as `look` does."""
+        self.stage = stage.name
+        self.until = self.host.monotonic() + self.timeout
+        while not stage.reached(self.host, self.state, self.look):
+            self.look()
+            _exited(self.vm.pidfd, 0.1)  # a pause, which the end of QEMU cuts short
+        self.steps.done(stage.name)
+
+    def look(self) -> None:
+        """Show the stage; raise TimedOut past its bound, YclusterError if the boot has failed."""
+        ended = _exited(self.vm.pidfd, 0)
+        if ended or self.host.monotonic() > self.looked + 1:
+            self.check()
+            self.looked = self.host.monotonic()
+        if self.host.monotonic() > self.until:
+            raise self._timed_out()
+        self.steps.waiting(f"waiting for {self.stage}")
+
+    def _timed_out(self) -> TimedOut:
+        name = self.state.name
+        bound = f"no {self.stage} within {self.timeout:.0f} s"
+        stop = f"`ycluster stop --name {name}` stops it now"
+        why = f"{name}: {bound}; {console_tail(self.state.files)}"
+        return TimedOut(why, hint=f"it keeps running until its deadline; {stop}")
+
+    def check(self) -> None:
+        """Raise if QEMU has ended, or its guest does not run."""
+        trouble = self._trouble()
+        if trouble:
+            raise _boot_failed(self.state, self.stage, trouble)
+
+    def _trouble(self) -> str:
+        """What keeps the guest from booting; empty if nothing is known to."""
+        if _exited(self.vm.pidfd, 0):
+            return "QEMU ended"
+        status = vm_status(self.host, self.state.files)
+        if status == "stopped":
+            return "QEMU ended"
+        # A monitor that is in use, or slow to answer, proves nothing about the guest.
+        if status not in ("running", "busy", "unresponsive"):
+            return f"it is {status}"
+        if "end Kernel panic - not syncing" in console_tail(self.state.files, 1):
+            return "its kernel panicked (QEMU keeps running until the deadline)"
+        return ""
+
+
+def _boot_failed(state: State, stage: str, trouble: str) -> YclusterError:
+    files = state.files
+    why = f"{state.name}: {trouble} while waiting for {stage}; {console_tail(files)}"
+    return YclusterError(why, hint=f"the whole console: {files.console}")
+
+
+def wait_ready(
+    host: Host,
+    state: State,
+    *,
+    timeout: float,
+    more: Sequence[Stage] = (),
+) -> None:
+    """Wait until you can log in and the stages `more` are reached, each shown with its time.
+
+    Raises YclusterError with the end of the console within a second or so of the moment when QEMU
+    ends or its guest stops, TimedOut when a stage takes more than `timeout` seconds.
+    """
+    with find_vm(host, state.files) as vm:
+        if vm is None:
+            raise _boot_failed(state, "its process", "QEMU ended")
+        wait = BootWait(host, state, vm, timeout)
+        wait.check()
+        wait.steps.done("process")
+        for stage in (*BOOT_STAGES, *more):
+            wait.reach(stage)
+
+
+def console_tail(files: Files, lines: int = 12) -> str:
+    """The last lines of the serial console, without what would drive a terminal."""
+    try:
+        written = files.console.read_bytes()
     except OSError as error:
         return f"there is no console: {error.strerror}"
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|[^\n\x20-\x7e]", "", text)
-    tail = [line.rstrip() for line in text.split("\n") if line.strip()][-lines:]
-    return "\n    ".join(["its console's last lines:", *tail]) if tail else "its console is empty"
+    text = written[-8192:].decode("utf-8", "replace")
+    printable = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|[^\n\x20-\x7e]", "", text)
+    shown = [line.rstrip() for line in printable.split("\n") if line.strip()]
+    if not shown:
+        return "its console is empty"
+    return "\n    ".join(["its console's last lines:", *shown[-lines:]])
 
 
-# === 16 k3s ==========================================================================================
-K3S_FILES = ("sha256sum-amd64.txt", "install.sh", "k3s", "k3s-airgap-images-amd64.tar.zst")
-K3S_GET = 'get() { if command -v curl >/dev/null; then curl -sfL "$1"; else wget -qO- "$1"; fi; }\n'
+# === 16 k3s =======================================================================================
+# Downloads, and k3s: its release on this host, its installation in the guest. A file of the release
+# takes its name only once it is whole and checked: what the release's list names, by its digest;
+# install.sh, which is not in the list, by its first bytes. Until then it is a `.part` beside it.
+
+
+# --- downloads: of k3s here, of disk images in section 18
+def download(
+    host: Host,
+    url: str,
+    part: Path,
+    hint: str,
+    wanted: str = "",
+    by: str = "",
+) -> str:
+    """Copy what a URL names to the file `part`, and return its SHA-256.
+
+    `wanted` is the digest that it must have, empty if any will do, and `by` names what gives it.
+    With a digest, a `part` that is there already is resumed. Raises PrerequisiteError with `hint`
+    if the file is not available, ConfigError if its digest differs.
+    """
+    # Without a digest nobody could tell whether the rest belongs to what is here.
+    have = 0
+    if wanted and part.exists():
+        have = part.stat().st_size
+    digest = _fetch(host, url, part, have, hint, wanted)
+    if have and digest != wanted:
+        # What was here may be the beginning of another file: try once more, from the start.
+        remove(part)
+        digest = _fetch(host, url, part, 0, hint, wanted)
+    if wanted and digest != wanted:
+        remove(part)
+        why = f"{url}: its SHA-256 is {digest}, but {by} gives {wanted}"
+        raise ConfigError(why, hint="one of them is wrong, or the file has been changed")
+    return digest
+
+
+def _fetch(
+    host: Host,
+    url: str,
+    part: Path,
+    have: int,
+    hint: str,
+    wanted: str,
+) -> str:
+    """Fetch what follows the first `have` bytes of `part`, and return the SHA-256 of the whole.
+
+    The result is empty if the server has nothing after these bytes. Raises PrerequisiteError.
+    """
+    from http import HTTPStatus
+    from http.client import HTTPException
+
+    try:
+        _ask_and_copy(host, url, part, have)
+        listed = host.run(["sha256sum", "--", str(part)], timeout=3600).stdout
+        return listed.lstrip("\\")[:64]  # a backslash marks an escaped file name
+    except (OSError, ValueError, HTTPException) as error:
+        if not wanted:
+            remove(part)  # it could not be resumed
+        status = getattr(error, "code", 0)
+        if have and status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            return ""  # what is here is the whole file, or not the beginning of this one
+        if status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
+            gone = "there is no such release, or no longer (dated images vanish after some months)"
+            hint = f"{gone}: choose another, with its digest; or\n{hint}"
+        why = getattr(error, "reason", None) or error
+        raise PrerequisiteError(f"{url}: {why}", hint=hint) from None
+
+
+def _ask_and_copy(
+    host: Host,
+    url: str,
+    part: Path,
+    have: int,
+) -> None:
+    """Ask for what follows the first `have` bytes, and copy the answer to where it belongs."""
+    import urllib.request
+    from http import HTTPStatus
+
+    request = urllib.request.Request(url)
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        # A server that does not know ranges sends the file from its beginning.
+        start = have if answer.status == HTTPStatus.PARTIAL_CONTENT else 0
+        _copy(host, answer, part, start, url.rpartition("/")[2])
+
+
+def _copy(
+    host: Host,
+    answer: Any,
+    part: Path,
+    start: int,
+    what: str,
+) -> None:
+    """Copy an answer to a file, from the byte `start` on; OSError if it is cut off."""
+    size = start
+    total = 0  # unknown
+    total_mib = "?"
+    length = answer.headers.get("Content-Length")
+    if length:
+        total = start + int(length)
+        total_mib = str(total >> 20)
+    steps = Steps(host.output, host.monotonic)
+    fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(fd, "r+b") as file:
+        file.truncate(start)
+        file.seek(start)
+        while block := answer.read(1 << 20):
+            _write_sparse(file, block)
+            size += len(block)
+            steps.waiting(f"fetching {what}: {size >> 20} of {total_mib} MiB")
+        file.truncate(size)  # a hole at the end counts only now
+        file.flush()
+        os.fsync(file.fileno())
+    if total and size != total:
+        raise OSError(f"cut off after {size} of {total} bytes")
+    steps.done(f"{what} of {size >> 20} MiB")
+
+
+def _write_sparse(file: IO[bytes], block: bytes) -> None:
+    """Write a block, or leave a hole for one of zeros: an image is mostly empty."""
+    if block.count(0) == len(block):
+        file.seek(len(block), os.SEEK_CUR)
+    else:
+        file.write(block)
+
+
+# --- the release
+K3S_LISTING = "sha256sum-amd64.txt"  # the release's own list of digests
+K3S_FILES = (K3S_LISTING, "install.sh", "k3s", "k3s-airgap-images-amd64.tar.zst")
+K3S_HINT = (
+    "k3s.source can name a folder or a mirror with the release's files; "
+    "`k3s: {install: none}` gives a plain VM"
+)
+
+
+def check_implemented(config: QemuConfig) -> None:
+    """Raise if the config asks for what is not implemented, rather than leave it out in silence."""
+    asked = []
+    if config.k3s.install == "script" and config.k3s.source.startswith("file:"):
+        asked.append("k3s.source: a folder of this host, with install: script")
+    if config.network.mode == "tap":
+        asked.append("network.mode: tap")
+    if asked:
+        raise NotImplementedYet(f"not yet implemented: {', '.join(asked)}", hint="leave it out")
+
+
+def fetch_k3s(host: Host, version: str, source: str) -> Path:
+    """Fetch what is missing of a k3s release, and return its folder in the user's cache.
+
+    Raises PrerequisiteError if a file is not available, ConfigError if it is not what it should be.
+    """
+    folder = host.home() / ".cache" / "y-cluster" / "k3s" / version
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with locked(host, folder / ".lock", timeout=3600):
+        for name in K3S_FILES:
+            if not (folder / name).exists():
+                _fetch_k3s_file(host, folder, name, version, source)
+    return folder
+
+
+def _fetch_k3s_file(
+    host: Host,
+    folder: Path,
+    name: str,
+    version: str,
+    source: str,
+) -> None:
+    """Fetch one file of a release, and check it."""
+    url = _k3s_url(name, version, source)
+    listing = folder / K3S_LISTING
+    part = folder / f".{name}.part"
+    try:
+        digest = "" if name == K3S_LISTING else _k3s_digest(listing, name)
+        if name.startswith("k3s") and not digest:
+            listed = _k3s_url(K3S_LISTING, version, source)
+            raise ConfigError(f"{listed}: it has no digest of {name}", hint=K3S_HINT)
+        download(host, url, part, K3S_HINT, digest, K3S_LISTING)
+        if name == "install.sh" and not part.read_bytes().startswith(b"#!"):
+            raise ConfigError(f"{url}: it is not a script", hint=K3S_HINT)
+    except ConfigError:
+        remove(listing)  # it may be the list that is wrong: the next try fetches both
+        raise
+    part.replace(folder / name)
+
+
+def _k3s_url(name: str, version: str, source: str) -> str:
+    """Where a file of a release comes from: `source`, or GitHub if that is empty."""
+    if source:
+        return f"{source}/{name}"
+    if name == "install.sh":  # it is in the repository, and not among the files of a release
+        return f"https://raw.githubusercontent.com/k3s-io/k3s/{version}/{name}"
+    tag = version.replace("+", "%2B")
+    return f"https://github.com/k3s-io/k3s/releases/download/{tag}/{name}"
+
+
+def _k3s_digest(listing: Path, name: str) -> str:
+    """The digest of a file in the release's list; empty if it is not listed."""
+    for line in listing.read_text("utf-8", "replace").splitlines():
+        words = line.split()
+        if len(words) == 2 and words[1] == name:
+            return words[0]
+    return ""
+
+
+# --- in the guest
+K3S_START = """\
+if systemctl --root=/ is-enabled -q k3s
+then sudo systemctl start --no-block k3s
+else echo absent
+fi
+"""
+# The installation: `sh -eu` runs one of these combinations as root in a folder of its own, with the
+# source of the release as "$1" and its version as "$2". A guest may have curl or wget.
+K3S_GET = """\
+get() {
+  if command -v curl >/dev/null; then curl -sfL "$1"; else wget -qO- "$1"; fi
+}
+"""
 K3S_FROM_RELEASE = f"""\
 for file in {" ".join(K3S_FILES)}; do get "$1/$file" >$file; done
-sha256sum --quiet --ignore-missing -c sha256sum-amd64.txt
+sha256sum --quiet --ignore-missing -c {K3S_LISTING}
 """
-K3S_SCRIPT = 'get https://get.k3s.io >install.sh\nINSTALL_K3S_VERSION="$2" sh install.sh'
+K3S_SCRIPT = """\
+get https://get.k3s.io >install.sh
+INSTALL_K3S_VERSION="$2" sh install.sh
+"""
 K3S_AIRGAP = """\
 install -d /var/lib/rancher/k3s/agent/images
 install -m 0755 k3s /usr/local/bin/k3s
 mv k3s-airgap-images-amd64.tar.zst /var/lib/rancher/k3s/agent/images/
-: >/var/lib/rancher/k3s/agent/images/.cache.json  # or it would be imported again at every start
-INSTALL_K3S_SKIP_DOWNLOAD=true sh install.sh"""
+
+# With this file k3s imports images only when they have changed; without it, at every start.
+: >/var/lib/rancher/k3s/agent/images/.cache.json
+
+INSTALL_K3S_SKIP_DOWNLOAD=true sh install.sh
+"""
+K3S_API_READY = "sudo k3s kubectl get --raw /readyz"
+# Asked by name, since an imported disk may remember nodes of other names.
+K3S_NODE_READY = (
+    "sudo k3s kubectl get node $(hostname | tr A-Z a-z) "
+    "-o 'jsonpath={.status.conditions[?(@.type==\"Ready\")].status}'"
+)
 
 
-def check_implemented(config: QemuConfig) -> None:
-    """Raise where the config asks for what this version doesn't do; better than to leave out what was promised."""
-    here = config.k3s.install == "script" and config.k3s.source.startswith("file:")
-    every = {
-        "k3s.source: a folder of this host, with install: script": here,
-        "network.mode: tap": config.network.mode == "tap",
-    }
-    if asked := ", ".join(what for what, is_asked in every.items() if is_asked):
-        raise NotImplementedYet(f"not yet implemented: {asked}", hint="leave it out")
-
-
-def fetch_k3s(host: Host, version: str, source: str) -> Path:
-    """The files of a k3s release, kept in the user's cache, each held to the release's own list of digests. Raises
-    PrerequisiteError when one can't be had, ConfigError when its digest differs."""
-    folder = host.home() / ".cache" / "y-cluster" / "k3s" / version
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    release = f"https://github.com/k3s-io/k3s/releases/download/{version.replace('+', '%2B')}"
-    hint = "k3s.source can name a folder or a mirror with the release's files; `k3s: {install: none}` gives a plain VM"
-    listing = folder / K3S_FILES[0]
-    with locked(host, folder / ".lock", timeout=3600):
-        for name in (name for name in K3S_FILES if not (folder / name).exists()):
-            base = (
-                f"https://raw.githubusercontent.com/k3s-io/k3s/{version}"
-                if name == "install.sh"
-                else release
-            )
-            sums = [] if name == listing.name else listing.read_text("utf-8", "replace").split()
-            digest = dict(zip(sums[1::2], sums[::2])).get(name, "")
-            part = folder / f".{name}.part"
-            try:
-                if name.startswith("k3s") and not digest:
-                    raise ConfigError(
-                        f"{source or base}/{listing.name}: it has no digest of {name}", hint=hint
-                    )
-                download(host, f"{source or base}/{name}", part, hint, digest, listing.name)
-                if name == "install.sh" and not part.read_bytes().startswith(
-                    b"#!"
-                ):  # it is in no list of digests
-                    raise ConfigError(f"{source or base}/{name}: it is no script", hint=hint)
-            except ConfigError:
-                remove(listing)  # of the two, it may be what is wrong
-                raise
-            part.replace(folder / name)
-    return folder
-
-
-def k3s_stages(host: Host, state: State) -> tuple[Stage, ...]:
-    """What follows the boot of a VM with k3s. An imported disk may remember nodes of other names: it is our own that counts."""
-    kubectl = "sudo k3s kubectl get "
-    ready = "node $(hostname | tr A-Z a-z) -o 'jsonpath={.status.conditions[?(@.type==\"Ready\")].status}'"
+def k3s_stages(state: State) -> tuple[Stage, ...]:
+    """What follows the boot of a VM with k3s; nothing for one without."""
+    if not state.has_k3s:
+        return ()
     return (
-        ("k3s installed", lambda waiting: _install_k3s(host, state, waiting)),
-        (
-            "API ready",
-            lambda waiting: in_guest(host, state, kubectl + "--raw /readyz", waiting) is not None,
-        ),
-        ("node Ready", lambda waiting: in_guest(host, state, kubectl + ready, waiting) == "True"),
+        Stage("k3s installed", install_k3s),
+        Stage("API ready", api_is_ready),
+        Stage("node Ready", node_is_ready),
     )
 
 
-def _install_k3s(host: Host, state: State, waiting: Callable[[], object]) -> bool:
-    """Have k3s in the guest, which is handed the files, or fetches them itself. True once it is there, and enabled."""
-    ask = "if systemctl --root=/ is-enabled -q k3s; then sudo systemctl start --no-block k3s; else echo absent; fi"
-    if (said := in_guest(host, state, ask, waiting)) != "absent\n":
-        return said is not None  # no answer is not "absent": it is asked again
-    version, source = str(state.k3s.get("Version") or K3S_VERSION), str(state.k3s.get("Source", ""))
-    script = K3S_GET + (K3S_FROM_RELEASE + K3S_AIRGAP if source else K3S_SCRIPT)
+def api_is_ready(host: Host, state: State, waiting: Waiting) -> bool:
+    """Whether Kubernetes in the guest serves its API."""
+    return in_guest(host, state, K3S_API_READY, waiting) is not None
+
+
+def node_is_ready(host: Host, state: State, waiting: Waiting) -> bool:
+    """Whether the guest's own node is Ready."""
+    return in_guest(host, state, K3S_NODE_READY, waiting) == "True"
+
+
+def install_k3s(host: Host, state: State, waiting: Waiting) -> bool:
+    """Start k3s in the guest, or install it if it is not enabled; return whether it is there.
+
+    It is enabled near the end of an installation, so one that was cut short is done again.
+    """
+    answer = in_guest(host, state, K3S_START, waiting)
+    if answer is None:
+        return False  # no answer does not mean that it is absent: it is asked again
+    if answer != "absent\n":
+        return True
     host.run(ssh_argv(state, "mkdir -p k3s-install"), timeout=60, waiting=waiting)
     if state.k3s["Install"] == "airgap":
-        folder, script = fetch_k3s(host, version, source), K3S_AIRGAP
-        _, *options, where = ssh_argv(state)
-        given = ["-P" if word == "-p" else word for word in options]
-        files = [str(folder / name) for name in K3S_FILES[1:]]
-        host.run(
-            ["scp", "-q", *given, *files, f"{where}:k3s-install/"], timeout=1800, waiting=waiting
-        )
-    install = shlex.join(["sudo", "sh", "-euc", script, "k3s", source, version])
-    host.run(
-        ssh_argv(state, f"cd k3s-install && {install} && rm -r ../k3s-install"),
-        timeout=1800,
-        waiting=waiting,
-    )
+        _copy_k3s(host, state, waiting)
+    _run_k3s_install(host, state, waiting)
     return True
 
 
-# === 17 kubeconfig ===================================================================================
+def _k3s_release(state: State) -> tuple[str, str]:
+    """The version of k3s, and the source of its files (empty: the release on GitHub)."""
+    version = state.k3s.get("Version") or K3S_VERSION  # the sibling may leave it empty
+    source = state.k3s.get("Source", "")
+    return str(version), str(source)
+
+
+def _copy_k3s(host: Host, state: State, waiting: Waiting) -> None:
+    """Copy the release from this host to the guest, which then needs no network."""
+    version, source = _k3s_release(state)
+    folder = fetch_k3s(host, version, source)
+    files = [str(folder / name) for name in K3S_FILES if name != K3S_LISTING]
+    ssh = ssh_argv(state)
+    options = ssh[1:-1]
+    options[options.index("-p")] = "-P"  # the port, by scp's letter
+    target = f"{ssh[-1]}:k3s-install/"
+    argv = ["scp", "-q", *options, *files, target]
+    host.run(argv, timeout=1800, waiting=waiting)
+
+
+def _run_k3s_install(host: Host, state: State, waiting: Waiting) -> None:
+    """Run the installation in the guest, in its folder, which is removed once that succeeds."""
+    version, source = _k3s_release(state)
+    if state.k3s["Install"] == "airgap":
+        script = K3S_AIRGAP
+    elif source:
+        script = K3S_GET + K3S_FROM_RELEASE + K3S_AIRGAP
+    else:
+        script = K3S_GET + K3S_SCRIPT
+    install = shlex.join(["sudo", "sh", "-euc", script, "k3s", source, version])
+    command = f"cd k3s-install && {install} && rm -r ../k3s-install"
+    host.run(ssh_argv(state, command), timeout=1800, waiting=waiting)
+
+
+# === 17 kubeconfig ================================================================================
+# Our cluster, user and context in the user's kubeconfig, which kubectl alone writes. What is the
+# user's own is never replaced. The state names the file before our names go into it, and the
+# context, which shows that they are ours, comes out last: so a teardown finds what a kill has left.
+# Two copies are kept beside the file: `.before-ycluster`, as it was before our first change ever,
+# and `.before-ycluster-last`, as it was before our last one.
+
+
 def kubeconfig_file(host: Host) -> Path:
-    """The file that clusters are merged into: the first of $KUBECONFIG, else ~/.kube/config."""
-    named = [path for path in host.environ.get("KUBECONFIG", "").split(":") if path]
-    return Path(os.path.abspath(named[0])) if named else host.home() / ".kube" / "config"
+    """The file to merge clusters into: the first of $KUBECONFIG, or ~/.kube/config."""
+    named = host.environ.get("KUBECONFIG", "")
+    for path in named.split(":"):
+        if path:
+            return Path(os.path.abspath(path))
+    return host.home() / ".kube" / "config"
 
 
-def _kubectl(host: Host, file: Path, *words: str) -> str:
-    """`kubectl config` on a file. kubectl takes a lock file, and fails at once where another has it: it is waited for."""
-    until = host.monotonic() + 10
-    while True:
+def _kubectl(host: Host, file: Path | str, *words: str) -> str:
+    """Run `kubectl config` on a file, and return its output.
+
+    kubectl fails at once if somebody else has its lock file, so that is waited for.
+    """
+    env = host.child_env({"KUBECONFIG": str(file)})
+
+    def call() -> str:
+        return host.run(["kubectl", "config", *words], timeout=60, env=env).stdout
+
+    def call_unless_locked() -> str | None:
         try:
-            return host.run(
-                ["kubectl", "config", *words],
-                timeout=60,
-                env=host.child_env({"KUBECONFIG": str(file)}),
-            ).stdout
+            return call()
         except ProgramFailed as error:
-            if ".lock" not in error.stderr or host.monotonic() > until:
-                raise
-        host.sleep(0.1)
+            if ".lock" in error.stderr:
+                return None
+            raise
+
+    output = host.wait_for(call_unless_locked, timeout=10, interval=0.1)
+    if output is None:
+        return call()  # the last try: if it fails, its error names the lock file
+    return output
+
+
+def _current_context(host: Host, file: Path | str) -> str:
+    return _kubectl(host, file, "view", "-o", "jsonpath={.current-context}")
 
 
 def _view(host: Host, file: Path) -> dict[str, dict[str, Any]]:
     """The clusters, contexts and users of a kubeconfig, each by its name."""
-    view = json.loads(_kubectl(host, file, "view", "-o", "json")) if file.exists() else {}
-    every = {what: view.get(what) or () for what in ("clusters", "contexts", "users")}
+    view: dict[str, Any] = {}
+    if file.exists():
+        view = json.loads(_kubectl(host, file, "view", "-o", "json"))
     return {
-        what: {item["name"]: item.get(what[:-1]) or {} for item in items}
-        for what, items in every.items()
+        "clusters": _by_name(view.get("clusters"), "cluster"),
+        "contexts": _by_name(view.get("contexts"), "context"),
+        "users": _by_name(view.get("users"), "user"),
     }
 
 
-def check_context(host: Host, states: Sequence[State], config: QemuConfig, files: Files) -> None:
-    """Raise when another cluster goes by the context, of this user's or in the kubeconfig: it must name one."""
+def _by_name(items: Sequence[dict[str, Any]] | None, kind: str) -> dict[str, Any]:
+    """What each name in a list of a kubeconfig stands for; the list may be null."""
+    if items is None:
+        return {}
+    return {item["name"]: item.get(kind) or {} for item in items}
+
+
+def check_context(
+    host: Host,
+    states: Sequence[State],
+    config: QemuConfig,
+    files: Files,
+) -> None:
+    """Raise if the context belongs to another cluster, in `states` or in the user's kubeconfig."""
+    context = config.context
     for state in states:
-        if state.context == config.context and state.files != files:
-            other = f"context {config.context!r} is that of the cluster {state.name} in {state.cache_dir}"
-            raise ConfigError(f"{config.file}: {other}", hint="give this one a context of its own")
+        if state.context == context and state.files != files:
+            other = f"the cluster {state.name} in {state.cache_dir}"
+            why = f"{config.file}: context {context!r} is that of {other}"
+            raise ConfigError(why, hint="give this one a context of its own")
     if config.k3s.install != "none":
-        _check_names(
-            host, kubeconfig_file(host), config.name, config.context, config.network.bind_address
-        )
+        file = kubeconfig_file(host)
+        _check_names(host, file, config.name, context, config.network.bind_address)
 
 
 def _check_names(
-    host: Host, file: Path, name: str, context: str, address: str, known: bool = False
+    host: Host,
+    file: Path,
+    name: str,
+    context: str,
+    address: str,
+    *,
+    known: bool = False,
 ) -> None:
-    """Raise when what is to go into a kubeconfig would replace something else; `known`: it has our cluster and user already."""
+    """Raise if our names would replace something else in a kubeconfig.
+
+    `address` is where the cluster's API listens. `known`: our cluster and user may be there.
+    """
     if not host.which("kubectl"):
         return
-    view, taken = _view(host, file), ""
-    if (entry := view["contexts"].get(context)) is not None:
-        cluster = entry.get("cluster", "")
-        server = view["clusters"].get(cluster, {}).get("server", "")
-        if not cluster == entry.get("user") == name or not re.match(
-            rf"$|https://({re.escape(address)}|127\.0\.0\.1):", server
-        ):
-            taken = f"context {context!r} is that of {cluster} ({server})"
+    view = _view(host, file)
+    taken = ""
+    if context in view["contexts"]:
+        taken = _other_owner(view, name, context, address)
     elif not known and (name in view["clusters"] or name in view["users"]):
         taken = f"it has a cluster or a user {name!r} already"
     if taken:
         raise ConfigError(f"{file}: {taken}", hint="give this one a name and a context of its own")
 
 
+def _other_owner(
+    view: Mapping[str, Mapping[str, Any]],
+    name: str,
+    context: str,
+    address: str,
+) -> str:
+    """What a context leads to, if that is not the cluster `name` on this host."""
+    entry = view["contexts"][context]
+    cluster, user = entry.get("cluster", ""), entry.get("user", "")
+    server = view["clusters"].get(cluster, {}).get("server", "")
+    has_our_names = cluster == name and user == name
+    leads_nowhere = server == ""  # a kill has left the context, and not its cluster
+    leads_here = server.startswith((f"https://{address}:", "https://127.0.0.1:"))
+    if has_our_names and (leads_nowhere or leads_here):
+        return ""
+    return f"context {context!r} is that of {cluster} ({server})"
+
+
+def _keep_first(file: Path) -> None:
+    """Keep a copy of a kubeconfig as it was before ycluster ever changed it."""
+    backup = file.with_name(f"{file.name}.before-ycluster")
+    if file.exists() and not backup.exists():
+        write_file(backup, file.read_bytes())
+
+
 def _keep_last(file: Path) -> None:
-    """A copy of a kubeconfig as it is: kubectl truncates it, so a disk that is full has to be told before."""
+    """Keep a copy of a kubeconfig as it is now.
+
+    kubectl truncates the file before it writes: if the disk is full, this must fail first.
+    """
     if file.exists():
         write_file(file.with_name(f"{file.name}.before-ycluster-last"), file.read_bytes())
 
 
 def forget_kubeconfig(host: Host, state: State) -> None:
-    """Take our names out of the user's kubeconfig, and nothing else; the context, which tells that they are ours, the last."""
+    """Take our names out of the user's kubeconfig, and nothing else."""
     file, name = Path(state.kubeconfig), state.name
     if not state.kubeconfig or not file.exists():
         return
     host.need({"kubectl": "kubernetes-client"})
-    if _view(host, file)["contexts"].get(state.context, {}).get("cluster") == name:
-        _keep_last(file)
-        if _kubectl(host, file, "view", "-o", "jsonpath={.current-context}") == state.context:
-            _kubectl(host, file, "unset", "current-context")
-        _kubectl(host, file, "unset", f"clusters.{name}")
-        _kubectl(host, file, "unset", f"users.{name}")
-        _kubectl(host, file, "delete-context", state.context)
+    context = _view(host, file)["contexts"].get(state.context, {})
+    if context.get("cluster") != name:
+        return  # the user has made something else of it
+    _keep_last(file)
+    if _current_context(host, file) == state.context:
+        _kubectl(host, file, "unset", "current-context")
+    _kubectl(host, file, "unset", f"clusters.{name}")
+    _kubectl(host, file, "unset", f"users.{name}")
+    # Last, because it shows that the names are ours: so a teardown that was killed is completed by
+    # the next.
+    _kubectl(host, file, "delete-context", state.context)
 
 
 def merge_kubeconfig(host: Host, state: State) -> State:
-    """Fetch the guest's kubeconfig under our names and with the forwarded port, and merge it into the user's own."""
-    import base64
+    """Merge the guest's kubeconfig into the user's, under our names; return the saved state.
 
-    files, name = state.files, state.name
-    given = json.loads(
-        host.run(ssh_argv(state, "sudo k3s kubectl config view --raw -o json"), timeout=60).stdout
-    )
-    cluster, user = given["clusters"][0]["cluster"], given["users"][0]["user"]
-    port = next(forward.host for forward in state.port_forwards if forward.guest == 6443)
-    # k3s's certificate is for 127.0.0.1, among others, wherever the port is forwarded from.
-    cluster["server"], cluster["tls-server-name"] = (
-        f"https://{state.dial_address}:{port}",
-        "127.0.0.1",
-    )
-    context = {"name": state.context, "context": {"cluster": name, "user": name}}
-    named = {
-        "clusters": [{"name": name, "cluster": cluster}],
-        "users": [{"name": name, "user": user}],
-    }
-    own = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        **named,
-        "contexts": [context],
-        "current-context": state.context,
-    }
-    write_file(files.kubeconfig, to_json(own).encode())
+    Without kubectl the cluster gets a kubeconfig of its own, and the user's stays as it is.
+    """
+    cluster, user = _guest_kubeconfig(host, state)
+    _write_own_kubeconfig(state, cluster, user)
     if not host.which("kubectl"):
-        host.output.say(
-            f"  there is no kubectl here; its kubeconfig: export KUBECONFIG={shlex.quote(str(files.kubeconfig))}"
-        )
+        own = shlex.quote(str(state.files.kubeconfig))
+        host.output.say(f"  kubectl is not installed; the kubeconfig: export KUBECONFIG={own}")
         return state
     file = kubeconfig_file(host)
-    _check_names(
-        host, file, name, state.context, state.dial_address, known=state.kubeconfig == str(file)
-    )
-    if state.kubeconfig != str(file):  # it may be another one this time
-        forget_kubeconfig(host, state)
-    state = save_state(
-        replace(state, kubeconfig=str(file))
-    )  # from here on a teardown takes our names out
-    if file.exists() and not (backup := file.with_name(f"{file.name}.before-ycluster")).exists():
-        write_file(backup, file.read_bytes())
+    known = state.kubeconfig == str(file)
+    _check_names(host, file, state.name, state.context, state.dial_address, known=known)
+    if not known:
+        forget_kubeconfig(host, state)  # $KUBECONFIG may have named another file last time
+    # Saved before the file is touched, so that a teardown takes our names out whatever happens.
+    state = save_state(replace(state, kubeconfig=str(file)))
+    _keep_first(file)
     _keep_last(file)
-    # As files: a key has no place in argv. And by `set`: `set-credentials` crashes in Debian 12's kubectl.
-    files.certificates.mkdir(mode=0o700, exist_ok=True)
-    for entry, what in (
-        (cluster, "certificate-authority"),
-        (user, "client-certificate"),
-        (user, "client-key"),
-    ):
-        write_file(files.certificates / what, base64.b64decode(entry[f"{what}-data"]))
-    _kubectl(host, file, "unset", f"users.{name}")
-    for what in ("client-certificate", "client-key"):
-        _kubectl(host, file, "set", f"users.{name}.{what}", str(files.certificates / what))
-    at = (f"--server={cluster['server']}", f"--tls-server-name={cluster['tls-server-name']}")
-    _kubectl(
-        host,
-        file,
-        "set-cluster",
-        name,
-        *at,
-        f"--certificate-authority={files.certificates}/certificate-authority",
-    )
-    _kubectl(host, file, "set-context", state.context, f"--cluster={name}", f"--user={name}")
-    if not _kubectl(
-        host,
-        Path(host.environ.get("KUBECONFIG") or file),
-        "view",
-        "-o",
-        "jsonpath={.current-context}",
-    ):
-        _kubectl(host, file, "use-context", state.context)
+    _write_certificates(state.files, cluster, user)
+    _merge_by_kubectl(host, state, file, cluster)
     host.output.say(f"  kubectl --context {shlex.quote(state.context)} get nodes   ({file})")
     return state
 
 
-# === 18 disk images ==================================================================================
+def _guest_kubeconfig(host: Host, state: State) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Fetch the guest's cluster and user, the cluster with the address of its forwarded port."""
+    ask = "sudo k3s kubectl config view --raw -o json"
+    output = host.run(ssh_argv(state, ask), timeout=60).stdout
+    given = json.loads(output)
+    cluster: dict[str, Any] = given["clusters"][0]["cluster"]
+    user: dict[str, Any] = given["users"][0]["user"]
+    port = next(forward.host for forward in state.port_forwards if forward.guest == 6443)
+    cluster["server"] = f"https://{state.dial_address}:{port}"
+    # k3s's certificate names 127.0.0.1, and not every address that the port is forwarded from.
+    cluster["tls-server-name"] = "127.0.0.1"
+    return cluster, user
+
+
+def _write_own_kubeconfig(state: State, cluster: object, user: object) -> None:
+    """Write a kubeconfig of this cluster alone, beside its state."""
+    name = state.name
+    own = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": name, "cluster": cluster}],
+        "users": [{"name": name, "user": user}],
+        "contexts": [{"name": state.context, "context": {"cluster": name, "user": name}}],
+        "current-context": state.context,
+    }
+    write_file(state.files.kubeconfig, to_json(own).encode())
+
+
+def _write_certificates(files: Files, cluster: Mapping[str, Any], user: Mapping[str, Any]) -> None:
+    """Write what proves the cluster and the user to files: a key has no place in kubectl's argv."""
+    import base64
+
+    encoded = {
+        "certificate-authority": cluster["certificate-authority-data"],
+        "client-certificate": user["client-certificate-data"],
+        "client-key": user["client-key-data"],
+    }
+    files.certificates.mkdir(mode=0o700, exist_ok=True)
+    for name, data in encoded.items():
+        write_file(files.certificates / name, base64.b64decode(data))
+
+
+def _merge_by_kubectl(
+    host: Host,
+    state: State,
+    file: Path,
+    cluster: Mapping[str, Any],
+) -> None:
+    """Put our user, cluster and context into the user's kubeconfig."""
+    name, certificates = state.name, state.files.certificates
+    # By `set`, key by key: `set-credentials` crashes in Debian 12's kubectl.
+    _kubectl(host, file, "unset", f"users.{name}")
+    for what in ("client-certificate", "client-key"):
+        path = str(certificates / what)
+        _kubectl(host, file, "set", f"users.{name}.{what}", path)
+    options = [
+        f"--server={cluster['server']}",
+        f"--tls-server-name={cluster['tls-server-name']}",
+        f"--certificate-authority={certificates / 'certificate-authority'}",
+    ]
+    _kubectl(host, file, "set-cluster", name, *options)
+    _kubectl(host, file, "set-context", state.context, f"--cluster={name}", f"--user={name}")
+    # Ours becomes the current context only if none of the files in $KUBECONFIG has one.
+    every_file = host.environ.get("KUBECONFIG") or file
+    if not _current_context(host, every_file):
+        _kubectl(host, file, "use-context", state.context)
+
+
+# === 18 disk images ===============================================================================
+# Disks: the cloud image that is downloaded once, the overlay that a VM boots from, the data disk,
+# and bundles, disks that leave this host or come to it. qemu-img and libguestfs do the work.
+# A disk is made under another name and then renamed, so that none is ever half there.
+
+
 def fetch_image(host: Host, config: QemuConfig, cache_dir: Path) -> Path:
-    """The cloud image, copied to a file named by its SHA-256, as disks are overlays on it. A download of known digest that was
-    cut off is taken up where it ended. Raises PrerequisiteError when it can't be had, ConfigError when its digest differs."""
+    """The cloud image, in a file named by its SHA-256, as disks are overlays on it.
+
+    A download of known digest that was cut off is resumed. Raises PrerequisiteError if the image is
+    not available, ConfigError if its digest differs.
+    """
     images = cache_dir / "images"
     images.mkdir(mode=0o700, parents=True, exist_ok=True)
     with locked(host, images / ".lock", timeout=3600):
-        if config.image_sha256 and (images / config.image_sha256).is_file():
-            return images / config.image_sha256
+        known = images / config.image_sha256
+        if config.image_sha256 and known.is_file():
+            return known
         part = images / f".{sha256_of(config.image.encode())[:16]}.part"
-        for leftover in {*images.glob(".*.part")} - {
-            part
-        }:  # the lock is ours, so nobody is using them
+        # Those of other images: the lock is ours, so nobody is using them.
+        for leftover in {*images.glob(".*.part")} - {part}:
             remove(leftover)
-        hint = "`image` (and imageSha256) in the config can name any cloud image that this host can reach;\n"
-        hint += "scripts/build-guest-image.sh makes one of Debian packages"
+        hint = "`image` (and imageSha256) in the config can name any cloud image that this host "
+        hint += "can reach;\nscripts/build-guest-image.sh makes one of Debian packages"
         digest = download(host, config.image, part, hint, config.image_sha256, "imageSha256")
         part.chmod(0o400)
         return part.replace(images / digest)
@@ -3829,45 +5846,45 @@ def fetch_image(host: Host, config: QemuConfig, cache_dir: Path) -> Path:
 
 def parse_size(text: str) -> int:
     """Bytes of a size as qemu-img writes it: 20G, 512M, 1073741824."""
-    return int(text.rstrip("KMGTkmgt")) << {"K": 10, "M": 20, "G": 30, "T": 40}.get(
-        text[-1:].upper(), 0
-    )
+    shifts = {"K": 10, "M": 20, "G": 30, "T": 40}
+    return int(text.rstrip("KMGTkmgt")) << shifts.get(text[-1:].upper(), 0)
 
 
 def image_info(host: Host, image: Path, named: str = "") -> dict[str, Any]:
-    """What qemu-img says of a disk; ConfigError where it is not whole."""
+    """What qemu-img reports of a disk. ConfigError where it builds on another file."""
     argv = ["qemu-img", "info", "--force-share", "--output=json", str(image)]
     info: dict[str, Any] = json.loads(host.run(argv, timeout=60).stdout)
-    if "backing-filename" in info or "data-file" in info.get("format-specific", {}).get("data", {}):
-        hint = "`qemu-img convert -O qcow2` makes a whole one of it"
-        raise ConfigError(
-            f"{named or image}: the image is not whole, it builds on another file", hint=hint
-        )
+    details = info.get("format-specific", {}).get("data", {})
+    if "backing-filename" in info or "data-file" in details:
+        why = f"{named or image}: the image is not whole, it builds on another file"
+        raise ConfigError(why, hint="`qemu-img convert -O qcow2` makes a whole one of it")
     return info
 
 
 def make_disk(host: Host, state: State, image: Path) -> None:
-    """The boot disk: a qcow2 overlay on the image, grown to diskSize. What was imported is there already, and only grown."""
+    """The boot disk: an overlay on the image, of diskSize. One that was imported is only grown."""
     info = image_info(host, image, state.image)
     wanted, size = parse_size(state.disk_size), info["virtual-size"]
-    if state.imported and wanted > size:
-        host.run(
-            ["qemu-img", "resize", "-q", "-f", "qcow2", str(image), state.disk_size], timeout=120
-        )
-    elif not state.imported and wanted < size:
+    if state.imported:
+        if wanted > size:
+            argv = ["qemu-img", "resize", "-q", "-f", "qcow2", str(image), state.disk_size]
+            host.run(argv, timeout=120)
+        return
+    if wanted < size:
         why = f"diskSize {state.disk_size} is smaller than the image, which takes {size} bytes"
         raise ConfigError(why, hint="a disk can be larger than its image, never smaller")
-    elif not state.imported:
-        base = image.relative_to(state.cache_dir)  # so that a cacheDir can be moved
-        argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base), "-F", info["format"]]
-        host.run(
-            [*argv, str(state.files.disk), state.disk_size], timeout=120, cwd=Path(state.cache_dir)
-        )
+    base = image.relative_to(state.cache_dir)  # so that a cacheDir can be moved
+    argv = [
+        "qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base), "-F", info["format"],
+        str(state.files.disk), state.disk_size,
+    ]  # fmt: skip
+    host.run(argv, timeout=120, cwd=Path(state.cache_dir))
 
 
 # --- libguestfs: what it needs of the host, and the data disk
 KERNEL_REMEDY = r"""paste this; it lets today's kernels be read, and every later one:
-printf '#!/bin/sh\nexec chmod 0644 "/boot/vmlinuz-$1"\n' | sudo tee /etc/kernel/postinst.d/zz-readable-kernel >/dev/null
+printf '#!/bin/sh\nexec chmod 0644 "/boot/vmlinuz-$1"\n' |
+  sudo tee /etc/kernel/postinst.d/zz-readable-kernel >/dev/null
 sudo chmod 0755 /etc/kernel/postinst.d/zz-readable-kernel
 sudo chmod 0644 /boot/vmlinuz-*"""
 
@@ -3875,40 +5892,34 @@ sudo chmod 0644 /boot/vmlinuz-*"""
 def check_host_kernel(
     host: Host, boot: Path = Path("/boot"), modules: Path = Path("/lib/modules")
 ) -> None:
-    """Raise where libguestfs could not read the kernel that it boots: the newest that has modules (source: supermin(1)).
-    Only looks; other troubles are libguestfs's to tell. scripts/_check-host-kernel.sh is the same for shell scripts."""
-    kernels = [
-        str(path)
-        for path in boot.glob("vmlinuz-*")
-        if (modules / path.name[len("vmlinuz-") :]).is_dir()
-    ]
-    *_, newest = [
-        "",
-        *host.run(["sort", "-V"], timeout=20, stdin="\n".join(kernels)).stdout.splitlines(),
-    ]
+    """Raise where libguestfs could not read the kernel that it boots.
+
+    That is the newest that has modules (source: supermin(1)). It only looks; other troubles are
+    libguestfs's to report. scripts/_check-host-kernel.sh is the same for shell scripts.
+    """
+    kernels = []
+    for path in boot.glob("vmlinuz-*"):
+        if (modules / path.name[len("vmlinuz-") :]).is_dir():
+            kernels.append(str(path))
+    ordered = host.run(["sort", "-V"], timeout=20, stdin="\n".join(kernels)).stdout.splitlines()
+    newest = ordered[-1] if ordered else ""
     if os.path.exists(newest) and not os.access(newest, os.R_OK):
         why = 'libguestfs boots it: "supermin exited with error status 1"'
         raise PrerequisiteError(f"{newest} can't be read, and {why}", hint=KERNEL_REMEDY)
 
 
 def guestfs(host: Host, what: str, *argv: str) -> None:
-    """Run a program of libguestfs, with KVM where that stands its trial."""
-    given = {
-        name: value
-        for name, value in host.environ.items()
-        if name.startswith(("LIBGUESTFS_", "SUPERMIN_"))
-    }
-    emulate = (
-        {}
-        if "LIBGUESTFS_BACKEND_SETTINGS" in given or kvm_works(host)
-        else {"LIBGUESTFS_BACKEND_SETTINGS": "force_tcg"}
-    )
-    env, steps = (
-        host.child_env({"LIBGUESTFS_BACKEND": "direct", **emulate, **given}),
-        Steps(host.output, host.monotonic),
-    )
-    host.run(argv, timeout=1800, env=env, waiting=lambda: steps.waiting(what))
-    steps.done(what)
+    """Run a program of libguestfs, shown as `what`; with KVM where that works.
+
+    Where the user has set libguestfs's own variables, they hold.
+    """
+    env = host.child_env({"LIBGUESTFS_BACKEND": "direct"})
+    for name, value in host.environ.items():
+        if name.startswith(("LIBGUESTFS_", "SUPERMIN_")):
+            env[name] = value
+    if "LIBGUESTFS_BACKEND_SETTINGS" not in env and not kvm_works(host):
+        env["LIBGUESTFS_BACKEND_SETTINGS"] = "force_tcg"
+    host.run(argv, timeout=1800, env=env, progress=what)
 
 
 def check_data_disk(host: Host, path: str) -> None:
@@ -3917,9 +5928,8 @@ def check_data_disk(host: Host, path: str) -> None:
         host.need({"virt-format": "libguestfs-tools"})
         check_host_kernel(host)
     elif image_info(host, Path(path))["format"] != "qcow2":
-        raise ConfigError(
-            f"dataDisk {path} is no qcow2", hint="`qemu-img convert -O qcow2` makes one of it"
-        )
+        hint = "`qemu-img convert -O qcow2` makes one of it"
+        raise ConfigError(f"dataDisk {path} is no qcow2", hint=hint)
 
 
 def make_data_disk(host: Host, path: Path, size: str) -> None:
@@ -3928,181 +5938,408 @@ def make_data_disk(host: Host, path: Path, size: str) -> None:
         return
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
+    argv = [
+        "virt-format", "--format=qcow2", "-a", str(part),
+        "--partition=none", "--filesystem=ext4", f"--label={DATA_LABEL}",
+    ]  # fmt: skip
     try:
         host.run(["qemu-img", "create", "-q", "-f", "qcow2", str(part), size], timeout=120)
-        argv = [
-            "virt-format",
-            "--format=qcow2",
-            "-a",
-            str(part),
-            "--partition=none",
-            "--filesystem=ext4",
-        ]
-        guestfs(host, f"data disk {path} of {size}", *argv, f"--label={DATA_LABEL}")
-        with contextlib.suppress(FileExistsError):  # another's came first, and may be in use by now
-            os.link(part, path)
+        guestfs(host, f"data disk {path} of {size}", *argv)
+        with contextlib.suppress(FileExistsError):  # another's came first, and may be in use
+            os.link(part, path)  # unlike a rename, this replaces nothing
     finally:
         remove(part)
 
 
 # --- bundles: a disk that leaves this host, and comes in
-WINDOW = (
-    1 << 28
-)  # bytes that are laid out raw at a time on the way into a tar: what an export takes besides its result
-QCOW2, RAW, VMDK = ("-O", "qcow2"), ("-O", "raw"), ("-O", "vmdk", "-o", "subformat=streamOptimized")
-CONVERT: Mapping[str, tuple[str, ...]] = {"qcow2": QCOW2, "raw": RAW, "vmdk": VMDK, "gcp-tar": ()}
+# Bytes laid out raw at a time on the way into a tar: the space that an export needs on the side.
+WINDOW = 1 << 28
+CONVERT: Mapping[str, tuple[str, ...]] = {  # qemu-img's options, by the format of an export
+    "qcow2": ("-O", "qcow2"),
+    "raw": ("-O", "raw"),
+    "vmdk": ("-O", "vmdk", "-o", "subformat=streamOptimized"),
+    "gcp-tar": (),
+}
 BUNDLE_README = """\
 {name}: a boot disk exported by ycluster {version}. `sha256sum -c SHA256SUMS` checks what is here.
 
 With ycluster:      ycluster import {disk} -c DIR && ycluster provision -c DIR
 On Compute Engine:  (format gcp-tar) gcloud storage cp {disk} gs://BUCKET/
                     gcloud compute images create {name} --source-uri=gs://BUCKET/{disk}
-By ssh:             ssh -i {name}-ssh -o UserKnownHostsFile=known_hosts -o HostKeyAlias={name} {user}@ADDRESS
+By ssh:             ssh -i {name}-ssh -o UserKnownHostsFile=known_hosts -o HostKeyAlias={name} \\
+                      {user}@ADDRESS
 
-Whoever has {name}-ssh gets in. known_hosts holds until the disk's cloud-init makes a new host key. No deadline is on the
-disk: a budget begins where it starts, by ycluster or by the flags of `ycluster lifetime gcp-flags`.
+Whoever has {name}-ssh gets in. known_hosts holds until the disk's cloud-init makes a new host key.
+No deadline is on the disk: a budget begins where it starts, by ycluster or by the flags of
+`ycluster lifetime gcp-flags`.
 """
 
 
-def write_disk(host: Host, disk: Path, form: str, target: Path, source: str = "qcow2") -> None:
-    """The whole disk (its format: `source`), flattened, as a new file: a format of qemu-img's, or what Compute Engine imports."""
+def mebibytes(path: Path) -> str:
+    """What a file takes on its disk, in words."""
+    return f"{path.stat().st_blocks >> 11} MiB"
+
+
+def write_disk(
+    host: Host,
+    disk: Path,
+    form: str,
+    target: Path,
+    source: str = "qcow2",
+) -> None:
+    """The whole disk, flattened, as a new file of a format in CONVERT; `source` is its own."""
     if form == "gcp-tar":
-        return _write_gcp_tar(host, disk, target)
+        _write_gcp_tar(host, disk, target)
+        return
+    target.touch()  # its size is shown from the beginning
     argv = ["qemu-img", "convert", "-f", source, *CONVERT[form], str(disk), str(target)]
-    steps, what = Steps(host.output, host.monotonic), f"writing {target.name}"
-    target.touch()  # so that its size can be told from the beginning
-    host.run(
-        argv,
-        timeout=6 * 3600,
-        waiting=lambda: steps.waiting(f"{what}: {target.stat().st_blocks >> 11} MiB"),
-    )
-    steps.done(f"{target.name} of {target.stat().st_blocks >> 11} MiB")
+    host.run(argv, timeout=6 * 3600, progress=lambda: f"{target.name}: {mebibytes(target)}")
 
 
 def _write_gcp_tar(host: Host, disk: Path, target: Path) -> None:
-    """A gzipped tar of disk.raw, sparse and whole GiB large (cloud.google.com/compute/docs/import/import-existing-image)."""
+    """A gzipped tar of disk.raw, sparse and of whole GiB, as Compute Engine imports it.
+
+    Source: cloud.google.com/compute/docs/import/import-existing-image
+    """
     import gzip
 
-    found = json.loads(
-        host.run(["qemu-img", "map", "-f", "qcow2", "--output=json", str(disk)], timeout=600).stdout
-    )
-    end = max(extent["start"] + extent["length"] for extent in found)
-    spans = [
-        (extent["start"], extent["start"] + extent["length"]) for extent in found if extent["data"]
-    ]
-    qcow2 = {"driver": "qcow2", "file": {"driver": "file", "filename": str(disk)}}
-    window, steps = target.with_name(".window"), Steps(host.output, host.monotonic)
+    argv = ["qemu-img", "map", "-f", "qcow2", "--output=json", str(disk)]
+    extents = json.loads(host.run(argv, timeout=600).stdout)
+    end = max(extent["start"] + extent["length"] for extent in extents)
+    spans = [(extent["start"], extent["length"]) for extent in extents if extent["data"]]
+    steps = Steps(host.output, host.monotonic)
+    window = target.with_name(".window")
     with open(target, "xb") as file, gzip.GzipFile("", "wb", 6, file, mtime=0) as packed:
-        packed.write(
-            sparse_header(
-                "disk.raw", -(-end >> 30) << 30, [(start, stop - start) for start, stop in spans]
-            )
-        )
+        packed.write(sparse_header("disk.raw", whole_gib(end), spans))
         for at in range(0, end, WINDOW):
-            behind = min(at + WINDOW, end)
-            inside = [
-                (max(start, at), min(stop, behind))
-                for start, stop in spans
-                if start < behind and at < stop
-            ]
-            if inside:
-                part = {"driver": "raw", "offset": at, "size": behind - at, "file": qcow2}
-                host.run(
-                    ["qemu-img", "convert", "-O", "raw", "json:" + json.dumps(part), str(window)],
-                    timeout=3600,
-                )
-            for start, stop in inside:
-                with open(window, "rb") as source:
-                    source.seek(start - at)
-                    for offset in range(start, stop, 1 << 20):
-                        packed.write(source.read(min(1 << 20, stop - offset)))
-                        steps.waiting(f"writing {target.name}: {offset * 100 // end} %")
-        packed.write(bytes(-packed.tell() % 512 + 1024))
+            inside = clip(spans, at, min(at + WINDOW, end))
+            if not inside:
+                continue
+            _lay_out(host, disk, window, at, min(at + WINDOW, end))
+            for start, length in inside:
+                _pack(window, start - at, length, packed)
+                steps.waiting(f"writing {target.name}: {start * 100 // end} %")
+        packed.write(bytes(-packed.tell() % 512 + 1024))  # the end of an archive: two empty blocks
     remove(window)
-    steps.done(f"{target.name} of {target.stat().st_size >> 20} MiB")
+    steps.done(f"{target.name}: {mebibytes(target)}")
+
+
+def whole_gib(size: int) -> int:
+    """Bytes, rounded up to GiB."""
+    return -(-size >> 30) << 30
+
+
+def clip(spans: Sequence[tuple[int, int]], start: int, end: int) -> list[tuple[int, int]]:
+    """The parts of spans (offset, length) that lie within start to end."""
+    found = []
+    for offset, length in spans:
+        first, last = max(offset, start), min(offset + length, end)
+        if first < last:
+            found.append((first, last - first))
+    return found
+
+
+def _lay_out(
+    host: Host,
+    disk: Path,
+    window: Path,
+    start: int,
+    end: int,
+) -> None:
+    """Write a part of a qcow2, from start to end, as a raw file."""
+    qcow2 = {"driver": "qcow2", "file": {"driver": "file", "filename": str(disk)}}
+    part = {"driver": "raw", "offset": start, "size": end - start, "file": qcow2}
+    source = "json:" + json.dumps(part)
+    host.run(["qemu-img", "convert", "-O", "raw", source, str(window)], timeout=3600)
+
+
+def _pack(
+    window: Path,
+    offset: int,
+    length: int,
+    packed: Any,
+) -> None:
+    """Copy a part of a file into an archive, a MiB at a time."""
+    with open(window, "rb") as source:
+        source.seek(offset)
+        for copied in range(0, length, 1 << 20):
+            packed.write(source.read(min(1 << 20, length - copied)))
 
 
 def sparse_header(name: str, size: int, spans: Sequence[tuple[int, int]]) -> bytes:
-    """What stands before the data of a sparse member of `size` bytes in a tar of the oldgnu format: `spans` are the
-    offsets and lengths of its data (source: gnu.org/software/tar/manual/html_node/Standard.html, struct oldgnu_header)."""
+    """What stands before the data of a sparse member of `size` bytes in a tar of the oldgnu format.
+
+    `spans` are the offsets and lengths of its data.
+    Source: gnu.org/software/tar/manual/html_node/Standard.html, struct oldgnu_header.
+    """
     import tarfile
 
-    number = partial(tarfile.itn, digits=12, format=tarfile.GNU_FORMAT)  # type: ignore[attr-defined]
+    itn = tarfile.itn  # type: ignore[attr-defined]
+    number = partial(itn, digits=12, format=tarfile.GNU_FORMAT)
     info = tarfile.TarInfo(name)
-    info.type, info.mode, info.size = (
-        tarfile.GNUTYPE_SPARSE,
-        0o644,
-        sum(length for _, length in spans),
-    )
+    info.type = tarfile.GNUTYPE_SPARSE
+    info.mode = 0o644
+    info.size = sum(length for _, length in spans)
     entries = [number(start) + number(length) for start, length in [*spans, (size, 0)]]
+    here, after = entries[:4], entries[4:]  # four fit into the header itself
     head = bytearray(info.tobuf(tarfile.GNU_FORMAT))
-    head[386:482] = b"".join(entries[:4]).ljust(96, b"\0")
-    head[482:495] = bytes([len(entries) > 4]) + number(size)
-    head[148:156] = b" " * 8
+    head[386:482] = b"".join(here).ljust(96, b"\0")
+    head[482:483] = _more(after)
+    head[483:495] = number(size)
+    head[148:156] = b" " * 8  # the checksum counts itself as blanks
     head[148:156] = b"%06o\0 " % sum(head)
-    for i in range(4, len(entries), 21):
-        head += b"".join(entries[i : i + 21]).ljust(504, b"\0") + bytes(
-            [len(entries) > i + 21]
-        ).ljust(8, b"\0")
+    while after:  # and 21 into each block after it
+        here, after = after[:21], after[21:]
+        head += b"".join(here).ljust(504, b"\0") + _more(after).ljust(8, b"\0")
     return bytes(head)
 
 
-# === 19 commands =====================================================================================
+def _more(entries: Sequence[bytes]) -> bytes:
+    """Whether more entries follow in another block, as a byte."""
+    return b"\1" if entries else b"\0"
+
+
+# === 19 commands ==================================================================================
+# One function a verb, with its place on the command line declared above it by `@verb`; and `reap`
+# and `sweep`, which carry expiries out. A verb is a short story: load under the lock, decide, act.
+# What always holds: the deadline is saved, and its timer armed, before a guest gets to run; and
+# nothing of the user's is removed but by a verb whose help promises it.
+
+# --- how a verb is declared
+
+
+class Argument(Record):
+    """An argument of a verb, in the terms of argparse's `add_argument`."""
+
+    names: tuple[str, ...]
+    options: Mapping[str, Any]
+
+    @property
+    def dest(self) -> str:
+        """The name under which argparse keeps its value."""
+        named = self.names[-1].lstrip("-").replace("-", "_")
+        return str(self.options.get("dest", named))
+
+    @property
+    def choices(self) -> Sequence[str]:
+        """The words that its value can be, where they are fixed."""
+        return tuple(self.options.get("choices", ()))
+
+    @property
+    def is_option(self) -> bool:
+        """Whether it is named, and not known by its place."""
+        return self.names[0].startswith("-")
+
+    @property
+    def takes_value(self) -> bool:
+        """Whether it is an option with a word of its own after it."""
+        flags = ("store_true", "store_const")
+        return self.is_option and self.options.get("action") not in flags
+
+    @property
+    def is_hidden(self) -> bool:
+        """Whether it is for our own timers, and not for people."""
+        return bool(self.options.get("help") == argparse.SUPPRESS)
+
+    @property
+    def is_required(self) -> bool:
+        """Whether a command line without it is wrong."""
+        return bool(
+            self.options.get("required", not self.is_option and "nargs" not in self.options)
+        )
+
+    @property
+    def default(self) -> Any:
+        """Its value where it is not given."""
+        if self.options.get("nargs") == argparse.REMAINDER:
+            return []
+        flag = self.options.get("action") == "store_true"
+        return self.options.get("default", False if flag else None)
+
+    def take_value(self, rest: list[str]) -> Any:
+        """Its value, which may use up the next word; None where only argparse knows."""
+        action = self.options.get("action")
+        if action == "store_true":
+            return True
+        if action == "store_const":
+            return self.options["const"]
+        if action or "nargs" in self.options or not rest or rest[0].startswith("-"):
+            return None
+        word = rest.pop(0)
+        if self.choices and word not in self.choices:
+            return None
+        return self.options.get("type", str)(word)
+
+
+class OneOf(Record):
+    """Arguments that exclude each other. The one that is given becomes the value of `dest`."""
+
+    dest: str
+    arguments: tuple[Argument, ...]
+    required: bool = False
+    default: object = None
+
+
+class Verb(Record):
+    """A verb of the command line: its words, and what follows them."""
+
+    path: str
+    help: str
+    arguments: tuple[Argument | OneOf, ...]
+    example: str
+    usage: str | None = None
+
+
+def argument(*names: str, **options: Any) -> Argument:
+    """Declare an argument; `options` are argparse's."""
+    return Argument(names, options)
+
+
+def verb(
+    path: str,
+    text: str,
+    *arguments: Argument | OneOf,
+    example: str,
+    usage: str | None = None,
+) -> Callable[[Command], Command]:
+    """Declare that a function is a verb: it is called with the host and, by name, its arguments.
+
+    A group named `files` arrives as `Files`, resolved by `_run`; SOME arrives as a `Selector`. What
+    the function returns is the exit code, where that is not 0.
+    """
+
+    def declare(command: Command) -> Command:
+        command.verb = Verb(path, text, arguments, example, usage)  # type: ignore[attr-defined]
+        return command
+
+    return declare
+
+
+def positive_duration(text: str) -> int:
+    """Nanoseconds of a duration on the command line. Raises UsageError."""
+    try:
+        nanoseconds = parse_duration(text)
+    except ValueError as error:
+        raise UsageError(str(error), hint="a Go duration, such as 2h or 1h30m") from None
+    if nanoseconds <= 0:
+        raise UsageError(f"{text}: wants a positive duration, such as 2h")
+    return nanoseconds
+
+
+def forms(*choices: str) -> Argument:
+    """`-o`: the form in which something is shown; the first is the default."""
+    text = f"default: {choices[0]}"
+    return argument("-o", dest="form", choices=choices, default=choices[0], help=text)
+
+
 # --- which cluster
+class Selector(Record):
+    """Which cluster the command line names; one field at most is set."""
+
+    name: str = ""
+    context: str = ""
+    config: Path | None = None  # the directory of its config
+    state_file: Path | None = None
+    every: bool = False
+
+    def __str__(self) -> str:
+        """In words, to follow `no cluster`."""
+        return f"named {self.name}" if self.name else f"with the context {self.context or 'local'}"
+
+    def pick(self, host: Host, found: Sequence[Files]) -> list[Files]:
+        """Those that it may mean: by name; else by context; else the only one, or `local`."""
+        if self.name:
+            return [files for files in found if files.name == self.name]
+        if len(found) == 1 and not self.context:
+            return list(found)
+        wanted = self.context or "local"
+        return [files for files, state in readable(host) if state.context == wanted]
+
+
+def _named(text: str) -> Selector:
+    return Selector(name=_given("--name", text))
+
+
+def _of_context(text: str) -> Selector:
+    return Selector(context=_given("--context", text))
+
+
+def _given(option: str, text: str) -> str:
+    if not text:
+        raise UsageError(f"{option} wants a name, and this one is empty", hint="an unset variable?")
+    return text
+
+
+def _of_config(text: str) -> Selector:
+    return Selector(config=Path(text))
+
+
+def _of_state_file(text: str) -> Selector:
+    path = Path(os.path.abspath(text))
+    if path.suffix != ".json":
+        raise UsageError(f"{text}: a state file is a .json file")
+    return Selector(state_file=path)
+
+
+BY_CONTEXT = argument(
+    "--context", metavar="CTX", type=_of_context, help="the cluster of this kubeconfig context"
+)
+BY_NAME = argument("--name", metavar="NAME", type=_named, help="the cluster of this name")
+BY_CONFIG = argument(
+    "-c", "--config", metavar="DIR", type=_of_config, help="the cluster of the config in DIR"
+)
+BY_STATE = argument(
+    "--state", metavar="FILE", type=_of_state_file, help="the cluster of this state file"
+)
+EVERY = Selector(every=True)
+ALL = argument("--all", action="store_const", const=EVERY, help="all of your clusters")
+ONE = OneOf("files", (BY_CONTEXT, BY_NAME, BY_CONFIG), default=Selector())
+SOME = OneOf("which", (BY_CONTEXT, BY_NAME, BY_CONFIG, ALL, BY_STATE), default=Selector())
+FIRED_BY = argument("--by", default="hand", help=argparse.SUPPRESS)
+CONFIG = argument(
+    "-c",
+    "--config",
+    dest="directory",
+    metavar="DIR",
+    type=Path,
+    required=True,
+    help="the config's directory",
+)
+
+
 def files_of(host: Host, config: QemuConfig) -> Files:
+    """The files of the cluster that a config is of."""
     return Files((config.cache_dir or host.cache_home()).resolve(), config.name)
 
 
-def fate(host: Host, name: str = "", place: str = "") -> str:
-    """What became of the cluster (of the last one, without a name) if its expiry has torn it down: a line, or nothing."""
-    with contextlib.suppress(OSError, YclusterError):
-        lines = (
-            (host.state_home() / "events.jsonl")
-            .read_text(encoding="utf-8", errors="replace")
-            .splitlines()
-        )
-        for line in reversed(lines):
-            with contextlib.suppress(
-                ValueError, LookupError, TypeError, RecursionError
-            ):  # half a line, or rubbish
-                event = json.loads(line)
-                what, who = event["event"], (event["name"], event["cacheDir"])
-                if (
-                    what in ("started", "reaped", "failed")
-                    and name in ("", who[0])
-                    and place in ("", who[1])
-                ):
-                    if what != "reaped" or event["action"] != "teardown":
-                        break
-                    record = Reaped(
-                        parse_time(event["at"]), event["action"], event["by"], event["how"]
-                    )
-                    return f"{who[0]}{past(State(*who, lifetime=event['maxRun'], reaped=record))}\n"
-    return ""
-
-
-def find_cluster(host: Host, *, context: str = "", name: str = "") -> Files:
-    """The one cluster that is meant: the named one; else the only one; else that of the context `local`."""
-    found = every = discover(host)
-    which = f"named {name}" if name else f"with the context {context or 'local'}"
-    if not every:
-        hint = f"{'' if context else fate(host, name)}`ycluster provision -c DIR` makes one"
-        raise StateError(
-            f"there is no cluster {which if name or context else 'yet'}: there are none at all",
-            hint=hint,
-        )
-    if name:
-        found = [files for files in every if files.name == name]
-    elif context or len(every) > 1:
-        found = [files for files, state in readable(host) if state.context == (context or "local")]
+def find_cluster(host: Host, which: Selector) -> Files:
+    """The one cluster that is meant. StateError lists those there are where it is not one."""
+    if which.state_file:
+        return Files(which.state_file.parent.resolve(), which.state_file.stem)
+    if which.config:
+        files = files_of(host, require_qemu(load_config(which.config, host.home)))
+        if not os.path.lexists(files.sidecar):
+            host.output.say(last_teardown(host, files.name, str(files.cache_dir)), end="")
+        return files
+    every = discover(host)
+    found = which.pick(host, every)
     if len(found) == 1:
         return found[0]
-    known = "\n".join(f"--name {files.name}   (in {files.cache_dir})" for files in found or every)
-    several = f"{len(found)} clusters {which}; -c DIR tells them apart:"
-    raise StateError(
-        several if found else f"no cluster {which}; there are:",
-        hint=(fate(host, name) if name else "") + known,
-    )
+    if not every:
+        raise _no_clusters(host, which)
+    hint = last_teardown(host, which.name) if which.name else ""
+    hint += "\n".join(f"--name {files.name}   (in {files.cache_dir})" for files in found or every)
+    if found:
+        raise StateError(f"{len(found)} clusters {which}; choose one with -c DIR:", hint=hint)
+    raise StateError(f"no cluster {which}; there are:", hint=hint)
+
+
+def _no_clusters(host: Host, which: Selector) -> StateError:
+    asked = str(which) if which.name or which.context else "yet"
+    hint = "`ycluster provision -c DIR` makes one"
+    if not which.context:
+        hint = last_teardown(host, which.name) + hint
+    return StateError(f"there is no cluster {asked}: there are none at all", hint=hint)
 
 
 def current(host: Host, files: Files) -> State:
@@ -4111,7 +6348,7 @@ def current(host: Host, files: Files) -> State:
 
 
 def readable(host: Host) -> list[tuple[Files, State]]:
-    """The clusters whose sidecar can be read; a warning for each other. One bad sidecar never hides the rest."""
+    """The clusters whose state can be read; one that can't be is a warning, and hides no other."""
     found = []
     for files in discover(host):
         try:
@@ -4123,619 +6360,822 @@ def readable(host: Host) -> list[tuple[Files, State]]:
 
 
 def require_qemu(config: Config) -> QemuConfig:
-    """The config, where its provider is implemented."""
+    """The config, where its provider is implemented; else NotImplementedYet."""
     if not isinstance(config, QemuConfig):
-        raise NotImplementedYet(
-            f"not yet implemented for {config.provider}", hint="`provider: qemu` is"
-        )
+        why = f"not yet implemented for {config.provider}"
+        raise NotImplementedYet(why, hint="`provider: qemu` is")
     return config
 
 
 def cluster_lock(
     host: Host, files: Files, *, patience: float = LOCK_TIMEOUT
 ) -> contextlib.AbstractContextManager[None]:
-    """Hold a cluster's lock. Its file goes when the cluster has gone, or didn't come to be."""
-    return locked(host, files.lock, timeout=patience, guards=files.sidecar)
+    """Hold a cluster's lock. Its file goes when the cluster has gone, or was never made."""
+    return locked(host, files.lock, timeout=patience, belongs_to=files.sidecar)
 
 
 @contextlib.contextmanager
 def opened(host: Host, files: Files, *, patience: float = LOCK_TIMEOUT) -> Iterator[State]:
-    """The state of an existing cluster, under its lock."""
-    load_state(files)  # where there is none, this says so before anything is made
+    """The state of an existing cluster, under its lock, by the clock of now."""
+    load_state(files)  # where there is none, this raises before a lock file is made
     with cluster_lock(host, files, patience=patience):
-        saved = load_state(files)
+        saved = load_state(files)  # again: it may have been changed while we waited
         state = adjusted(saved, host.clock())
-        if step := (state.expires_at or 0) - (saved.expires_at or 0):
+        step = (state.expires_at or 0) - (saved.expires_at or 0)
+        if step:
             way = "forward" if step > 0 else "back"
-            host.output.warn(
-                f"{state.name}: the clock was set {way} by {in_words(step)}; its deadline moves along"
-            )
+            text = f"the clock was set {way} by {in_words(step)}; its deadline moves along"
+            host.output.warn(f"{state.name}: {text}")
         yield state
 
 
+# For each state, the verb to use first, and its effect.
+WAYS_OUT: Mapping[str, tuple[str, str]] = {
+    "stopped": ("start", "starts it, with a fresh budget"),
+    "paused": ("resume", "wakes it"),
+    "running": ("stop", "stops it"),
+}
+
+
+def wrong_state(state: State, now: str, why: str = "") -> YclusterError:
+    """The error where a cluster is in a state in which a verb can do nothing; `why` adds to it."""
+    verb_out, effect = WAYS_OUT.get(now, ("status", "shows more"))
+    hint = f"`ycluster {verb_out} --name {state.name}` {effect}"
+    return YclusterError(f"{state.name} is {now}{why}{last_expiry(state)}", hint=hint)
+
+
 # --- life and death of a VM
+@verb(
+    "provision",
+    "create a cluster, boot it, wait until you can log in",
+    CONFIG,
+    example="ycluster provision -c examples/dev",
+)
 def provision(host: Host, directory: Path) -> None:
-    """Make a cluster and boot it. The deadline is saved and its timer armed before the guest gets to run."""
-    config = require_qemu(load_config(directory))
+    """Make a cluster and boot it, with everything checked before anything is made."""
+    config = require_qemu(load_config(directory, host.home))
     check_implemented(config)
-    for warning in left_alone(config):
+    for warning in ignored_keys(config):
         host.output.warn(warning)
     _check_host(host)
     files = files_of(host, config)
-    state, registries = (
-        state_from_config(config, files.cache_dir),
-        expand_variables(config.registries, host.environ),
-    )
+    state = state_from_config(config, files.cache_dir)
+    registries = expand_variables(config.registries, host.environ)
     sweep(host, by="next command", spare=files)
     check_context(host, [other for _, other in readable(host)], config, files)
-    imported = _refuse_existing(files)
+    imported = _refuse_existing(host, files)
     _check_ports(host, state)
     if state.data_disk:
         check_data_disk(host, state.data_disk)
-    if files.cache_dir.exists() and not files.cache_dir.is_dir():
-        raise ConfigError(f"{config.file}: cacheDir {files.cache_dir} is not a directory")
-    files.cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # Outside the lock: both take long, and touch no cluster.
+    _make_cache_dir(config, files)
+    # Outside the lock: this takes long, and touches no cluster.
     image = files.disk if imported else fetch_image(host, config, files.cache_dir)
     if config.k3s.install == "airgap":
         fetch_k3s(host, config.k3s.version, config.k3s.source)
     if state.data_disk:
         make_data_disk(host, Path(state.data_disk), config.data_disk_size)
     with cluster_lock(host, files):
-        state = replace(state, imported=_refuse_existing(files))
-        if state.imported != imported:
-            raise YclusterError(
-                f"{files.name}: its disk was imported or removed meanwhile", hint="run it again"
-            )
+        if _refuse_existing(host, files) != imported:
+            why = f"{files.name}: its disk was imported or removed meanwhile"
+            raise YclusterError(why, hint="run it again")
         remember_cache_dir(host, files.cache_dir)
-        try:  # from nothing to a running QEMU, or nothing at all
-            save_state(state)  # the first: from here on it is known, whatever kills us
-            make_keys(host, state)
-            make_disk(host, state, image)
-            make_seed(state, registries)
-            state = _boot(host, state)
-        except BaseException:
-            if not running(files):
-                _erase(host, state, keep_disk=bool(state.imported))
-                if state.imported:  # for the next provision
-                    save_state(state)
-            raise
+        state = _make_cluster(host, replace(state, imported=imported), image, registries)
     _finish_boot(host, state)
+
+
+def _make_cache_dir(config: QemuConfig, files: Files) -> None:
+    folder = files.cache_dir
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{config.file}: cacheDir {folder} is not a directory")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def _make_cluster(
+    host: Host,
+    state: State,
+    image: Path,
+    registries: Mapping[str, Any],
+) -> State:
+    """From nothing to a running QEMU, or nothing at all. An imported disk is kept either way."""
+    try:
+        save_state(state)  # the first save: from here on a crash leaves a cluster that is listed
+        make_keys(host, state)
+        make_disk(host, state, image)
+        make_seed(state, registries)
+        return _boot(host, state)
+    except BaseException:
+        if not running(host, state.files):
+            _erase(host, state, keep_disk=bool(state.imported))
+            if state.imported:
+                save_state(state)  # for the next provision
+        raise
 
 
 def _check_host(host: Host) -> None:
     """Raise, before anything is made, where a VM could not be started, or not be stopped again."""
-    host.need(
-        {
-            QEMU: "qemu-system-x86",
-            "qemu-img": "qemu-utils",
-            "ssh": "openssh-client",
-            "ssh-keygen": "openssh-client",
-        }
-    )
+    host.need({
+        QEMU: "qemu-system-x86",
+        "qemu-img": "qemu-utils",
+        "ssh": "openssh-client",
+        "ssh-keygen": "openssh-client",
+    })
     try:
         os.close(pidfd_open(os.getpid()))
     except OSError as error:
-        raise PrerequisiteError(
-            f"pidfd_open: {error.strerror}", hint="Linux 5.3 or later is needed"
-        ) from None
+        hint = "Linux 5.3 or later is needed"
+        raise PrerequisiteError(f"pidfd_open: {error.strerror}", hint=hint) from None
     timers_for(host)
 
 
-def _refuse_existing(files: Files) -> str:
-    """Raise when the name is taken. What a provision left that was killed before its first boot is nobody's. Returns where
-    the disk that waits for its first boot was imported from; empty where none was."""
-    if running(files):
-        raise YclusterError(
-            f"{files.name} already runs", hint=f"`ycluster teardown --name {files.name}` removes it"
-        )
+def _refuse_existing(host: Host, files: Files) -> str:
+    """Raise where the name is taken; return where the disk that is there was imported from.
+
+    A cluster that has never booted (its provision was killed) may be replaced.
+    """
+    if running(host, files):
+        hint = f"`ycluster teardown --name {files.name}` removes it"
+        raise YclusterError(f"{files.name} already runs", hint=hint)
     if files.sidecar.exists():
-        if _half_made(state := load_state(files)):
+        state = load_state(files)
+        if _half_made(state):
             return state.imported
-        way_out = f"`ycluster start --name {files.name}` starts it, `ycluster teardown --name {files.name}` removes it"
-        raise YclusterError(f"{files.name} already exists in {files.cache_dir}", hint=way_out)
-    for path in (files.disk, files.ssh_key, files.ssh_pub, *files.disposable()):
-        ours = path == files.incoming  # an import's that was killed
-        if (path.is_dir() and not ours) or (path == files.disk and path.exists()):
-            what = "a directory" if path.is_dir() else "a disk"
-            hint = "move it away, or choose another name; `ycluster import` makes a cluster's disk of a copy"
-            raise YclusterError(f"{path}: {what} is there that no cluster claims", hint=hint)
+        hint = f"`ycluster start --name {files.name}` starts it, "
+        hint += f"`ycluster teardown --name {files.name}` removes it"
+        raise YclusterError(f"{files.name} already exists in {files.cache_dir}", hint=hint)
+    _refuse_unclaimed(files)
     return ""
 
 
+def _refuse_unclaimed(files: Files) -> None:
+    """Raise where a disk, or a folder, stands in the place of a file of the cluster's."""
+    hint = (
+        "move it away, or choose another name; `ycluster import` makes a cluster's disk of a copy"
+    )
+    if files.disk.exists() and not files.disk.is_dir():
+        raise YclusterError(f"{files.disk}: a disk is there that no cluster claims", hint=hint)
+    for path in (*files.going("with the disk"), *files.disposable()):
+        if path.is_dir() and path != files.incoming:  # that one is of an import that was killed
+            raise YclusterError(f"{path}: a directory is there that no cluster claims", hint=hint)
+
+
 def _half_made(state: State) -> bool:
-    """Never booted. Only our own sidecars name an image: a sibling's has no startedAt either, and its disk holds data."""
+    """Whether it has never booted.
+
+    Only our own state files name an image. A sibling's has no startedAt either, yet holds data.
+    """
     return bool(state.image) and state.started_at is None
 
 
 def _check_ports(host: Host, state: State) -> None:
-    """Raise, and name who has it, where QEMU could not bind a port."""
-    import socket
-
+    """Raise, and name who has it, where QEMU could not listen on a port."""
     taken = []
-    for port in filter(None, (forward.host for forward in forwards(state))):
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((state.bind_address, port))
-            except OSError:
-                taken.append(f"can't listen on port {port}: {port_owner(host, port)}")
+    for forward in forwards(state):
+        if forward.host and not _can_listen(state.bind_address, forward.host):
+            taken.append(f"can't listen on port {forward.host}: {port_owner(host, forward.host)}")
     if taken:
         hint = 'set sshPort or portForwards in the config to other ports ("0": QEMU chooses)'
         raise PrerequisiteError("; ".join(taken), hint=hint)
 
 
+def _can_listen(address: str, port: int) -> bool:
+    import socket
+
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        # As QEMU does: a port whose connections of before are in TIME_WAIT can be bound.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError:
+            return False
+    return True
+
+
 def _boot(host: Host, state: State) -> State:
-    """Anchor, save, arm, and only then run. A guest that didn't come to run leaves no deadline behind."""
+    """Start the VM with a fresh budget, in the order that makes it expire whatever happens.
+
+    If the guest does not start, the deadline is cleared.
+    """
     state = anchored(state, host.clock())
     try:
-        state = save_state(launch(host, arm_timer(host, save_state(state))))
-        log_event(
-            host, state, "started", expiresAt=_encode_time(state.expires_at), accel=state.ran_with
-        )
-        return state
+        # The deadline is on disk: whatever kills us from here on, the next command knows of it.
+        state = save_state(state)
+        # Something enforces it: a timer is armed, and saved.
+        state = arm_timers(host, state)
+        # Only now may the guest run.
+        state = launch(host, state)
+        # What QEMU chose (accelerator, machine, ports) is what later commands go by.
+        state = save_state(state)
     except BaseException:
-        if not running(state.files):
-            disarm_timer(host, stopped(load_state(state.files)), None)
+        if not running(host, state.files):
+            swap_timers(host, stopped(load_state(state.files)), ())
         raise
+    expires_at = _encode_time(state.expires_at)
+    log_event(host, state, "started", expiresAt=expires_at, accel=state.ran_with)
+    return state
 
 
-def _guarded(host: Host, state: State, *, anew: bool = False) -> State:
-    """What a running cluster is owed: a deadline where it has a budget, a timer where it has a deadline; `anew`: a new one."""
-    if state.disarmed and not anew:
+def _with_timers(host: Host, state: State) -> State:
+    """Give a running cluster a deadline where it has a budget, and timers where it has a deadline.
+
+    Under the lock. One that was disarmed by hand stays so.
+    """
+    if state.disarmed:
         return state
-    state = replace(state, timer=None if state.disarmed else state.timer)
+    return arm_timers(host, _with_deadline(host, state))
+
+
+def _with_deadline(host: Host, state: State) -> State:
     if state.expires_at is None and budget(state.lifetime) is not None:
-        state = save_state(anchored(state, host.clock()))
-    return arm_timer(host, state, fired=anew)
+        return save_state(anchored(state, host.clock()))
+    return state
 
 
 def _finish_boot(host: Host, state: State) -> None:
-    """Wait without the lock, so that an extend, a stop or the reaper can get at the cluster meanwhile."""
+    """Wait without the lock, so that an extend, a stop or a reap gets its turn meanwhile."""
     say_deadline(host, state)
     try:
-        wait_ready(
-            host,
-            state,
-            timeout=READY_TIMEOUT,
-            more=k3s_stages(host, state) if state.has_k3s else (),
-        )
+        wait_ready(host, state, timeout=READY_TIMEOUT, more=k3s_stages(state))
         if state.has_k3s:
             with opened(host, state.files) as state:
                 state = merge_kubeconfig(host, state)
     except Interrupted:
-        host.output.say(
-            f"{state.name} goes on booting; `ycluster stop --name {state.name}` ends it now"
-        )
+        hint = f"`ycluster stop --name {state.name}` ends it now"
+        host.output.say(f"{state.name} keeps booting; {hint}")
         raise
     host.output.say(f"{state.name} is ready: ycluster ssh --name {state.name}")
 
 
 def say_deadline(host: Host, state: State) -> None:
-    """One line on stderr: when it ends, in how long, how and by whom."""
+    """One line on stderr: when it ends, in how long, how and by which timer."""
     if budget(state.lifetime) is None:
         host.output.say(f"  {state.name} has no lifetime budget: it runs until you stop it")
-    elif state.expires_at is not None:
-        by = (
-            "disarmed by hand"
-            if state.disarmed
-            else f"{state.on_expiry} by {state.timer.backend if state.timer else '?'}"
-        )
-        left = state.expires_at - host.now()
-        when = f"in {in_words(left)}" if left > 0 else f"{in_words(left)} ago"
-        host.output.say(f"  deadline {local_time(state.expires_at)}, {when}: {by}")
+        return
+    if state.expires_at is None:
+        return
+    if state.disarmed:
+        by = "disarmed by hand"
+    else:
+        by = f"{state.on_expiry} by {state.timer.backend if state.timer else '?'}"
+    left = state.expires_at - host.now()
+    when = f"in {in_words(left)}" if left > 0 else f"{in_words(left)} ago"
+    host.output.say(f"  deadline {local_time(state.expires_at)}, {when}: {by}")
 
 
+@verb(
+    "start", "boot a stopped cluster, with a fresh budget", ONE, example="ycluster start --name dev"
+)
 def start(host: Host, files: Files) -> None:
-    """Boot a stopped cluster, with a fresh budget."""
+    """Boot a stopped cluster; for one that runs, see to its timers and its k3s."""
     _check_host(host)
     sweep(host, by="next command", spare=files)
     with opened(host, files) as state:
-        if (status := vm_status(host, files)) == "paused":
-            raise YclusterError(
-                f"{state.name} is paused", hint=f"`ycluster resume --name {state.name}` wakes it"
-            )
-        if status != "stopped":
-            host.output.say(f"{state.name} already runs")
-            state = _guarded(host, save_state(with_ports(host, state)))
-            if not state.has_k3s:  # whose install may have been cut short
-                return say_deadline(host, state)
-        else:
-            _require_disk(state)
-            if state.data_disk and not os.path.exists(state.data_disk):
-                raise StateError(
-                    f"{state.name}: its data disk {state.data_disk} is gone",
-                    hint="bring it back to that place",
-                )
+        now = vm_status(host, files)
+        if now == "paused":
+            raise wrong_state(state, now)
+        if now == "stopped":
+            _check_disks(state)
             _check_ports(host, state)
             state = _boot(host, state)
+        else:
+            host.output.say(f"{state.name} already runs")
+            state = _with_timers(host, save_state(with_ports(host, state)))
+            if not state.has_k3s:
+                say_deadline(host, state)
+                return
+            # Its install may have been cut short: finished below.
     _finish_boot(host, state)
+
+
+def _check_disks(state: State) -> None:
+    """Raise where a disk that the VM needs is not there."""
+    _require_disk(state)
+    if state.data_disk and not os.path.exists(state.data_disk):
+        why = f"{state.name}: its data disk {state.data_disk} is gone"
+        raise StateError(why, hint="bring it back to that place")
 
 
 def _require_disk(state: State) -> None:
     if _half_made(state) or not state.files.disk.exists():
-        why = f"{state.name} has no disk to boot: its provision was cut off, or the disk was taken away"
-        raise StateError(
-            why,
-            hint="`ycluster provision -c DIR` makes it anew; `ycluster teardown` clears the rest",
-        )
+        why = f"{state.name} has no disk to boot"
+        why += ": its provision was cut off, or the disk was taken away"
+        hint = "`ycluster provision -c DIR` makes it anew; `ycluster teardown` clears the rest"
+        raise StateError(why, hint=hint)
 
 
+@verb("stop", "power a cluster off; its disk stays", ONE, example="ycluster stop --name dev")
 def stop(host: Host, files: Files) -> None:
     """Power the guest off; the disk stays."""
     sweep(host, by="next command", spare=files)
     with opened(host, files) as state:
         how = _halt(host, state)
-        disarm_timer(host, stopped(state), None)
-    host.output.say(
-        f"{state.name} is stopped" if how else f"{state.name} was not running{past(state)}"
-    )
+        swap_timers(host, stopped(state), ())
+    if how:
+        host.output.say(f"{state.name} is stopped")
+    else:
+        host.output.say(f"{state.name} was not running{last_expiry(state)}")
 
 
 def _halt(host: Host, state: State) -> str:
-    """Stop the VM; returns the rung of the ladder that ended it, empty where nothing ran."""
+    """Stop the VM; returns the step that ended it, empty where nothing ran."""
+    files = state.files
+
+    def poweroff() -> object:
+        return host.run(ssh_argv(state, "sudo sync; sudo poweroff"), timeout=15)
+
     how = ""
-    while (
-        True
-    ):  # what was found may have been the launcher of a QEMU that has only now become a daemon
-        with find_vm(state.files) as vm:
+    # Look again: the process found may have been QEMU's parent, which ends once the daemon runs.
+    while True:
+        with find_vm(host, files) as vm:
             if vm is None:
                 break
             host.output.say(f"stopping {state.name} (pid {vm.pid})")
-            how = stop_vm(
-                host,
-                state.files,
-                vm,
-                lambda: host.run(ssh_argv(state, "sudo sync; sudo poweroff"), timeout=15),
-            )
-    with contextlib.suppress(
-        OSError
-    ):  # stale, they do no harm; on a read-only disk they have to stay
-        remove(state.files.pidfile)
-        remove(state.files.qmp)
+            how = stop_vm(host, files, vm, poweroff)
+    with contextlib.suppress(OSError):  # stale, they do no harm; on a read-only disk they stay
+        remove(files.pidfile)
+        remove(files.qmp)
     return how
 
 
+@verb("pause", "freeze a cluster; its memory stays", ONE, example="ycluster pause --name dev")
 def pause(host: Host, files: Files) -> None:
-    """Freeze the guest: its memory stays, its CPUs stand still. The deadline goes on counting."""
-    with opened(host, files) as state, find_vm(files) as vm:
+    """Freeze the guest: its memory stays, its CPUs stand still. The deadline stays, too."""
+    with opened(host, files) as state, find_vm(host, files) as vm:
         if vm is None:
-            raise YclusterError(
-                f"{state.name} is not running{past(state)}", hint="there is nothing to pause"
-            )
+            raise wrong_state(state, "stopped")
         pause_vm(host, files, vm)
     host.output.say(f"{state.name} is paused")
     say_deadline(host, state)
 
 
+@verb("resume", "continue a paused cluster", ONE, example="ycluster resume --name dev")
 def resume(host: Host, files: Files) -> None:
-    """Let a paused guest go on; with a fresh budget where the old one is used up."""
+    """Continue a paused guest; with a fresh budget where the old one is used up."""
     sweep(host, by="next command", spare=files)
-    with opened(host, files) as state, find_vm(files) as vm:
+    with opened(host, files) as state, find_vm(host, files) as vm:
         if vm is None:
-            hint = f"`ycluster start --name {state.name}` starts it, with a fresh budget"
-            raise YclusterError(f"{state.name} is stopped{past(state)}", hint=hint)
+            raise wrong_state(state, "stopped")
         halted = vm_status(host, files) != "running"
-        if (
-            halted
-            and state.expires_at is not None
-            and state.expires_at <= host.now()
-            and not state.disarmed
-        ):
+        if halted and _used_up(state, host.now()):
             state = anchored(state, host.clock())
-        state = _guarded(host, state)
+        state = _with_timers(host, state)  # before the guest runs
         if halted:
-            resume_vm(host, files, vm)
-            if (now := vm_status(host, files)) != "running":
-                raise YclusterError(
-                    f"{state.name} does not go on: its state is {now}", hint=f"see {files.console}"
-                )
+            _wake(host, state, vm)
     host.output.say(f"{state.name} runs")
     say_deadline(host, state)
 
 
+def _used_up(state: State, now: float) -> bool:
+    return state.expires_at is not None and state.expires_at <= now and not state.disarmed
+
+
+def _wake(host: Host, state: State, vm: Vm) -> None:
+    resume_vm(host, state.files, vm)
+    now = vm_status(host, state.files)
+    if now != "running":
+        why = f"{state.name} could not be continued: its state is {now}"
+        raise YclusterError(why, hint=f"see {state.files.console}")
+
+
+@verb(
+    "teardown",
+    "stop a cluster and remove its files",
+    ONE,
+    argument("--keep-disk", action="store_true", help="keep the boot disk and its ssh key"),
+    example="ycluster teardown --name dev",
+)
 def teardown(host: Host, files: Files, *, keep_disk: bool = False) -> None:
-    """Stop the VM and remove the cluster's own files, and nothing else; says which. Twice is once."""
-    if not (os.path.lexists(files.sidecar) or files.lock.exists() or running(files)):
-        return host.output.say(f"{files.name}: nothing to tear down in {files.cache_dir}")
+    """Stop the VM and remove the cluster's own files, and nothing else. Safe to repeat."""
+    known = os.path.lexists(files.sidecar)
+    if not known and not files.lock.exists() and not running(host, files):
+        host.output.say(f"{files.name}: nothing to tear down in {files.cache_dir}")
+        return
     with cluster_lock(host, files):
         known = os.path.lexists(files.sidecar)
-        state = (
-            load_state(files) if known else State(name=files.name, cache_dir=str(files.cache_dir))
-        )
+        if known:
+            state = load_state(files)
+        else:
+            # Its VM is stopped; but without a state file nobody can prove that the disk is ours.
+            state = State(name=files.name, cache_dir=str(files.cache_dir))
         _halt(host, state)
-        # A VM whose sidecar is gone is stopped; what was on its disk only a cluster's teardown may take.
         removed = _erase(host, state, keep_disk=keep_disk or not known)
     host.output.say(f"{files.name} is torn down; removed: {' '.join(removed)}")
-    if kept := [
-        str(path)
-        for path in (files.disk, files.ssh_key, state.data_disk)
-        if path and os.path.exists(path)
-    ]:
+    disks = (files.disk, files.ssh_key, state.data_disk)
+    kept = [str(path) for path in disks if path and os.path.exists(path)]
+    if kept:
         host.output.say(f"  kept: {' '.join(kept)}")
 
 
 def _erase(host: Host, state: State, *, keep_disk: bool = False) -> list[str]:
-    """Remove the cluster's files; returns their names. What its timer needs goes last, for a teardown that is cut off."""
+    """Remove the cluster's files; returns their names.
+
+    What its timer needs goes last: a teardown that is cut off is then finished by that timer.
+    """
     files = state.files
-    disk = [] if keep_disk else [files.disk, files.ssh_key, files.ssh_pub]
-    removed = [path.name for path in [*disk, *files.disposable()] if remove(path)]
+    first = files.disposable()
+    if not keep_disk:
+        first = [*files.going("with the disk"), *first]
+    removed = [path.name for path in first if remove(path)]
     try:
         forget_kubeconfig(host, state)
     except (YclusterError, OSError, ValueError, LookupError) as error:
-        host.output.warn(f"{state.kubeconfig}: {error}; the names of {state.name} are still in it")
-    cancel_timer(host, files, state.timer)
-    return removed + [path.name for path in (files.program, files.sidecar) if remove(path)]
+        text = f"{state.kubeconfig}: {error}; the names of {state.name} are still in it"
+        host.output.warn(text)
+    cancel_timers(host, state)
+    return removed + [path.name for path in files.going("last") if remove(path)]
 
 
 # --- a disk that leaves, and one that comes
+CLEAN = ("guest-shutdown", "ssh poweroff")  # the steps of a stop after which a file system is whole
+
+
+@verb(
+    "prepare-export",
+    "make a cluster's disk fit to boot elsewhere; stops it",
+    ONE,
+    example="ycluster prepare-export --name dev",
+)
 def prepare_export(host: Host, files: Files) -> None:
-    """Make the boot disk fit to boot elsewhere: what it knows of this host and this network goes, its machine-id and its
-    login stay. It is stopped for that, and its deadline is cleared. Any number of times; what was cut off is taken up."""
+    """Make the boot disk fit to boot elsewhere.
+
+    Stops the cluster, and removes what its disk knows of this host and this network. Its machine-id
+    and its login stay. Safe to repeat; it resumes if it was interrupted.
+    """
     with opened(host, files) as state:
         _require_disk(state)
         now = vm_status(host, files)
         if now != "running" and not (now == "stopped" and state.prepared):
-            hint = f"`ycluster {'resume' if now == 'paused' else 'start'} --name {state.name}`; some of the work is the guest's own"
-            raise YclusterError(f"{state.name} is {now}, so its disk can't be prepared", hint=hint)
+            raise wrong_state(state, now, ", so its disk can't be prepared")
         host.need({"virt-customize": "libguestfs-tools"})
         check_host_kernel(host)
         if now == "running":
-            done = host.run(
-                ssh_argv(state, f"sudo sh -c {shlex.quote(PREPARE_LIVE)}"), timeout=300, check=False
-            )
-            if done.returncode:
-                why = done.stderr.strip() or f"exit {done.returncode}"
-                raise YclusterError(
-                    f"{state.name}: the guest could not prepare itself: {why}",
-                    hint="it runs on as before",
-                )
-            if "no-time-sync" in done.stdout:
-                host.output.warn(
-                    f"{state.name}: no time service is installed in the guest; its clock will drift"
-                )
-            how = _halt(host, state)
-            clean = how in ("guest-shutdown", "ssh poweroff")
-            state = disarm_timer(
-                host, replace(stopped(state), prepared="live" if clean else ""), None
-            )
-            if not clean:
-                hint = f"`ycluster start --name {state.name}` lets it mend its disk; then prepare it again"
-                raise YclusterError(f"{state.name} did not shut down by itself ({how})", hint=hint)
-        try:
-            argv = [
-                "virt-customize",
-                "--quiet",
-                "--no-network",
-                "--format",
-                "qcow2",
-                "-a",
-                str(files.disk),
-            ]
-            guestfs(host, "offline phase", *argv, "--run-command", PREPARE_OFFLINE)
-        except YclusterError as error:
-            hint = "`ycluster prepare-export` again takes it up; `ycluster start` boots it as it is"
-            raise YclusterError(
-                f"{state.name} is stopped, and its disk half prepared: {error}", hint=hint
-            ) from error
+            _prepare_in_guest(host, state)
+            state = _halt_cleanly(host, state)
+        _prepare_disk(host, state)
         save_state(replace(state, prepared="done"))
-    host.output.say(
-        f"{state.name} is prepared: `ycluster export BUNDLE_DIR --name {state.name}` writes its disk"
-    )
+    way_on = f"`ycluster export BUNDLE_DIR --name {state.name}` writes its disk"
+    host.output.say(f"{state.name} is prepared: {way_on}")
 
 
-def export(host: Host, files: Files, bundle: Path, form: str) -> None:
-    """Write the boot disk, flattened, with its keys, checksums and a README into a new folder, whole or not at all."""
+def _prepare_in_guest(host: Host, state: State) -> None:
+    command = f"sudo sh -c {shlex.quote(PREPARE_LIVE)}"
+    done = host.run(ssh_argv(state, command), timeout=300, check=False)
+    if done.returncode:
+        why = done.stderr.strip() or f"exit {done.returncode}"
+        message = f"{state.name}: the guest could not prepare itself: {why}"
+        raise YclusterError(message, hint="it keeps running as before")
+    if "no-time-sync" in done.stdout:
+        text = "no time service is installed in the guest; its clock will drift"
+        host.output.warn(f"{state.name}: {text}")
+
+
+def _halt_cleanly(host: Host, state: State) -> State:
+    """Stop the guest and its deadline; raises where it was not the guest that shut down."""
+    how = _halt(host, state)
+    clean = how in CLEAN
+    state = swap_timers(host, replace(stopped(state), prepared="live" if clean else ""), ())
+    if not clean:
+        hint = (
+            f"`ycluster start --name {state.name}` lets it repair its disk; then prepare it again"
+        )
+        raise YclusterError(f"{state.name} did not shut down by itself ({how})", hint=hint)
+    return state
+
+
+def _prepare_disk(host: Host, state: State) -> None:
+    argv = [
+        "virt-customize", "--quiet", "--no-network", "--format", "qcow2",
+        "-a", str(state.files.disk), "--run-command", PREPARE_OFFLINE,
+    ]  # fmt: skip
+    try:
+        guestfs(host, "offline phase", *argv)
+    except YclusterError as error:
+        why = f"{state.name} is stopped, and its disk half prepared: {error}"
+        hint = "`ycluster prepare-export` again resumes it; `ycluster start` boots it as it is"
+        raise YclusterError(why, hint=hint) from error
+
+
+@verb(
+    "export",
+    "write a stopped cluster's disk, keys and checksums to a folder",
+    ONE,
+    argument("bundle", metavar="BUNDLE_DIR", type=Path, help="a new folder"),
+    argument(
+        "--format",
+        dest="form",
+        choices=CONVERT,
+        default="qcow2",
+        help="default: qcow2; gcp-tar is what Compute Engine imports",
+    ),
+    example="ycluster export ./bundle --format gcp-tar --name demo",
+)
+def export(
+    host: Host,
+    files: Files,
+    bundle: Path,
+    form: str,
+) -> None:
+    """Write the boot disk, flattened, with its keys, checksums and a README into a new folder.
+
+    Whole or not at all: it is made beside the folder, and renamed.
+    """
     bundle = bundle.resolve()
     with opened(host, files) as state:
-        if running(files):
-            hint = f"`ycluster prepare-export --name {state.name}` stops and prepares it"
-            raise YclusterError(f"{state.name} runs", hint=hint)
-        _require_disk(state)
-        if os.path.lexists(bundle) and (not bundle.is_dir() or any(bundle.iterdir())):
-            raise UsageError(
-                f"{bundle} is not an empty folder",
-                hint="nothing is ever overwritten; name a new one",
-            )
-        if state.prepared != "done":
-            host.output.warn(
-                f"{state.name} is not prepared; its disk knows this network. `ycluster prepare-export` mends it"
-            )
-        if state.data_disk:
-            host.output.warn(f"the data disk {state.data_disk} is not part of the bundle")
+        _check_export(host, state, bundle)
         part = bundle.with_name(f".{bundle.name}.part")
         try:
             part.mkdir(mode=0o700)
         except FileExistsError:
             hint = f"if not, what was left can go: rm -r {shlex.quote(str(part))}"
-            raise YclusterError(
-                f"another export to {bundle} is at work, or was killed", hint=hint
-            ) from None
+            why = f"another export to {bundle} is running, or was killed"
+            raise YclusterError(why, hint=hint) from None
         try:
-            disk = part / (state.name + (".tar.gz" if form == "gcp-tar" else f".{form}"))
-            write_disk(host, files.disk, form, disk)
-            for path in filter(Path.exists, (files.ssh_key, files.ssh_pub, files.known_hosts)):
-                write_file(
-                    part / path.name.replace(f"{state.name}-known", "known"), path.read_bytes()
-                )
-            readme = BUNDLE_README.format(
-                name=state.name, version=VERSION, disk=disk.name, user=state.ssh_user
-            )
-            write_file(part / "README", readme.encode())
-            steps, names = (
-                Steps(host.output, host.monotonic),
-                sorted(path.name for path in part.iterdir()),
-            )
-            sums = host.run(
-                ["sha256sum", *names],
-                timeout=3600,
-                cwd=part,
-                waiting=lambda: steps.waiting("checksums"),
-            )
-            write_file(part / "SHA256SUMS", sums.stdout.encode())
+            _fill_bundle(host, state, part, form)
             part.rename(bundle)
         finally:
             remove(part)
     host.output.data(str(bundle))
 
 
+def _check_export(host: Host, state: State, bundle: Path) -> None:
+    """Raise where the disk can't be exported there; warn of what it lacks."""
+    if running(host, state.files):
+        hint = f"`ycluster prepare-export --name {state.name}` stops and prepares it"
+        raise YclusterError(f"{state.name} is running", hint=hint)
+    _require_disk(state)
+    if os.path.lexists(bundle) and (not bundle.is_dir() or any(bundle.iterdir())):
+        hint = "nothing is ever overwritten; name a new one"
+        raise UsageError(f"{bundle} is not an empty folder", hint=hint)
+    if state.prepared != "done":
+        text = "is not prepared; its disk knows this network. `ycluster prepare-export` fixes it"
+        host.output.warn(f"{state.name} {text}")
+    if state.data_disk:
+        host.output.warn(f"the data disk {state.data_disk} is not part of the bundle")
+
+
+def _fill_bundle(
+    host: Host,
+    state: State,
+    folder: Path,
+    form: str,
+) -> None:
+    """The disk, the login key, the host key, a README, and last the checksums of them all."""
+    files = state.files
+    disk = folder / f"{state.name}{'.tar.gz' if form == 'gcp-tar' else '.' + form}"
+    write_disk(host, files.disk, form, disk)
+    copies = {
+        files.ssh_key: files.ssh_key.name,
+        files.ssh_pub: files.ssh_pub.name,
+        files.known_hosts: "known_hosts",
+    }
+    for path, name in copies.items():
+        if path.exists():
+            write_file(folder / name, path.read_bytes())
+    facts = {"name": state.name, "version": VERSION, "disk": disk.name, "user": state.ssh_user}
+    write_file(folder / "README", BUNDLE_README.format(**facts).encode())
+    names = sorted(path.name for path in folder.iterdir())
+    sums = host.run(["sha256sum", *names], timeout=3600, cwd=folder, progress="checksums")
+    write_file(folder / "SHA256SUMS", sums.stdout.encode())
+
+
+@verb(
+    "import",
+    "import a disk for `provision` to boot",
+    CONFIG,
+    argument("disk", metavar="DISK", type=Path, help="qcow2, raw, vmdk or an exported .tar.gz"),
+    example="ycluster import bundle/demo.qcow2 -c examples/dev",
+)
 def import_disk(host: Host, disk: Path, directory: Path) -> None:
-    """Make a cluster's boot disk of `disk`: any whole one that qemu-img reads, or a tar with a disk.raw. It is held to the
-    SHA256SUMS beside it. `provision` then boots it. Raises YclusterError where the cluster exists, or `disk` is none."""
-    config = require_qemu(load_config(directory))
+    """Make a cluster's boot disk of `disk`, which `provision` then boots.
+
+    `disk` builds on no other file, and is in any format of qemu-img's, or a tar with a disk.raw. It
+    is checked against the SHA256SUMS beside it. Raises YclusterError if the cluster exists, or
+    `disk` is no file.
+    """
+    config = require_qemu(load_config(directory, host.home))
     host.need({"qemu-img": "qemu-utils"})
     files, disk = files_of(host, config), disk.resolve()
     if not disk.is_file():
-        raise UsageError(
-            f"{disk}: no such file", hint="the disk itself is wanted, not the folder of a bundle"
-        )
-    _refuse_existing(files)
-    sums = disk.with_name("SHA256SUMS")
-    if sums.exists() and disk.name in sums.read_text(encoding="utf-8", errors="replace"):
-        argv = ["sha256sum", "-c", "--quiet", "--ignore-missing", sums.name]
-        if host.run(argv, timeout=3600, cwd=disk.parent, check=False).returncode:
-            raise ConfigError(
-                f"{disk}: its SHA-256 is not that of {sums}",
-                hint="it was damaged or changed on its way here",
-            )
+        hint = "the disk itself is wanted, not the folder of a bundle"
+        raise UsageError(f"{disk}: no such file", hint=hint)
+    _refuse_existing(host, files)
+    _check_sums(host, disk)
     files.cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     with cluster_lock(host, files):
-        _refuse_existing(files)
+        _refuse_existing(host, files)
         try:
-            remove(files.incoming)
-            files.incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
-            source, made = disk, files.incoming / files.disk.name
-            with open(disk, "rb") as file:
-                if file.read(2) == b"\x1f\x8b":  # gzip
-                    source = files.incoming / "disk.raw"
-                    host.run(
-                        ["tar", "-xzf", str(disk), "-C", str(files.incoming), source.name],
-                        timeout=6 * 3600,
-                    )
-            write_disk(host, source, "qcow2", made, image_info(host, source)["format"])
-            # The mark first: killed between the two, the next provision asks for a disk instead of making one.
+            made = _convert_import(host, disk, files)
+            # The mark first: if this is killed between the two, the next provision asks for a disk.
             save_state(replace(state_from_config(config, files.cache_dir), imported=str(disk)))
             made.replace(files.disk)
         finally:
             remove(files.incoming)
     remember_cache_dir(host, files.cache_dir)
-    host.output.say(
-        f"{files.name}: {disk} is imported; `ycluster provision -c {shlex.quote(str(directory))}` boots it"
-    )
+    way_on = f"`ycluster provision -c {shlex.quote(str(directory))}` boots it"
+    host.output.say(f"{files.name}: {disk} is imported; {way_on}")
+
+
+def _check_sums(host: Host, disk: Path) -> None:
+    """Raise where a SHA256SUMS beside the disk names it with another digest."""
+    sums = disk.with_name("SHA256SUMS")
+    if not sums.exists() or disk.name not in sums.read_text(encoding="utf-8", errors="replace"):
+        return
+    argv = ["sha256sum", "-c", "--quiet", "--ignore-missing", sums.name]
+    done = host.run(argv, timeout=3600, cwd=disk.parent, check=False)
+    if done.returncode:
+        hint = "it was damaged or changed on its way here"
+        raise ConfigError(f"{disk}: its SHA-256 is not that of {sums}", hint=hint)
+
+
+def _convert_import(host: Host, disk: Path, files: Files) -> Path:
+    """A qcow2 of the disk, in the folder for imports; of a gzipped tar, of the disk.raw in it."""
+    remove(files.incoming)
+    files.incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
+    source, made = disk, files.incoming / files.disk.name
+    with open(disk, "rb") as file:
+        gzipped = file.read(2) == b"\x1f\x8b"
+    if gzipped:
+        source = files.incoming / "disk.raw"
+        argv = ["tar", "-xzf", str(disk), "-C", str(files.incoming), source.name]
+        host.run(argv, timeout=6 * 3600)
+    form: str = image_info(host, source)["format"]
+    write_disk(host, source, "qcow2", made, form)
+    return made
 
 
 # --- lifetime
-EVERY = Files(Path(), "")  # what --all names
-
-
 def reap(
-    host: Host, files: Files, *, by: str, wait: float = 0.0, patience: float = LOCK_TIMEOUT
+    host: Host,
+    files: Files,
+    *,
+    by: str,
+    wait: float = 0.0,
+    patience: float = LOCK_TIMEOUT,
 ) -> None:
-    """Carry out the expiry if it is due; re-arm, and warn where that is due, if it is not; say so if nothing is armed. What is
-    at most `wait` seconds away is waited for. Raises YclusterError when the action failed; it is then tried again."""
+    """Carry out the expiry if it is due; warn if that is; re-arm if neither is.
+
+    `by` names what fired it. What is at most `wait` seconds away is waited for; `patience` is how
+    many seconds to wait for the lock. Raises YclusterError where the action failed, which is then
+    tried again.
+    """
     if wait:
         ahead = wake_time(current(host, files)) - host.now()
         host.sleep(ahead if ahead <= wait else 0)
     with opened(host, files, patience=patience) as state:
         decision = decide(state, host.clock())
         if decision.do == "nothing":
-            host.output.say(f"{state.name}: nothing to reap: {decision.why}")
+            host.output.say(f"{state.name}: no expiry is due: {decision.why}")
         elif decision.do in ("rearm", "warn"):
-            state = replace(
-                state, warned=state.expires_at if decision.do == "warn" else state.warned
-            )
-            state = arm_timer(
-                host, state, fired=state.timer is not None and state.timer.backend == by
-            )
-            host.output.say(
-                f"{state.name}: {decision.why}; armed by {state.timer.backend if state.timer else '-'}"
-            )
+            state = _arm_again(host, state, decision, by)
         else:
-            host.output.say(
-                f"{format_time(host.now())} {state.name}: {decision.why}: {decision.do} (by {by})"
-            )
-            _expire(host, state, decision.do, by)
+            moment = format_time(host.now())
+            host.output.say(f"{moment} {state.name}: {decision.why}: {decision.do} (by {by})")
+            _expire(host, state, ACTIONS[decision.do], by)
     if decision.do == "warn":  # without the lock: whoever is warned may want to extend
         _warn(host, state)
 
 
+def _arm_again(
+    host: Host,
+    state: State,
+    decision: Decision,
+    by: str,
+) -> State:
+    """Arm again; if a warning is due, note it first, so that it is given once."""
+    if decision.do == "warn":
+        state = replace(state, warned=state.expires_at)
+    fired = state.timer is not None and state.timer.backend == by
+    state = arm_timers(host, state, renew=fired)
+    backend = state.timer.backend if state.timer else "-"
+    host.output.say(f"{state.name}: {decision.why}; armed by {backend}")
+    return state
+
+
 def _warn(host: Host, state: State) -> None:
-    """Tell the user that the deadline comes, everywhere where it may be seen; and run their command, with the facts."""
-    left = (state.expires_at or 0) - host.now()
-    end = f"{state.name} will be {PAST[state.on_expiry]} in {in_words(left)}, at {local_time(state.expires_at or 0)}"
+    """Warn the user of the deadline wherever they may see it; and run their command."""
+    expires_at = state.expires_at or 0
+    left = expires_at - host.now()
+    done = ACTIONS[state.on_expiry].done
+    end = f"{state.name} will be {done} in {in_words(left)}, at {local_time(expires_at)}"
     way_out = f"`ycluster lifetime extend 2h --name {state.name}` gives it more time"
     host.output.say(f"{format_time(host.now())} {end}; {way_out}")
-    log_event(host, state, "warned", expiresAt=_encode_time(state.expires_at))
+    log_event(host, state, "warned", expiresAt=format_time(expires_at))
     host.tell_terminals(f"ycluster: {end}; {way_out}")
     if host.which("notify-send"):
         host.attempt(["notify-send", "--app-name=ycluster", end, way_out], timeout=5)
-    facts = {
-        "NAME": state.name, "CONTEXT": state.context, "STATE": str(state.files.sidecar), "ON_EXPIRY": state.on_expiry,
-        "EXPIRES_AT": _encode_time(state.expires_at), "REMAINING_SECONDS": str(int(left)),
-    }  # fmt: skip
     if state.on_warn:
-        env = host.child_env({f"YCLUSTER_{name}": value for name, value in facts.items()})
-        try:  # no longer than there is time: a watcher waits for it, and has a deadline to keep
-            host.run(
-                ["sh", "-c", state.on_warn], timeout=max(1.0, min(NOTICE_TIMEOUT, left)), env=env
-            )
-        except YclusterError as error:
-            host.output.warn(f"{state.name}: lifetime.onWarn: {error}")
+        _run_on_warn(host, state, left)
 
 
-def _expire(host: Host, state: State, action: str, by: str) -> None:
-    """Act, with a second try armed first: should this one fail or be killed, the VM is not left without a guard."""
-    again = int(host.now() + retry_delay(host.now() - (state.expires_at or 0)))
+def _run_on_warn(host: Host, state: State, left: float) -> None:
+    """Run lifetime.onWarn, with the facts in its environment, for at most the time that is left."""
+    facts = {
+        "YCLUSTER_NAME": state.name,
+        "YCLUSTER_CONTEXT": state.context,
+        "YCLUSTER_STATE": str(state.files.sidecar),
+        "YCLUSTER_ON_EXPIRY": state.on_expiry,
+        "YCLUSTER_EXPIRES_AT": _encode_time(state.expires_at),
+        "YCLUSTER_REMAINING_SECONDS": str(int(left)),
+    }
+    # A watcher waits for the command, and has a deadline to keep.
+    timeout = max(1.0, min(NOTICE_TIMEOUT, left))
     try:
-        state = arm_timer(host, replace(state, retry_at=again), fired=True)
+        host.run(["sh", "-c", state.on_warn], timeout=timeout, env=host.child_env(facts))
+    except YclusterError as error:
+        host.output.warn(f"{state.name}: lifetime.onWarn: {error}")
+
+
+def _expire(
+    host: Host,
+    state: State,
+    action: Action,
+    by: str,
+) -> None:
+    """Carry an action out, with a second try armed first, which acts if this one fails.
+
+    A reap that is killed half way is harmless. retry_at and a second timer are saved before it
+    acts, and expires_at is cleared only at the end, so the next firing decides the same again. A
+    teardown removes the program and the state file last, so that this timer can finish it.
+    """
+    late = host.now() - (state.expires_at or 0)
+    again = int(host.now() + retry_delay(late))
+    try:
+        state = arm_timers(host, replace(state, retry_at=again), renew=True)
     except (YclusterError, OSError) as error:
         host.output.warn(f"{state.name}: no second try can be armed: {error}")
-    done = "failed"
     try:
-        if action == "pause":
-            with find_vm(state.files) as vm:
-                how = pause_vm(host, state.files, vm) if vm else ""
-        else:
-            how = _halt(host, state)
-        # A start that was cut off before QEMU ran, or a stop by the sibling, which leaves its deadline behind, must
-        # not cost a disk: what never ran in this budget has nothing to be torn down for.
-        action = "stop" if action == "teardown" and not (how or state.ran_with) else action
-        record = Reaped(at=int(host.now()), action=action, by=by, how=how or "was not running")
-        host.output.say(f"{format_time(host.now())} {state.name}: {action}: {record.how}")
-        late = record.at - (state.expires_at or record.at)
-        log_event(
-            host,
-            state,
-            "reaped",
-            action=action,
-            by=by,
-            how=record.how,
-            maxRun=state.lifetime,
-            late=late,
-        )
-        done = "is done, but can't be written down"
-        if action == "teardown":
+        how = END_BY[action.name](host, state)
+    except Exception as error:
+        raise _failed(host, state, action, by, "failed", again, error) from error
+    # A start that was cut off before QEMU ran, or a stop by the sibling, which leaves its deadline
+    # in the state file, must not cost a disk: a VM that never ran in this budget is only stopped.
+    if not how and not state.ran_with:
+        action = ACTIONS[action.in_doubt]
+    reaped = Reaped(at=int(host.now()), action=action.name, by=by, how=how or "was not running")
+    _tell_expiry(host, state, reaped)
+    try:
+        if action.erases:
             _erase(host, state)
         else:
-            disarm_timer(host, replace(stopped(state), reaped=record), None)
+            swap_timers(host, replace(stopped(state), reaped=reaped), ())
     except Exception as error:
-        log_event(host, state, "failed", action=action, by=by, error=str(error))
-        raise YclusterError(
-            f"{state.name}: {action} {done}, again at {local_time(again)}: {error}"
-        ) from error
+        what = "is done, but can't be saved"
+        raise _failed(host, state, action, by, what, again, error) from error
 
 
-def sweep(host: Host, *, by: str, spare: Files | None = None, every: bool = False) -> list[str]:
-    """Reap whatever is overdue or has no timer for its deadline (`every`: the others, too); returns the names of those that
-    could not be. One that fails keeps no other from it; one that is busy is left alone."""
+def _tell_expiry(host: Host, state: State, reaped: Reaped) -> None:
+    host.output.say(f"{format_time(host.now())} {state.name}: {reaped.action}: {reaped.how}")
+    facts = {"action": reaped.action, "by": reaped.by, "how": reaped.how}
+    late = reaped.at - (state.expires_at or reaped.at)
+    log_event(host, state, "reaped", **facts, maxRun=state.lifetime, late=late)
+
+
+def _failed(
+    host: Host,
+    state: State,
+    action: Action,
+    by: str,
+    what: str,
+    again: int,
+    error: Exception,
+) -> YclusterError:
+    """The error of an expiry that did not go through; it is in the log of events, too."""
+    log_event(host, state, "failed", action=action.name, by=by, error=str(error))
+    when = local_time(again)
+    return YclusterError(f"{state.name}: {action.name} {what}, again at {when}: {error}")
+
+
+def _freeze(host: Host, state: State) -> str:
+    """Pause the VM; returns how, empty where nothing ran."""
+    with find_vm(host, state.files) as vm:
+        return pause_vm(host, state.files, vm) if vm else ""
+
+
+# How each of ACTIONS ends a run; what is left on disk is the same for all that do not erase it.
+END_BY: Mapping[str, Callable[[Host, State], str]] = {
+    "stop": _halt,
+    "pause": _freeze,
+    "teardown": _halt,
+}
+
+
+def sweep(
+    host: Host,
+    *,
+    by: str,
+    spare: Files | None = None,
+    every: bool = False,
+) -> list[str]:
+    """Reap what is overdue, or has no timer for its deadline; with `every` all others, too.
+
+    `spare` is left out: the cluster that the command itself is about. Returns the names of those
+    that could not be reaped; one that fails, or is busy, does not stop the rest.
+    """
     failed = []
-    for files in (files for files in discover(host) if files != spare):
+    for files in discover(host):
+        if files == spare:
+            continue
         try:
-            due = due_time(state := current(host, files))
-            lost = due < float("inf") and not (
-                state.timer and state.timer.deadline == due and is_armed(host, state)
-            )
-            if every or lost or wake_time(state) <= host.now():
+            if every or _needs_reap(host, current(host, files)):
                 reap(host, files, by=by, patience=LOCK_TIMEOUT if every else 0.5)
         except Busy:
             failed.append(files.name)
@@ -4746,132 +7186,336 @@ def sweep(host: Host, *, by: str, spare: Files | None = None, every: bool = Fals
     return failed
 
 
+def _needs_reap(host: Host, state: State) -> bool:
+    """Whether something is due, or no timer is armed for the deadline."""
+    due = time_of(state, DEADLINE)
+    if due == NEVER:
+        return False
+    if wake_time(state) <= host.now():
+        return True
+    return state.timer is None or state.timer.deadline != due or not is_armed(host, state)
+
+
+@verb(
+    "lifetime reap",
+    "carry out the expiry if it is due, else re-arm",
+    FIRED_BY,
+    SOME,
+    argument("--wait", type=positive_duration, default=0, help=argparse.SUPPRESS),
+    example="ycluster lifetime reap --name dev",
+)
+def reap_now(
+    host: Host,
+    which: Selector,
+    by: str,
+    wait: int,
+) -> None:
+    """Reap one cluster, or every one. `wait`: nanoseconds."""
+    if which.every:
+        _reap_all(host, by)
+        return
+    # A person can try again; a timer fires once, so it waits for the lock without end.
+    patience = LOCK_TIMEOUT if by == "hand" else NEVER
+    reap(host, find_cluster(host, which), by=by, wait=wait / 10**9, patience=patience)
+
+
+def _reap_all(host: Host, by: str) -> None:
+    failed = sweep(host, by=by, every=True)
+    if failed:
+        raise YclusterError(f"not reaped: {', '.join(failed)}")
+    if not discover(host):
+        host.output.say("no clusters")
+
+
+def _after_deadline(text: str) -> HowFar:
+    return HowFar(by=positive_duration(text))
+
+
+def _from_now(text: str) -> HowFar:
+    return HowFar(from_now=positive_duration(text))
+
+
+def _until(text: str) -> HowFar:
+    try:
+        parse_until(text, now=0.0)
+    except ValueError as error:
+        raise UsageError(
+            f"--until {error}", hint="such as 18:00, or 2026-01-31T18:00:00Z"
+        ) from None
+    return HowFar(until=text)
+
+
+HOW_FAR = OneOf(
+    "how_far",
+    (
+        argument(
+            "duration",
+            nargs="?",
+            metavar="DURATION",
+            type=_after_deadline,
+            help="how much later, as a Go duration: 2h, 1h30m",
+        ),
+        argument(
+            "--from-now", metavar="DURATION", type=_from_now, help="at least this long from now"
+        ),
+        argument(
+            "--until",
+            metavar="TIME",
+            type=_until,
+            help="at least until TIME: HH:MM (its next occurrence) or RFC 3339",
+        ),
+    ),
+    required=True,
+)
+
+
+@verb(
+    "lifetime extend",
+    "push the deadline out",
+    ONE,
+    HOW_FAR,
+    argument("--dry-run", action="store_true", help="show what it would be; change nothing"),
+    example="ycluster lifetime extend 2h --name demo",
+    usage="%(prog)s (DURATION | --from-now DURATION | --until TIME) [--dry-run] [--name NAME|...]",
+)
 def extend(
-    host: Host, files: Files, nanoseconds: int | None = None, *, from_now: int | None = None, until: str | None = None, dry_run: bool = False
-) -> None:  # fmt: skip
-    """Push the deadline out and re-arm. It never reaps first, even where the deadline has passed."""
-    moment = None if from_now is None else int(host.now()) + -(-from_now // 10**9)
-    if until is not None:
-        try:
-            moment = parse_until(until, host.now())
-        except ValueError as error:
-            raise UsageError(
-                f"--until {error}", hint="such as 18:00, or 2026-01-31T18:00:00Z"
-            ) from None
+    host: Host,
+    files: Files,
+    how_far: HowFar,
+    *,
+    dry_run: bool = False,
+) -> None:
+    """Push the deadline out and re-arm. It never reaps first, even where that has passed."""
+    how_far = how_far.fixed(host.now())  # what is meant by now does not wait for the lock
     with opened(host, files) as before:
-        state = extended(before, nanoseconds or 0, host.clock(), until=moment)
+        state = extended(before, how_far, host.clock())
         by = (state.expires_at or 0) - (before.expires_at or 0)
         if not dry_run:
-            state = _guarded(host, save_state(state))
-            log_event(host, state, "extended", seconds=by, expiresAt=_encode_time(state.expires_at))
-    done = "would be extended" if dry_run else "extended"
-    host.output.say(
-        f"{state.name}: {f'{done} by {in_words(by)}' if by else 'its deadline is no earlier already'}"
-    )
+            state = _with_timers(host, save_state(state))
+            expires_at = _encode_time(state.expires_at)
+            log_event(host, state, "extended", seconds=by, expiresAt=expires_at)
+    if by:
+        done = "would be extended" if dry_run else "extended"
+        host.output.say(f"{state.name}: {done} by {in_words(by)}")
+    else:
+        host.output.say(f"{state.name}: its deadline is that late already; nothing changed")
     say_deadline(host, state)
 
 
-def positive_duration(text: str) -> int:
-    """Nanoseconds of a duration on the command line."""
-    try:
-        if (nanoseconds := parse_duration(text)) > 0:
-            return nanoseconds
-    except ValueError as error:
-        raise UsageError(str(error), hint="a Go duration, such as 2h or 1h30m") from None
-    raise UsageError(f"{text}: wants a positive duration, such as 2h")
-
-
+@verb("lifetime arm", "(re)install the timer", ONE, example="ycluster lifetime arm --name dev")
 def arm(host: Host, files: Files) -> None:
-    """(Re)install the timer; a running cluster that has a budget and no deadline gets one from now."""
-    with opened(host, files) as state:
-        if budget(state.lifetime) is None and state.expires_at is None:
-            raise YclusterError(
-                f"{state.name} has no lifetime budget", hint="lifetime.maxRun in the config sets it"
-            )
-        if state.expires_at is None and not running(files):
-            raise YclusterError(
-                f"{state.name} is not running", hint="`ycluster start` gives it a fresh budget"
-            )
-        state = _guarded(host, state, anew=True)  # there may be a better timer by now
-    say_deadline(host, state)
-
-
-def disarm(host: Host, files: Files) -> None:
-    """Take the timer away; the deadline stays written down, and nothing acts on it until `arm` or a start."""
+    """(Re)install the timers; a running cluster with a budget and no deadline gets one from now."""
     with opened(host, files) as state:
         if state.expires_at is None:
-            return host.output.say(f"{state.name}: nothing is armed")
-        disarm_timer(host, state, ArmedTimer("none", "", state.expires_at))
+            _require_budget(host, state)
+        if state.disarmed:
+            state = replace(state, timers=())
+        # Anew: there may be a better backend by now.
+        state = arm_timers(host, _with_deadline(host, state), renew=True)
+    say_deadline(host, state)
+
+
+def _require_budget(host: Host, state: State) -> None:
+    if budget(state.lifetime) is None:
+        hint = "lifetime.maxRun in the config sets it"
+        raise YclusterError(f"{state.name} has no lifetime budget", hint=hint)
+    if not running(host, state.files):
+        hint = "`ycluster start` gives it a fresh budget"
+        raise YclusterError(f"{state.name} is not running", hint=hint)
+
+
+@verb(
+    "lifetime disarm",
+    "remove the timer; the cluster then runs until you stop it",
+    ONE,
+    example="ycluster lifetime disarm --name dev",
+)
+def disarm(host: Host, files: Files) -> None:
+    """Remove the timers; the deadline stays saved, and nothing acts until `arm` or a start."""
+    with opened(host, files) as state:
+        if state.expires_at is None:
+            host.output.say(f"{state.name}: nothing is armed")
+            return
+        swap_timers(host, state, (ArmedTimer("none", "", state.expires_at),))
     host.output.say(f"{state.name} is disarmed: it runs until you stop it")
 
 
-def watch(host: Host, files: Files, *, by: str) -> None:
-    """Wait for a cluster's deadline and reap it; ends when none is left. As the detached watcher (`by` watcher) it holds the
-    watch lock, ends when the sidecar no longer names it, and lets go under the cluster's lock: no arming counts on it then."""
-    while files == EVERY:  # the timer of a host that has none
+@verb(
+    "lifetime watch",
+    "wait in the foreground for deadlines, and carry expiries out",
+    FIRED_BY,
+    SOME,
+    example="ycluster lifetime watch --all",
+)
+def watch(host: Host, which: Selector, by: str) -> None:
+    """Wait for deadlines and reap: of one cluster, of every one, or as the detached watcher."""
+    if which.every:
+        watch_all(host)
+    files = find_cluster(host, which)
+    if by == "watcher":
+        run_watcher(host, files)
+    else:
+        watch_one(host, files, by=by)
+
+
+def watch_all(host: Host) -> NoReturn:
+    """Reap whatever comes to be due, without end: the timer of a host that has none."""
+    while True:
         sweep(host, by="watch --all")
         ahead = [wake_time(state) - host.now() for _, state in readable(host)]
         host.sleep(min([WATCH_INTERVAL, *(left for left in ahead if left > 0)]))
+
+
+def watch_one(host: Host, files: Files, *, by: str) -> None:
+    """Wait for a cluster's deadline and reap it; ends when none is left."""
     load_state(files)
-    fd = take_flock(host, files.watch_lock, timeout=2) if by == "watcher" else None
-    if by == "watcher" and fd is None:
-        return
-    while (
-        files.sidecar.exists()
-    ):  # torn down, our lock file with it: a new cluster of this name gets a new watcher
+    _watch(host, files, by, partial(_nothing_left, host, files, _has_deadline))
+
+
+def run_watcher(host: Host, files: Files) -> None:
+    """Be the detached watcher, of which a cluster has one: it holds the watch lock.
+
+    It ends when the state file no longer names it, or is gone: a cluster that is made anew under
+    this name gets a new watcher, as the lock file went with the old one.
+    """
+    load_state(files)
+    fd = take_flock(host, files.watch_lock, timeout=2)
+    if fd is not None:
+        _watch(host, files, "watcher", partial(_nothing_left, host, files, _names_watcher, fd))
+
+
+def _nothing_left(
+    host: Host,
+    files: Files,
+    condition: Callable[[State], bool],
+    fd: int | None = None,
+) -> bool:
+    """Whether there is nothing more to wait for; then a watcher's lock, `fd`, is released.
+
+    Both under the cluster's lock: a verb that is at work may be about to set a deadline, and
+    whoever arms either finds us watching, or starts another watcher.
+    """
+    if _holds(host, files, condition):
+        return False
+    with cluster_lock(host, files):
+        if _holds(host, files, condition):
+            return False
+        if fd is not None:
+            os.close(fd)
+        return True
+
+
+def _holds(host: Host, files: Files, condition: Callable[[State], bool]) -> bool:
+    """Whether a condition holds of the state.
+
+    An unreadable state file counts as yes while a VM runs.
+    """
+    try:
+        return condition(load_state(files))
+    except StateError:
+        return files.sidecar.exists() and running(host, files)
+
+
+def _has_deadline(state: State) -> bool:
+    return bool(agenda(state))
+
+
+def _names_watcher(state: State) -> bool:
+    return state.timer is not None and state.timer.backend == "watcher"
+
+
+def _watch(
+    host: Host,
+    files: Files,
+    by: str,
+    ended: Callable[[], bool],
+) -> None:
+    """Reap at each moment of the agenda until `ended`, or until there is no state file."""
+    while files.sidecar.exists():
         try:
-            if not _watched(files, by):
-                with cluster_lock(host, files):
-                    if not _watched(files, by):
-                        if fd is not None:
-                            os.close(fd)
-                        return
-            if (wake := wake_time(current(host, files))) <= host.now():
+            if ended():
+                return
+            wake = wake_time(current(host, files))
+            if wake <= host.now():
                 reap(host, files, by=by)
-        except Exception as error:  # whatever it is, a watcher that ends guards nothing
+        except Exception as error:  # if we ended here, perhaps nothing would enforce the deadline
             host.output.warn(f"{files.name}: {error}")
             wake = host.now() + WATCH_INTERVAL
         host.sleep(min(WATCH_INTERVAL, wake - host.now()))
 
 
-def _watched(files: Files, by: str) -> bool:
-    """Whether there is still something to wait for. A sidecar that can't be read is no reason to leave a VM."""
-    try:
-        state = load_state(files)
-    except StateError:
-        return files.sidecar.exists() and running(files)
-    named = state.timer is not None and state.timer.backend == "watcher"
-    return named if by == "watcher" else wake_time(state) < float("inf")
+# --- looking: data first, then rows of it for people, and one way to show either
+class Line(Record):
+    """A line of what is shown: its cells, its colour (ECMA-48, SGR), and what follows below it."""
+
+    cells: tuple[str, ...]
+    colour: str = ""
+    remedy: str = ""
 
 
-# --- looking
+DIM, RED, YELLOW = "2", "31", "33"
+
+
+def show_as(
+    host: Host,
+    form: str,
+    data: Mapping[str, Any],
+    lines: Callable[[], Sequence[Line]],
+    *,
+    narrow: bool = False,
+) -> None:
+    """Print the data as JSON, or the lines as a table; `narrow`: only what fits on a terminal."""
+    if form == "json":
+        host.output.data(to_json({"version": 1, **data}))
+        return
+    made = lines()
+    width = columns(1) if narrow and host.output.shown else NO_LIMIT
+    for row, line in zip(table([line.cells for line in made], width), made):
+        host.output.data(row, line.colour)
+        for text in line.remedy.splitlines():
+            host.output.data("    " + text)
+
+
 def describe(host: Host, state: State) -> dict[str, Any]:
     """What `list -o json` and `status -o json` show of a cluster (shape version 1)."""
-    left, warns = (
-        None if state.expires_at is None else int(state.expires_at - host.now()),
-        warn_time(state),
-    )
+    left = None if state.expires_at is None else int(state.expires_at - host.now())
+    warns_at = time_of(state, WARNING)
+    ports = [{"host": forward.host, "guest": forward.guest} for forward in state.port_forwards]
     return {
-        "name": state.name, "context": state.context, "state": vm_status(host, state.files), "maxRun": state.lifetime,
-        "onExpiry": state.on_expiry, "startedAt": _encode_time(state.started_at), "expiresAt": _encode_time(state.expires_at),
-        "retryAt": _encode_time(state.retry_at), "remainingSeconds": left, "warnsAt": format_time(warns) if warns < float("inf") else "",
-        "disarmed": state.disarmed, "reaped": _encode_record(state.reaped), "sshPort": state.ssh_port,
-        "portForwards": [{"host": forward.host, "guest": forward.guest} for forward in state.port_forwards],
-        "kubeconfig": state.kubeconfig, "accel": state.ran_with, "disk": str(state.files.disk), "cacheDir": state.cache_dir,
-    }  # fmt: skip
+        "name": state.name,
+        "context": state.context,
+        "state": vm_status(host, state.files),
+        "maxRun": state.lifetime,
+        "onExpiry": state.on_expiry,
+        "startedAt": _encode_time(state.started_at),
+        "expiresAt": _encode_time(state.expires_at),
+        "retryAt": _encode_time(state.retry_at),
+        "remainingSeconds": left,
+        "warnsAt": "" if warns_at == NEVER else format_time(warns_at),
+        "disarmed": state.disarmed,
+        "reaped": _encode_record(state.reaped),
+        "sshPort": state.ssh_port,
+        "portForwards": ports,
+        "kubeconfig": state.kubeconfig,
+        "accel": state.ran_with,
+        "disk": str(state.files.disk),
+        "cacheDir": state.cache_dir,
+    }
 
 
 def port_words(shown: Mapping[str, Any]) -> str:
     """The forwarded ports, without ssh's: `8080->80 6443`."""
-    pairs = (forward.values() for forward in shown["portForwards"])
-    return (
-        " ".join(f"{host}->{guest}" if host != guest else str(host) for host, guest in pairs) or "-"
-    )
+    words = []
+    for forward in shown["portForwards"]:
+        host, guest = forward["host"], forward["guest"]
+        words.append(str(host) if host == guest else f"{host}->{guest}")
+    return " ".join(words) or "-"
 
 
-def left_words(shown: Mapping[str, Any], bar: bool = False) -> str:
-    """What `list` has under LEFT; with a bar of the time since its start."""
-    if (left := shown["remainingSeconds"]) is None:
+def left_words(shown: Mapping[str, Any], *, bar: bool = False) -> str:
+    """What `list` has under LEFT; with a bar of how much of its time has passed."""
+    left = shown["remainingSeconds"]
+    if left is None:
         return "-"
     if shown.get("disarmed"):
         return "disarmed"
@@ -4879,40 +7523,182 @@ def left_words(shown: Mapping[str, Any], bar: bool = False) -> str:
     if not bar or not shown["startedAt"]:
         return words
     whole = max(1, parse_time(shown["expiresAt"]) - parse_time(shown["startedAt"]))
-    return f"{'#' * round(10 * min(max(0, left), whole) / whole):.<10} {words}"
+    filled = round(10 * min(max(0, left), whole) / whole)
+    return f"{'#' * filled:.<10} {words}"
 
 
+@verb("list", "list your clusters", forms("table", "json"), example="ycluster list")
 def list_clusters(host: Host, form: str) -> None:
-    """Every cluster of this user as a table or JSON. It says what is overdue, and never acts."""
+    """Every cluster of this user. It shows what is overdue, and never acts."""
     found = [describe(host, state) for _, state in readable(host)]
-    if form == "json":
-        return host.output.data(to_json({"version": 1, "clusters": found}))
-    if not found:
-        return host.output.say(f"{fate(host)}no clusters; `ycluster provision -c DIR` makes one")
-    rows = [["NAME", "STATE", "LEFT", "CONTEXT", "ON EXPIRY", "SSH", "PORTS", "CACHEDIR"]]
-    for shown in found:
-        row = [
-            str(shown[name])
-            for name in ("name", "state", "context", "onExpiry", "sshPort", "cacheDir")
-        ]
-        rows.append(
-            [*row[:2], left_words(shown, host.output.shown), *row[2:5], port_words(shown), row[5]]
-        )
-    for line, shown in zip(
-        table(rows, columns(1) if host.output.shown else 1 << 20).splitlines(), [{}, *found]
-    ):
-        colours = {
-            "stopped": "2",
-            "paused": "33",
-            "unresponsive": "31",
-            "unseen": "33",
-        }  # dim, yellow, red (ECMA-48, SGR)
-        overdue = shown and left_words(shown).startswith("OVERDUE")
-        host.output.data(line, "31" if overdue else colours.get(shown.get("state", ""), ""))
+    if not found and form != "json":
+        hint = "`ycluster provision -c DIR` makes one"
+        host.output.say(f"{last_teardown(host)}no clusters; {hint}")
+        return
+
+    def lines() -> list[Line]:
+        head = Line(("NAME", "STATE", "LEFT", "CONTEXT", "ON EXPIRY", "SSH", "PORTS", "CACHEDIR"))
+        return [head, *(_list_line(shown, bar=host.output.shown) for shown in found)]
+
+    show_as(host, form, {"clusters": found}, lines, narrow=True)
 
 
+def _list_line(shown: Mapping[str, Any], *, bar: bool) -> Line:
+    cells = (
+        shown["name"],
+        shown["state"],
+        left_words(shown, bar=bar),
+        shown["context"],
+        shown["onExpiry"],
+        str(shown["sshPort"]),
+        port_words(shown),
+        shown["cacheDir"],
+    )
+    if left_words(shown).startswith("OVERDUE"):
+        return Line(cells, RED)
+    colours = {"stopped": DIM, "paused": YELLOW, "unresponsive": RED, "unseen": YELLOW}
+    return Line(cells, colours.get(shown["state"], ""))
+
+
+@verb(
+    "status", "show one cluster", ONE, forms("text", "json"), example="ycluster status --name dev"
+)
+def status(host: Host, files: Files, form: str) -> None:
+    """One cluster, and how to get at it."""
+    state = current(host, files)
+    shown = describe(host, state)
+
+    def lines() -> list[Line]:
+        rows = _status_rows(state, shown, bar=host.output.shown)
+        return [Line(row) for row in [*rows, *_access_rows(state, shown)]]
+
+    show_as(host, form, shown, lines)
+
+
+@verb(
+    "lifetime status",
+    "budget, deadline, and the timer that enforces it",
+    ONE,
+    forms("text", "json"),
+    example="ycluster lifetime status --name dev",
+)
+def lifetime_status(host: Host, files: Files, form: str) -> None:
+    """One cluster's deadline, and the timer that enforces it."""
+    state = current(host, files)
+    shown = {**describe(host, state), "enforcement": _enforcement(host, state)}
+
+    def lines() -> list[Line]:
+        rows = _status_rows(state, shown, bar=host.output.shown)
+        if state.expires_at is not None:
+            rows += _enforcement_rows(state, shown["enforcement"])
+        return [Line(row) for row in rows]
+
+    show_as(host, form, shown, lines)
+
+
+def _status_rows(state: State, shown: Mapping[str, Any], *, bar: bool) -> list[tuple[str, str]]:
+    """What both kinds of status begin with."""
+    now = shown["state"]
+    if shown["accel"] and now != "stopped":
+        now = f"{now} ({shown['accel']})"
+    limit = f"{state.lifetime} from each start, then {state.on_expiry}"
+    if budget(state.lifetime) is None:
+        limit = "no budget (lifetime.maxRun is not set)"
+    rows = [
+        ("cluster:", f"{state.name} (context {state.context})"),
+        ("state:", now),
+        ("lifetime:", limit),
+    ]
+    if state.expires_at is not None:
+        ends = f"{local_time(state.expires_at)} ({left_words(shown, bar=bar)})"
+        rows.append(("deadline:", ends))
+    if shown["warnsAt"]:
+        rows.append(("warning:", local_time(time_of(state, WARNING))))
+    if state.retry_at is not None:
+        again = local_time(state.retry_at)
+        rows.append(("retry:", f"the {state.on_expiry} is under way, or failed; again at {again}"))
+    if state.reaped is not None:
+        rows.append(("expired:", last_expiry(state)[2:]))
+    return rows
+
+
+def _access_rows(state: State, shown: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How to get at a cluster."""
+    rows = [("ports:", port_words(shown)), ("ssh:", shlex.join(ssh_argv(state)))]
+    if state.kubeconfig:
+        options = ["--kubeconfig", state.kubeconfig, "--context", state.context]
+        rows.append(("kubectl:", shlex.join(["kubectl", *options, "get", "nodes"])))
+    return [*rows, ("disk:", shown["disk"])]
+
+
+def _enforcement(host: Host, state: State) -> dict[str, Any]:
+    """Which timer enforces the deadline, what it survives, and what would give a better one."""
+    armed = is_armed(host, state)
+    backend = timer_named(state.timer.backend) if state.timer else None
+    if backend is None or state.timer is None:
+        return {"backend": "", "armed": armed, "nextFire": "", "survives": {}, "improve": ""}
+    return {
+        "backend": backend.name,
+        "armed": armed,
+        "nextFire": format_time(state.timer.deadline) if armed else "",
+        "survives": dict(backend.survives),
+        "improve": _better_timer(host, backend),
+    }
+
+
+def _better_timer(host: Host, backend: Timer) -> str:
+    """The command that makes a better timer backend usable; empty where there is none."""
+    for better in TIMERS[: TIMERS.index(backend)]:
+        remedy = _look(better.name, "warning", better.check, host).remedy
+        if remedy:
+            return remedy
+    return ""
+
+
+def _enforcement_rows(state: State, shown: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if state.disarmed:
+        return [("timer:", "disarmed by hand")]
+    name = shown["backend"] if shown["armed"] else "NONE: `ycluster lifetime arm` fixes it"
+    rows = [("timer:", name)]
+    rows += [(f"  {what}:", how) for what, how in shown["survives"].items()]
+    if shown["improve"]:
+        rows.append(("  better:", f"`{shown['improve']}`, then `ycluster lifetime arm`"))
+    return rows
+
+
+@verb(
+    "ssh",
+    "log in, or run a command in the guest",
+    ONE,
+    argument(
+        "command",
+        nargs=argparse.REMAINDER,
+        metavar="-- COMMAND",
+        help="what to run, in the guest's shell",
+    ),
+    example="ycluster ssh --name demo -- uname -a",
+)
+def ssh(host: Host, files: Files, command: Sequence[str]) -> int:
+    """Log in, or run a command; returns its exit status.
+
+    One word is a shell command; of several, each arrives as it is.
+    """
+    state = load_state(files)
+    now = vm_status(host, files)
+    if now in ("stopped", "paused"):
+        raise wrong_state(state, now)
+    host.need({"ssh": "openssh-client"})
+    words = list(command)
+    if words[:1] == ["--"]:
+        del words[0]
+    if len(words) > 1:
+        words = [shlex.join(words)]
+    return host.interactive(ssh_argv(state, *words))
+
+
+# --- doctor
 class Finding(Record):
-    """What doctor found of a thing; `level` is ok, warning or failure."""
+    """What doctor found about a thing; `level` is ok, warning or failure."""
 
     name: str
     level: str
@@ -4920,8 +7706,20 @@ class Finding(Record):
     remedy: str = ""
 
 
+class Survey(Record):
+    """What doctor goes through: this user's clusters, and the states of those that can be read."""
+
+    clusters: tuple[Files, ...]
+    states: tuple[State, ...]
+
+    @property
+    def places(self) -> list[Path]:
+        """Their cacheDirs."""
+        return sorted({files.cache_dir for files in self.clusters})
+
+
 def _look(name: str, level: str, act: Callable[..., object], *args: object) -> Finding:
-    """Ok, unless `act` raises what is wrong, and then of that level."""
+    """Ok, unless `act` raises what is wrong; then that, with its hint as the remedy."""
     try:
         act(*args)
     except (YclusterError, OSError) as error:
@@ -4929,225 +7727,203 @@ def _look(name: str, level: str, act: Callable[..., object], *args: object) -> F
     return Finding(name, "ok")
 
 
-def status(host: Host, files: Files, form: str, *, guard: bool = False) -> None:
-    """One cluster; with `guard` (`lifetime status`) who enforces its deadline, else how to get at it."""
-    state = current(host, files)
-    shown = describe(host, state)
-    if guard:
-        backend, armed = (
-            timer_named(state.timer.backend) if state.timer else None,
-            is_armed(host, state),
-        )
-        better = TIMERS[: TIMERS.index(backend)] if backend else ()
-        remedies = [
-            remedy
-            for timer in better
-            if (remedy := _look(timer.name, "warning", timer.check, host).remedy)
-        ]
-        stands: dict[str, Any] = {
-            "backend": backend.name if backend else "", "armed": armed,
-            "nextFire": format_time(state.timer.deadline) if armed and state.timer else "",
-            "survives": dict(backend.survives) if backend else {}, "improve": remedies[0] if remedies else "",
-        }  # fmt: skip
-        shown["enforcement"] = stands
-    if form == "json":
-        return host.output.data(to_json({"version": 1, **shown}))
-    limit = f"{state.lifetime} from each start, then {state.on_expiry}"
-    rows = {
-        "cluster:": f"{state.name} (context {state.context})", "state:": shown["state"] + (f" ({shown['accel']})" if shown["accel"] and shown["state"] != "stopped" else ""),
-        "lifetime:": limit if budget(state.lifetime) is not None else "no budget (lifetime.maxRun is not set)",
-        "deadline:": f"{local_time(state.expires_at or 0)} ({left_words(shown, host.output.shown)})" if shown["expiresAt"] else "",
-        "warning:": shown["warnsAt"] and local_time(warn_time(state)),
-        "retry:": shown["retryAt"] and f"the {state.on_expiry} is under way, or failed; again at {local_time(state.retry_at or 0)}",
-        "expired:": past(state)[2:],
-    }  # fmt: skip
-    if not guard:
-        reach = [
-            "kubectl",
-            "--kubeconfig",
-            state.kubeconfig,
-            "--context",
-            state.context,
-            "get",
-            "nodes",
-        ]
-        rows.update({"ports:": port_words(shown), "ssh:": shlex.join(ssh_argv(state))})
-        rows.update({"kubectl:": state.kubeconfig and shlex.join(reach), "disk:": shown["disk"]})
-    elif state.expires_at is not None:
-        stand = (
-            stands["backend"] if stands["armed"] else "NOTHING: `ycluster lifetime arm` mends it"
-        )
-        rows["guard:"] = "disarmed by hand" if state.disarmed else stand
-        rows.update({f"  {what}:": how for what, how in stands["survives"].items()})
-        rows["  better:"] = (
-            stands["improve"] and f"`{stands['improve']}`, then `ycluster lifetime arm`"
-        )
-    host.output.data(table([(name, text) for name, text in rows.items() if text]))
-
-
+@verb(
+    "doctor",
+    "what this host can do, and the command that fixes what it can't",
+    forms("text", "json"),
+    example="ycluster doctor",
+)
 def doctor(host: Host, form: str) -> int:
-    """What this host can do, what is left over on it, and the command that mends each. It changes nothing."""
-    troubles = [finding for finding in _of_clusters(host) if finding.level != "ok"]
-    found = [*_of_host(host), *(troubles or [Finding("clusters", "ok", "nothing is left over")])]
-    if form == "json":
-        host.output.data(to_json({"version": 1, "findings": [vars(finding) for finding in found]}))
-    else:
-        rows = table([[finding.level, finding.name, finding.text] for finding in found])
-        for line, finding in zip(rows.splitlines(), found):
-            host.output.data("\n    ".join([line, *finding.remedy.splitlines()]))
-    return (
-        PrerequisiteError.exit_code if any(finding.level == "failure" for finding in found) else 0
-    )
+    """What this host can do, what is left over on it, and how to fix each. It changes nothing."""
+    found = list(_of_host(host))
+    troubles = list(_of_clusters(host))
+    found += troubles or [Finding("clusters", "ok", "nothing is left over")]
+
+    def lines() -> list[Line]:
+        return [Line((one.level, one.name, one.text), remedy=one.remedy) for one in found]
+
+    show_as(host, form, {"findings": [vars(finding) for finding in found]}, lines)
+    failed = any(finding.level == "failure" for finding in found)
+    return PrerequisiteError.exit_code if failed else 0
 
 
 def _of_host(host: Host) -> Iterator[Finding]:
     yield _look("vm", "failure", _check_host, host)
     yield _look("kvm", "warning", try_kvm, host)
-    yield from (_look(timer.name, "warning", timer.check, host) for timer in TIMERS[:-1])
+    for timer in TIMERS[:-1]:  # the last one is always available
+        yield _look(timer.name, "warning", timer.check, host)
     yield _look("libguestfs", "warning", host.need, {"virt-customize": "libguestfs-tools"})
     yield _look("host kernel", "warning", check_host_kernel, host)
     yield _look("kubectl", "warning", host.need, {"kubectl": "kubernetes-client"})
     yield _look("gcloud", "warning", host.need, {"gcloud": "google-cloud-cli"})
-    kept = (
-        host.attempt(["timedatectl", "show", "--property=NTPSynchronized", "--value"], timeout=10)
-        != "no\n"
-    )
-    wrong = Finding("clock", "warning", "nothing keeps it right", "sudo timedatectl set-ntp true")
-    yield Finding("clock", "ok") if kept else wrong
+    yield _look("clock", "warning", _check_clock, host)
+
+
+def _check_clock(host: Host) -> None:
+    argv = ["timedatectl", "show", "--property=NTPSynchronized", "--value"]
+    if host.attempt(argv, timeout=10) == "no\n":
+        hint = "sudo timedatectl set-ntp true"
+        raise PrerequisiteError("the clock is not synchronised", hint=hint)
 
 
 def _of_clusters(host: Host) -> Iterator[Finding]:
-    """What is wrong with the clusters of this user, or left over of others."""
-    every, states = discover(host), list[State]()
-    for files in every:
-        yield _look(files.name, "failure", lambda one: states.append(current(host, one)), files)
-    for state in states:
-        if due_time(state) < float("inf") and not is_armed(host, state):
-            yield Finding(
-                state.name,
-                "failure",
-                "no timer guards its deadline",
-                f"ycluster lifetime arm --name {state.name}",
-            )
-        if state.expires_at is None and not running(state.files):
-            yield _look(state.name, "warning", _check_ports, host, state)
-    for place in sorted({files.cache_dir for files in every}):
+    """What is wrong with this user's clusters, or left over of others."""
+    clusters = discover(host)
+    states = []
+    for files in clusters:
+        try:
+            states.append(current(host, files))
+        except (YclusterError, OSError) as error:
+            yield Finding(files.name, "failure", str(error), getattr(error, "hint", ""))
+    survey = Survey(tuple(clusters), tuple(states))
+    for check in CLUSTER_CHECKS:
+        yield from check(host, survey)
+
+
+def _unenforced(host: Host, survey: Survey) -> Iterator[Finding]:
+    for state in survey.states:
+        if agenda(state) and not is_armed(host, state):
+            remedy = f"ycluster lifetime arm --name {state.name}"
+            yield Finding(state.name, "failure", "no timer enforces its deadline", remedy)
+
+
+def _taken_ports(host: Host, survey: Survey) -> Iterator[Finding]:
+    for state in survey.states:
+        if state.expires_at is None and not running(host, state.files):
+            finding = _look(state.name, "warning", _check_ports, host, state)
+            if finding.level != "ok":
+                yield finding
+
+
+def _low_space(host: Host, survey: Survey) -> Iterator[Finding]:
+    for place in survey.places:
         found = os.statvfs(place)
-        if (free := found.f_bavail * found.f_frsize >> 30) < 10:
-            yield Finding(
-                "room",
-                "warning",
-                f"{place} has {free} GiB left; a disk grows to its diskSize",
-                "ycluster teardown",
-            )
+        free = found.f_bavail * found.f_frsize >> 30
+        if free < 10:
+            text = f"{place} has {free} GiB left; a disk grows to its diskSize"
+            yield Finding("room", "warning", text, "ycluster teardown")
+
+
+def _unclaimed_disks(host: Host, survey: Survey) -> Iterator[Finding]:
+    for place in survey.places:
         for disk in place.glob("*.qcow2"):
             if not disk.with_suffix(".json").exists():
-                remedy = (
-                    f"ycluster import {shlex.quote(str(disk))} -c DIR   (a copy; then remove it)"
-                )
+                copy = f"ycluster import {shlex.quote(str(disk))} -c DIR"
+                remedy = f"{copy}   (a copy; then remove it)"
                 yield Finding("disk", "warning", f"{disk}: no cluster claims it", remedy)
-    for pid, pidfile in [
-        (each, Path(path)) for each in pids() for path in pidfiles(each) if path.endswith(".pid")
-    ]:
-        files = Files(
-            pidfile.parent, pidfile.stem
-        )  # another user's cannot be seen into, and are none of ours
-        if os.path.exists(files.vm_lock) and not os.path.exists(files.sidecar):
-            yield Finding(
-                "vm",
-                "failure",
-                f"{files.name} runs, its cluster is gone: nothing ends it",
-                f"kill {pid}",
-            )
-    known = {
-        ident for state in states if state.timer for ident in (state.timer.id, state.timer.warning)
-    }
-    ours = {
-        str(state.files.sidecar) for state in states
-    }  # others may be unreadable, or of a HOME that is not this one
-    units = [
-        "systemctl",
-        "--user",
-        "list-units",
-        "--type=timer",
-        "--plain",
-        "--no-legend",
-        "ycluster-reap-*",
-    ]
-    jobs = ["atq", "-q", AtTimer.QUEUE], "", "at -c", "atrm"
-    for listing, suffix, show, remedy in (
-        (units, ".timer", "systemctl --user show", "systemctl --user stop"),
-        jobs,
-    ):
-        lines, stale = (host.attempt(listing, timeout=30) or "").splitlines(), []
-        for ident in sorted(
-            {line.split()[0][: -len(suffix) or None] for line in lines if line.strip()} - known
-        ):
-            serves = re.search(
-                r"--state '?(.*?)'? --by ", host.attempt([*show.split(), ident], timeout=30) or ""
-            )
-            if serves and (serves[1] in ours or not os.path.exists(serves[1])):
-                stale.append(ident + suffix)
+
+
+def _lost_vms(host: Host, survey: Survey) -> Iterator[Finding]:
+    """VMs whose state file is gone. Another user's files can't be seen, and are not ours."""
+    for pid in pids():
+        for pidfile in map(Path, pidfiles(pid)):
+            files = Files(pidfile.parent, pidfile.stem)
+            if pidfile.suffix != ".pid" or os.path.exists(files.sidecar):
+                continue
+            if os.path.exists(files.vm_lock):
+                text = f"{files.name} runs, but its state file is gone: nothing will stop it"
+                yield Finding("vm", "failure", text, f"kill {pid}")
+
+
+def _leftover_timers(host: Host, survey: Survey) -> Iterator[Finding]:
+    """Armed timers that no cluster names.
+
+    Those of clusters that can't be read are not judged: their state file is there, but of a newer
+    version, or of another HOME.
+    """
+    known = {timer.id for state in survey.states for timer in state.timers}
+    ours = {str(state.files.sidecar) for state in survey.states}
+    for backend in TIMERS:
+        stale = []
+        for ident in sorted(set(backend.jobs(host)) - known):
+            found = re.search(r"--state '?(.*?)'? --by ", backend.job_text(host, ident))
+            if found and (found[1] in ours or not os.path.exists(found[1])):
+                stale.append(ident)
         if stale:
-            yield Finding(
-                "timers",
-                "warning",
-                f"{len(stale)} that no cluster knows of",
-                " ".join([remedy, *stale]),
-            )
+            text = f"{len(stale)} timers that belong to no cluster"
+            yield Finding("timers", "warning", text, backend.removal(stale))
 
 
-def ssh(host: Host, files: Files, command: Sequence[str]) -> int:
-    """Log in, or run a command; returns its exit status. One word is a shell command; of several each arrives as it is."""
-    state = load_state(files)
-    if (now := vm_status(host, files)) in ("stopped", "paused"):
-        hint = f"`ycluster {'start' if now == 'stopped' else 'resume'} --name {state.name}`"
-        raise YclusterError(f"{state.name} is {now}{past(state)}", hint=hint)
-    host.need({"ssh": "openssh-client"})
-    words = command[command[:1] == ["--"] :]
-    return host.interactive(ssh_argv(state, *(words if len(words) < 2 else [shlex.join(words)])))
+CLUSTER_CHECKS: tuple[Callable[[Host, Survey], Iterator[Finding]], ...] = (
+    _unenforced,
+    _taken_ports,
+    _low_space,
+    _unclaimed_disks,
+    _lost_vms,
+    _leftover_timers,
+)
 
 
-def print_gcp_flags(host: Host, directory: Path, form: str, quiet: Sequence[str]) -> None:
-    """The flags on one line (shell), one a line (lines) or as JSON; nothing at all where there is no budget."""
-    config = load_config(directory)
-    if flags := gcp_flags(config.lifetime.max_run, f"{config.file}: lifetime.maxRun"):
-        written: Any = parse_yaml(config.file.read_text("utf-8"), str(config.file)).value
-        said = written["lifetime"].value.get("onExpiry")
-        for what, text in gcp_warnings(config, said and said.value).items():
-            if not {what, "all"} & set(quiet):
-                host.output.warn(f"{text} (--quiet={what} once it is settled)")
-    host.output.data(
-        to_json(flags) if form == "json" else (" " if form == "shell" else "\n").join(flags)
-    )
-
-
-def gcp_status(
-    host: Host, instance: str, zone: str | None, project: str | None, form: str, *, stdin: Any
+# --- Compute Engine
+@verb(
+    "lifetime gcp-flags",
+    "gcloud flags by which GCP deletes the instance",
+    CONFIG,
+    forms("shell", "lines", "json"),
+    argument(
+        "--quiet",
+        nargs="?",
+        action="append",
+        const="all",
+        default=[],
+        choices=("all", "onExpiry", "dataDisk", "restart"),
+        help="leave out the warnings, or one of them",
+    ),
+    example=(
+        "flags=$(ycluster lifetime gcp-flags -c DIR) && gcloud compute instances create vm $flags"
+    ),
+)
+def print_gcp_flags(
+    host: Host,
+    directory: Path,
+    form: str,
+    quiet: Sequence[str],
 ) -> None:
-    """What `lifetime status` shows, of an instance of Compute Engine: its budget, its deadline, what is left."""
-    place = [f"--{name}={value}" for name, value in (("zone", zone), ("project", project)) if value]
-    if instance == "-":
-        if place or stdin is None or stdin.isatty():
-            raise UsageError(
-                "gcp-status wants an INSTANCE, or its JSON (and no more) on stdin", hint=GCP_PIPE
-            )
-        text = stdin.buffer.read()
+    """The flags on one line (shell), one a line (lines) or as JSON; nothing without a budget."""
+    config = load_config(directory, host.home)
+    flags = gcp_flags(config.lifetime.max_run, f"{config.file}: lifetime.maxRun")
+    if flags:
+        for what, text in gcp_warnings(config, _written_on_expiry(config)).items():
+            if not {what, "all"} & set(quiet):
+                host.output.warn(f"{text} (hide this with --quiet={what})")
+    if form == "json":
+        host.output.data(to_json(flags))
     else:
-        if not host.which("gcloud"):
-            raise PrerequisiteError(
-                "missing: gcloud",
-                hint=f"cloud.google.com/sdk/docs/install; or elsewhere: {GCP_PIPE}",
-            )
-        argv = ["gcloud", "compute", "instances", "describe", instance, "--format=json", *place]
-        try:
-            text = host.run(argv, timeout=120, env=host.environ).stdout
-        except ProgramFailed as error:
-            if "was not found" not in error.stderr:
-                raise
-            raise StateError(
-                f"no instance {instance}: {error}", hint="if there was one, it has been deleted"
-            ) from None
+        host.output.data((" " if form == "shell" else "\n").join(flags))
+
+
+def _written_on_expiry(config: Config) -> object:
+    """`lifetime.onExpiry` as the file has it; None where it has none."""
+    document: Any = parse_yaml(config.file.read_text("utf-8"), str(config.file))
+    written = document.value["lifetime"].value.get("onExpiry")
+    return written.value if written else None
+
+
+@verb(
+    "lifetime gcp-status",
+    "budget and deadline of a Compute Engine instance",
+    forms("text", "json"),
+    argument("--zone", help="passed to gcloud"),
+    argument("--project", help="passed to gcloud"),
+    argument(
+        "instance",
+        nargs="?",
+        default="-",
+        metavar="INSTANCE",
+        help="the instance's name; - (default): read gcloud's JSON from stdin",
+    ),
+    example="ycluster lifetime gcp-status vm --zone=europe-west1-b",
+)
+def gcp_status(
+    host: Host,
+    instance: str,
+    zone: str | None,
+    project: str | None,
+    form: str,
+) -> None:
+    """What `lifetime status` shows, of an instance of Compute Engine."""
+    place = [f"--{name}={value}" for name, value in (("zone", zone), ("project", project)) if value]
+    text = _piped_instance(host, place) if instance == "-" else _instance(host, instance, place)
     try:
         shown = gcp_lifetime(text, host.now())
     except (
@@ -5155,322 +7931,435 @@ def gcp_status(
         TypeError,
         AttributeError,
         LookupError,
-        OverflowError,
+        ArithmeticError,
         RecursionError,
     ) as error:
         why = f"{type(error).__name__}: {error}" if text.strip() else "it is empty"
-        raise YclusterError(f"this is not the JSON of one instance: {why}", hint=GCP_PIPE) from None
-    if form == "json":
-        return host.output.data(to_json({"version": 1, **shown}))
-    limit = (
-        f"{shown['maxRun']} from each start"
-        if shown["maxRun"]
-        else f"until {shown['terminationTime']}"
-    )
-    ends = (
-        f"{local_time(parse_time(shown['expiresAt']))} ({left_words(shown)})"
-        if shown["expiresAt"]
-        else ""
-    )
-    rows = {"instance:": f"{shown['name']} (zone {shown['zone']})", "state:": shown["state"]}
-    if shown["maxRun"] or shown["terminationTime"]:
-        rows["lifetime:"] = f"{limit}, then {shown['onExpiry']}"
-        rows["deadline:"] = ends or f"nothing counts while it is {shown['state']}"
-    else:
+        message = f"this is not the JSON of one instance: {why}"
+        raise YclusterError(message, hint=GCP_PIPE) from None
+    show_as(host, form, shown, lambda: [Line(row) for row in _gcp_rows(shown)])
+
+
+def _piped_instance(host: Host, place: Sequence[str]) -> bytes:
+    if place or host.stdin is None or host.stdin.isatty():
+        why = "gcp-status wants an INSTANCE, or its JSON on stdin without --zone and --project"
+        raise UsageError(why, hint=GCP_PIPE)
+    text: bytes = host.stdin.buffer.read()
+    return text
+
+
+def _instance(host: Host, instance: str, place: Sequence[str]) -> str:
+    """What gcloud prints about an instance. StateError where there is none."""
+    if not host.which("gcloud"):
+        hint = f"cloud.google.com/sdk/docs/install; or elsewhere: {GCP_PIPE}"
+        raise PrerequisiteError("missing: gcloud", hint=hint)
+    argv = ["gcloud", "compute", "instances", "describe", instance, "--format=json", *place]
+    try:
+        return host.run(argv, timeout=120, env=host.environ).stdout
+    except ProgramFailed as error:
+        if "was not found" not in error.stderr:
+            raise
+        hint = "if there was one, it has been deleted"
+        raise StateError(f"no instance {instance}: {error}", hint=hint) from None
+
+
+def _gcp_rows(shown: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = [
+        ("instance:", f"{shown['name']} (zone {shown['zone']})"),
+        ("state:", shown["state"]),
+    ]
+    if not shown["maxRun"] and not shown["terminationTime"]:
+        none = "no budget: NOTHING deletes it. This sets one, but only while it is TERMINATED:"
         change = f"gcloud compute instances set-scheduling {shown['name']} --zone={shown['zone']}"
-        rows["lifetime:"] = (
-            "no budget: NOTHING ends it. This gives it one, but only while it is TERMINATED:"
-        )
-        rows["  better:"] = change + " $(ycluster lifetime gcp-flags -c DIR)"
-    host.output.data(table([*rows.items()]))
+        flags = "$(ycluster lifetime gcp-flags -c DIR)"
+        return [*rows, ("lifetime:", none), ("  better:", f"{change} {flags}")]
+    limit = f"{shown['maxRun']} from each start"
+    if not shown["maxRun"]:
+        limit = f"until {shown['terminationTime']}"
+    ends = f"no deadline while it is {shown['state']}"
+    if shown["expiresAt"]:
+        ends = f"{local_time(parse_time(shown['expiresAt']))} ({left_words(shown)})"
+    return [*rows, ("lifetime:", f"{limit}, then {shown['onExpiry']}"), ("deadline:", ends)]
 
 
+# --- the config
+@verb(
+    "config check",
+    "exit 0, or 3 with every problem",
+    CONFIG,
+    example="ycluster config check -c examples/dev",
+)
 def config_check(host: Host, directory: Path) -> None:
     """One line where the config is good; ConfigError with every problem where it isn't."""
-    config = load_config(directory)
-    for warning in left_alone(config):
+    config = load_config(directory, host.home)
+    for warning in ignored_keys(config):
         host.output.warn(warning)
     expand_variables(config.registries, host.environ)
-    limit = (
-        f"{config.lifetime.max_run}, then {config.lifetime.on_expiry}"
-        if budget(config.lifetime.max_run)
-        else "none"
-    )
-    host.output.data(
-        f"{config.file}: ok: {config.provider} cluster {config.name}, lifetime {limit}"
-    )
+    limit = "none"
+    if budget(config.lifetime.max_run):
+        limit = f"{config.lifetime.max_run}, then {config.lifetime.on_expiry}"
+    what = f"{config.provider} cluster {config.name}, lifetime {limit}"
+    host.output.data(f"{config.file}: ok: {what}")
     try:
         check_implemented(require_qemu(config))
     except NotImplementedYet as error:
         host.output.warn(f"provision will refuse it: {error}")
 
 
-# === 20 CLI ==========================================================================================
-def _files(host: Host, args: dict[str, Any]) -> Files:
-    """The cluster that the command line names, by what is taken out of its arguments."""
-    context, name, config = args.pop("context"), args.pop("name"), args.pop("config")
-    sidecar, every = args.pop("sidecar", None), args.pop("every", False)
-    if "" in (context, name):
-        raise UsageError(
-            "--context and --name want a name, and this one is empty", hint="an unset variable?"
-        )
-    if sidecar:
-        path = Path(os.path.abspath(sidecar))
-        if path.suffix != ".json":
-            raise UsageError(f"{sidecar}: a sidecar is a .json file")
-        return Files(path.parent.resolve(), path.stem)
-    if config:
-        files = files_of(host, require_qemu(load_config(config)))
-        host.output.say(
-            "" if os.path.lexists(files.sidecar) else fate(host, files.name, str(files.cache_dir)),
-            end="",
-        )
-        return files
-    return EVERY if every else find_cluster(host, context=context or "", name=name or "")
+@verb(
+    "config show",
+    "the effective config as JSON",
+    CONFIG,
+    example="ycluster config show -c examples/dev",
+)
+def config_show(host: Host, directory: Path) -> None:
+    """Print the config with its defaults filled in."""
+    host.output.data(to_json(show_config(load_config(directory, host.home))))
 
 
-def _reap(host: Host, files: Files, by: str, wait: int) -> None:
-    if files == EVERY:
-        if failed := sweep(host, by=by, every=True):
-            raise YclusterError(f"not reaped: {', '.join(failed)}")
-        return None if discover(host) else host.output.say("no clusters")
-    # A person may be told to come back; a timer fires once, so it waits for as long as the cluster is worked on.
-    reap(
-        host,
-        files,
-        by=by,
-        wait=wait / 10**9,
-        patience=LOCK_TIMEOUT if by == "hand" else float("inf"),
-    )
+SCHEMAS = OneOf(
+    "target",
+    (
+        argument("which", nargs="?", choices=CONFIGS, help="the provider"),
+        argument("--write", metavar="DIR", type=Path, help="write them all to DIR"),
+    ),
+    required=True,
+)
 
 
-def _schema(host: Host, which: str | None, write: Path | None) -> None:
-    if not write:
-        return host.output.data(to_json(schema_for(str(which))))
-    if not write.is_dir():
-        write.mkdir(parents=True)
-        write.chmod(0o755)
-    for which in KINDS:
-        path = write / f"{which}.schema.json"
+@verb("schema", "JSON Schema of the config", SCHEMAS, example="ycluster schema qemu")
+def print_schema(host: Host, target: str | Path) -> None:
+    """Print the schema of one provider's config, or write them all to a folder."""
+    if isinstance(target, str):
+        host.output.data(to_json(schema_for(target)))
+        return
+    if not target.is_dir():
+        target.mkdir(parents=True)
+        target.chmod(0o755)
+    for which in CONFIGS:
+        path = target / f"{which}.schema.json"
         write_file(path, (to_json(schema_for(which)) + "\n").encode("ascii"), mode=0o644)
         host.output.say(f"  {path}")
 
 
-# What a shell loads; each asks us what the last of its words may be. bashcompinit is zsh's own.
-_BASH = """_ycluster() { local word; COMPREPLY=(); while IFS= read -r word; do COMPREPLY+=("$word"); done < <(ycluster completion words "${COMP_WORDS[@]:1:$COMP_CWORD}" 2>/dev/null); }
+# === 20 CLI =======================================================================================
+# argv -> verb -> exit code. The verbs are the functions that `@verb` has declared; only the parser
+# of the one that is asked for is made, as making all of them takes longer than most verbs run.
+# `main` is the one place that prints errors and chooses the exit code.
+
+GROUPS: Mapping[str, str] = {
+    "lifetime": "the budget of a cluster and the timer that enforces it",
+    "config": "look at a config",
+}
+COMMON = argument(
+    "--verbose",
+    action="store_true",
+    default=argparse.SUPPRESS,
+    help="show every program that is run, and tracebacks",
+)
+
+
+def declared(path: str) -> Verb:
+    """What a verb has declared of itself."""
+    found: Verb = VERBS[path].verb  # type: ignore[attr-defined]
+    return found
+
+
+def arguments_of(path: str) -> list[Argument]:
+    """The arguments of a verb, those of its groups among them."""
+    found = [COMMON]
+    for item in declared(path).arguments:
+        found += item.arguments if isinstance(item, OneOf) else (item,)
+    return found
+
+
+# --- completion: what bash, zsh and fish load; each asks us what the last of its words may be
+_BASH = """\
+_ycluster() {
+  local word; COMPREPLY=()
+  while IFS= read -r word; do COMPREPLY+=("$word"); done < <(
+    ycluster completion words "${COMP_WORDS[@]:1:$COMP_CWORD}" 2>/dev/null)
+}
 complete -o default -F _ycluster ycluster"""
-_FISH = "complete -c ycluster -f -a '(ycluster completion words (commandline -opc)[2..-1] (commandline -ct) 2>/dev/null; or __fish_complete_path (commandline -ct))'"
+_FISH = """\
+complete -c ycluster -f -a '(
+  ycluster completion words (commandline -opc)[2..-1] (commandline -ct) 2>/dev/null
+  or __fish_complete_path (commandline -ct))'"""
+_SHELLS: Mapping[str, str] = {
+    "bash": _BASH,
+    "zsh": f"autoload -U bashcompinit && bashcompinit\n{_BASH}",  # bashcompinit is zsh's own
+    "fish": _FISH,
+}
 
 
+@verb(
+    "completion",
+    "what bash, zsh or fish loads to complete words",
+    argument("shell", metavar="{bash,zsh,fish}", choices=(*_SHELLS, "words")),
+    argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS),
+    example='eval "$(ycluster completion bash)"',
+)
 def completion(host: Host, shell: str, words: Sequence[str]) -> int:
-    """What a shell loads; or (`words`), by the parser itself, what may stand in the place of the last word. 1: nothing known."""
-    loads = {
-        "bash": _BASH,
-        "zsh": f"autoload -U bashcompinit && bashcompinit\n{_BASH}",
-        "fish": _FISH,
-    }
-    parser, before, last, found = _parser(), words[:-1], "".join(words[-1:]), list[str]()
-    for word in before:
-        verbs = [
-            action.choices
-            for action in parser._actions
-            if isinstance(action, argparse._SubParsersAction)
-        ]
-        parser = verbs[0].get(word, parser) if verbs else parser
-    for action in [
-        action
-        for action in parser._actions
-        if action.help != argparse.SUPPRESS and "--" not in before
-    ]:
-        if action.nargs != 0 and set(before[-1:]) & set(
-            action.option_strings
-        ):  # its value is wanted
-            mine = action.dest in ("name", "context")
-            found = (
-                [getattr(state, action.dest) for _, state in readable(host)]
-                if mine
-                else [*(action.choices or ())]
-            )
-            break
-        found += (
-            action.option_strings
-            if last.startswith("-")
-            else ()
-            if action.option_strings
-            else action.choices or ()
-        )
-    found = (
-        [loads[shell]]
-        if shell in loads
-        else sorted({word for word in found if word.startswith(last)})
-    )
-    host.output.data("\n".join(found))
+    """Print what a shell loads; or, for `words`, what the last of them may be. 1: nothing known."""
+    if shell in _SHELLS:
+        host.output.data(_SHELLS[shell])
+        return 0
+    last = words[-1] if words else ""
+    found = {word for word in _next_words(host, words[:-1], last) if word.startswith(last)}
+    host.output.data("\n".join(sorted(found)))
     return 0 if found else 1
 
 
-# fmt: off
-def _arg(*names: str, **options: Any) -> Any:
-    return lambda parser: parser.add_argument(*names, **options)
+def _next_words(host: Host, before: Sequence[str], last: str) -> list[str]:
+    """What may follow the words before: verbs, options, or the values of an option."""
+    if "--" in before:  # the guest's own words
+        return []
+    path = _path_in(before)
+    options = last.startswith("-")
+    if path not in VERBS:
+        return _options_of(path) if options else _verbs_below(path)
+    known = [item for item in arguments_of(path) if not item.is_hidden]
+    for item in known:
+        if item.takes_value and before[-1] in item.names:
+            return _values_of(host, item)
+    return _words_of(known, options)
 
-def _either(*arguments: Any, **options: Any) -> Any:
-    """Arguments of which one is given at most; exactly one, if `required`."""
-    return lambda parser: [add(group) for group in [parser.add_mutually_exclusive_group(**options)] for add in arguments]
 
-class Verb(Record):
-    """What the command line calls: `run`, with the host and, under their names, with its arguments."""
+def _words_of(arguments: Sequence[Argument], options: bool) -> list[str]:
+    """The names of those that are options; or else the words that the others can be."""
+    if not options:
+        return [word for item in arguments if not item.is_option for word in item.choices]
+    names = [name for item in arguments if item.is_option for name in item.names]
+    return ["-h", "--help", *names]
 
-    takes: tuple[Any, ...]
-    text: str
-    run: Callable[..., object]
-    more: tuple[Any, ...] = ()
-    example: str = ""
-    usage: str | None = None
 
-def _forms(*forms: str) -> Any:
-    return _arg("-o", dest="form", choices=forms, default=forms[0], help=f"default: {forms[0]}")
+def _path_in(words: Sequence[str]) -> str:
+    """The verb, or the group of verbs, that words lead to."""
+    path = ""
+    for word in words:
+        longer = f"{path} {word}".strip()
+        if longer in GROUPS or longer in VERBS:
+            path = longer
+    return path
 
-COMMON = (_arg("--verbose", action="store_true", default=argparse.SUPPRESS, help="show every program that is run, and tracebacks"),)
-WHICH = (_arg("--context", metavar="CTX", help="the cluster of this kubeconfig context"), _arg("--name", help="the cluster of this name"),
-    _arg("-c", "--config", metavar="DIR", type=Path, help="the cluster of the config in DIR"))
-ONE = (*COMMON, _either(*WHICH))
-CONF = (*COMMON, _arg("-c", "--config", dest="directory", metavar="DIR", type=Path, required=True, help="the config's directory"))
-SOME = (*COMMON, _arg("--by", default="hand", help=argparse.SUPPRESS), _either(
-    *WHICH, _arg("--all", dest="every", action="store_true", help="every cluster of yours"), _arg("--state", dest="sidecar", metavar="FILE", type=Path, help="the cluster of this sidecar")))
-HOW_FAR = _either(
-    _arg("nanoseconds", nargs="?", metavar="DURATION", type=positive_duration, help="a Go duration, such as 2h or 1h30m, behind the deadline"),
-    _arg("--from-now", metavar="DURATION", type=positive_duration, help="at least so long from now"), _arg("--until", metavar="TIME", help="at least until the next 18:00, or an RFC 3339 time"), required=True)
-LIKE = {COMMON: "", ONE: " --name dev", SOME: " --name dev", CONF: " -c examples/dev"}  # an example's end
-GROUPS = {"lifetime": "the budget of a cluster and the timer that enforces it", "config": "look at a config"}
-VERBS = {
-    "provision": Verb(CONF, "create a cluster, boot it, wait until it is ready", provision),
-    "start": Verb(ONE, "boot a stopped cluster, with a fresh budget", start),
-    "stop": Verb(ONE, "power a cluster off; its disk stays", stop),
-    "pause": Verb(ONE, "freeze a cluster; its memory stays", pause),
-    "resume": Verb(ONE, "let a paused cluster go on", resume),
-    "teardown": Verb(ONE, "stop a cluster and remove its files", teardown, (_arg("--keep-disk", action="store_true", help="keep the boot disk and its ssh key"),)),
-    "doctor": Verb(COMMON, "what this host can do, and the command that mends what it can't", doctor, (_forms("text", "json"),)),
-    "list": Verb(COMMON, "every cluster of yours", list_clusters, (_forms("table", "json"),)),
-    "status": Verb(ONE, "one cluster", status, (_forms("text", "json"),)),
-    "ssh": Verb(ONE, "log in, or run a command in the guest", ssh, (_arg("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what to run, in the guest's shell"),), "ycluster ssh --name demo -- uname -a"),
-    "prepare-export": Verb(ONE, "make a cluster's disk fit to boot elsewhere; stops it", prepare_export),
-    "export": Verb(ONE, "write a stopped cluster's disk, keys and checksums to a folder", export, (
-        _arg("bundle", metavar="BUNDLE_DIR", type=Path, help="a new folder"), _arg("--format", dest="form", choices=CONVERT, default="qcow2", help="default: qcow2; gcp-tar is what Compute Engine imports")), "ycluster export ./bundle --format gcp-tar --name demo"),
-    "import": Verb(CONF, "take a disk in for `provision` to boot", import_disk, (_arg("disk", metavar="DISK", type=Path, help="qcow2, raw, vmdk or an exported .tar.gz"),), "ycluster import bundle/demo.qcow2 -c examples/dev"),
-    "completion": Verb(COMMON, "what bash, zsh or fish loads to complete words", completion, (_arg("shell", metavar="{bash,zsh,fish}", choices=("bash", "zsh", "fish", "words")), _arg("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)), 'eval "$(ycluster completion bash)"'),
-    "schema": Verb(COMMON, "JSON Schema of the config", _schema, (_either(_arg("which", nargs="?", choices=KINDS), _arg("--write", metavar="DIR", type=Path, help="write them all to DIR"), required=True),), "ycluster schema qemu"),
-    "lifetime status": Verb(ONE, "budget, deadline, and who enforces it", partial(status, guard=True), (_forms("text", "json"),)),
-    "lifetime reap": Verb(SOME, "carry out the expiry if it is due, else re-arm", _reap, (_arg("--wait", metavar="DURATION", type=positive_duration, default=0, help=argparse.SUPPRESS),)),
-    "lifetime watch": Verb(SOME, "wait in the foreground for deadlines and reap", watch),
-    "lifetime extend": Verb(ONE, "push the deadline out", extend, (HOW_FAR, _arg("--dry-run", action="store_true", help="say what it would be; change nothing")), "ycluster lifetime extend 2h --name demo", "%(prog)s (DURATION | --from-now DURATION | --until TIME) [--dry-run] [--name NAME | ...]"),
-    "lifetime arm": Verb(ONE, "(re)install the timer", arm),
-    "lifetime disarm": Verb(ONE, "take the timer away; the cluster then runs until you stop it", disarm),
-    "lifetime gcp-flags": Verb(CONF, "gcloud flags by which GCP deletes the instance", print_gcp_flags, (_forms("shell", "lines", "json"),
-        _arg("--quiet", nargs="?", action="append", const="all", default=[], choices=("all", "onExpiry", "dataDisk", "restart"), help="leave out the warnings, or one of them")), "flags=$(ycluster lifetime gcp-flags -c DIR) && gcloud compute instances create vm $flags"),
-    "lifetime gcp-status": Verb(COMMON, "budget and deadline of a Compute Engine instance", lambda host, **args: gcp_status(host, **args, stdin=sys.stdin), (
-        _forms("text", "json"), _arg("--zone", help="--zone of gcloud"), _arg("--project", help="--project of gcloud"),
-        _arg("instance", nargs="?", default="-", metavar="INSTANCE", help="what gcloud is asked for; -, the default, reads its JSON from stdin")), "ycluster lifetime gcp-status vm --zone=europe-west1-b"),
-    "config check": Verb(CONF, "exit 0, or 3 with every problem", config_check),
-    "config show": Verb(CONF, "the effective config as JSON", lambda host, directory: host.output.data(to_json(show_config(load_config(directory))))),
+
+def _verbs_below(path: str) -> list[str]:
+    """The words that may follow a group's; at the top, verbs and groups."""
+    start = f"{path} " if path else ""
+    below = [verb_path[len(start) :] for verb_path in VERBS if verb_path.startswith(start)]
+    return [words.split()[0] for words in below]
+
+
+def _options_of(group: str) -> list[str]:
+    """The options of a group of verbs; those of the program itself at the top."""
+    return ["-h", "--help"] if group else ["-h", "--help", "--version", *COMMON.names]
+
+
+def _values_of(host: Host, option: Argument) -> list[str]:
+    if option == BY_NAME:
+        return [state.name for _, state in readable(host)]
+    if option == BY_CONTEXT:
+        return [state.context for _, state in readable(host)]
+    return list(option.choices)
+
+
+# --- the parser
+VERBS: Mapping[str, Callable[..., Any]] = {
+    command.verb.path: command
+    for command in tuple(globals().values())
+    if callable(command) and isinstance(getattr(command, "verb", None), Verb)
 }
-# fmt: on
 
 
-def _parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """The command line; with all verbs, or with the one that `argv` begins with: making all of them takes longer than most run."""
-    vars(argparse)["_"] = (
-        str  # nobody translates its words, and looking for that takes longer than the rest of this
+def parse_args(argv: Sequence[str]) -> dict[str, Any]:
+    """What the command line asks for: `path`, the verb, and the arguments of its call."""
+    for depth in (1, 2):
+        path = " ".join(argv[:depth])
+        if path in VERBS:
+            args = _read_options(path, argv[depth:])
+            if args is None:
+                parser = _style(argparse.ArgumentParser, prog=f"ycluster {path}", **_texts(path))
+                _add_arguments(parser, path)
+                args = vars(parser.parse_args(argv[depth:]))
+            return _collect(args)
+    return _collect(vars(full_parser().parse_args(argv)))
+
+
+def _read_options(path: str, words: Sequence[str]) -> dict[str, Any] | None:
+    """What argparse makes of words that are options with their values, as most are; else None.
+
+    To make a parser takes longer than most verbs run. So it is made for all other words only: help,
+    what has a place, and what is wrong.
+    """
+    options = {name: item for item in arguments_of(path) for name in item.names if item.is_option}
+    given: dict[str, Any] = {}
+    rest = list(words)
+    while rest:
+        option = options.get(rest.pop(0))
+        if option is None or option.dest in given:
+            return None
+        given[option.dest] = option.take_value(rest)
+    if None in given.values() or _is_incomplete(path, given):
+        return None
+    defaults = {item.dest: item.default for item in arguments_of(path)}
+    args = {**defaults, **given, "path": path}
+    return {dest: value for dest, value in args.items() if value is not argparse.SUPPRESS}
+
+
+def _is_incomplete(path: str, given: Mapping[str, Any]) -> bool:
+    """Whether an argument is missing, or one is given that excludes another."""
+    for item in declared(path).arguments:
+        if isinstance(item, OneOf):
+            count = sum(choice.dest in given for choice in item.arguments)
+            if count > 1 or (item.required and not count):
+                return True
+        elif item.is_required and item.dest not in given:
+            return True
+    return False
+
+
+def full_parser() -> argparse.ArgumentParser:
+    """The parser of all verbs: for help, for `--version`, and for what no verb begins with."""
+    parser: argparse.ArgumentParser = _style(
+        argparse.ArgumentParser,
+        prog="ycluster",
+        description="Dev clusters that expire on their own.",
     )
-    like: Any = {
-        "allow_abbrev": False,
-        "formatter_class": partial(argparse.HelpFormatter, width=columns() - 2),
-    }
-    parser = argparse.ArgumentParser(
-        prog="ycluster", description="Dev clusters that expire on their own.", **like
-    )
-    COMMON[0](parser)
+    parser.add_argument(*COMMON.names, **COMMON.options)
     parser.add_argument("--version", action="version", version=f"ycluster {VERSION}")
     places = {"": parser.add_subparsers(metavar="VERB", required=True)}
-    for path in {" ".join(argv[:1]), " ".join(argv[:2])}.intersection(VERBS) or VERBS:
-        verb, (group, _, name) = VERBS[path], path.rpartition(" ")
+    for path in VERBS:
+        group, _, name = path.rpartition(" ")
         if group not in places:
-            places[group] = places[""].add_parser(group, help=GROUPS[group], **like).add_subparsers(metavar="VERB", required=True)  # fmt: skip
-        made = places[group].add_parser(
-            name, help=verb.text, description=verb.text, usage=verb.usage, **like
-        )
-        made.epilog = f"example: {verb.example or f'ycluster {path}{LIKE[verb.takes]}'}"
-        made.set_defaults(run=verb.run)
-        for add in (*verb.takes, *verb.more):
-            add(made)
+            of_group = _style(places[""].add_parser, group, help=GROUPS[group])
+            places[group] = of_group.add_subparsers(metavar="VERB", required=True)
+        made = _style(places[group].add_parser, name, help=declared(path).help, **_texts(path))
+        _add_arguments(made, path)
     return parser
 
 
+def _style(make: Callable[..., Any], *names: str, **options: Any) -> Any:
+    """A parser that takes no abbreviations, and fills the terminal."""
+    formatter = partial(argparse.HelpFormatter, width=columns() - 2)
+    return make(*names, allow_abbrev=False, formatter_class=formatter, **options)
+
+
+def _texts(path: str) -> dict[str, Any]:
+    verb = declared(path)
+    return {"description": verb.help, "usage": verb.usage, "epilog": f"example: {verb.example}"}
+
+
+def _add_arguments(parser: argparse.ArgumentParser, path: str) -> None:
+    parser.set_defaults(path=path)
+    parser.add_argument(*COMMON.names, **COMMON.options)
+    for item in declared(path).arguments:
+        if isinstance(item, OneOf):
+            group = parser.add_mutually_exclusive_group(required=item.required)
+            for choice in item.arguments:
+                group.add_argument(*choice.names, **choice.options)
+        else:
+            parser.add_argument(*item.names, **item.options)
+
+
+def _collect(args: dict[str, Any]) -> dict[str, Any]:
+    """One value for each group of arguments that exclude each other."""
+    for item in declared(args["path"]).arguments:
+        if isinstance(item, OneOf):
+            values = [args.pop(choice.dest) for choice in item.arguments]
+            given = [value for value in values if value is not None]
+            args[item.dest] = given[0] if given else item.default
+    return args
+
+
+# --- the process
 def main(argv: Sequence[str] | None = None) -> int:
-    """The one place that prints errors and chooses the exit code."""
-
-    def interrupt(signum: int, frame: object) -> NoReturn:
-        raise Interrupted(f"interrupted by {signal.Signals(signum).name}")
-
-    # Streams that take any text; a closed one swallows it.
-    streams = [stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr)]  # noqa: SIM115
-    for stream in streams:
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-    output = Output(
-        *streams, colours=not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    )
-    os.umask(
-        0o077
-    )  # what other programs write for us (keys, sockets, disks) is nobody else's business either
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup
-            signal.signal(signum, interrupt)
-    signal.signal(
-        signal.SIGTSTP, signal.SIG_IGN
-    )  # asleep with a cluster's lock, it would keep the reaper out
+    """Run a command line; returns the exit code. Every error is printed here, and only here."""
+    output = _open_output()
     try:
-        args = vars(_parser(argv := sys.argv[1:] if argv is None else argv).parse_args(argv))
-        output.verbose = args.pop("verbose", False)
-        host, run = Host(os.environ, output), args.pop("run")
-        if "context" in args:
-            args["files"] = _files(host, args)
-        return run(host, **args) or 0
+        _prepare_process()
+        return _run(sys.argv[1:] if argv is None else argv, output)
     except Interrupted as error:
         output.draw("")
         output.say(f"ycluster: {error}")
         return error.exit_code
     except BrokenPipeError:
-        return 1  # whoever read stdout has gone; nothing is left to tell
+        return 1  # whoever read stdout has gone: nobody is left to report to
     except Exception as error:
         if output.verbose:
             import traceback
 
             traceback.print_exc()
-        if isinstance(error, OSError):
-            error = YclusterError(
-                f"{error.filename}: {error.strerror}"
-                if error.filename
-                else error.strerror or str(error)
-            )
-        elif not isinstance(error, YclusterError):
-            why, hint = (
-                f"internal error: {type(error).__name__}: {error}",
-                "--verbose shows where; please report it",
-            )
-            error = YclusterError(why, hint=hint)
+        shown = _as_ours(error)
         output.draw("")
-        output.error(error)
-        return error.exit_code
+        output.error(shown)
+        return shown.exit_code
     finally:
-        try:
-            sys.stdout.flush()
-        except (OSError, ValueError, AttributeError):
-            # The reader has gone, or the disk is full; Python's own last words would only add to it.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _flush_stdout()
+
+
+def _run(argv: Sequence[str], output: Output) -> int:
+    args = parse_args(argv)
+    output.verbose = args.pop("verbose", False)
+    host = Host(os.environ, output, sys.stdin)
+    command = VERBS[args.pop("path")]
+    if "files" in args:
+        args["files"] = find_cluster(host, args["files"])
+    return command(host, **args) or 0
+
+
+def _open_output() -> Output:
+    # Streams that take any text; in the place of a closed one, one that swallows it.
+    streams = []
+    for stream in (sys.stdout, sys.stderr):
+        if stream is None:
+            stream = open(os.devnull, "w")  # noqa: SIM115  # open for as long as we run
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+        streams.append(stream)
+    colours = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return Output(*streams, colours=colours)
+
+
+def _prepare_process() -> None:
+    """Set umask and signals, as a process of its own wants them."""
+    os.umask(0o077)  # what other programs write for us (keys, sockets, disks) is private, too
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(signum) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(signum, _interrupt)
+    # Stopped while it holds a cluster's lock, it would keep the reaper out.
+    signal.signal(signal.SIGTSTP, signal.SIG_IGN)
+
+
+def _interrupt(signum: int, frame: object) -> NoReturn:
+    raise Interrupted(f"interrupted by {signal.Signals(signum).name}")
+
+
+def _as_ours(error: Exception) -> YclusterError:
+    """The error as one with a message for people and an exit code."""
+    if isinstance(error, YclusterError):
+        return error
+    if isinstance(error, OSError):
+        why = error.strerror or str(error)
+        return YclusterError(f"{error.filename}: {why}" if error.filename else why)
+    why = f"internal error: {type(error).__name__}: {error}"
+    return YclusterError(why, hint="--verbose shows where; please report it")
+
+
+def _flush_stdout() -> None:
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError, AttributeError):
+        # The reader has gone, or the disk is full; Python's own last words would only add to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def run() -> NoReturn:
-    """`main` as a process. Python's own way out takes 3 ms, to take apart what ends anyway; all that was said has been flushed."""
-    os._exit(main())
+    """`main` as a process, left at once: Python's own way out takes 3 ms more, and does nothing."""
+    try:
+        code = main()
+    except SystemExit as end:  # argparse's way out, after --help or an error of usage
+        code = end.code if isinstance(end.code, int) else 0
+    os._exit(code)
 
 
 if __name__ == "__main__":

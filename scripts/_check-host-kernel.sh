@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # For shell scripts to source: `check_host_kernel || exit` before they call libguestfs. It is what ycluster itself checks
 # (check_host_kernel in ycluster.py; a test holds the two together): libguestfs boots the newest /boot/vmlinuz-* that has
-# modules, and Ubuntu makes kernels readable by root alone. It only looks, and prints what mends it.
+# modules, and Ubuntu makes kernels readable by root alone. It only looks, and prints what fixes it.
 check_host_kernel() { # [BOOT [MODULES]]
     local boot=${1:-/boot} modules=${2:-/lib/modules} kernel newest=''
     while IFS= read -r kernel; do
@@ -11,7 +11,8 @@ check_host_kernel() { # [BOOT [MODULES]]
     cat >&2 <<REMEDY
 ycluster: $newest can't be read, and libguestfs boots it: "supermin exited with error status 1"
   paste this; it lets today's kernels be read, and every later one:
-  printf '#!/bin/sh\nexec chmod 0644 "/boot/vmlinuz-\$1"\n' | sudo tee /etc/kernel/postinst.d/zz-readable-kernel >/dev/null
+  printf '#!/bin/sh\nexec chmod 0644 "/boot/vmlinuz-\$1"\n' |
+    sudo tee /etc/kernel/postinst.d/zz-readable-kernel >/dev/null
   sudo chmod 0755 /etc/kernel/postinst.d/zz-readable-kernel
   sudo chmod 0644 /boot/vmlinuz-*
 REMEDY

@@ -86,7 +86,7 @@ while [[ $(state state) != stopped ]]; do
     left=$(state remainingSeconds)
     if [[ $left == None ]]; then left=0; fi
     if ((left > 0)); then printf '    %s s left\n' "$left" >&2; else printf '    due; shutting down\n' >&2; fi
-    # Twice the stop ladder is longer than any stop may take.
+    # Twice the time that all steps of a stop may take.
     if ((left <= 0 && (waited += 5) > 360)); then echo 'quickstart: it is still running' >&2 && exit 1; fi
     sleep "$((left > 15 ? 10 : left > 0 ? left : 5))"
 done

@@ -62,7 +62,7 @@ if wants lint; then
     title lint
     "$tools/bin/ruff" check --no-cache .
     "$tools/bin/ruff" format --no-cache --check .
-    "$tools/bin/mypy" --cache-dir=/dev/null ycluster.py
+    "$tools/bin/mypy" --cache-dir=/dev/null
     if command -v shellcheck >/dev/null; then
         git ls-files -co --exclude-standard -- '*.sh' .ci/run | xargs shellcheck
     elif [[ ${CI:-} == true ]]; then

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from importlib.util import source_hash
 from pathlib import Path
@@ -158,6 +159,36 @@ def test_two_versions_side_by_side_keep_out_of_each_others_way(
     assert len(kept(tmp_path)) == 2
 
 
+def test_code_that_was_kept_long_ago_is_removed_when_new_code_is_kept(
+    program: Program, tmp_path: Path
+) -> None:
+    folder = tmp_path / ".cache" / "ycluster"
+    folder.mkdir(parents=True, mode=0o700)
+    old, cut_off, recent, written_by_others = (
+        folder / name for name in ("0" * 16, "a" * 16 + ".123", "1" * 16, "2" * 16)
+    )
+    others = [
+        folder / name
+        for name in ("README", "0" * 15, "0" * 17, "A" * 16, "0" * 16 + ".tmp", "0" * 16 + "\n")
+    ]
+    for path in (old, cut_off, recent, written_by_others, *others):
+        path.write_bytes(b"x")
+        path.chmod(0o600)
+    written_by_others.chmod(0o620)
+    (folder / ("d" * 16)).mkdir()
+    (folder / ("e" * 16)).symlink_to(recent)
+    for path in folder.iterdir():
+        days = 29 if path == recent else 31
+        os.utime(path, (time.time() - days * 86400,) * 2, follow_symlinks=False)
+    before = set(folder.iterdir())
+    check(run(program.path, HOME=str(tmp_path)))
+    [code] = set(folder.iterdir()) - before
+    assert before - set(folder.iterdir()) == {old, cut_off}
+    os.utime(code, (0, 0))
+    check(run(program.path, HOME=str(tmp_path)))
+    assert code.stat().st_mtime == 0, "what is in use is left as it is"
+
+
 def test_an_older_python_gets_one_line(program: Program) -> None:
     code = f"import sys, runpy; sys.version_info = (3, 8, 1); runpy.run_path({str(program.path)!r}, run_name='__main__')"
     ran = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True)
@@ -228,13 +259,12 @@ def test_it_is_built_with_no_network_from_wheels_at_hand(tmp_path: Path) -> None
         "PIP_NO_INDEX": "1",
         "PIP_FIND_LINKS": str(tmp_path / "wheels"),
     }
-    subprocess.run(
-        ["unshare", "-n", "./build_zipapp.sh"],
-        cwd=tmp_path / "copy",
-        env=env,
-        check=True,
-        capture_output=True,
-    )
+    argv = [
+        "sh",
+        "-c",
+        "umask 077 && exec unshare -n ./build_zipapp.sh",
+    ]  # the same bytes, whatever the umask
+    subprocess.run(argv, cwd=tmp_path / "copy", env=env, check=True, capture_output=True)
     assert (tmp_path / "copy" / "dist" / "ycluster").read_bytes() == (
         ROOT / "dist" / "ycluster"
     ).read_bytes()

@@ -94,7 +94,7 @@ def test_a_lost_timer_is_caught_by_the_next_command(
         ["pkill", "-9", "-f", f"lifetime watch --state {lost.file('.json')}"], check=True
     )
     wait_for("status to tell", lambda: not lost.guard()["armed"])
-    assert "NOTHING" in lost.run("lifetime", "status").stdout
+    assert "NONE" in lost.run("lifetime", "status").stdout
     lost.set_deadline(-1)
     assert "OVERDUE" in lost.program.run("list").stdout
     assert lost.status()["state"] == "running"  # those that only look never act

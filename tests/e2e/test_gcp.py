@@ -99,7 +99,7 @@ def test_an_instance_that_nothing_ends_gets_a_budget_as_gcp_status_says(
     )
     assert "maxRunDuration" not in instance(api)["scheduling"]
     shown = sh("ycluster lifetime gcp-status vm --zone europe-north1-a").stdout
-    assert "NOTHING ends it" in shown and "deadline:" not in shown
+    assert "NOTHING deletes it" in shown and "deadline:" not in shown
     [mend] = [line for line in shown.splitlines() if "better:" in line]
     instance(api)["status"] = "TERMINATED"
     sh(mend.replace("better:", "").replace("DIR", "limited"))
@@ -107,7 +107,7 @@ def test_an_instance_that_nothing_ends_gets_a_budget_as_gcp_status_says(
     again = sh("ycluster lifetime gcp-status vm --zone europe-north1-a").stdout
     assert (
         "12h0m0s from each start, then delete" in again
-        and "nothing counts while it is terminated" in again
+        and "no deadline while it is terminated" in again
     )
 
 
@@ -215,7 +215,7 @@ def test_without_a_budget_the_wrapper_goes_on_and_says_so_loudly(
     assert (
         "WARNING" in done.stderr
         and "NOTHING ENDS vm" in done.stderr
-        and "NOTHING ends it" in done.stdout
+        and "NOTHING deletes it" in done.stdout
     )
 
 

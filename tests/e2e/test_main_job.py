@@ -238,7 +238,7 @@ def test_systemd_reaps_it_at_its_deadline(vm: Cluster) -> None:
     assert vm.guard()["backend"] == "systemd"
     check_expired_by(vm, "systemd")
     assert "expired:" in vm.run("status").stdout
-    assert "nothing to reap" in vm.run("lifetime", "reap").stderr
+    assert "no expiry is due" in vm.run("lifetime", "reap").stderr
 
 
 def test_start_gives_a_fresh_deadline_later_than_the_first(vm: Cluster) -> None:

@@ -86,7 +86,7 @@ def test_the_commands_of_the_readme_and_of_its_pages_do_what_they_say(
     """One after the other in one HOME, from the build to the uninstall. Only the image is put in, as a mirror has no Ubuntu's."""
     image = f'\nimage: "{guest_image}"\n'
     twenty, _, rest = (
-        block("README.md", "Twenty lines")
+        block("README.md", "Usage")
         .replace("\nname: dev\n", f"\nname: dev{image}")
         .partition("ycluster pause")
     )

@@ -203,7 +203,7 @@ def test_a_stopped_atd_is_noticed_and_the_next_command_arms_again(host: RealHost
     assert host.arm()["backend"] == "at"
     host.root("systemctl stop atd")
     assert not host.status()["enforcement"]["armed"]
-    assert "NOTHING" in host.login("ycluster lifetime status")
+    assert "NONE" in host.login("ycluster lifetime status")
     host.login("ycluster lifetime reap --all")
     guard = host.status()["enforcement"]
     assert (guard["backend"], guard["armed"]) == ("watcher", True)

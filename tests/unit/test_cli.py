@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from unit_support import PROGRAM, Cli, Processes, Ran, made, tree
+from unit_support import PROGRAM, Cli, Processes, Ran, made, missing, told, tree
 
 import ycluster
 
@@ -73,14 +73,14 @@ def test_a_verb_alone_is_parsed_as_it_is_among_all_the_others(
     assert len(ycluster.VERBS) > 20
     for path in ycluster.VERBS:
         helps = []
-        for parser in (ycluster._parser(path.split()), ycluster._parser()):
+        for parse in (ycluster.parse_args, ycluster.full_parser().parse_args):
             with pytest.raises(SystemExit):
-                parser.parse_args([*path.split(), "--help"])
+                parse([*path.split(), "--help"])
             helps.append(capsys.readouterr().out)
         assert helps[0] == helps[1] and f"usage: ycluster {path} " in helps[0]
     for words in (["stpo"], ["lifetime", "stpo"]):
         with pytest.raises(SystemExit):
-            ycluster._parser(words).parse_args(words)
+            ycluster.parse_args(words)
         told = capsys.readouterr().err
         siblings = [path.split()[-1] for path in ycluster.VERBS if path.split()[:-1] == words[:-1]]
         assert len(siblings) > 5 and all(name in told for name in siblings)
@@ -94,15 +94,15 @@ def test_a_verb_alone_is_parsed_as_it_is_among_all_the_others(
         ("lifetime", 2, "VERB"),
         ("config", 2, "VERB"),
         ("provision", 2, "-c/--config"),
-        ("stop --name a --context b", 2, "not allowed with"),
-        ("stop --name a -c good", 2, "not allowed with"),
-        ("stop demo", 2, "unrecognized"),
+        ("stop --name a --context b", 2, "--context, --name"),
+        ("stop --name a -c good", 2, "-c/--config, --name"),
+        ("stop demo", 2, "demo"),
         ("list -o yaml", 2, "yaml"),
         ("status -o table", 2, "table"),
         ("lifetime gcp-flags -c good -o table", 2, "table"),
         ("lifetime extend", 2, "DURATION"),
-        ("schema", 2, "which --write is required"),
-        ("schema common --write out", 2, "--write: not allowed with argument which"),
+        ("schema", 2, "which --write"),
+        ("schema common --write out", 2, "--write:, which"),
         ("schema podman", 2, "podman"),
         ("lifetime reap --wait soon", 2, "soon"),
         ("lifetime reap --state a.json --name demo", 2, "--state"),
@@ -110,27 +110,27 @@ def test_a_verb_alone_is_parsed_as_it_is_among_all_the_others(
         ("lifetime watch --state a.json --context local", 2, "--state"),
         ("lifetime reap --all --state a.json", 2, "--all"),
         ("lifetime reap --all --name demo", 2, "--all"),
-        ("config check -c bad", 3, "bad/y-cluster-provision.yaml:1:1: nmae: no such key"),
-        ("config show -c bad", 3, "bad/y-cluster-provision.yaml:2:9: memory: "),
-        ("provision -c bad", 3, "2 problems"),
-        ("lifetime gcp-flags -c bad", 3, "2 problems"),
-        ("lifetime gcp-flags -c long", 3, "Compute Engine takes 30 s to 120 days"),
-        ("config check -c empty", 3, "no y-cluster-provision.yaml"),
-        ("config check -c nowhere", 3, "no such directory"),
+        ("config check -c bad", 3, "bad/y-cluster-provision.yaml:1:1: nmae:"),
+        ("config show -c bad", 3, "bad/y-cluster-provision.yaml:2:9: memory: 'lots'"),
+        ("provision -c bad", 3, "2 problems, yaml:1:1, yaml:2:9"),
+        ("lifetime gcp-flags -c bad", 3, "yaml:1:1, yaml:2:9"),
+        ("lifetime gcp-flags -c long", 3, "/long/y-cluster, maxRun 3000h"),
+        ("config check -c empty", 3, "/empty:, y-cluster-provision.yaml"),
+        ("config check -c nowhere", 3, "/nowhere: no such directory"),
         pytest.param("config check -c " + "d" * 5000, 3, "dddd", id="a path too long"),
-        ("stop -c bad", 3, "2 problems"),
-        ("stop --name demo", 4, "no cluster named demo: there are none"),
-        ("stop --context prod", 4, "no cluster with the context prod"),
-        ("status --name ../../etc/passwd", 4, "no cluster named"),
-        ("teardown --name demo", 4, "no cluster named demo"),
-        ("lifetime reap --state nowhere/demo.json", 4, "no cluster demo in"),
-        ("lifetime watch --state nowhere/demo.json", 4, "no cluster demo in"),
-        ("provision -c docker", 6, "not yet implemented for docker"),
-        ("provision -c multipass", 6, "not yet implemented for multipass"),
-        ("stop -c docker", 6, "not yet implemented for docker"),
-        ("teardown -c multipass", 6, "not yet implemented for multipass"),
+        ("stop -c bad", 3, "yaml:1:1, yaml:2:9"),
+        ("stop --name demo", 4, "demo, none, `ycluster provision"),
+        ("stop --context prod", 4, "context prod"),
+        ("status --name ../../etc/passwd", 4, "../../etc/passwd"),
+        ("teardown --name demo", 4, "demo"),
+        ("lifetime reap --state nowhere/demo.json", 4, "demo, /nowhere"),
+        ("lifetime watch --state nowhere/demo.json", 4, "demo, /nowhere"),
+        ("provision -c docker", 6, "docker, provider: qemu"),
+        ("provision -c multipass", 6, "multipass, provider: qemu"),
+        ("stop -c docker", 6, "docker, provider: qemu"),
+        ("teardown -c multipass", 6, "multipass, provider: qemu"),
         ("provision -c tap", 6, "network.mode: tap"),
-        ("provision -c k3s", 6, "k3s.source: a folder of this host, with install: script"),
+        ("provision -c k3s", 6, "k3s.source, install: script"),
     ],
 )  # fmt: skip
 def test_bad_input_has_its_exit_code_and_leaves_no_trace(
@@ -139,15 +139,15 @@ def test_bad_input_has_its_exit_code_and_leaves_no_trace(
     before = tree(at)
     ran = cli(*argv.split())
     failed(ran, code, lines=5 if "usage:" in ran.err else 4)
-    assert says in ran.err
+    assert missing(ran.err.partition("error: ")[2] or ran.err, *says.split(", ")) == [], ran.err
     assert tree(at) == before
 
 
 @pytest.mark.parametrize(
     "duration, says",
     [
-        ("soon", 'invalid duration "soon"'),
-        ("2", "missing unit"),
+        ("soon", '"soon"'),
+        ("2", '"2"'),
         ("0s", "positive"),
         ("-- -2h", "positive"),
     ],
@@ -165,8 +165,7 @@ def test_a_name_that_no_cluster_has_lists_those_there_are(cli: Cli, cache: Path)
     made(cache)
     for argv in ("status --name other", "status --context other"):
         ran = cli(*argv.split())
-        failed(ran, 4)
-        assert "no cluster" in ran.err and "other" in ran.err and "--name demo" in ran.err
+        told(ran, 4, "other", "--name demo", lines=3)
 
 
 def test_watch_all_takes_no_name(home: Path) -> None:
@@ -191,8 +190,7 @@ def test_every_verb_says_that_the_config_has_no_cluster_yet(
         (home / ".cache" / "y-cluster-qemu").mkdir(parents=True)
     before = tree(at)
     ran = cli(*verb.split(), "-c", "good")
-    failed(ran, 4)
-    assert "no cluster demo in" in ran.err
+    told(ran, 4, "demo", home / ".cache" / "y-cluster-qemu", lines=3)
     assert tree(at) == before
 
 
@@ -206,8 +204,7 @@ def test_a_missing_program_is_a_prerequisite_with_its_remedy(
         ycluster.Host, "which", lambda self, program: None
     )  # PATH alone leaves /usr/sbin and /sbin
     ran = cli(*argv.split())
-    failed(ran, 5)
-    assert "missing: qemu-system-x86_64, qemu-img" in ran.err and "apt-get install" in ran.err
+    told(ran, 5, "qemu-system-x86_64", "qemu-img", "sudo apt-get install", lines=3)
     assert tree(at) == before
 
 
@@ -215,8 +212,8 @@ def test_a_verb_with_nothing_on_path_is_a_prerequisite(
     at: Path, home: Path, tmp_path: Path
 ) -> None:
     ran = shell('PATH=/nonexistent; export PATH; exec "$python" "$y" provision -c good', home)
-    failed(ran, 5)
-    assert "missing: " in ran.err and not (home / ".cache").exists()
+    told(ran, 5, "missing:", lines=3)
+    assert not (home / ".cache").exists()
 
 
 def test_a_file_in_the_place_of_the_cachedir_is_an_error(cli: Cli, at: Path, home: Path) -> None:
@@ -257,8 +254,7 @@ def test_when_it_is_not_clear_the_clusters_are_listed(
     for name, context in zip(("first", "second"), contexts):
         made(cache, name, context=context)
     ran = cli("stop")
-    failed(ran, 4)
-    assert f"--name first   (in {cache})" in ran.err and f"--name second   (in {cache})" in ran.err
+    told(ran, 4, f"--name first (in {cache})", f"--name second (in {cache})", lines=3)
 
 
 def test_a_config_names_its_cluster_in_its_own_cachedir(cli: Cli, at: Path) -> None:
@@ -273,7 +269,7 @@ def test_a_config_names_its_cluster_in_its_own_cachedir(cli: Cli, at: Path) -> N
 def test_a_sidecar_names_its_cluster_wherever_it_lies(cli: Cli, at: Path) -> None:
     state = made(at / "empty", lifetime="")
     ran = cli("lifetime", "reap", "--state", "empty/demo.json")
-    assert (ran.code, ran.out) == (0, "") and "nothing to reap" in ran.err
+    told(ran, 0, "demo:")
     assert ycluster.load_state(state.files) == state
 
 
@@ -328,7 +324,7 @@ def test_commands_that_look_say_what_is_overdue_and_change_nothing(
 
 def test_no_cluster_at_all_is_an_empty_list(cli: Cli, home: Path) -> None:
     ran = cli("list")
-    assert (ran.code, ran.out) == (0, "") and "no clusters" in ran.err
+    told(ran, 0, "no clusters", "`ycluster provision -c DIR`")
     assert json.loads(cli("list", "-o", "json").out) == {"version": 1, "clusters": []}
     assert tree(home) == {}
 
@@ -355,7 +351,7 @@ def test_a_corrupt_sidecar_does_not_hide_other_clusters(cli: Cli, cache: Path) -
     assert ran.code == 0 and [cluster["name"] for cluster in json.loads(ran.out)["clusters"]] == [
         "good"
     ]
-    assert f"warning: {cache}/bad.json: not JSON" in ran.err
+    assert missing(ran.err, f"warning: {cache}/bad.json:") == []
     failed(cli("status", "--name", "bad"), 4)
 
 
@@ -364,9 +360,7 @@ def test_reap_all_reaps_the_others_and_fails(cli: Cli, cache: Path) -> None:
         made(cache, name, expires_at=LONG_AGO)
     (cache / "m.json").write_text("{")
     ran = cli("lifetime", "reap", "--all")
-    assert (
-        (ran.code, ran.out) == (1, "") and "not reaped: m" in ran.err and "Traceback" not in ran.err
-    )
+    told(ran, 1, "not reaped: m")
     for name in ("a", "z"):
         state = ycluster.load_state(ycluster.Files(cache, name))
         assert state.expires_at is None and state.reaped and state.reaped.how == "was not running"
@@ -380,7 +374,7 @@ def test_the_next_command_reaps_what_is_overdue_elsewhere(
     ran = cli(
         "resume", "--name", "other"
     )  # is stopped, which is an error, and comes after the sweep
-    assert ran.code == 1 and "other is stopped" in ran.err
+    told(ran, 1, "`ycluster start --name other`")
     reaped = ycluster.load_state(late.files).reaped
     assert reaped is not None and reaped.by == "next command"
     assert ycluster.load_state(ycluster.Files(cache, "other")).expires_at == LONG_AGO
@@ -407,12 +401,42 @@ def test_teardown_removes_the_clusters_files_and_nothing_else(cli: Cli, cache: P
     assert set(tree(cache)) == keep
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_teardown_removes_every_file_that_a_cluster_may_have(
+    cli: Cli, cache: Path, keep: bool
+) -> None:
+    own = {
+        name: file
+        for name, file in vars(ycluster.Files).items()
+        if isinstance(file, ycluster.OwnFile)
+    }
+    files = made(cache).files
+    for name, file in own.items():
+        path = getattr(files, name)
+        if file.removed in ("with the cluster", "last"):
+            path.with_name(f".{path.name}.0a1b2c3d.tmp").touch()  # left by a write that was killed
+        if name != "sidecar":
+            path.touch()
+    (cache / ".demo2.json.0a1b2c3d.tmp").touch()
+    assert cli("teardown", "--name", "demo", *["--keep-disk"] * keep).code == 0
+    kept = {files.disk.name, files.ssh_key.name, files.ssh_pub.name} if keep else set()
+    assert set(tree(cache)) == {".demo2.json.0a1b2c3d.tmp"} | kept
+    assert {name for name, file in own.items() if file.removed == "with the disk"} == {
+        "disk",
+        "ssh_key",
+        "ssh_pub",
+    }
+    assert {name for name, file in own.items() if file.removed == "never"} == {
+        "lock"
+    }  # which goes when it is let go
+
+
 def test_teardown_can_keep_the_disk_and_its_key(cli: Cli, cache: Path) -> None:
     state = made(cache)
     for path in (state.files.disk, state.files.ssh_key, state.files.ssh_pub):
         path.write_text("x")
     ran = cli("teardown", "--keep-disk")
-    assert ran.code == 0 and f"kept: {state.files.disk}" in ran.err
+    told(ran, 0, f"kept: {state.files.disk}")
     assert set(tree(cache)) == {"demo.qcow2", "demo-ssh", "demo-ssh.pub"}
 
 
@@ -424,7 +448,7 @@ def test_teardown_of_what_is_not_there_is_done_already(
         (home / ".cache" / "y-cluster-qemu").mkdir(parents=True)
     before = tree(at)
     ran = cli("teardown", "-c", "good")
-    assert (ran.code, ran.out) == (0, "") and "nothing to tear down" in ran.err
+    told(ran, 0, "demo", home / ".cache" / "y-cluster-qemu")
     assert tree(at) == before
 
 
@@ -433,7 +457,7 @@ def test_stop_of_a_stopped_cluster_is_done_already_and_clears_its_deadline(
 ) -> None:
     state = made(cache, expires_at=FAR_AHEAD, extra={"theirs": 1})
     ran = cli("stop")
-    assert (ran.code, ran.out) == (0, "") and "was not running" in ran.err
+    told(ran, 0, "demo was not running")
     after = ycluster.load_state(state.files)
     assert (after.expires_at, after.timer, after.extra) == (None, None, {"theirs": 1})
 
@@ -441,11 +465,11 @@ def test_stop_of_a_stopped_cluster_is_done_already_and_clears_its_deadline(
 @pytest.mark.parametrize(
     "argv, says",
     [
-        ("pause", "not running"),
-        ("resume", "is stopped"),
-        ("ssh", "is stopped"),
-        ("lifetime extend 1h", "no deadline is counting"),
-        ("lifetime arm", "is not running"),
+        ("pause", "`ycluster start --name demo`"),
+        ("resume", "`ycluster start --name demo`"),
+        ("ssh", "`ycluster start --name demo`"),
+        ("lifetime extend 1h", "lifetime.maxRun"),
+        ("lifetime arm", "`ycluster start`"),
     ],
 )
 def test_verbs_that_need_a_running_vm_say_what_to_do(
@@ -453,15 +477,14 @@ def test_verbs_that_need_a_running_vm_say_what_to_do(
 ) -> None:
     state = made(cache)
     ran = cli(*argv.split())
-    failed(ran, 1)
-    assert says in ran.err
+    told(ran, 1, "demo", says, lines=3)
     assert ycluster.load_state(state.files) == state
 
 
 def test_a_disarmed_cluster_keeps_its_deadline_and_is_left_alone(cli: Cli, cache: Path) -> None:
     state = made(cache, expires_at=LONG_AGO)
     assert cli("lifetime", "disarm").code == 0
-    assert "disarmed by hand" in cli("lifetime", "reap").err
+    told(cli("lifetime", "reap"), 0, "demo:", "disarmed", "`ycluster lifetime arm`")
     after = ycluster.load_state(state.files)
     assert after.expires_at == LONG_AGO and after.disarmed
     assert "disarmed" in cli("list").out
@@ -471,8 +494,7 @@ def test_a_disarmed_cluster_keeps_its_deadline_and_is_left_alone(cli: Cli, cache
 def test_arm_without_a_budget_says_where_to_set_it(cli: Cli, cache: Path, lifetime: str) -> None:
     made(cache, lifetime=lifetime)
     ran = cli("lifetime", "arm")
-    failed(ran, 1)
-    assert "maxRun" in ran.err
+    told(ran, 1, "maxRun", lines=3)
 
 
 def test_start_without_a_disk_is_refused(
@@ -481,16 +503,15 @@ def test_start_without_a_disk_is_refused(
     monkeypatch.setattr(ycluster.Host, "which", lambda self, program: "/bin/true")
     made(cache)
     ran = cli("start")
-    failed(ran, 4)
-    assert "no disk to boot" in ran.err
+    told(ran, 4, "demo", "disk", "`ycluster provision -c DIR`", lines=3)
 
 
 @pytest.mark.parametrize(
     "fields, code, says",
     [
-        ({"started_at": 5}, 1, "already exists"),
-        ({"started_at": None, "image": ""}, 1, "already exists"),
-        (None, 1, "no cluster claims"),
+        ({"started_at": 5}, 1, "`ycluster teardown --name demo`"),
+        ({"started_at": None, "image": ""}, 1, "`ycluster teardown --name demo`"),
+        (None, 1, "demo.qcow2:"),
     ],
     ids=["ours", "the sibling's", "a disk alone"],
 )
@@ -503,7 +524,7 @@ def test_provision_never_takes_over_what_is_there(
     ycluster.Files(cache, "demo").disk.write_text("data")
     before = {name: value for name, value in tree(cache).items() if not name.endswith(".lock")}
     ran = cli("provision", "-c", "good")
-    assert (ran.code, ran.out) == (code, "") and says in ran.err
+    told(ran, code, says, cache)
     assert {
         name: value for name, value in tree(cache).items() if not name.endswith(".lock")
     } == before
@@ -534,8 +555,7 @@ def test_without_any_home_a_cachedir_must_be_named(
     monkeypatch.setattr("pwd.getpwuid", nobody)
     assert json.loads(cli("list", "-o", "json").out)["clusters"] == []
     ran = cli("stop", "-c", "good")
-    failed(ran, 5)
-    assert "set HOME, or cacheDir" in ran.err
+    told(ran, 5, "HOME", "cacheDir", lines=3)
 
 
 def test_a_config_can_be_checked_without_home(at: Path, home: Path) -> None:
@@ -592,35 +612,75 @@ def test_streams_that_are_closed_or_full_are_no_traceback(
     assert ran.code in (0, 1, 3)
 
 
-def test_a_signal_ends_it_with_130(home: Path, cache: Path) -> None:
-    """A verb that waits for the lock gets SIGTERM, as from a shutdown."""
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_it_with_130(home: Path, cache: Path, signum: signal.Signals) -> None:
+    """A verb that waits for the lock is interrupted: by Ctrl-C, a shutdown, a closed terminal."""
     state = made(cache)
     fd = ycluster.try_flock(state.files.lock)
     assert fd is not None
     argv = [sys.executable, str(PROGRAM), "stop"]
     with subprocess.Popen(
-        argv, env={"HOME": str(home)}, stderr=subprocess.PIPE, text=True
+        argv,
+        env={"HOME": str(home)},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signum, signal.SIG_DFL),  # under nohup it is ignored
     ) as waiting:
         try:
-            while not catches(waiting.pid, signal.SIGTERM):
+            while not ignores(waiting.pid, signal.SIGTSTP):  # the last that it sets
                 assert waiting.poll() is None
-            waiting.terminate()
+            waiting.send_signal(signum)
             said = waiting.communicate(timeout=60)[1]
         finally:
             waiting.kill()
     os.close(fd)
-    assert (waiting.returncode, said) == (130, "ycluster: interrupted by SIGTERM\n")
+    told(Ran(waiting.returncode, "", said), 130, signum.name, lines=1)
 
 
-def catches(pid: int, signum: int) -> bool:
-    """Whether a process has a handler of its own for a signal."""
+def ignores(pid: int, signum: int) -> bool:
+    """Whether a process ignores a signal."""
     status = dict(
         line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
     )
-    return bool(int(status["SigCgt"], 16) >> (signum - 1) & 1)
+    return bool(int(status["SigIgn"], 16) >> (signum - 1) & 1)
 
 
 def test_version_and_help_go_to_stdout(cli: Cli) -> None:
     assert re.fullmatch(r"ycluster \d+\.\d+\.\d+\n", cli("--version").out)
     shown = cli("--help")
     assert shown.code == 0 and "provision" in shown.out and shown.err == ""
+
+
+OPTIONS = [
+    "list", "list -o json", "list -o yaml", "doctor -o text", "status --name a", "stop -c good",
+    "stop --name a --context b", "stop --name", "stop --name -c", "teardown --keep-disk --name a",
+    "teardown --keep-disk --keep-disk", "--verbose list", "list --verbose", "provision",
+    "provision -c good", "lifetime reap --all", "lifetime reap --wait 2m --by at --state a.json",
+    "lifetime reap --all --name a", "lifetime watch --context c", "lifetime extend 2h",
+    "lifetime extend --from-now 2h --dry-run", "lifetime extend --until 18:00 --name a",
+    "lifetime extend", "lifetime gcp-flags -c good --quiet", "lifetime gcp-flags -c good -o lines",
+    "lifetime gcp-status --zone z vm", "lifetime gcp-status --zone z", "schema", "schema qemu",
+    "schema --write out", "config show -c good", "ssh", "ssh -- uname -a", "ssh --name a",
+    "completion bash", "export out --format raw", "export --format raw", "import -c good", "stop -x",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", OPTIONS)
+def test_what_is_read_without_argparse_is_what_argparse_makes_of_it(
+    line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def outcome() -> object:
+        try:
+            return ycluster.parse_args(line.split())
+        except SystemExit as end:
+            return end.code
+
+    quick = outcome()
+    monkeypatch.setattr(ycluster, "_read_options", lambda path, words: None)
+    assert quick == outcome()
+
+
+def test_most_command_lines_need_no_parser(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(ycluster.argparse, "ArgumentParser")
+    for line in ("list -o json", "stop --name a", "lifetime status", "lifetime gcp-flags -c good"):
+        assert ycluster.parse_args(line.split())["path"] in ycluster.VERBS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pwd
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from unit_support import Clocked
 
 import ycluster
-from ycluster import KINDS, Config, ConfigError, PortForward, load_config, read_config, show_config
+from ycluster import Config, ConfigError, PortForward, load_config, read_config, show_config
 
 BASE = Path("/cfg")
 FILE = BASE / "y-cluster-provision.yaml"
@@ -142,12 +144,41 @@ def test_every_key_is_read(key: str, text: str, attr: str, value: object) -> Non
 def test_every_key_has_a_case_above() -> None:
     marks = test_every_key_is_read.pytestmark  # type: ignore[attr-defined]
     tried = {case[0] for case in marks[0].args[1]} | {"provider"}
-    assert tried == set(keys(KINDS["qemu"].schema))
+    assert tried == set(keys(ycluster.kind_of("qemu").schema))
 
 
-def test_a_path_may_start_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert read("cacheDir: ~/c\n").cache_dir == tmp_path / "c"
+def test_a_path_may_start_at_home(tmp_path: Path) -> None:
+    def at_home(text: str, home: Path = tmp_path) -> Any:
+        return read_config(text, FILE, lambda: home)
+
+    assert at_home("cacheDir: ~/c\n").cache_dir == tmp_path / "c"
+    assert at_home("cacheDir: ~\n").cache_dir is None  # as YAML has it
+    assert at_home("cacheDir: '~'\ndataDisk: ~//d/../e\n", Path("/")).cache_dir == Path("/")
+    assert at_home("dataDisk: ~//d/../e\n").data_disk == tmp_path / "e"
+    assert (
+        at_home("image: ~/a b.img\nk3s: {source: ~/k/}\n").image == (tmp_path / "a b.img").as_uri()
+    )
+    assert at_home("image: ~/a.img\nk3s: {source: ~/k/}\n").k3s.source == (tmp_path / "k").as_uri()
+
+
+def test_a_path_may_start_at_the_home_of_somebody_else() -> None:
+    home = Path(pwd.getpwnam("root").pw_dir)
+    assert read("cacheDir: ~root/c\n").cache_dir == home / "c"
+    assert (
+        read("cacheDir: ~nobody-has-this-name/c\n").cache_dir
+        == BASE / "~nobody-has-this-name" / "c"
+    )
+
+
+def test_home_comes_from_the_host_and_from_no_variable(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, host: Clocked
+) -> None:
+    monkeypatch.setenv("HOME", "/another/home")
+    (tmp_path / FILE.name).write_text("cacheDir: ~/c\n")
+    config = load_config(tmp_path, host.home)
+    assert isinstance(config, ycluster.QemuConfig) and config.cache_dir == host.home() / "c"
+    with pytest.raises(ConfigError, match=r"1:11: cacheDir: ~ .* write the whole path"):
+        load_config(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -217,9 +248,9 @@ def test_an_image_of_ones_own_has_no_digest_unless_given() -> None:
         ("portForwards: [80]\n", "1:16: portForwards[0]: wants a mapping of keys to values, not a number"),
         ("portForwards: [{host: 80}]\n", "1:16: portForwards[0].guest: is missing"),
         ("portForwards: [{host: 80, guest: }]\n", "1:16: portForwards[0].guest: is missing"),
-        ("portForwards: [{guest: 80, gest: 1}]\n", "1:28: portForwards[0].gest: no such key; did you mean 'guest'?"),
+        ("portForwards: [{guest: 6443, gest: 1}]\n", "1:30: portForwards[0].gest: no such key; did you mean 'guest'?"),
         ("portForwards: [{guest: 0}]\n", "1:24: portForwards[0].guest: '0' is not a whole number from 1 to 65535"),
-        ("portForwards: [{host: 65536, guest: 1}]\n", "1:23: portForwards[0].host: '65536' is not"),
+        ("portForwards: [{host: 65536, guest: 6443}]\n", "1:23: portForwards[0].host: '65536' is not"),
         ("portForwards: [{host: 1, guest: 6443}, {host: 1, guest: 2}]\n", "1:15: portForwards: host port 1 is forwarded twice"),
         ("registries: none\n", "1:13: registries: wants a mapping of keys to values, not a string"),
         ("diskSize: 20GB\n", "1:11: diskSize: '20GB' is not a size"),
@@ -243,8 +274,8 @@ def test_an_image_of_ones_own_has_no_digest_unless_given() -> None:
         ("just words\n", "1:1: the config: wants a mapping of keys to values"),
         ("a: b: c\n", "1:5: "),
         ("name: a\nname: b\n", "2:1: "),
-        (PLAIN + "portForwards: [{host: 2222, guest: 80}]\n", "2:15: portForwards: host port 2222 is sshPort's already"),
-        (PLAIN + "portForwards: [{host: 1234, guest: 22}]\n", "2:15: portForwards: guest port 22 is sshPort's business"),
+        (PLAIN + "portForwards: [{host: 2222, guest: 80}]\n", "2:15: portForwards: host port 2222 is used by sshPort, too"),
+        (PLAIN + "portForwards: [{host: 1234, guest: 22}]\n", "2:15: portForwards: guest port 22 is what sshPort leads to"),
         ("portForwards: [{host: 80, guest: 80}]\n", "1:15: portForwards: guest port 6443 is missing"),
     ],
 )  # fmt: skip
@@ -260,6 +291,65 @@ def test_all_problems_are_reported_at_once_in_the_order_of_the_file() -> None:
     assert [line.split(": ")[1] for line in found] == [
         "name", "memory", "nmae", "lifetime.maxRun", "lifetime.onExpiry", "cpus"
     ]  # fmt: skip
+
+
+WRONG_NAME = "1:7: name"
+NO_API, TAKEN, TWICE, SSH = (
+    "guest port 6443 is missing",
+    "host port 2222 is used by sshPort",
+    "host port 80 is forwarded twice",
+    "guest port 22 ",
+)
+
+
+@pytest.mark.parametrize(
+    "rest, also",
+    [
+        ("portForwards: [{host: 80, guest: 80}]\n", [("2:15: portForwards", NO_API)]),
+        ("portForwards: [{host: 2222, guest: 6443}]\n", [("2:15: portForwards", TAKEN)]),
+        ("portForwards: [{host: 80, guest: 6443}, {host: 80, guest: 22}]\n", [("2:15: portForwards", SSH), ("2:15: portForwards", TWICE)]),
+        ("sshPort: 80\n", [("2:10: sshPort", "host port 80 is used by sshPort")]),
+        # What is right in a list that is not right altogether.
+        ("portForwards: [{host: x, guest: 80}]\n", [("2:15: portForwards", NO_API), ("2:23: portForwards[0].host", "'x' is not")]),
+        (
+            "portForwards: [{host: 80, guest: x}, 5, {host: 80, guest: 2}]\n",
+            [("2:15: portForwards", TWICE), ("2:34: portForwards[0].guest", "'x' is not"), ("2:38: portForwards[1]", "wants a mapping")],
+        ),
+        ("portForwards: [{host: 2222}]\n", [("2:15: portForwards", TAKEN), ("2:16: portForwards[0].guest", "is missing")]),
+    ],
+)  # fmt: skip
+def test_a_wrong_key_hides_no_broken_rule_between_others(
+    rest: str, also: list[tuple[str, str]]
+) -> None:
+    expected = [(WRONG_NAME, "'Demo' is not a DNS label"), *also]
+    found = problems("name: Demo\n" + rest)
+    assert len(found) == len(expected)
+    for problem, (where, what) in zip(found, expected):
+        assert problem.startswith(f"{where}: ") and what in problem
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "portForwards: 80\nsshPort: 6443\n",
+        "portForwards: [5]\n",
+        "portForwards: [{host: 80}]\n",
+        "portForwards: [{host: 80, guest: 0}]\n",
+        "k3s: 5\nportForwards: [{host: 80, guest: 80}]\n",
+        "k3s: {install: nine}\nportForwards: [{host: 80, guest: 80}]\n",
+        "k3s: {install: nine}\nportForwards: []\n",
+        "sshPort: x\nportForwards: [{host: 2222, guest: 6443}]\n",
+        "provider: quemu\nportForwards: [{host: 80, guest: 80}]\n",
+    ],
+)
+def test_a_rule_is_silent_where_a_value_that_it_needs_is_wrong_itself(text: str) -> None:
+    assert len(problems(text)) == 1
+
+
+def test_only_the_rules_of_the_provider_count() -> None:
+    assert read("provider: docker\nportForwards: [{host: 80, guest: 80}]\n").port_forwards == (
+        PortForward(80, 80),
+    )
 
 
 def test_an_error_names_the_schema_of_the_provider() -> None:
@@ -326,7 +416,7 @@ def test_a_config_that_cannot_be_had_is_an_error(
 
 # --- for all inputs
 
-KEYS = sorted({part for key in keys(KINDS["qemu"].schema) for part in key.split(".")})
+KEYS = sorted({part for key in keys(ycluster.kind_of("qemu").schema) for part in key.split(".")})
 scalars = (
     st.none()
     | st.booleans()
@@ -382,7 +472,7 @@ common: dict[str, Any] = {
     "registries": registries,
     "gateway": gateway,
     "lifetime": st.fixed_dictionaries(
-        {}, optional={"maxRun": st.sampled_from(["", "0", "8h", "1h30m"]), "onExpiry": st.sampled_from(ycluster.ACTIONS),
+        {}, optional={"maxRun": st.sampled_from(["", "0", "8h", "1h30m"]), "onExpiry": st.sampled_from(sorted(ycluster.ACTIONS)),
                       "warn": st.sampled_from(["0", "5m"]), "onWarn": strings, "maxTotal": st.sampled_from(["", "24h"])},
     ),
 }  # fmt: skip
@@ -415,7 +505,8 @@ def test_what_config_show_prints_is_the_same_config(given_: dict[str, Any]) -> N
     try:
         config = read(json.dumps(given_))
     except ConfigError as error:
-        assert "://" in json.dumps(given_), error  # a path that looks like a URL
+        text = json.dumps(given_)
+        assert "://" in text or "${" in text, error  # a path that looks like a URL or a variable
         return
     shown = ycluster.to_json(show_config(config))
     assert read(shown) == config
@@ -481,13 +572,13 @@ def test_a_file_of_the_sibling_means_the_same_here() -> None:
 
 
 def test_what_is_only_the_siblings_is_warned_about_and_not_refused() -> None:
-    assert [text.split(":")[0] for text in ycluster.left_alone(read(SIBLING))] == [
+    assert [text.split(":")[0] for text in ycluster.ignored_keys(read(SIBLING))] == [
         "gateway",
         "storage",
     ]
     assert [
         text.split(":")[0]
-        for text in ycluster.left_alone(read(PLAIN + "registries: {mirrors: {}}\n"))
+        for text in ycluster.ignored_keys(read(PLAIN + "registries: {mirrors: {}}\n"))
     ] == ["registries"]
 
 

@@ -58,11 +58,11 @@ def test_every_command_in_the_docs_is_one_that_the_program_takes(
     for page, command in every:
         words = shlex.split(command)
         try:
-            assert ycluster._parser().parse_args(words).run, (page, command)
+            assert ycluster.full_parser().parse_args(words).path, (page, command)
             whole += 1
         except SystemExit:  # a verb that is spoken of without all that it wants
             with pytest.raises(SystemExit) as ended:
-                ycluster._parser().parse_args([*words, "--help"])
+                ycluster.full_parser().parse_args([*words, "--help"])
             helped = capsys.readouterr().out
             assert ended.value.code == 0 and all(
                 word in helped for word in words if word[0] == "-"
@@ -167,10 +167,10 @@ def test_the_log_of_events_is_as_documented(
     state = ycluster._boot(host, made(cache, lifetime="1h", warn="10m"))
     host.time += 3100
     ycluster.reap(host, state.files, by="memory")
-    ycluster.extend(host, state.files, 10**9)
+    ycluster.extend(host, state.files, ycluster.HowFar(by=10**9))
     host.time += 1000
     with monkeypatch.context() as broken, pytest.raises(ycluster.YclusterError):
-        broken.setattr(ycluster, "_halt", refuse)
+        broken.setitem(ycluster.END_BY, "stop", refuse)
         ycluster.reap(host, state.files, by="memory")
     host.time += 1000
     ycluster.reap(host, state.files, by="memory")
@@ -200,6 +200,6 @@ def test_the_recording_is_of_commands_that_exist_and_of_a_cluster_that_expired()
     ]
     typed = [text[len("$ ycluster ") :] for text in texts if text.startswith("$ ycluster ")]
     assert len(typed) >= 7 and all(
-        ycluster._parser().parse_args(shlex.split(command)).run for command in typed
+        ycluster.full_parser().parse_args(shlex.split(command)).path for command in typed
     )
     assert any("by its 6m budget" in text for text in texts)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from unit_support import NOW, PROGRAM, Cli, Ran, tree
+from unit_support import NOW, PROGRAM, Cli, Ran, missing, refused, told, tree
 
 from ycluster import (
     ConfigError,
@@ -46,9 +46,8 @@ def test_no_budget_is_no_flag(max_run: str) -> None:
 
 @pytest.mark.parametrize("max_run", ["1ns", "29s", "2880h0m0.000000001s", "2881h", "1000000h"])
 def test_what_compute_engine_would_refuse_is_refused(max_run: str) -> None:
-    with pytest.raises(ConfigError, match="30 s to 120 days") as caught:
+    with refused(ConfigError, max_run, "30 s", "120 days"):
         gcp_flags(max_run)
-    assert max_run in str(caught.value)
 
 
 @given(st.integers(29 * 10**9 + 1, 120 * 86400 * 10**9))
@@ -89,9 +88,8 @@ def test_the_shell_form_is_the_default_and_json_a_list(cli: Cli, tmp_path: Path)
 def test_a_refusal_names_the_file_and_the_remedy(cli: Cli, tmp_path: Path, max_run: str) -> None:
     (tmp_path / "y-cluster-provision.yaml").write_text(f"lifetime: {{maxRun: {max_run}}}\n")
     ran = cli("lifetime", "gcp-flags", "-c", tmp_path)
-    assert (ran.code, ran.out) == (3, "")
-    assert f"{tmp_path}/y-cluster-provision.yaml: lifetime.maxRun {max_run} is " in ran.err
-    assert "30 s to 120 days" in ran.err and "gcloud itself would let it through" in ran.err
+    told(ran, 3, f"{tmp_path}/y-cluster-provision.yaml: lifetime.maxRun {max_run}")
+    assert missing(ran.err, "30 s", "120 days", "2880h", "gcloud") == []
 
 
 def test_gcp_flags_need_no_path_no_home_and_leave_nothing_behind(tmp_path: Path) -> None:
@@ -130,9 +128,8 @@ def test_a_warning_is_one_line_on_stderr_and_only_where_it_applies(
     loud = cli("lifetime", "gcp-flags", "-c", tmp_path, "-o", form)
     lines = loud.err.splitlines()
     assert {word for word in (RESTART, ON_EXPIRY, DATA_DISK) if word in loud.err} == warned
-    assert len(lines) == len(warned) and all(
-        line.startswith("ycluster: warning: ") for line in lines
-    )
+    assert len(lines) == len(warned)
+    assert all(line.split()[:2] == ["ycluster:", "warning:"] for line in lines)
     assert cli("lifetime", "gcp-flags", "-c", tmp_path, "-o", form, "--quiet") == (0, loud.out, "")
     assert "warning" not in loud.out
 
@@ -143,7 +140,7 @@ def test_each_warning_says_the_word_that_settles_it_alone(cli: Cli, tmp_path: Pa
     )
     lines = cli("lifetime", "gcp-flags", "-c", tmp_path).err.splitlines()
     assert len(lines) == 3
-    words = [line[line.index("--quiet=") :].split()[0] for line in lines]
+    words = [line[line.index("--quiet=") :].rstrip(")") for line in lines]
     for word, line in zip(words, lines):
         left = cli("lifetime", "gcp-flags", "-c", tmp_path, word).err.splitlines()
         assert left == [other for other in lines if other != line]
@@ -283,12 +280,12 @@ def test_the_summary_is_that_of_lifetime_status(
 @pytest.mark.parametrize(
     "fields, line",
     [
-        ({"status": "TERMINATED"}, "deadline:  nothing counts while it is terminated"),
+        ({"status": "TERMINATED"}, "deadline:  no deadline while it is terminated"),
         (
             {"scheduling": {"terminationTime": "2099-01-01T00:00:00Z"}},
             "until 2099-01-01T00:00:00Z, then stop",
         ),
-        ({"scheduling": {"automaticRestart": True}}, "NOTHING ends it"),
+        ({"scheduling": {"automaticRestart": True}}, "NOTHING deletes it"),
         (
             {"scheduling": {}, "status": "TERMINATED"},
             "set-scheduling vm --zone=europe-north1-a $(ycluster lifetime",
@@ -320,8 +317,8 @@ def test_status_as_json_has_a_version_and_a_type_for_each_key(
 @pytest.mark.parametrize(
     "data, word",
     [
-        (b"", "it is empty"),
-        (b" \n", "it is empty"),
+        (b"", "empty"),
+        (b" \n", "empty"),
         (b"ERROR: (gcloud.compute.instances.describe)", "JSON"),
         (b"\xff\xfe\xfa", "JSON"),
         (b"[" * 100000, "JSON"),
@@ -355,8 +352,7 @@ def test_what_is_no_instance_is_refused_with_the_pipe_that_works(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, data: bytes, word: str
 ) -> None:
     ran = ask(cli, monkeypatch, data)
-    assert (ran.code, ran.out) == (1, "")
-    assert word in ran.err and "--format=json | ycluster lifetime gcp-status" in ran.err
+    told(ran, 1, word, "--format=json | ycluster lifetime gcp-status")
     assert len(ran.err.splitlines()) == 2
 
 
@@ -364,7 +360,7 @@ def test_what_is_no_instance_is_refused_with_the_pipe_that_works(
 def test_a_terminal_is_not_read(cli: Cli, monkeypatch: pytest.MonkeyPatch, stdin: Any) -> None:
     monkeypatch.setattr(sys, "stdin", stdin)
     ran = cli("lifetime", "gcp-status")
-    assert (ran.code, ran.out) == (2, "") and "INSTANCE" in ran.err
+    told(ran, 2, "INSTANCE")
 
 
 @pytest.mark.parametrize("argv", [["--zone", "z"], ["-", "--project", "p"], ["vm", "vm-2"]])
@@ -412,7 +408,7 @@ def test_gcloud_is_asked_for_the_instance_with_the_environment_of_its_user(
         (
             "echo 'ERROR: HTTPError 404: The resource vm was not found' >&2; exit 1",
             4,
-            "no instance my-vm",
+            "my-vm",
         ),
         (
             "echo 'ERROR: Underspecified resource [my-vm]. Specify the [--zone] flag.' >&2; exit 1",
@@ -422,10 +418,10 @@ def test_gcloud_is_asked_for_the_instance_with_the_environment_of_its_user(
         (
             "echo 'ERROR: (gcloud.compute.instances.describe) could not parse resource []' >&2; exit 1",
             1,
-            "parse resource",
+            "could not parse resource []",
         ),
-        ("echo nonsense", 1, "not the JSON"),
-        ("exit 0", 1, "it is empty"),
+        ("echo nonsense", 1, "JSON"),
+        ("exit 0", 1, "empty"),
         ("kill -9 $$", 1, "exit -9"),
     ],
     ids=["gone", "no zone", "no name", "garbage", "silence", "killed"],
@@ -435,7 +431,7 @@ def test_a_gcloud_that_fails_is_told_in_a_few_lines(
 ) -> None:
     monkeypatch.setenv("PATH", fake_gcloud(tmp_path, script))
     ran = cli("lifetime", "gcp-status", "my-vm")
-    assert (ran.code, ran.out) == (code, "") and word in ran.err and len(ran.err.splitlines()) <= 3
+    told(ran, code, word, lines=3)
 
 
 def test_without_gcloud_the_status_says_what_to_do(
@@ -443,8 +439,7 @@ def test_without_gcloud_the_status_says_what_to_do(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     ran = cli("lifetime", "gcp-status", "my-vm")
-    assert (ran.code, ran.out) == (5, "")
-    assert "missing: gcloud" in ran.err and "--format=json | ycluster" in ran.err
+    told(ran, 5, "gcloud", "--format=json | ycluster lifetime gcp-status")
 
 
 # --- the wrapper, as far as it goes without gcloud (the rest is in tests/e2e/test_gcp.py)
@@ -503,12 +498,7 @@ def test_an_instance_whose_end_can_t_be_looked_up_was_created_all_the_same(wrap:
     ran = wrap(
         "-c 12h --zone z-a vm", gcloud='[ "$3" = create ] || { echo "no permission" >&2; exit 1; }'
     )
-    assert (ran.code, ran.out) == (0, "")
-    assert (
-        "no permission" in ran.err
-        and "vm was created" in ran.err
-        and "deleted 43200s after its start" in ran.err
-    )
+    told(ran, 0, "no permission", "vm was created", "43200s")
 
 
 def test_an_instance_that_is_not_created_has_no_end(wrap: Any) -> None:
@@ -538,13 +528,13 @@ def test_a_dry_run_without_a_budget_has_no_flags_and_says_so_loudly(wrap: Any) -
         ("-c 12h --zone z-a --data-disk 'd,auto-delete=yes' vm", 2, "--data-disk"),
         ("-c 12h --zone z-a --label 'a=b c' vm", 2, "--label"),
         ("-c 12h --zone z-a --max-run 1h vm", 2, "--max-run: no such option"),
-        ("-c nowhere --zone z-a vm", 3, "no such directory"),
-        ("-c bin --zone z-a vm", 3, "no y-cluster-provision.yaml"),
-        ("-c year --zone z-a vm", 3, "30 s to 120 days"),
+        ("-c nowhere --zone z-a vm", 3, "/nowhere:"),
+        ("-c bin --zone z-a vm", 3, "/bin: no y-cluster-provision.yaml"),
+        ("-c year --zone z-a vm", 3, "maxRun 8760h"),
     ],
 )
 def test_the_wrapper_refuses_before_anything_is_created(
     wrap: Any, command: str, code: int, word: str
 ) -> None:
     ran = wrap(command)
-    assert (ran.code, ran.out) == (code, "") and word in ran.err
+    told(ran, code, word)

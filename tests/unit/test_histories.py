@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from unit_support import Clocked
 
 import ycluster
-from ycluster import ArmedTimer, Files, Host, State, Vm, YclusterError, replace
+from ycluster import ArmedTimer, Files, Host, HowFar, Selector, State, Vm, YclusterError, replace
 
 NAMES = ("a", "b")
 names = st.sampled_from(NAMES)
@@ -55,7 +55,7 @@ class World:
     # --- in the place of QEMU
 
     @contextlib.contextmanager
-    def find_vm(self, files: Files) -> Iterator[Vm | None]:
+    def find_vm(self, host: Host, files: Files) -> Iterator[Vm | None]:
         yield Vm(1, -1) if files in self.vms else None
 
     def vm_status(self, host: Host, files: Files) -> str:
@@ -115,7 +115,7 @@ class World:
 
 class Histories(RuleBasedStateMachine):
     @initialize(
-        actions=st.tuples(*[st.sampled_from(ycluster.ACTIONS)] * 2),
+        actions=st.tuples(*[st.sampled_from(sorted(ycluster.ACTIONS))] * 2),
         runs=st.tuples(*[st.sampled_from(["1h", "40s", ""])] * 2),
     )
     def begin(self, actions: tuple[str, str], runs: tuple[str, str]) -> None:
@@ -264,7 +264,9 @@ class Histories(RuleBasedStateMachine):
     def wake(self, name: str, crash: int | None, verb: str) -> None:
         stopped = self.files[name] not in self.world.vms and self.files[name].disk.exists()
         end = self.command(
-            lambda: getattr(ycluster, verb)(self.host, ycluster.find_cluster(self.host, name=name)),
+            lambda: getattr(ycluster, verb)(
+                self.host, ycluster.find_cluster(self.host, Selector(name=name))
+            ),
             crash,
         )
         if end == "done":
@@ -281,7 +283,9 @@ class Histories(RuleBasedStateMachine):
     @rule(name=names, crash=crashes, verb=st.sampled_from(["pause", "stop"]))
     def halt(self, name: str, crash: int | None, verb: str) -> None:
         end = self.command(
-            lambda: getattr(ycluster, verb)(self.host, ycluster.find_cluster(self.host, name=name)),
+            lambda: getattr(ycluster, verb)(
+                self.host, ycluster.find_cluster(self.host, Selector(name=name))
+            ),
             crash,
             halts=name,
         )
@@ -298,7 +302,7 @@ class Histories(RuleBasedStateMachine):
         if (
             self.command(
                 lambda: getattr(ycluster, verb)(
-                    self.host, ycluster.find_cluster(self.host, name=name)
+                    self.host, ycluster.find_cluster(self.host, Selector(name=name))
                 ),
                 crash,
             )
@@ -313,8 +317,8 @@ class Histories(RuleBasedStateMachine):
         end = self.command(
             lambda: ycluster.extend(
                 self.host,
-                ycluster.find_cluster(self.host, name=name),
-                ycluster.parse_duration(more),
+                ycluster.find_cluster(self.host, Selector(name=name)),
+                HowFar(by=ycluster.parse_duration(more)),
             ),
             crash,
         )
@@ -368,7 +372,7 @@ class Histories(RuleBasedStateMachine):
         once = self.states()
         self.reaping(name, None)
         timeless = [
-            {key: replace(state, timer=None) for key, state in states.items()}
+            {key: replace(state, timers=()) for key, state in states.items()}
             for states in (once, self.states())
         ]
         assert self.world.stubborn or timeless[0] == timeless[1]
@@ -392,7 +396,7 @@ class Histories(RuleBasedStateMachine):
         state = self.states().get(name)
         if state is not None and state.expires_at is not None:
             self.host.time = float(state.expires_at + late)
-            due = ycluster.warn_time(state) <= self.host.now() < state.expires_at
+            due = ycluster.time_of(state, "warning") <= self.host.now() < state.expires_at
             self.reaping(name, None) if reaps else self.sweep()
             assert not due or (name, state.expires_at) in self.told
 
@@ -405,7 +409,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule()
     def reap_all(self) -> None:
-        end = self.command(lambda: ycluster._reap(self.host, ycluster.EVERY, "hand", 0))
+        end = self.command(lambda: ycluster.reap_now(self.host, ycluster.EVERY, "hand", 0))
         assert self.overdue(patient=False) == [] or (self.world.stubborn and end == "failed")
         for name in self.states():
             self.guarded(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,19 @@ def test_a_program_that_fails_is_an_error_unless_its_caller_looks_itself(real: H
         assert caught.value.returncode == code
         assert real.run(["sh", "-c", f"exit {code}"], timeout=60, check=False).returncode == code
     assert real.attempt(["sh", "-c", "echo half; exit 1"], timeout=60) is None
+
+
+@pytest.mark.parametrize(
+    "script, status", [("exit 3", 3), ("kill -TERM $$", 143), ("kill -KILL $$", 137)]
+)
+def test_a_program_on_the_terminal_gives_its_status_as_a_shell_would(
+    real: Host, script: str, status: int
+) -> None:
+    before = signal.getsignal(signal.SIGTSTP)
+    try:
+        assert real.interactive(["sh", "-c", script]) == status
+    finally:
+        signal.signal(signal.SIGTSTP, before)
 
 
 def test_the_users_manager_is_found_where_no_session_names_it(

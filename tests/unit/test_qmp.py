@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from unit_support import refused
 
 from ycluster import Qmp, QmpError
 
@@ -90,19 +92,18 @@ def test_a_reply_larger_than_any_buffer_is_read(pair: Pair) -> None:
         ),
         (line({"error": {}, "id": 1}), "x: "),
         (line({"error": "bare", "id": 1}), "bare"),
-        (b"QEMU 7.2 monitor\r\n", "not a QMP message"),
-        (b"\xff\xfe\x00\r\n", "not a QMP message"),
-        (b"[1, 2]\r\n", "not a QMP message"),
-        (b"\r\n", "not a QMP message"),
+        (b"QEMU 7.2 monitor\r\n", "QMP message"),
+        (b"\xff\xfe\x00\r\n", "QMP message"),
+        (b"[1, 2]\r\n", "QMP message"),
+        (b"\r\n", "QMP message"),
     ],
     ids=["refused", "no words", "bare words", "human monitor", "bytes", "a list", "empty line"],
 )
 def test_a_bad_answer_is_an_error_that_says_so(pair: Pair, sent: bytes, says: str) -> None:
     qmp, qemu = pair
     qemu.sendall(sent)
-    with pytest.raises(QmpError) as caught:
+    with refused(QmpError, says):
         qmp.execute("x")
-    assert says in str(caught.value)
 
 
 @pytest.mark.parametrize("sent", [b"", line(EVENT), line(EVENT)[:9], b'{"return": 1, "id": 1}'])
@@ -144,32 +145,21 @@ def test_silence_is_an_error_by_its_deadline(pair: Pair, sent: bytes) -> None:
     late = threading.Timer(2, qemu.sendall, [line({"return": "late", "id": 1})])
     late.start()
     try:
-        with pytest.raises(QmpError, match="no answer in time"):
+        with refused(QmpError, "in time"):
             qmp.execute("x", timeout=0.05)
     finally:
         late.cancel()
 
 
-def test_events_without_end_do_not_hold_a_deadline_up(pair: Pair) -> None:
-    qmp, qemu = pair
-    qemu.settimeout(0.5)
-    over = threading.Event()
-
-    def flood() -> None:
-        while not over.is_set():
-            try:
-                qemu.sendall(line(*[EVENT] * 100))
-            except OSError:
-                return
-
-    sender = threading.Thread(target=flood)
-    sender.start()
-    try:
-        with pytest.raises(QmpError, match="no answer in time"):
+def test_events_without_end_do_not_hold_a_deadline_up() -> None:
+    """Each comes a little later; the answer comes long after the deadline."""
+    ours, theirs = socket.socketpair()
+    moments = itertools.count()
+    with ours, theirs:
+        qmp = Qmp(ours, lambda: next(moments) * 0.01)
+        theirs.sendall(line(*[EVENT] * 200, {"return": "late", "id": 1}))
+        with refused(QmpError, "in time"):
             qmp.execute("x", timeout=0.2)
-    finally:
-        over.set()
-        sender.join()
 
 
 def test_a_late_reply_to_an_earlier_command_is_not_taken_for_this_ones(pair: Pair) -> None:
@@ -256,10 +246,9 @@ def test_a_socket_path_may_be_longer_than_107_bytes(far: Path) -> None:
     ],
 )
 def test_a_connect_that_fails_names_the_socket(far: Path, script: list[bytes]) -> None:
-    refused = pytest.raises(QmpError, match="does not answer")
-    with Monitor(far, *script), refused as caught, Qmp.connect(far, time.monotonic, timeout=5):
+    told = refused(QmpError, far, "does not answer")
+    with Monitor(far, *script), told, Qmp.connect(far, time.monotonic, timeout=5):
         pass
-    assert str(far) in str(caught.value)
 
 
 def test_a_monitor_that_is_taken_by_another_client_is_an_error_by_its_deadline(
@@ -270,7 +259,7 @@ def test_a_monitor_that_is_taken_by_another_client_is_an_error_by_its_deadline(
         server.bind(str(tmp_path / "q"))
         server.listen()
         with (
-            pytest.raises(QmpError, match="no answer in time"),
+            refused(QmpError, "in time"),
             Qmp.connect(tmp_path / "q", time.monotonic, timeout=0.05),
         ):
             pass

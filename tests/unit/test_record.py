@@ -20,6 +20,15 @@ class Deep(Point):
     x: int = 1  # has a default here, and stays where it was
 
 
+class Other(Record):
+    x: int
+    y: int = 2
+
+
+class Heir(Point):
+    """The same fields, and another class."""
+
+
 class Wanted(Record):
     name: str = key(Kind(str), "A key without a default.")
 
@@ -39,10 +48,16 @@ def test_fields_come_in_the_order_of_their_declaration_and_an_heir_may_give_anot
 
 @pytest.mark.parametrize(
     "cls, values, named",
-    [(Point, (), {}), (Point, (1, 2, 3), {}), (Point, (1,), {"z": 1}), (Deep, (1, 2, 3, 4), {}), (Wanted, (), {}), (PortForward, (), {"host": 1})],
-    ids=["one is missing", "too many", "unknown", "too many of an heir", "a key is missing", "a key of the config is"],
+    [
+        (Point, (), {}), (Point, (1, 2, 3), {}), (Point, (1,), {"z": 1}), (Point, (1,), {"x": 5}), (Point, (1, 2), {"y": 2}),
+        (Deep, (1, 2, 3, 4), {}), (Wanted, (), {}), (PortForward, (), {"host": 1}),
+    ],
+    ids=[
+        "one is missing", "too many", "unknown", "one is given twice", "one is given twice alike",
+        "too many of an heir", "a key is missing", "a key of the config is",
+    ],
 )  # fmt: skip
-def test_what_is_missing_or_unknown_is_refused(
+def test_what_is_missing_unknown_or_given_twice_is_refused(
     cls: Any, values: tuple[int, ...], named: dict[str, int]
 ) -> None:
     with pytest.raises(TypeError, match=f"{cls.__name__} has the fields "):
@@ -53,6 +68,9 @@ def test_a_record_does_not_change_and_replace_makes_another() -> None:
     one = Point(1)
     with pytest.raises(AttributeError, match="does not change"):
         one.x = 5  # type: ignore[misc]
+    with pytest.raises(AttributeError, match="does not change"):
+        del one.x
+    assert one == Point(1)
     assert (
         replace(one, y=5) == Point(1, 5) != one == Point(1) and type(replace(Deep(), z=0)) is Deep
     )
@@ -61,6 +79,16 @@ def test_a_record_does_not_change_and_replace_makes_another() -> None:
 
 
 def test_equal_records_are_one_in_a_set() -> None:
-    assert {Point(1), Point(x=1), Point(1, 3)} == {Point(1), Point(y=3, x=1)} and len(
-        {Point(1), Point(x=1)}
-    ) == 1
+    assert {Point(1), Point(x=1), Point(1, 3)} == {Point(1), Point(y=3, x=1)} and len({
+        Point(1),
+        Point(x=1),
+    }) == 1
+
+
+@pytest.mark.parametrize("other", [Other(1), Heir(1)], ids=["another class", "an heir"])
+def test_records_of_two_classes_are_never_equal(other: Record) -> None:
+    one = Point(1)
+    assert vars(one) == vars(other)
+    assert not one == other and not other == one and one != other and other != one  # noqa: SIM201
+    assert hash(one) != hash(other) and len({one, other}) == 2 and one not in [other]
+    assert one != vars(one) and vars(one) != one

@@ -12,7 +12,7 @@ import pytest
 from unit_support import PROGRAM, Cli
 
 import ycluster
-from ycluster import KINDS, schema_for
+from ycluster import kind_of, schema_for
 
 SCHEMAS = ("common", "docker", "multipass", "qemu")
 
@@ -107,7 +107,7 @@ def test_the_common_keys_are_in_every_providers_schema() -> None:
     common = {name for name, _ in entries(schema_for("common"))}
     for provider in ycluster.PROVIDERS:
         assert common <= {name for name, _ in entries(schema_for(provider))}
-    assert {"diskSize", "sshPort", "dataDisk"} <= set(KINDS["qemu"].schema["properties"]) - common
+    assert {"diskSize", "sshPort", "dataDisk"} <= set(kind_of("qemu").schema["properties"]) - common
 
 
 @pytest.mark.parametrize(

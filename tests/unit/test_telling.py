@@ -12,7 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from unit_support import NOW, PROGRAM, Cli, Clocked, Memory, Processes, made
+from unit_support import (
+    NOW,
+    PROGRAM,
+    Cli,
+    Clocked,
+    Memory,
+    Processes,
+    folded,
+    made,
+    missing,
+    told,
+)
 
 import ycluster
 from ycluster import ArmedTimer, Files, Reaped, State
@@ -51,8 +62,9 @@ def test_a_warning_tells_terminals_the_log_and_a_command_and_only_once(
     state = warned(cache, on_warn=f"env | grep ^YCLUSTER_ | sort >>'{tmp_path}/told'")
     for _ in range(3):
         ycluster.reap(host, state.files, by="hand")
-    assert len(said) == 1 and "demo will be stopped in 10m, at 2025-11-22" in said[0]
-    assert "`ycluster lifetime extend 2h --name demo`" in said[0]
+    assert len(said) == 1
+    facts = "demo will be stopped", "10m", "2025-11-22", "`ycluster lifetime extend 2h --name demo`"
+    assert missing(said[0], *facts) == []
     assert (tmp_path / "told").read_text().splitlines() == [
         "YCLUSTER_CONTEXT=local", f"YCLUSTER_EXPIRES_AT={ycluster.format_time(SOON)}", "YCLUSTER_NAME=demo",
         "YCLUSTER_ON_EXPIRY=stop", "YCLUSTER_REMAINING_SECONDS=600", f"YCLUSTER_STATE={state.files.sidecar}",
@@ -67,7 +79,8 @@ def test_a_command_that_fails_or_hangs_is_said_and_harms_nothing(
 ) -> None:
     state = warned(cache, on_warn="echo broken >&2; exit 3")
     ycluster.reap(host, state.files, by="hand")
-    assert "warning: demo: lifetime.onWarn: sh failed (exit 3): broken" in host.log.getvalue()
+    log = host.log.getvalue()
+    assert missing(log, "warning: demo:", "lifetime.onWarn", "exit 3", "broken") == []
     assert ycluster.load_state(state.files).warned == SOON
 
 
@@ -155,14 +168,14 @@ def test_a_reap_that_fails_is_in_the_log_too(
     host: Clocked, home: Path, cache: Path, timer: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(host: Clocked, state: State) -> str:
-        raise ycluster.YclusterError("QEMU is alive")
+        raise ycluster.YclusterError("immortal")
 
-    monkeypatch.setattr(ycluster, "_halt", refuse)
+    monkeypatch.setitem(ycluster.END_BY, "stop", refuse)
     state = made(cache, expires_at=int(NOW))
     with pytest.raises(ycluster.YclusterError):
         ycluster.reap(host, state.files, by="at")
     assert events(home)[-1] | {"at": ""} == {
-        "at": "", "event": "failed", "name": "demo", "cacheDir": str(cache), "action": "stop", "by": "at", "error": "QEMU is alive",
+        "at": "", "event": "failed", "name": "demo", "cacheDir": str(cache), "action": "stop", "by": "at", "error": "immortal",
     }  # fmt: skip
 
 
@@ -187,11 +200,9 @@ def test_the_next_command_says_what_has_happened(cli: Cli, cache: Path) -> None:
     made(cache, reaped=Reaped(int(NOW), "stop", "systemd", "guest-shutdown"))
     for verb in ("ssh", "pause", "resume", "stop", "lifetime extend 1h"):
         ran = cli(*verb.split())
-        assert (
-            "stopped 2025-11-22 " in ran.err
-            and "by its 8h budget (systemd: guest-shutdown)" in ran.err
-        ), verb
-    assert "`ycluster start" in cli("ssh").err
+        facts = "stopped 2025-11-22", "8h budget", "(systemd: guest-shutdown)"
+        assert missing(ran.err, *facts) == [], verb
+    assert missing(cli("ssh").err, "`ycluster start") == []
 
 
 # --- extend
@@ -203,7 +214,7 @@ def test_the_next_command_says_what_became_of_a_cluster_that_was_torn_down(
     (tmp_path / "y-cluster-provision.yaml").write_text("name: demo\n")
     state = made(cache, expires_at=int(NOW), on_expiry="teardown", ran_with="tcg")
     assert cli("lifetime", "reap", "--name", "demo").code == 0 and not state.files.sidecar.exists()
-    told = r"\bdemo: torn down 20\d\d-\d\d-\d\d .* by its 8h budget \(hand: was not running\)\n"
+    fate = r"\bdemo: torn down 20\d\d-\d\d-\d\d .* 8h .*\(hand: was not running\)"
     for words in (
         ["start"],
         ["start", "--name", "demo"],
@@ -211,16 +222,15 @@ def test_the_next_command_says_what_became_of_a_cluster_that_was_torn_down(
         ["teardown", "-c", tmp_path],
         ["list"],
     ):
-        assert re.search(told, cli(*words).err), words
+        assert re.search(fate, folded(cli(*words).err)), words
     made(cache, "other")
-    assert re.search(told, cli("start", "--name", "demo").err) and not re.search(
-        told, cli("start", "--name", "third").err
-    )
+    assert re.search(fate, folded(cli("start", "--name", "demo").err))
+    assert not re.search(fate, folded(cli("start", "--name", "third").err))
     with (home / ".local/state/ycluster/events.jsonl").open(
         "a"
     ) as log:  # it was made anew, and then torn down by hand
         log.write(json.dumps({"event": "started", "name": "demo", "cacheDir": str(cache)}) + "\n")
-    assert not re.search("torn down", cli("start", "--name", "demo").err)
+    assert missing(cli("start", "--name", "demo").err, "torn down")
 
 
 def test_what_never_ran_in_its_budget_is_not_said_to_be_torn_down(
@@ -230,7 +240,7 @@ def test_what_never_ran_in_its_budget_is_not_said_to_be_torn_down(
     state.files.disk.touch()
     assert cli("lifetime", "reap", "--name", "demo").code == 0 and state.files.disk.exists()
     assert "expired: stopped" in re.sub(" +", " ", cli("status").out)
-    assert cli("teardown", "--name", "demo").code == 0 and "torn down" not in cli("list").err
+    assert cli("teardown", "--name", "demo").code == 0 and missing(cli("list").err, "torn down")
 
 
 def test_a_log_of_events_that_is_rubbish_keeps_nothing_from_being_said(
@@ -238,7 +248,7 @@ def test_a_log_of_events_that_is_rubbish_keeps_nothing_from_being_said(
 ) -> None:
     log = home / ".local/state/ycluster/events.jsonl"
     log.parent.mkdir(parents=True)
-    told = {
+    reaped = {
         "at": "2026-01-01T00:00:00Z",
         "event": "reaped",
         "name": "demo",
@@ -246,7 +256,7 @@ def test_a_log_of_events_that_is_rubbish_keeps_nothing_from_being_said(
         "action": "teardown",
         "by": "at",
     }
-    whole = json.dumps({**told, "how": "guest-shutdown", "maxRun": "8h"}).encode()
+    whole = json.dumps({**reaped, "how": "guest-shutdown", "maxRun": "8h"}).encode()
     for rubbish in (
         b"",
         b"\xff",
@@ -255,17 +265,15 @@ def test_a_log_of_events_that_is_rubbish_keeps_nothing_from_being_said(
         b"3",
         b"[" * 100000,
         whole[:40],
-        json.dumps(told).encode(),
+        json.dumps(reaped).encode(),
     ):
         log.write_bytes(rubbish + b"\n")
         ran = cli("stop", "--name", "demo")
-        assert (
-            ran.code == 4
-            and "there is no cluster named demo" in ran.err
-            and "torn down" not in ran.err
-        )
+        told(ran, 4, "demo")
+        assert missing(ran.err, "torn down")
         log.write_bytes(whole + b"\n" + rubbish + b"\n")
-        assert "demo: torn down 2026-01-01" in cli("stop", "--name", "demo").err, rubbish
+        ran = cli("stop", "--name", "demo")
+        assert missing(ran.err, "demo: torn down 2026-01-01") == [], rubbish
 
 
 def test_of_two_clusters_of_one_name_each_has_its_own_fate(
@@ -289,8 +297,9 @@ def test_of_two_clusters_of_one_name_each_has_its_own_fate(
         ]
         log.write_text("".join(json.dumps(event) + "\n" for event in events))
         config.write_text(f"name: demo\ncacheDir: {home}/{place}\n")
-        assert ("torn down" in cli("start", "-c", tmp_path).err) == (place == "here")
-    assert "torn down" not in cli("start", "--context", "prod").err
+        ran = cli("start", "-c", tmp_path)
+        assert missing(ran.err, "torn down") == ["torn down"] * (place != "here")
+    assert missing(cli("start", "--context", "prod").err, "torn down")
 
 
 @pytest.mark.parametrize("more", ["1h", "--from-now 800000h", "--until 2100-01-01T01:00:00Z"])
@@ -300,13 +309,9 @@ def test_a_dry_run_says_what_would_be_and_changes_nothing(
     state = made(cache, expires_at=FAR_AHEAD)
     before = state.files.sidecar.read_bytes()
     ran = cli("lifetime", "extend", *more.split(), "--dry-run")
-    assert (
-        ran.code == 0
-        and "demo: would be extended by " in ran.err
-        and state.files.sidecar.read_bytes() == before
-    )
-    assert timer.standing == {}
-    assert "demo: extended by " in cli("lifetime", "extend", *more.split()).err
+    told(ran, 0, "demo: would be extended")
+    assert state.files.sidecar.read_bytes() == before and timer.standing == {}
+    told(cli("lifetime", "extend", *more.split()), 0, "demo: extended")
     after = ycluster.load_state(state.files)
     assert (
         after.expires_at
@@ -316,10 +321,10 @@ def test_a_dry_run_says_what_would_be_and_changes_nothing(
 
 
 def test_what_would_be_no_extension_is_none(cli: Cli, cache: Path, timer: Memory) -> None:
-    made(cache, expires_at=FAR_AHEAD)
+    state = made(cache, expires_at=FAR_AHEAD)
     for more in ("--from-now 1h", "--until 18:00"):
-        ran = cli("lifetime", "extend", *more.split())
-        assert ran.code == 0 and "its deadline is no earlier already" in ran.err
+        told(cli("lifetime", "extend", *more.split()), 0, "demo: its deadline", "2100-01-01")
+        assert ycluster.load_state(state.files).expires_at == FAR_AHEAD
 
 
 @pytest.mark.parametrize(
@@ -489,8 +494,9 @@ def test_doctor_finds_what_is_left_over(
     processes: Processes,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(ycluster, "TIMERS", (ycluster.SystemdTimer(), timer))
     made(cache, "unguarded", expires_at=FAR_AHEAD)
-    made(cache, "disarmed", expires_at=FAR_AHEAD, timer=ArmedTimer("none", "", FAR_AHEAD))
+    made(cache, "disarmed", expires_at=FAR_AHEAD, timers=(ArmedTimer("none", "", FAR_AHEAD),))
     (cache / "broken.json").write_text("{")
     (cache / "nobodys.qcow2").touch()
     gone = Files(cache, "gone")
@@ -513,15 +519,12 @@ def test_doctor_finds_what_is_left_over(
         "failure",
         "ycluster lifetime arm --name unguarded",
     )
-    assert found["broken"]["level"] == "failure" and "not JSON" in found["broken"]["text"]
+    assert found["broken"]["level"] == "failure" and "JSON" in found["broken"]["text"]
     assert (
         found["disk"]["level"] == "warning"
         and f"ycluster import {cache}/nobodys.qcow2" in found["disk"]["remedy"]
     )
-    assert (found["vm"]["text"], found["vm"]["remedy"]) == (
-        "gone runs, its cluster is gone: nothing ends it",
-        f"kill {pid}",
-    )
+    assert (found["vm"]["text"].split()[0], found["vm"]["remedy"]) == ("gone", f"kill {pid}")
     # Not that of a sidecar which is there, and can't be read: it may guard.
     stale = "ycluster-reap-gone.timer ycluster-reap-unguarded.timer"
     assert found["timers"]["remedy"] == f"systemctl --user stop {stale}"
@@ -543,10 +546,8 @@ def test_doctor_tells_who_has_the_port_of_a_stopped_cluster(
     port = int((cache / "port").read_text())
     made(cache, ssh_port=port)
     _, found = findings(cli)
-    assert (
-        found["demo"]["level"] == "warning"
-        and f"can't listen on port {port}: python" in found["demo"]["text"]
-    )
+    assert found["demo"]["level"] == "warning"
+    assert missing(found["demo"]["text"], f"port {port}: python") == []
 
 
 def test_every_verb_has_an_example(cli: Cli) -> None:

@@ -7,7 +7,7 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,7 +58,7 @@ class Clocked(Host):
         self.time += max(0.0, seconds)
 
 
-class Memory:
+class Memory(ycluster.Timer):
     """A timer that is a set of ids, and can refuse. `log` is what happened, in order, over all timers of a test."""
 
     survives = {"logout": "yes"}  # noqa: RUF012
@@ -94,6 +94,33 @@ class Ran(NamedTuple):
     code: int
     out: str
     err: str
+
+
+def folded(text: str) -> str:
+    """The text with single spaces and no line ends: a command is found however it is laid out."""
+    return " ".join(text.split())
+
+
+def missing(text: str, *facts: object) -> list[str]:
+    """Those of the facts (names, paths, numbers, options, commands) that the text does not hold."""
+    text = folded(text)
+    return [str(fact) for fact in facts if folded(str(fact)) not in text]
+
+
+def told(ran: Ran, code: int, *facts: object, lines: int = 10) -> None:
+    """It ended as documented, in a few lines with nothing on stdout, and named these facts."""
+    assert (ran.code, ran.out) == (code, ""), ran.err
+    assert "Traceback" not in ran.err and "internal error" not in folded(ran.err), ran.err
+    assert len(ran.err.splitlines()) <= lines and len(ran.err) < 4000, ran.err
+    assert missing(ran.err, *facts) == [], ran.err
+
+
+@contextlib.contextmanager
+def refused(kind: type[Exception], *facts: object) -> Iterator[pytest.ExceptionInfo[Any]]:
+    """The block ends with an error of this kind, which names these facts."""
+    with pytest.raises(kind) as caught:
+        yield caught
+    assert missing(str(caught.value), *facts) == [], caught.value
 
 
 class Cli:
