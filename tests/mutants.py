@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Mutants of ycluster.py: small edits that break a promise, with the unit tests that must notice.
 
-python tests/mutants.py [-k WORD]     in an environment that has tests/requirements.txt
+python tests/mutants.py [-k WORD] [-j N]     in an environment that has tests/requirements.txt
+python tests/mutants.py --stale              anywhere, at once: no test is run
 
 For maintainers, when code moves or tests change; CI doesn't run it. A mutant whose old text does
 not stand in ycluster.py exactly once is STALE: to be brought up to date, not to be left out.
@@ -29,205 +30,1439 @@ PROGRAM = (ROOT / "ycluster.py").read_text()
 BOUND = 120.0  # seconds for the tests of one mutant
 
 # The promise; a text of ycluster.py, what takes its place and breaks it; what of tests/unit fails.
-# fmt: off
 MUTANTS: list[tuple[str, str, str, str]] = [
+    # --- 3 output
+    (
+        "a message leaves no live line behind it",
+        'self.output.draw("")\n        self.output.say(f"  {_step',
+        'self.output.say(f"  {_step',
+        "test_timers.py::test_the_output_of_a_live_terminal_is_wiped",
+    ),
+    (
+        "the live line takes the place of the one before it",
+        'self.say("\\r\\x1b[K" + text',
+        'self.say("\\r" + text',
+        "test_timers.py::test_the_output_of_a_live_terminal_is_wiped",
+    ),
+    (
+        "the live line is one line",
+        "text[:width]",
+        "text",
+        "test_timers.py::test_the_output_of_a_live_terminal_is_wiped",
+    ),
+    (
+        "a log has no live line in it",
+        "if self.live:\n            width",
+        "if True:\n            width",
+        "test_timers.py::test_a_log_gets_whole_lines_and_not_too_many",
+    ),
     # --- 4 host effects
-    ("a file that replaces another is private", "data: bytes, *, mode: int = 0o600)", "data: bytes, *, mode: int = 0o644)", "test_state.py"),
-    ("a program is given no more time than its bound", "until = self.monotonic() + timeout\n        with", "until = self.monotonic() + timeout * 1000\n        with", "test_host.py"),
+    (
+        "a file that replaces another is private",
+        "data: bytes, *, mode: int = 0o600)",
+        "data: bytes, *, mode: int = 0o644)",
+        "test_state.py::test_the_sidecar_is_private",
+    ),
+    (
+        "a file that replaces another is on the disk before it takes its name",
+        "os.fsync(fd)\n        os.replace",
+        "pass\n        os.replace",
+        "test_state.py::test_a_save_is_on_the_disk_before_it_gets_its_name_and_so_is_the_name_"
+        "after_it",
+    ),
+    (
+        "a file that has replaced another stays after a power cut",
+        "        os.fsync(directory)",
+        "        pass",
+        "test_state.py::test_a_save_is_on_the_disk_before_it_gets_its_name_and_so_is_the_name_"
+        "after_it",
+    ),
+    (
+        "a program is given no more time than its bound",
+        "until = self.monotonic() + timeout\n        try:\n            while",
+        "until = self.monotonic() + timeout * 1000\n        try:\n            while",
+        "test_host.py",
+    ),
     ("a program that is out of time is killed", "process.kill()", "pass", "test_host.py"),
-    ("a program that fails is an error", "if check and done.returncode != 0:", "if check and done.returncode > 1:", "test_host.py"),
-    ("no child gets the whole environment", "{name: self.environ[name] for name in kept if self.environ.get(name)}", "self.environ", "test_faults.py::test_no_secret_gets_into_a_timer_a_log_or_a_sidecar"),
-    ("the user's manager is found from cron", 'env["XDG_RUNTIME_DIR"] = runtime', "pass", "test_host.py"),
-    ("a look at a lock keeps no other look out", "(fd := try_flock(path, shared=True))", "(fd := try_flock(path))", "test_state.py"),
-    ("a download of a wrong digest is refused", 'if wanted not in ("", digest):', "if False:", "test_machine.py test_k3s.py"),
-    ("a download that was cut off is not taken for whole", "if total and file.tell() != total:", "if total and file.tell() > total:", "test_machine.py"),
-    ("an answer that is the whole goes to the beginning of the file", 'have if getattr(source, "status", 0) == 206 else 0', "have", "test_machine.py"),
-    ("a terminal that takes no messages is left alone", "found.st_mode & 0o020", "found.st_mode & 0o200", "test_telling.py"),
-
+    (
+        "a program that fails is an error",
+        "if check and done.returncode != 0:",
+        "if check and done.returncode > 1:",
+        "test_host.py",
+    ),
+    (
+        "no child gets the whole environment",
+        "{name: self.environ[name] for name in _INHERITED if self.environ.get(name)}",
+        "self.environ",
+        "test_faults.py::test_no_secret_gets_into_a_timer_a_log_or_a_sidecar",
+    ),
+    (
+        "the user's manager is found from cron",
+        'env["XDG_RUNTIME_DIR"] = runtime',
+        "pass",
+        "test_host.py",
+    ),
+    (
+        "what is spawned outlives the terminal",
+        "start_new_session=True,",
+        "",
+        "test_timers.py::test_the_watcher_has_a_session_of_its_own",
+    ),
+    (
+        "a look at a lock keeps no other look out",
+        "fd = try_flock(path, shared=True)",
+        "fd = try_flock(path)",
+        "test_state.py::test_a_look_at_a_lock_is_not_taken_for_its_holder",
+    ),
+    (
+        "a lock on a file that has gone keeps nobody out, and is none",
+        "return os.dup(fd) if same else None",
+        "return os.dup(fd)",
+        "test_state.py::test_a_lock_file_that_is_removed_or_replaced_between_open_and_flock_is_"
+        "not_held",
+    ),
+    (
+        "a stopped process that holds no lock is left alone",
+        "if _has_open(pid, path):",
+        "if True:",
+        "test_state.py::test_a_holder_that_was_put_to_sleep_is_woken_and_no_other_sleeper",
+    ),
+    (
+        "a stopped process that holds a lock is continued",
+        "if what:\n            wake_holder(path)",
+        "if False:\n            wake_holder(path)",
+        "test_state.py::test_a_holder_that_was_put_to_sleep_is_woken_and_no_other_sleeper",
+    ),
+    (
+        "a lock file goes with what it guards",
+        "if belongs_to and not belongs_to.exists():",
+        "if False:",
+        "test_cli.py::test_teardown_removes_the_clusters_files_and_nothing_else test_cli.py::test_"
+        "teardown_of_what_is_not_there_is_done_already",
+    ),
+    (
+        "a download of a wrong digest is refused",
+        "if wanted and digest != wanted:\n        remove(part)\n        why",
+        "if False:\n        remove(part)\n        why",
+        "test_machine.py::test_an_image_with_another_digest_is_refused_and_not_kept",
+    ),
+    (
+        "a download that was cut off is not taken for whole",
+        "if total and size != total:",
+        "if total and size > total:",
+        "test_machine.py::test_a_download_that_was_cut_off_goes_on_where_it_ended",
+    ),
+    (
+        "an answer that is the whole goes to the beginning of the file",
+        "start = have if answer.status == HTTPStatus.PARTIAL_CONTENT else 0",
+        "start = have",
+        "test_machine.py::test_whatever_is_there_of_a_download_the_image_is_right_in_the_end",
+    ),
+    (
+        "a terminal that takes no messages is left alone",
+        "status.st_mode & 0o020 != 0",
+        "status.st_mode & 0o200 != 0",
+        "test_telling.py::test_the_users_own_terminals_are_told_if_they_take_messages",
+    ),
+    # --- 5 durations
+    (
+        "no time is after 2999",
+        "if not 0 <= seconds <= _LATEST:",
+        "if not 0 <= seconds:",
+        "test_state.py::test_a_time_that_could_not_be_written_is_refused",
+    ),
+    (
+        "no time is before 1970",
+        "if not 0 <= seconds <= _LATEST:",
+        "if not seconds <= _LATEST:",
+        "test_state.py::test_a_time_that_could_not_be_written_is_refused",
+    ),
     # --- 7 config
-    ("a variable that is not set is refused", "lambda match: environ[match[1]], value)", 'lambda match: environ.get(match[1], ""), value)', "test_config.py"),
-    ("provision fills the variables in", "expand_variables(config.registries, host.environ)\n    sweep", "config.registries\n    sweep", "test_faults.py::test_a_provision_keeps_what_its_config_says_and_no_credential"),
-    ("no credential of a registry is kept in the sidecar", "state = replace(state, imported=_refuse_existing(files))", 'state = replace(state, imported=_refuse_existing(files), extra={"registries": registries})', "test_faults.py::test_a_provision_keeps_what_its_config_says_and_no_credential"),
-
+    (
+        "a variable that is not set is refused",
+        "lambda match: environ[match[1]], text)",
+        'lambda match: environ.get(match[1], ""), text)',
+        "test_config.py::test_a_variable_that_is_not_set_is_named",
+    ),
+    (
+        "a variable outside of registries is refused",
+        'if "${" in text:',
+        "if False:",
+        "test_config.py::test_a_variable_elsewhere_is_refused",
+    ),
+    (
+        "provision fills the variables in",
+        "expand_variables(config.registries, host.environ)\n    sweep",
+        "config.registries\n    sweep",
+        "test_faults.py::test_a_provision_keeps_what_its_config_says_and_no_credential",
+    ),
+    (
+        "no credential of a registry is kept in the sidecar",
+        "_make_cluster(host, replace(state, imported=imported), image, registries)",
+        "_make_cluster(\n"
+        '            host, replace(state, extra={"registries": registries}), image, registries\n'
+        "        )",
+        "test_faults.py::test_a_provision_keeps_what_its_config_says_and_no_credential",
+    ),
     # --- 8 state sidecar
-    ("the default cacheDir is always looked into", "places.append(host.cache_home())", "pass", "test_cli.py"),
-    ("a sidecar of a later version is refused", '(version := data.pop("version", None)) != 1', '(version := data.pop("version", None)) in (None, 0)', "test_state.py"),
-    ("fields that are unknown here are written back", "to_json({**data, **state.extra})", "to_json(data)", "test_state.py"),
-    ("a cluster is where its sidecar lies", 'values["cache_dir"] = str(path.parent)', 'values.setdefault("cache_dir", data.get("cacheDir", str(path.parent)))', "test_state.py"),
-    ("an expiry that is not said is a stop", '_action(value) or "stop"', '_action(value) or "teardown"', "test_state.py"),
-    ("a pipe in the place of a sidecar is refused", "if not files.sidecar.is_file():", "if files.sidecar.is_dir():", "test_state.py"),
-    ("a teardown that keeps the disk keeps it", "self.pidfile, self.qmp, self.vm_lock,", "self.pidfile, self.disk, self.qmp, self.vm_lock,", "test_cli.py"),
-    ("a data disk goes into the sidecar", 'data_disk=str(config.data_disk or ""),', "", "test_faults.py::test_a_provision_keeps_what_its_config_says_and_no_credential"),
-    ("the budget goes into the sidecar", "lifetime=config.lifetime.max_run,", "", "test_faults.py::test_a_provision_keeps_what_its_config_says_and_no_credential"),
-    ("the ports that QEMU chose are chosen again at the next start", "if forward.host == 0),", "if forward.host != 0),", "test_faults.py::test_a_provision_keeps_what_its_config_says_and_no_credential"),
-
+    (
+        "the default cacheDir is always looked into",
+        "places.append(host.cache_home())",
+        "pass",
+        "test_cli.py::test_the_only_cluster_is_the_one_that_is_meant",
+    ),
+    (
+        "a sidecar of a later version is refused",
+        "if version != 1:",
+        "if version in (None, 0):",
+        "test_state.py::test_a_corrupt_sidecar_is_an_error_that_names_file_and_fault",
+    ),
+    (
+        "fields that are unknown here are written back",
+        "to_json({**data, **state.extra})",
+        "to_json(data)",
+        "test_state.py::test_fields_of_others_are_kept_as_they_are",
+    ),
+    (
+        "a cluster is where its sidecar lies",
+        'values["cache_dir"] = str(path.parent)',
+        'values.setdefault("cache_dir", data.get("cacheDir", str(path.parent)))',
+        "test_state.py::test_a_sidecar_is_known_by_where_it_lies",
+    ),
+    (
+        "an expiry that is not said is a stop",
+        'if raw == "":\n        return "stop"',
+        'if raw == "":\n        return "teardown"',
+        "test_state.py::test_an_expiry_that_names_no_action_is_a_stop",
+    ),
+    (
+        "Go's zero time is none",
+        'if raw in ("", "0001-01-01T00:00:00Z"):',
+        'if raw == "":',
+        "test_state.py::test_a_time_that_can_be_read_can_be_written",
+    ),
+    (
+        "a pipe in the place of a sidecar is refused",
+        "if not path.is_file():  # reading",
+        "if path.is_dir():  # reading",
+        "test_state.py::test_a_pipe_in_the_place_of_a_sidecar_is_refused_and_not_read",
+    ),
+    (
+        "a teardown that keeps the disk keeps it",
+        'disk = OwnFile(".qcow2", "with the disk")',
+        'disk = OwnFile(".qcow2")',
+        "test_cli.py::test_teardown_can_keep_the_disk_and_its_key",
+    ),
+    (
+        "a teardown removes what a killed write has left",
+        "return [*going, *self._unfinished({path.name for path in written})]",
+        "return going",
+        "test_cli.py::test_a_teardown_removes_every_file_that_a_cluster_may_have",
+    ),
+    (
+        "a data disk goes into the sidecar",
+        "data_disk=_show_path(config.data_disk),",
+        "",
+        "test_faults.py::test_a_provision_keeps_what_its_config_says_and_no_credential",
+    ),
+    (
+        "the budget goes into the sidecar",
+        "lifetime=config.lifetime.max_run,",
+        "",
+        "test_faults.py::test_a_provision_keeps_what_its_config_says_and_no_credential",
+    ),
+    (
+        "the ports that QEMU chose are chosen again at the next start",
+        "if forward.host == 0),",
+        "if forward.host != 0),",
+        "test_faults.py::test_a_provision_keeps_what_its_config_says_and_no_credential",
+    ),
     # --- 9 lifetime decisions
-    ("it is due from the deadline on", "if clock.now < state.expires_at:", "if clock.now <= state.expires_at:", "test_lifetime.py"),
-    ("nothing is torn down after a reboot", 'state.boot_id not in ("", clock.boot_id)', 'state.boot_id == ""', "test_lifetime.py"),
-    ("a clock that is set moves the deadline along, not away", "min(max(0, at + step), _LATEST)", "min(max(0, at - step), _LATEST)", "test_lifetime.py"),
-    ("what ntp does moves no deadline", "< CLOCK_STEP:", "< 1:", "test_lifetime.py"),
-    ("--until shortens nothing", "max(state.expires_at, until)", "until", "test_lifetime.py"),
-    ("an extension of what is overdue counts from now", "later = max(state.expires_at, int(clock.now))", "later = state.expires_at", "test_lifetime.py"),
-    ("no extension passes the cap", "expires > max(cap, state.expires_at):", "expires > max(cap, state.expires_at, clock.now + 10**9):", "test_lifetime.py"),
-    ("the cap counts from the start", "cap = (state.started_at or int(clock.now))", "cap = int(clock.now)", "test_lifetime.py"),
-    ("an extension ends a retry", "replace(state, expires_at=expires, retry_at=None, boot_id", "replace(state, expires_at=expires, boot_id", "test_lifetime.py"),
-    ("a start ends a retry", "expires_at=expires, retry_at=None, boot_id=clock.boot_id,\n", "expires_at=expires, boot_id=clock.boot_id,\n", "test_lifetime.py"),
-    ("a stop ends a retry", "replace(state, expires_at=None, retry_at=None)", "replace(state, expires_at=None)", "test_lifetime.py"),
-    ("a retry is waited for", "max(state.expires_at, state.retry_at or 0)", "state.expires_at", "test_lifetime.py"),
-    ("a failed expiry is tried again within 15 minutes", "min(max(late / 2, 60.0), 900.0)", "max(late / 2, 60.0)", "test_lifetime.py"),
-    ("a budget is rounded up", "expires = -(-(seconds * 10**9 + nanoseconds * parts) // (parts * 10**9))", "expires = (seconds * 10**9 + nanoseconds * parts) // (parts * 10**9)", "test_lifetime.py"),
-    ("the user is warned before the deadline, not at it", "moment = state.expires_at - -(-lead // 10**9)", "moment = state.expires_at - lead // 10**12", "test_lifetime.py"),
-
+    (
+        "it is due from the deadline on",
+        "if left > 0:\n        warns",
+        "if left >= 0:\n        warns",
+        "test_lifetime.py::test_it_is_due_from_the_deadline_on_and_never_before",
+    ),
+    (
+        "a disarmed cluster is left alone",
+        "if state.disarmed:\n        return Decision",
+        "if False:\n        return Decision",
+        "test_lifetime.py::test_a_disarmed_cluster_is_never_acted_on",
+    ),
+    (
+        "nothing is torn down after a reboot",
+        'state.boot_id not in ("", clock.boot_id)',
+        'state.boot_id == ""',
+        "test_lifetime.py::test_nothing_is_torn_down_after_a_reboot_by_a_clock_that_nothing_"
+        "confirms",
+    ),
+    (
+        "a clock that is set moves the deadline along, not away",
+        "min(max(0, at + step), _LATEST)",
+        "min(max(0, at - step), _LATEST)",
+        "test_lifetime.py::test_the_budget_is_the_time_that_passed_whatever_the_clock_was_set_to",
+    ),
+    (
+        "what ntp does moves no deadline",
+        "< CLOCK_STEP:",
+        "< 1:",
+        "test_lifetime.py::test_what_ntp_does_all_day_moves_no_deadline",
+    ),
+    (
+        "--until shortens nothing",
+        "return max(expires_at, moment)",
+        "return moment",
+        "test_lifetime.py::test_extend_until_a_moment_is_never_a_shortening",
+    ),
+    (
+        "--from-now counts from when it is asked for",
+        "how_far = how_far.fixed(host.now())",
+        "how_far = how_far",
+        "test_faults.py::test_an_extension_counts_from_when_it_is_asked_for_and_not_from_when_it_gets"
+        "_the_lock",
+    ),
+    (
+        "an extension of what is overdue counts from now",
+        "return max(expires_at, int(now)) + seconds_up",
+        "return expires_at + seconds_up",
+        "test_lifetime.py::test_extend_moves_the_deadline_strictly_later_and_beyond_now",
+    ),
+    (
+        "no extension passes the cap",
+        "if expires_at > max(cap, state.expires_at or 0):",
+        "if expires_at > max(cap, state.expires_at or 0) + 10**9:",
+        "test_lifetime.py::test_no_extension_passes_the_cap_and_the_error_names_it",
+    ),
+    (
+        "the cap counts from the start",
+        "cap = (state.started_at or int(clock.now))",
+        "cap = int(clock.now)",
+        "test_lifetime.py::test_the_cap_counts_from_the_start_however_late_the_extension",
+    ),
+    (
+        "an extension ends a retry",
+        "retry_at=None,\n        boot_id=clock.boot_id,",
+        "boot_id=clock.boot_id,",
+        "test_lifetime.py::test_a_start_an_extension_and_a_stop_end_a_retry",
+    ),
+    (
+        "a start ends a retry",
+        "retry_at=None,\n        warned=None,",
+        "warned=None,",
+        "test_lifetime.py::test_a_start_an_extension_and_a_stop_end_a_retry",
+    ),
+    (
+        "a stop ends a retry",
+        "replace(state, expires_at=None, retry_at=None)",
+        "replace(state, expires_at=None)",
+        "test_lifetime.py::test_a_start_an_extension_and_a_stop_end_a_retry",
+    ),
+    (
+        "a retry is waited for",
+        "max(state.expires_at, state.retry_at or 0)",
+        "state.expires_at",
+        "test_lifetime.py::test_it_wakes_to_warn_once_and_then_at_the_deadline",
+    ),
+    (
+        "a failed expiry is tried again within 15 minutes",
+        "min(max(late / 2, 60.0), 900.0)",
+        "max(late / 2, 60.0)",
+        "test_lifetime.py::test_retries_come_within_15_minutes_and_never_more_often_as_time_passes",
+    ),
+    (
+        "a budget is rounded up",
+        "expires_at = -(-nanoseconds // (denominator * 10**9))",
+        "expires_at = nanoseconds // (denominator * 10**9)",
+        "test_lifetime.py::test_the_budget_is_counted_from_the_start_and_rounded_up_to_a_second",
+    ),
+    (
+        "the user is warned before the deadline, not at it",
+        "moment = state.expires_at - seconds_up(lead)",
+        "moment = state.expires_at - lead // 10**12",
+        "test_lifetime.py::test_it_wakes_to_warn_once_and_then_at_the_deadline",
+    ),
     # --- 10 timers
-    ("a private copy is of this version", "or files.program.read_bytes() != source:", ":", "test_timers.py"),
-    ("systemd unloads what has run", '"--quiet", "--collect",', '"--quiet",', "test_timers.py"),
-    ("systemd is on time", '"--timer-property=AccuracySec=1s", ', "", "test_timers.py"),
-    ("systemd fires when the clock is set", '"--on-clock-change", ', "", "test_timers.py"),
-    ("a timer of systemd that has fired is gone", ', "--timer-property=RemainAfterElapse=no"', "", "test_timers.py"),
-    ("what a reap of systemd re-arms outlives its service", '"--property=KillMode=process",', "", "test_timers.py"),
-    ("systemd is told that the time is UTC", ":%Y-%m-%d %H:%M:%S} UTC", ":%Y-%m-%d %H:%M:%S}", "test_timers.py"),
-    ("systemd is given no time that has passed", "moment = max(deadline, int(host.now()) + 3)", "moment = deadline", "test_timers.py"),
-    ("a systemd that ends at the logout is no guard", 'and (host.attempt(lingers, timeout=30) or "").strip() != "yes":', "and False:", "test_timers.py"),
-    ("a timer of systemd that never fires is no guard", "if not self._waits(host, unit):", "if False:", "test_timers.py"),
-    ("cancelling a timer ends no reap that runs", 'f"{timer.id}.timer"], timeout=30, check=False)', 'f"{timer.id}.service"], timeout=30, check=False)', "test_timers.py"),
-    ("an at job waits its early minute out", '"reap", "--wait", f"{AT_EARLY:.0f}s"', '"reap"', "test_timers.py"),
-    ("at is told that the time is UTC", '{"TZ": "UTC0", "SHELL"', '{"SHELL"', "test_timers.py"),
-    ("a job of an atd that is gone is no guard", "files.program.exists() and self.daemon_runs and any", "files.program.exists() and any", "test_timers.py"),
-    ("with no atd there is no timer of at", "if not self.daemon_runs:", "if False:", "test_timers.py"),
-    ("an arming that failed is said", 'raise YclusterError(f"at did not say which job it made: {answer.stderr.strip()}")', 'return ""', "test_timers.py"),
-    ("a watcher that did not come up is no guard", "if host.monotonic() > give_up:\n                    raise TimedOut", "if host.monotonic() > give_up:\n                    return 'watch'\n                    raise TimedOut", "test_timers.py"),
-    ("a timer that is saved is not taken for one that stands", "and not fired and is_armed(host, state):", "and not fired:", "test_timers.py"),
-    ("a timer that has fired does not count", "and not fired and is_armed(host, state):", "and is_armed(host, state):", "test_timers.py"),
-    ("the warning's timer comes with the deadline's", "if host.now() < warning < deadline:", "if False:", "test_timers.py"),
-    ("an old timer goes after the new one is saved", "saved = save_state(replace(state, timer=mark))\n    cancel_timer(host, state.files, state.timer)\n    return saved", "cancel_timer(host, state.files, state.timer)\n    return save_state(replace(state, timer=mark))", "test_timers.py"),
-    ("where nothing can be armed the deadline is saved", "save_state(replace(state, timer=None))\n    why", "why", "test_timers.py"),
-    ("a warning's timer goes with the other", "filter(None, (old.id, old.warning))", "filter(None, (old.id,))", "test_timers.py"),
-
+    (
+        "a private copy is of this version",
+        "or files.program.read_bytes() != source:",
+        ":",
+        "test_timers.py::test_an_old_private_copy_is_replaced_and_a_current_one_kept",
+    ),
+    (
+        "systemd unloads what has run",
+        '"--quiet", "--collect",',
+        '"--quiet",',
+        "test_timers.py::test_systemd_is_given_calendar_time_and_an_explicit_environment",
+    ),
+    (
+        "systemd is on time",
+        '"--timer-property=AccuracySec=1s", ',
+        "",
+        "test_timers.py::test_systemd_is_given_calendar_time_and_an_explicit_environment",
+    ),
+    (
+        "systemd fires when the clock is set",
+        ', "--on-clock-change",',
+        ",",
+        "test_timers.py::test_systemd_is_given_calendar_time_and_an_explicit_environment",
+    ),
+    (
+        "a timer of systemd that has fired is gone",
+        ', "--timer-property=RemainAfterElapse=no"',
+        "",
+        "test_timers.py::test_systemd_is_given_calendar_time_and_an_explicit_environment",
+    ),
+    (
+        "what a reap of systemd re-arms outlives its service",
+        '"--property=KillMode=process",',
+        "",
+        "test_timers.py::test_systemd_is_given_calendar_time_and_an_explicit_environment",
+    ),
+    (
+        "systemd is told that the time is UTC",
+        'utc_text(ahead, "%Y-%m-%d %H:%M:%S UTC")',
+        'utc_text(ahead, "%Y-%m-%d %H:%M:%S")',
+        "test_timers.py::test_systemd_is_given_calendar_time_and_an_explicit_environment",
+    ),
+    (
+        "systemd is given no time that has passed",
+        "ahead = max(moment, int(host.now()) + 3)",
+        "ahead = moment",
+        "test_timers.py::test_systemd_is_given_calendar_time_and_an_explicit_environment",
+    ),
+    (
+        "a systemd that ends at the logout is no guard",
+        "if not self._lingers(host):",
+        "if False:",
+        "test_timers.py::test_a_systemd_that_ends_at_the_logout_is_no_guard",
+    ),
+    (
+        "a timer of systemd that never fires is no guard",
+        "if not self._has_a_time(host, unit):",
+        "if False:",
+        "test_timers.py::test_a_systemd_timer_without_a_time_is_not_armed",
+    ),
+    (
+        "cancelling a timer ends no reap that runs",
+        'f"{timer.id}.timer"], timeout=30, check=False)',
+        'f"{timer.id}.service"], timeout=30, check=False)',
+        "test_timers.py::test_a_systemd_timer_is_taken_away_and_not_the_reap_that_runs",
+    ),
+    (
+        "an at job waits its early minute out",
+        '"reap", "--wait", wait)',
+        '"reap")',
+        "test_timers.py::test_at_is_asked_for_the_minute_of_the_deadline_with_a_job_that_waits",
+    ),
+    (
+        "at is told that the time is UTC",
+        '{"TZ": "UTC0", "SHELL"',
+        '{"SHELL"',
+        "test_timers.py::test_at_is_asked_for_the_minute_of_the_deadline_with_a_job_that_waits",
+    ),
+    (
+        "a job of an atd that is gone is no guard",
+        "if not files.program.exists() or not self.daemon_runs:",
+        "if not files.program.exists():",
+        "test_timers.py::test_a_job_that_no_atd_will_run_is_no_guard",
+    ),
+    (
+        "with no atd there is no timer of at",
+        "if not self.daemon_runs:",
+        "if False:",
+        "test_timers.py::test_a_job_that_no_atd_will_run_is_no_guard test_timers.py::test_"
+        "programs_that_are_missing_make_a_timer_unusable",
+    ),
+    (
+        "an arming that failed is said",
+        'raise YclusterError(f"at did not say which job it made: {answer.stderr.strip()}")',
+        'return ""',
+        "test_timers.py::test_an_at_that_names_no_job_has_armed_nothing",
+    ),
+    (
+        "a watcher that did not come up is no guard",
+        'raise TimedOut(f"the watcher did not come up; see {files.log}")',
+        'return "watch"',
+        "test_timers.py::test_a_watcher_that_does_not_come_up_is_no_guard",
+    ),
+    (
+        "a timer that is saved is not taken for one that stands",
+        "in backends and _is_there(host, state.files, timer)",
+        "in backends",
+        "test_timers.py::test_a_timer_that_got_lost_is_armed_again",
+    ),
+    (
+        "a timer that has fired does not count",
+        "if not renew and all(",
+        "if all(",
+        "test_faults.py::test_a_timer_that_came_early_is_armed_anew",
+    ),
+    (
+        "YCLUSTER_TIMER chooses the timer",
+        'wanted = host.environ.get("YCLUSTER_TIMER", "")',
+        'wanted = ""',
+        "test_timers.py::test_the_environment_can_choose_a_timer",
+    ),
+    (
+        "a timer is armed by the backend that YCLUSTER_TIMER names",
+        "backends = timers_for(host)",
+        "backends = TIMERS",
+        "test_timers.py::test_a_timer_that_the_environment_chooses_takes_the_place_of_a_better_one",
+    ),
+    (
+        "where one backend fails the next is tried",
+        'refused.append(f"{backend.name}: {error}")\n            continue',
+        "raise",
+        "test_timers.py::test_a_timer_that_does_not_work_is_passed_over",
+    ),
+    (
+        "a warning that can't be armed costs the deadline nothing",
+        "if moment.event == DEADLINE:\n                raise",
+        "if True:\n                raise",
+        "test_timers.py::test_a_warning_that_cannot_be_armed_costs_the_deadline_nothing",
+    ),
+    (
+        "the deadline's timer is armed before the warning's",
+        "sorted(moments, key=lambda moment: moment.event != DEADLINE)",
+        "moments",
+        "test_timers.py::test_the_warning_has_a_timer_of_its_own_which_comes_second_and_goes_with_"
+        "the_first",
+    ),
+    (
+        "the warning's timer comes with the deadline's",
+        "if at.event == DEADLINE or at.at > host.now()]",
+        "if at.event == DEADLINE]",
+        "test_timers.py::test_the_warning_has_a_timer_of_its_own_which_comes_second_and_goes_with_"
+        "the_first",
+    ),
+    (
+        "an old timer goes after the new one is saved",
+        "saved = save_state(replace(state, timers=timers))\n"
+        "    cancel_timers(host, state)\n"
+        "    return saved",
+        "cancel_timers(host, state)\n    return save_state(replace(state, timers=timers))",
+        "test_timers.py::test_the_new_timer_stands_and_is_saved_before_the_old_one_goes",
+    ),
+    (
+        "where nothing can be armed the deadline is saved",
+        "save_state(replace(state, timers=()))\n    why",
+        "why",
+        "test_timers.py::test_where_nothing_works_the_deadline_is_saved_and_it_says_so",
+    ),
+    (
+        "a warning's timer goes with the other",
+        "for timer in state.timers:\n        backend = ",
+        "for timer in state.timers[:1]:\n        backend = ",
+        "test_timers.py::test_the_warning_has_a_timer_of_its_own_which_comes_second_and_goes_with_"
+        "the_first",
+    ),
     # --- 11 gcloud flags
-    ("the cloud deletes and does not only stop", "--instance-termination-action=DELETE", "--instance-termination-action=STOP", "test_gcp.py"),
-    ("what the cloud would refuse is refused", "if not GCP_MIN_SECONDS <= seconds <= GCP_MAX_SECONDS:", "if not GCP_MIN_SECONDS <= seconds <= GCP_MAX_SECONDS + 1:", "test_gcp.py"),
-    ("a data disk that would go is warned of", 'if getattr(config, "data_disk", None):', "if False:", "test_gcp.py"),
-    ("an instance that does not run has no deadline", 'if made["status"] == "RUNNING":', 'if made["status"] != "TERMINATED":', "test_gcp.py"),
-    ("the cloud's own reckoning goes first", '.get("terminationTimestamp") or until', '.get("x") or until', "test_gcp.py"),
-
+    (
+        "the cloud deletes and does not only stop",
+        "--instance-termination-action=DELETE",
+        "--instance-termination-action=STOP",
+        "test_gcp.py::test_the_budget_is_given_in_whole_seconds_rounded_up",
+    ),
+    (
+        "what the cloud would refuse is refused",
+        "if not GCP_MIN_SECONDS <= seconds <= GCP_MAX_SECONDS:",
+        "if not GCP_MIN_SECONDS <= seconds <= GCP_MAX_SECONDS + 1:",
+        "test_gcp.py::test_what_compute_engine_would_refuse_is_refused",
+    ),
+    (
+        "a data disk that would go is warned of",
+        "if isinstance(config, QemuConfig) and config.data_disk:",
+        "if False:",
+        "test_gcp.py::test_a_warning_is_one_line_on_stderr_and_only_where_it_applies",
+    ),
+    (
+        "an instance that does not run has no deadline",
+        'if instance["status"] != "RUNNING":',
+        'if instance["status"] == "TERMINATED":',
+        "test_gcp.py::test_nothing_counts_while_nothing_runs",
+    ),
+    (
+        "the cloud's own reckoning goes first",
+        "known = reckoned or instance",
+        "known = instance",
+        "test_gcp.py::test_the_moment_that_compute_engine_names_goes_before_a_reckoning",
+    ),
     # --- 12 QMP
-    ("an answer is matched to its question", '.get("id") != self.serial:', '.get("id") is None:', "test_qmp.py"),
-    ("a refusal of QEMU's is an error", 'if "error" in message:', 'if "errors" in message:', "test_qmp.py"),
-    ("no monitor is waited for without end", "self.sock.settimeout(max(0.001, until - self.monotonic()))", "self.sock.settimeout(5.0)", "test_qmp.py"),
-
+    (
+        "an answer is matched to its question",
+        '.get("id") != self.serial:',
+        '.get("id") is None:',
+        "test_qmp.py::test_a_late_reply_to_an_earlier_command_is_not_taken_for_this_ones",
+    ),
+    (
+        "a refusal of QEMU's is an error",
+        'if "error" in message:',
+        'if "errors" in message:',
+        "test_qmp.py::test_a_bad_answer_is_an_error_that_says_so",
+    ),
+    (
+        "no monitor is waited for without end",
+        "self.sock.settimeout(max(0.001, until - self.monotonic()))",
+        "self.sock.settimeout(5.0)",
+        "test_qmp.py::test_silence_is_an_error_by_its_deadline",
+    ),
     # --- 13 VM process
-    ("a VM that can't be seen is not taken for stopped", 'raise YclusterError(f"{files.name}: its QEMU runs, and can\'t be seen from here", hint=hint)', "vm = None", "test_vm.py"),
-    ("a VM is known by its own pidfile", "return os.path.realpath(pidfile) in map(os.path.realpath, pidfiles(pid))", "return bool(pidfiles(pid))", "test_vm.py"),
-    ("whoever has a stale pid is left alone", "return os.path.realpath(pidfile) in map(os.path.realpath, pidfiles(pid))", "return True", "test_vm.py"),
-    ("a VM whose pidfile is lost is found", "for pid in named + (pids() if flock_held(files.vm_lock) else []):", "for pid in named:", "test_vm.py"),
-    ("a pause that QEMU does not answer is made by a signal", "send_signal(vm.pidfd, signal.SIGSTOP)", "pass", "test_vm.py"),
-    ("a resume lets the guest go on", 'ask_qemu(host, files, "cont")', "pass", "test_vm.py"),
-    ("a pause goes to the guest", 'ask_qemu(host, files, "stop")', 'ask_qemu(host, files, "query-status")', "test_vm.py"),
-    ("a paused guest is woken to be shut down", 'qmp.execute("cont")  #', 'qmp.execute("query-status")  #', "test_vm.py"),
-    ("a guest is asked to shut down before anything else is done", 'qmp.execute("system_powerdown")', 'qmp.execute("quit")', "test_vm.py"),
-    ("a VM that outlives all of it is an error", 'raise YclusterError(f"{files.name}: QEMU (pid {vm.pid}) is alive after SIGKILL", hint="look into the kernel\'s log")', 'return "SIGKILL"', "test_vm.py"),
-
+    (
+        "a VM that can't be seen is not taken for stopped",
+        'raise YclusterError(f"{files.name}: its QEMU runs, and can\'t be seen from here", '
+        "hint=hint)",
+        "vm = None",
+        "test_vm.py::test_a_vm_out_of_sight_is_not_taken_for_stopped",
+    ),
+    (
+        "a VM is known by its own pidfile",
+        "return os.path.realpath(pidfile) in map(os.path.realpath, pidfiles(pid))",
+        "return bool(pidfiles(pid))",
+        "test_vm.py::test_the_vm_of_another_cluster_is_not_ours",
+    ),
+    (
+        "whoever has a stale pid is left alone",
+        "return os.path.realpath(pidfile) in map(os.path.realpath, pidfiles(pid))",
+        "return True",
+        "test_vm.py::test_a_foreign_process_in_the_pidfile_is_never_taken_for_the_vm",
+    ),
+    (
+        "a VM that ends while it is looked for is none",
+        "if _runs_with_pidfile(pid, pidfile) and not _exited(pidfd, 0):",
+        "if True:",
+        "test_vm.py::test_a_vm_that_ends_while_it_is_looked_for_is_not_found",
+    ),
+    (
+        "a VM whose pidfile is lost is found",
+        "(_vm_of(pid, files.pidfile) for pid in pids())",
+        "(_vm_of(pid, files.pidfile) for pid in ())",
+        "test_vm.py::test_a_vm_whose_pidfile_is_lost_is_found_by_its_lock",
+    ),
+    (
+        "a pause that QEMU does not answer is made by a signal",
+        "send_signal(vm.pidfd, signal.SIGSTOP)",
+        "pass",
+        "test_vm.py::test_status_follows_the_process",
+    ),
+    (
+        "a resume lets the guest go on",
+        'ask_qemu(host, files, "cont")',
+        "pass",
+        "test_vm.py::test_a_guest_is_paused_by_its_monitor_and_goes_on",
+    ),
+    (
+        "a pause goes to the guest",
+        'ask_qemu(host, files, "stop")',
+        'ask_qemu(host, files, "query-status")',
+        "test_vm.py::test_a_guest_is_paused_by_its_monitor_and_goes_on",
+    ),
+    (
+        "a paused guest is woken to be shut down",
+        'qmp.execute("cont")  #',
+        'qmp.execute("query-status")  #',
+        "test_vm.py::test_a_paused_guest_is_woken_so_that_it_can_shut_down",
+    ),
+    (
+        "a guest is asked to shut down before anything else is done",
+        'qmp.execute("system_powerdown")',
+        'qmp.execute("quit")',
+        "test_vm.py::test_a_paused_guest_is_woken_so_that_it_can_shut_down",
+    ),
+    (
+        "a VM that outlives all of it is an error",
+        'raise YclusterError(why, hint="look into the kernel\'s log")',
+        'return "SIGKILL"',
+        "test_vm.py::test_a_vm_that_nothing_ends_is_an_error",
+    ),
     # --- 14 QEMU machine
-    ("forwards listen where the config says", "hostfwd=tcp:{state.bind_address}:", "hostfwd=tcp::", "test_machine.py"),
-    ("the guest writes nothing into its seed", '"label": "CIDATA", "read-only": True', '"label": "CIDATA"', "test_machine.py"),
-    ("the guest has its data disk", 'argv += ["-blockdev", _qcow2("data"', 'seed = ["-blockdev", _qcow2("data"', "test_machine.py"),
-    ("QEMU is on the disk's own format", '"driver": "qcow2", "node-name": node', '"driver": "raw", "node-name": node', "test_machine.py"),
-    ("QEMU's monitor is the user's alone", "files.qmp.chmod(0o600)", "pass", "test_machine.py"),
-    ("the console is the user's alone", "os.close(os.open(files.console, os.O_WRONLY | os.O_CREAT, 0o600))", "pass", "test_machine.py"),
-    ("the guest's hardware outlives an upgrade of QEMU", "if not state.machine:", "if True:", "test_machine.py"),
-    ("KVM is not believed without its trial", "if done.returncode != 33:", "if done.returncode > 33:", "test_machine.py"),
-
+    (
+        "forwards listen where the config says",
+        "hostfwd=tcp:{state.bind_address}:",
+        "hostfwd=tcp::",
+        "test_machine.py::test_forwards_listen_on_loopback_alone",
+    ),
+    (
+        "the guest writes nothing into its seed",
+        '"label": "CIDATA", "read-only": True',
+        '"label": "CIDATA"',
+        "test_machine.py::test_a_seed_is_attached_read_only_where_there_is_one",
+    ),
+    (
+        "the guest has its data disk",
+        '*(_disk_argv("data", _qcow2(Path(state.data_disk))) if state.data_disk else []),',
+        "",
+        "test_machine.py::test_the_disks_are_qcow2_and_the_data_disk_is_the_second",
+    ),
+    (
+        "QEMU is on the disk's own format",
+        'return {"driver": "qcow2", "discard": "unmap", "file": file}',
+        'return {"driver": "raw", "discard": "unmap", "file": file}',
+        "test_machine.py::test_the_disks_are_qcow2_and_the_data_disk_is_the_second",
+    ),
+    (
+        "QEMU's monitor is the user's alone",
+        "files.qmp.chmod(0o600)",
+        "pass",
+        "test_machine.py::test_qemus_monitor_and_console_are_its_users_alone",
+    ),
+    (
+        "the console is the user's alone",
+        "os.close(os.open(files.console, os.O_WRONLY | os.O_CREAT, 0o600))",
+        "pass",
+        "test_machine.py::test_qemus_monitor_and_console_are_its_users_alone",
+    ),
+    (
+        "the guest's hardware outlives an upgrade of QEMU",
+        "machine=state.machine or _versioned_machine(host)",
+        "machine=_versioned_machine(host)",
+        "test_machine.py::test_the_machine_type_is_pinned_to_a_version",
+    ),
+    (
+        "KVM is not believed without its trial",
+        "if done.returncode != 33:",
+        "if done.returncode > 33:",
+        "test_machine.py::test_a_kvm_that_fails_the_trial_is_told_apart",
+    ),
     # --- 15 guest
-    ("a guest boots without its data disk", "ext4 defaults,nofail,", "ext4 defaults,", "test_machine.py"),
-    ("ssh is strict", 'strict = "yes" if', 'strict = "no" if', "test_machine.py"),
-    ("the first host key of a sibling's VM is held to", 'else "accept-new"', 'else "no"', "test_machine.py"),
-    ("ssh goes by the cluster's own known_hosts", """"-o", f'UserKnownHostsFile="{known}"', """, "", "test_machine.py"),
-    ("nobody logs in with a password", '"lock_passwd": True', '"lock_passwd": False', "test_machine.py"),
-    ("the credentials of registries are root's alone in the guest", '"permissions": "0600", "content": to_json(registries)', '"permissions": "0644", "content": to_json(registries)', "test_machine.py"),
-    ("keys are new for each cluster", 'remove(key)\n        remove(key.with_name(key.name + ".pub"))', "if key.exists():\n            continue", "test_machine.py"),
-    ("a boot is waited for no longer than its bound", "if host.monotonic() > until:\n                why", "if host.monotonic() > until + 10**6:\n                why", "test_machine.py"),
-    ("a kernel that panicked is not waited for", 'if "end Kernel panic - not syncing" not in console_tail(state.files, 1):', "if True:", "test_machine.py"),
-
+    (
+        "a guest boots without its data disk",
+        "ext4 defaults,nofail,",
+        "ext4 defaults,",
+        "test_machine.py::test_a_guest_boots_without_its_data_disk_too",
+    ),
+    (
+        "ssh is strict",
+        'strict = "yes" if',
+        'strict = "no" if',
+        "test_machine.py::test_ssh_is_strict_and_knows_nothing_of_the_users_own",
+    ),
+    (
+        "the first host key of a sibling's VM is held to",
+        'else "accept-new"',
+        'else "no"',
+        "test_machine.py::test_the_siblings_guest_is_held_to_the_first_key_it_shows",
+    ),
+    (
+        "ssh goes by the cluster's own known_hosts",
+        '"-o", f"UserKnownHostsFile={_ssh_path(files.known_hosts)}",',
+        "",
+        "test_machine.py::test_ssh_is_strict_and_knows_nothing_of_the_users_own test_machine.py::"
+        "test_ssh_reads_the_paths_as_they_are",
+    ),
+    (
+        "nobody logs in with a password",
+        '"lock_passwd": True',
+        '"lock_passwd": False',
+        "test_machine.py::test_user_data_is_a_cloud_config_that_needs_no_quoting",
+    ),
+    (
+        "the credentials of registries are root's alone in the guest",
+        '"permissions": "0600",',
+        '"permissions": "0644",',
+        "test_machine.py::test_user_data_is_a_cloud_config_that_needs_no_quoting",
+    ),
+    (
+        "keys are new for each cluster",
+        'remove(file)\n    remove(file.with_name(file.name + ".pub"))',
+        "if file.exists():\n        return",
+        "test_machine.py::test_keys_and_seed_are_private_and_new_each_time",
+    ),
+    (
+        "a boot is waited for no longer than its bound",
+        "if self.host.monotonic() > self.until:",
+        "if self.host.monotonic() > self.until + 10**6:",
+        "test_machine.py::test_a_boot_is_waited_for_up_to_its_bound_and_not_once_its_kernel_has_"
+        "panicked",
+    ),
+    (
+        "a kernel that panicked is not waited for",
+        'if "end Kernel panic - not syncing" in console_tail(self.state.files, 1):',
+        "if False:",
+        "test_machine.py::test_a_boot_is_waited_for_up_to_its_bound_and_not_once_its_kernel_has_"
+        "panicked",
+    ),
     # --- 16 k3s
-    ("a k3s without a digest is refused", 'if name.startswith("k3s") and not digest:', "if False:", "test_k3s.py"),
-    ("a page is not taken for the install script", 'if name == "install.sh" and not', 'if name == "install" and not', "test_k3s.py"),
-    ("a list that may be wrong is not kept", "remove(listing)  #", "pass  #", "test_k3s.py"),
-    ("a guest that gives no answer is not taken for one without k3s", '!= "absent\\n":\n        return said is not None', '!= "absent\\n":\n        return True', "test_k3s.py"),
-    ("k3s is not installed over what is there", 'if (said := in_guest(host, state, ask, waiting)) != "absent\\n":', "if (said := in_guest(host, state, ask, waiting)) is None:", "test_k3s.py"),
-
+    (
+        "a k3s without a digest is refused",
+        'if name.startswith("k3s") and not digest:',
+        "if False:",
+        "test_k3s.py::test_what_differs_from_the_releases_list_is_not_kept test_k3s.py::test_a_"
+        "list_that_is_none_is_told_and_asked_for_again",
+    ),
+    (
+        "a page is not taken for the install script",
+        'if name == "install.sh" and not',
+        'if name == "install" and not',
+        "test_k3s.py::test_a_page_in_the_place_of_the_script_is_not_kept",
+    ),
+    (
+        "a list that may be wrong is not kept",
+        "remove(listing)  #",
+        "pass  #",
+        "test_k3s.py::test_a_list_that_is_none_is_told_and_asked_for_again",
+    ),
+    (
+        "a guest that gives no answer is not taken for one without k3s",
+        "return False  # no answer",
+        "return True  # no answer",
+        "test_k3s.py::test_k3s_is_installed_where_the_guest_says_that_it_is_absent_and_nowhere_"
+        "else",
+    ),
+    (
+        "k3s is not installed over what is there",
+        'if answer != "absent\\n":',
+        "if False:",
+        "test_k3s.py::test_k3s_is_installed_where_the_guest_says_that_it_is_absent_and_nowhere_"
+        "else",
+    ),
     # --- 17 kubeconfig
-    ("a context is that of one cluster", "if state.context == config.context and state.files != files:", "if state.context == config.context and state.name == files.name:", "test_faults.py::test_a_port_or_a_context_that_is_taken_is_told_before_anything_is_made"),
-    ("a context of the user's is not replaced", "if not cluster == entry.get(\"user\") == name or not re.match", "if not cluster == entry.get(\"user\") or not re.match", "test_k3s.py"),
-    ("a cluster of the user's that has our name is not replaced", 'elif not known and (name in view["clusters"] or name in view["users"]):', "elif False:", "test_k3s.py"),
-    ("only what is ours is taken out of the kubeconfig", '.get(state.context, {}).get("cluster") == name:', ".get(state.context, {}):", "test_k3s.py"),
-    ("the user's current context stays", """if not _kubectl(host, Path(host.environ.get("KUBECONFIG") or file), "view", "-o", "jsonpath={.current-context}"):""", "if True:", "test_k3s.py"),
-    ("the first backup of the kubeconfig is never overwritten", """if file.exists() and not (backup := file.with_name(f"{file.name}.before-ycluster")).exists():""", """if file.exists() and (backup := file.with_name(f"{file.name}.before-ycluster")):""", "test_k3s.py"),
-    ("a teardown knows what went into the kubeconfig", "state = save_state(replace(state, kubeconfig=str(file)))  #", "state = replace(state, kubeconfig=str(file))  #", "test_k3s.py"),
-
+    (
+        "a context is that of one cluster",
+        "if state.context == context and state.files != files:",
+        "if state.context == context and state.name == files.name:",
+        "test_faults.py::test_a_port_or_a_context_that_is_taken_is_told_before_anything_is_made",
+    ),
+    (
+        "a context of the user's is not replaced",
+        "has_our_names = cluster == name and user == name",
+        "has_our_names = cluster == user",
+        "test_k3s.py::test_a_context_that_points_at_another_cluster_is_refused",
+    ),
+    (
+        "a cluster of the user's that has our name is not replaced",
+        'elif not known and (name in view["clusters"] or name in view["users"]):',
+        "elif False:",
+        "test_k3s.py::test_a_cluster_or_user_of_our_name_that_is_the_users_own_is_not_overwritten",
+    ),
+    (
+        "only what is ours is taken out of the kubeconfig",
+        'if context.get("cluster") != name:',
+        "if not context:",
+        "test_k3s.py::test_names_that_the_user_has_taken_over_meanwhile_stay",
+    ),
+    (
+        "the user's current context stays",
+        "if not _current_context(host, every_file):",
+        "if True:",
+        "test_k3s.py::test_our_names_go_in_beside_the_users_and_come_out_again",
+    ),
+    (
+        "the first backup of the kubeconfig is never overwritten",
+        "if file.exists() and not backup.exists():",
+        "if file.exists():",
+        "test_k3s.py::test_our_names_go_in_beside_the_users_and_come_out_again",
+    ),
+    (
+        "a teardown knows what went into the kubeconfig",
+        "state = save_state(replace(state, kubeconfig=str(file)))",
+        "state = replace(state, kubeconfig=str(file))",
+        "test_k3s.py::test_a_teardown_will_know_of_the_kubeconfig_before_anything_goes_into_it",
+    ),
     # --- 18 disk images
-    ("an image that disks build on can't be written to", "part.chmod(0o400)", "part.chmod(0o600)", "test_machine.py"),
-    ("an image is kept by its own digest", "return part.replace(images / digest)", "return part.replace(images / (config.image_sha256 or 'image'))", "test_machine.py"),
-    ("a disk that builds on another is refused", 'if "backing-filename" in info or', 'if "backing" in info or', "test_appliance.py"),
-    ("a disk is never smaller than its image", "elif not state.imported and wanted < size:", "elif not state.imported and wanted > size << 10:", "test_machine.py"),
-    ("an imported disk is not made smaller", "if state.imported and wanted > size:", "if state.imported:", "test_appliance.py"),
-    ("a cacheDir can be moved", "base = image.relative_to(state.cache_dir)  #", "base = image  #", "test_machine.py"),
-    ("a data disk that is there is never formatted", "if path.exists():\n        return\n    path.parent", "path.parent", "test_appliance.py"),
-    ("of two that make a data disk the first wins", "os.link(part, path)", "os.replace(part, path)", "test_appliance.py"),
-    ("what Compute Engine imports is whole GiB", "-(-end >> 30) << 30", "end", "test_appliance.py"),
-
+    (
+        "an image that disks build on can't be written to",
+        "part.chmod(0o400)",
+        "part.chmod(0o600)",
+        "test_machine.py::test_an_image_is_copied_under_its_digest_with_holes_kept",
+    ),
+    (
+        "an image is kept by its own digest",
+        "return part.replace(images / digest)",
+        "return part.replace(images / (config.image_sha256 or 'image'))",
+        "test_machine.py::test_an_image_is_copied_under_its_digest_with_holes_kept",
+    ),
+    (
+        "a disk that builds on another is refused",
+        'if "backing-filename" in info or',
+        'if "backing" in info or',
+        "test_appliance.py::test_what_is_no_whole_disk_is_not_imported",
+    ),
+    (
+        "a disk is never smaller than its image",
+        "if wanted < size:",
+        "if False:",
+        "test_machine.py::test_a_disk_is_no_smaller_than_its_image_and_finds_it_where_the_"
+        "cachedir_is_moved_to",
+    ),
+    (
+        "an imported disk is not made smaller",
+        "if wanted > size:",
+        "if True:",
+        "test_appliance.py::test_an_imported_disk_boots_as_it_is_or_larger_and_outlives_a_"
+        "provision_that_fails",
+    ),
+    (
+        "a cacheDir can be moved",
+        "base = image.relative_to(state.cache_dir)  #",
+        "base = image  #",
+        "test_machine.py::test_a_disk_is_no_smaller_than_its_image_and_finds_it_where_the_"
+        "cachedir_is_moved_to",
+    ),
+    (
+        "a data disk that is there is never formatted",
+        "if path.exists():\n        return\n    path.parent",
+        "path.parent",
+        "test_appliance.py::test_a_data_disk_that_is_there_is_never_formatted",
+    ),
+    (
+        "of two that make a data disk the first wins",
+        "os.link(part, path)",
+        "os.replace(part, path)",
+        "test_appliance.py::test_a_data_disk_that_another_made_meanwhile_stays",
+    ),
+    (
+        "what Compute Engine imports is whole GiB",
+        "return -(-size >> 30) << 30",
+        "return size",
+        "test_appliance.py::test_a_bundle_is_read_back_checked_and_imported",
+    ),
     # --- 19 commands
-    ("of two clusters none is guessed", "if len(found) == 1:", "if found:", "test_cli.py"),
-    ("a bad sidecar hides no other", "except StateError as error:\n            if os.path.lexists(files.sidecar):\n                host.output.warn(str(error))\n    return found", "except StateError as error:\n            host.output.warn(str(error))\n            break\n    return found", "test_cli.py"),
-    ("a verb goes by the clock of now", "state = adjusted(saved, host.clock())", "state = saved", "test_histories.py::test_histories_that_must_be_among_them"),
-    ("what is shown is by the clock of now", "return adjusted(load_state(files), host.clock())", "return load_state(files)", "test_histories.py::test_histories_that_must_be_among_them"),
-    ("a cluster is known whatever kills its provision", "save_state(state)  # the first", "pass  # the first", "test_faults.py::test_a_provision_that_is_killed_while_it_makes_the_disk_is_known"),
-    ("a list sees the clusters of other places", "remember_cache_dir(host, files.cache_dir)\n        try:", "try:", "test_faults.py::test_a_provision_keeps_what_its_config_says_and_no_credential"),
-    ("a provision that failed leaves nothing", "_erase(host, state, keep_disk=bool(state.imported))", "pass", "test_faults.py::test_a_provision_that_fails_leaves_nothing_or_a_vm_with_its_disk_and_its_guard"),
-    ("a provision that failed leaves an imported disk", "_erase(host, state, keep_disk=bool(state.imported))", "_erase(host, state)", "test_appliance.py"),
-    ("a provision that failed after its VM ran leaves the disk under it", "if not running(files):\n                _erase", "if True:\n                _erase", "test_faults.py::test_a_provision_that_fails_leaves_nothing_or_a_vm_with_its_disk_and_its_guard"),
-    ("ports are looked at before anything is made", "_check_ports(host, state)\n    if state.data_disk:", "if state.data_disk:", "test_faults.py::test_a_port_or_a_context_that_is_taken_is_told_before_anything_is_made"),
-    ("a sibling's disk is not half made", "bool(state.image) and state.started_at is None", "state.started_at is None", "test_cli.py"),
-    ("what has booted is not half made", "bool(state.image) and state.started_at is None", "bool(state.image) and state.started_at is not None", "test_cli.py"),
-    ("a disk that no cluster claims is not overwritten", "(path == files.disk and path.exists())", "False", "test_cli.py"),
-    ("the timer stands before the guest runs", "launch(host, arm_timer(host, save_state(state)))", "arm_timer(host, launch(host, save_state(state)))", "test_faults.py::test_a_provision_that_fails_leaves_nothing_or_a_vm_with_its_disk_and_its_guard"),
-    ("a guest that did not come to run leaves no deadline", "disarm_timer(host, stopped(load_state(state.files)), None)\n        raise", "raise", "test_histories.py::test_histories_that_must_be_among_them"),
-    ("an extension arms what is disarmed no more", "if state.disarmed and not anew:", "if False:", "test_faults.py::test_what_is_disarmed_stays_so_when_extended"),
-    ("a running cluster that has a budget gets a deadline", "if state.expires_at is None and budget(state.lifetime) is not None:", "if False:", "test_vm.py"),
-    ("start refuses a cluster whose data disk is gone", "if state.data_disk and not os.path.exists(state.data_disk):", "if False:", "test_appliance.py"),
-    ("a stop clears the deadline", "how = _halt(host, state)\n        disarm_timer(host, stopped(state), None)", "how = _halt(host, state)\n        disarm_timer(host, state, None)", "test_cli.py"),
-    ("a guest that is resumed late is not reaped at once", "state.expires_at <= host.now() and not state.disarmed:", "state.expires_at > host.now() and not state.disarmed:", "test_faults.py::test_resume_gives_a_fresh_budget_where_the_old_one_is_used_up_and_only_there"),
-    ("a guest is woken after its timer stands", "state = _guarded(host, state)\n        if halted:", "if halted:\n            resume_vm(host, files, vm)\n        state = _guarded(host, state)\n        if halted:", "test_vm.py"),
-    ("a paused guest that does not go on is told", 'if (now := vm_status(host, files)) != "running":', "if False:", "test_vm.py"),
-    ("an early look reaps nothing and arms", "state = arm_timer(host, state, fired=state.timer is not None and state.timer.backend == by)", "pass", "test_telling.py"),
-    ("the timer that fired early is not counted on", "fired=state.timer is not None and state.timer.backend == by)", "fired=False)", "test_faults.py::test_a_timer_that_came_early_is_armed_anew"),
-    ("a warning is given once", 'warned=state.expires_at if decision.do == "warn" else state.warned', "warned=state.warned", "test_telling.py"),
-    ("whoever is warned can extend at once", 'if decision.do == "warn":  # without the lock: whoever is warned may want to extend\n        _warn', '    if decision.do == "warn":\n            _warn', "test_faults.py::test_whoever_is_warned_can_extend_from_there"),
-    ("a command that warns has its bound", "timeout=max(1.0, min(NOTICE_TIMEOUT, left))", "timeout=max(1.0, left)", "test_telling.py"),
-    ("a second try stands before the first", "state = arm_timer(host, replace(state, retry_at=again), fired=True)", "state = arm_timer(host, state, fired=True)", "test_faults.py::test_a_second_try_stands_before_the_first_and_only_a_success_takes_it_away"),
-    ("a second try is armed, and not only written down", "state = arm_timer(host, replace(state, retry_at=again), fired=True)", "state = save_state(replace(state, retry_at=again))", "test_faults.py::test_a_second_try_stands_before_the_first_and_only_a_success_takes_it_away"),
-    ("a reap goes on where no second try can be armed", "except (YclusterError, OSError) as error:\n        host.output.warn(f\"{state.name}: no second try", "except ZeroDivisionError as error:\n        host.output.warn(f\"{state.name}: no second try", "test_faults.py::test_where_no_second_try_can_be_armed_the_first_is_made_all_the_same"),
-    ("what never ran is not torn down", "and not (how or state.ran_with) else action", "and not how and state.ran_with else action", "test_vm.py"),
-    ("what an expiry did is written down", "disarm_timer(host, replace(stopped(state), reaped=record), None)", "disarm_timer(host, stopped(state), None)", "test_cli.py"),
-    ("an expiry that failed is an error", 'raise YclusterError(f"{state.name}: {action} {done}, again at {local_time(again)}: {error}") from error', "pass", "test_telling.py"),
-    ("the next command spares the cluster that is meant", "(files for files in discover(host) if files != spare)", "discover(host)", "test_cli.py"),
-    ("the next command arms what has lost its timer", "if every or lost or wake_time(state) <= host.now():", "if every or wake_time(state) <= host.now():", "test_faults.py::test_the_next_command_arms_what_has_lost_its_timer_and_reaps_what_has_outlived_it"),
-    ("the next command reaps what is overdue", "if every or lost or wake_time(state) <= host.now():", "if every or lost:", "test_faults.py::test_the_next_command_arms_what_has_lost_its_timer_and_reaps_what_has_outlived_it"),
-    ("an extension is armed", "state = _guarded(host, save_state(state))\n            log_event", "state = save_state(state)\n            log_event", "test_telling.py"),
-    ("a dry run changes nothing", "if not dry_run:", "if True:", "test_telling.py"),
-    ("a watcher outlives any failure", "except Exception as error:  # whatever it is, a watcher that ends guards nothing", "except YclusterError as error:", "test_timers.py"),
-    ("a watcher stays with a VM whose sidecar can't be read", "return files.sidecar.exists() and running(files)", "return False", "test_timers.py"),
-    ("status tells a guard that is gone", 'stands["backend"] if stands["armed"] else', 'stands["backend"] if stands["backend"] else', "test_faults.py::test_status_counts_on_no_timer_that_is_gone"),
-    ("doctor tells a deadline without a guard", 'if due_time(state) < float("inf") and not is_armed(host, state):', "if False:", "test_telling.py"),
-    ("doctor takes no guard for a leftover", "(serves[1] in ours or not os.path.exists(serves[1]))", "serves[1]", "test_telling.py"),
-    ("doctor fails where something is wrong", 'if any(finding.level == "failure" for finding in found) else 0', "if False else 0", "test_telling.py"),
-    ("a disk under a running VM is not exported", "if running(files):\n            hint = f\"`ycluster prepare-export", "if False:\n            hint = f\"`ycluster prepare-export", "test_appliance.py"),
-    ("an export overwrites nothing", "if os.path.lexists(bundle) and (not bundle.is_dir() or any(bundle.iterdir())):", "if os.path.lexists(bundle) and not bundle.is_dir():", "test_appliance.py"),
-    ("an import is held to its checksums", "cwd=disk.parent, check=False).returncode:", "cwd=disk.parent, check=False).returncode > 1:", "test_appliance.py"),
-    ("an import replaces no cluster", "_refuse_existing(files)\n    sums =", "sums =", "test_appliance.py"),
+    (
+        "of two clusters none is guessed",
+        "if len(found) == 1:",
+        "if found:",
+        "test_cli.py::test_when_it_is_not_clear_the_clusters_are_listed",
+    ),
+    (
+        "a bad sidecar hides no other",
+        "except StateError as error:\n"
+        "            if os.path.lexists(files.sidecar):\n"
+        "                host.output.warn(str(error))\n"
+        "    return found",
+        "except StateError as error:\n"
+        "            host.output.warn(str(error))\n"
+        "            break\n"
+        "    return found",
+        "test_cli.py::test_a_corrupt_sidecar_does_not_hide_other_clusters",
+    ),
+    (
+        "a verb goes by what is saved when it gets the lock",
+        "load_state(files)  # where there is none, this raises before a lock file is made\n"
+        "    with cluster_lock(host, files, patience=patience):\n"
+        "        saved = load_state(files)  # again: it may have been changed while we waited",
+        "saved = load_state(files)\n    with cluster_lock(host, files, patience=patience):",
+        "test_faults.py::test_a_verb_goes_by_what_was_written_while_it_waited_for_the_lock",
+    ),
+    (
+        "a verb makes no lock where there is no cluster",
+        "load_state(files)  # where there is none, this raises before a lock file is made",
+        "pass",
+        "test_cli.py::test_every_verb_says_that_the_config_has_no_cluster_yet test_cli.py::test_"
+        "every_verb_says_that_there_is_no_cluster",
+    ),
+    (
+        "a verb goes by the clock of now",
+        "state = adjusted(saved, host.clock())",
+        "state = saved",
+        "test_histories.py::test_histories_that_must_be_among_them",
+    ),
+    (
+        "what is shown is by the clock of now",
+        "return adjusted(load_state(files), host.clock())",
+        "return load_state(files)",
+        "test_histories.py::test_histories_that_must_be_among_them",
+    ),
+    (
+        "a cluster is known whatever kills its provision",
+        "save_state(state)  # the first",
+        "pass  # the first",
+        "test_faults.py::test_a_provision_that_is_killed_while_it_makes_the_disk_is_known",
+    ),
+    (
+        "a list sees the clusters of other places",
+        "remember_cache_dir(host, files.cache_dir)\n        state = _make",
+        "state = _make",
+        "test_faults.py::test_a_provision_keeps_what_its_config_says_and_no_credential",
+    ),
+    (
+        "a provision that failed leaves nothing",
+        "_erase(host, state, keep_disk=bool(state.imported))",
+        "pass",
+        "test_faults.py::test_a_provision_that_fails_leaves_nothing_or_a_vm_with_its_disk_and_its_"
+        "guard",
+    ),
+    (
+        "a provision looks again under the lock",
+        "if _refuse_existing(host, files) != imported:",
+        "if False:",
+        "test_appliance.py::test_a_disk_that_is_imported_while_provision_fetches_its_image_is_not_"
+        "touched",
+    ),
+    (
+        "a provision that failed leaves an imported disk",
+        "_erase(host, state, keep_disk=bool(state.imported))",
+        "_erase(host, state)",
+        "test_appliance.py::test_an_imported_disk_boots_as_it_is_or_larger_and_outlives_a_"
+        "provision_that_fails",
+    ),
+    (
+        "a provision that failed after its VM ran leaves the disk under it",
+        "if not running(host, state.files):\n            _erase",
+        "if True:\n            _erase",
+        "test_faults.py::test_a_provision_that_fails_leaves_nothing_or_a_vm_with_its_disk_and_its_"
+        "guard",
+    ),
+    (
+        "ports are looked at before anything is made",
+        "_check_ports(host, state)\n    if state.data_disk:",
+        "if state.data_disk:",
+        "test_faults.py::test_a_port_or_a_context_that_is_taken_is_told_before_anything_is_made",
+    ),
+    (
+        "a sibling's disk is not half made",
+        "bool(state.image) and state.started_at is None",
+        "state.started_at is None",
+        "test_cli.py::test_provision_never_takes_over_what_is_there",
+    ),
+    (
+        "what has booted is not half made",
+        "bool(state.image) and state.started_at is None",
+        "bool(state.image) and state.started_at is not None",
+        "test_cli.py::test_provision_never_takes_over_what_is_there",
+    ),
+    (
+        "a disk that no cluster claims is not overwritten",
+        "if files.disk.exists() and not files.disk.is_dir():",
+        "if False:",
+        "test_cli.py::test_provision_never_takes_over_what_is_there",
+    ),
+    (
+        "a teardown that is cut off is known: the state file goes last",
+        "first = files.disposable()\n    if",
+        "remove(files.sidecar)\n    first = files.disposable()\n    if",
+        "test_faults.py::test_what_an_expiry_needs_goes_last_in_a_teardown",
+    ),
+    (
+        "a teardown that is cut off can be finished: the state file outlives the program",
+        'files.going("last") if remove(path)]',
+        'files.going("last")[::-1] if remove(path)]',
+        "test_faults.py::test_what_an_expiry_needs_goes_last_in_a_teardown",
+    ),
+    (
+        "a teardown takes the timers away",
+        "cancel_timers(host, state)\n    return removed",
+        "return removed",
+        "test_faults.py::test_what_an_expiry_needs_goes_last_in_a_teardown",
+    ),
+    (
+        "a teardown without a state file leaves the disk",
+        "keep_disk=keep_disk or not known)",
+        "keep_disk=keep_disk)",
+        "test_faults.py::test_a_vm_whose_sidecar_is_gone_is_stopped_by_a_teardown_and_its_disk_"
+        "stays",
+    ),
+    (
+        "the timer stands before the guest runs",
+        "state = arm_timers(host, state)\n"
+        "        # Only now may the guest run.\n"
+        "        state = launch(host, state)",
+        "state = launch(host, state)\n        state = arm_timers(host, state)",
+        "test_faults.py::test_a_provision_that_fails_leaves_nothing_or_a_vm_with_its_disk_and_its_"
+        "guard",
+    ),
+    (
+        "a guest that did not come to run leaves no deadline",
+        "swap_timers(host, stopped(load_state(state.files)), ())\n        raise",
+        "pass\n        raise",
+        "test_histories.py::test_histories_that_must_be_among_them",
+    ),
+    (
+        "a QEMU that came up and can't be used is killed",
+        "_kill(host, state.files)",
+        "pass",
+        "test_vm.py::test_a_vm_that_does_not_tell_its_ports_is_not_left_running",
+    ),
+    (
+        "an extension arms what is disarmed no more",
+        "if state.disarmed:\n        return state\n    return arm",
+        "if False:\n        return state\n    return arm",
+        "test_faults.py::test_what_is_disarmed_stays_so_when_extended",
+    ),
+    (
+        "a running cluster that has a budget gets a deadline",
+        "if state.expires_at is None and budget(state.lifetime) is not None:",
+        "if False:",
+        "test_vm.py::test_resume_wakes_a_guest_that_stopped_by_itself_and_gives_it_a_deadline",
+    ),
+    (
+        "start refuses a cluster whose data disk is gone",
+        "if state.data_disk and not os.path.exists(state.data_disk):",
+        "if False:",
+        "test_appliance.py::test_start_without_its_data_disk_is_refused",
+    ),
+    (
+        "a stop clears the deadline",
+        "swap_timers(host, stopped(state), ())\n    if how:",
+        "swap_timers(host, state, ())\n    if how:",
+        "test_cli.py::test_stop_of_a_stopped_cluster_is_done_already_and_clears_its_deadline",
+    ),
+    (
+        "a stop goes on until nothing of the cluster runs",
+        "how = stop_vm(host, files, vm, poweroff)",
+        "how = stop_vm(host, files, vm, poweroff)\n            break",
+        "test_vm.py::test_stop_goes_on_until_no_process_of_the_cluster_is_left",
+    ),
+    (
+        "a guest that is resumed late is not reaped at once",
+        "return state.expires_at is not None and state.expires_at <= now and not state.disarmed",
+        "return False",
+        "test_faults.py::test_resume_gives_a_fresh_budget_where_the_old_one_is_used_up_and_only_"
+        "there",
+    ),
+    (
+        "a guest that is resumed in time keeps its budget",
+        "state.expires_at <= now and not state.disarmed",
+        "not state.disarmed",
+        "test_faults.py::test_resume_gives_a_fresh_budget_where_the_old_one_is_used_up_and_only_"
+        "there",
+    ),
+    (
+        "a guest is woken after its timer stands",
+        "state = _with_timers(host, state)  # before the guest runs\n"
+        "        if halted:\n"
+        "            _wake(host, state, vm)",
+        "if halted:\n            _wake(host, state, vm)\n        state = _with_timers(host, state)",
+        "test_vm.py::test_a_guest_is_not_woken_before_a_timer_guards_it",
+    ),
+    (
+        "a paused guest that does not go on is told",
+        'now = vm_status(host, state.files)\n    if now != "running":',
+        "now = vm_status(host, state.files)\n    if False:",
+        "test_vm.py::test_resume_fails_where_the_guest_does_not_go_on",
+    ),
+    (
+        "an early look reaps nothing and arms",
+        "state = arm_timers(host, state, renew=fired)",
+        "pass",
+        "test_telling.py::test_a_warning_tells_terminals_the_log_and_a_command_and_only_once",
+    ),
+    (
+        "the timer that fired early is not counted on",
+        "renew=fired)",
+        "renew=False)",
+        "test_faults.py::test_a_timer_that_came_early_is_armed_anew",
+    ),
+    (
+        "a warning is given once",
+        "state = replace(state, warned=state.expires_at)",
+        "pass",
+        "test_telling.py::test_a_warning_tells_terminals_the_log_and_a_command_and_only_once",
+    ),
+    (
+        "whoever is warned can extend at once",
+        'if decision.do == "warn":  # without the lock: whoever is warned may want to extend\n'
+        "        _warn",
+        '    if decision.do == "warn":\n            _warn',
+        "test_faults.py::test_whoever_is_warned_can_extend_from_there",
+    ),
+    (
+        "a command that warns has its bound",
+        "timeout = max(1.0, min(NOTICE_TIMEOUT, left))",
+        "timeout = max(1.0, left)",
+        "test_telling.py::test_a_command_that_fails_or_hangs_is_said_and_harms_nothing test_"
+        "telling.py::test_a_command_has_no_more_time_than_is_left",
+    ),
+    (
+        "a second try stands before the first",
+        "state = arm_timers(host, replace(state, retry_at=again), renew=True)",
+        "state = arm_timers(host, state, renew=True)",
+        "test_faults.py::test_a_second_try_stands_before_the_first_and_only_a_success_takes_it_"
+        "away",
+    ),
+    (
+        "a second try is armed, and not only written down",
+        "state = arm_timers(host, replace(state, retry_at=again), renew=True)",
+        "state = save_state(replace(state, retry_at=again))",
+        "test_faults.py::test_a_second_try_stands_before_the_first_and_only_a_success_takes_it_"
+        "away",
+    ),
+    (
+        "a reap goes on where no second try can be armed",
+        "except (YclusterError, OSError) as error:\n"
+        '        host.output.warn(f"{state.name}: no second try',
+        "except ZeroDivisionError as error:\n"
+        '        host.output.warn(f"{state.name}: no second try',
+        "test_faults.py::test_where_no_second_try_can_be_armed_the_first_is_made_all_the_same",
+    ),
+    (
+        "what never ran is not torn down",
+        "if not how and not state.ran_with:",
+        "if False:",
+        "test_vm.py::test_an_expiry_tears_nothing_down_that_never_ran",
+    ),
+    (
+        "what an expiry did is written down",
+        "swap_timers(host, replace(stopped(state), reaped=reaped), ())",
+        "swap_timers(host, stopped(state), ())",
+        "test_cli.py::test_the_next_command_reaps_what_is_overdue_elsewhere",
+    ),
+    (
+        "an expiry that failed is an error",
+        'raise _failed(host, state, action, by, "failed", again, error) from error',
+        "return",
+        "test_telling.py::test_a_reap_that_fails_is_in_the_log_too",
+    ),
+    (
+        "the next command spares the cluster that is meant",
+        "if files == spare:",
+        "if False:",
+        "test_faults.py::test_a_verb_spares_its_own_cluster_and_reaps_the_one_of_the_same_name_"
+        "elsewhere",
+    ),
+    (
+        "a start reaps not the cluster that it starts",
+        '_check_host(host)\n    sweep(host, by="next command", spare=files)',
+        '_check_host(host)\n    sweep(host, by="next command")',
+        "test_faults.py::test_no_verb_but_a_reap_tears_its_own_cluster_down_because_it_is_overdue",
+    ),
+    (
+        "a stop reaps not the cluster that it stops",
+        '"""Power the guest off; the disk stays."""\n'
+        '    sweep(host, by="next command", spare=files)',
+        '"""Power the guest off; the disk stays."""\n    sweep(host, by="next command")',
+        "test_faults.py::test_no_verb_but_a_reap_tears_its_own_cluster_down_because_it_is_overdue",
+    ),
+    (
+        "a provision reaps not the cluster that it would make",
+        'sweep(host, by="next command", spare=files)\n    check_context',
+        'sweep(host, by="next command")\n    check_context',
+        "test_faults.py::test_no_verb_but_a_reap_tears_its_own_cluster_down_because_it_is_overdue",
+    ),
+    (
+        "a resume reaps not the cluster that it wakes",
+        'sweep(host, by="next command", spare=files)\n'
+        "    with opened(host, files) as state, find_vm",
+        'sweep(host, by="next command")\n    with opened(host, files) as state, find_vm',
+        "test_faults.py::test_no_verb_but_a_reap_tears_its_own_cluster_down_because_it_is_overdue",
+    ),
+    (
+        "a sweep outlives any failure",
+        "except Exception as error:\n            if os.path.lexists",
+        "except YclusterError as error:\n            if os.path.lexists",
+        "test_faults.py::test_whatever_is_wrong_with_one_cluster_keeps_no_other_from_being_reaped",
+    ),
+    (
+        "a sweep waits for no cluster that is busy",
+        "patience=LOCK_TIMEOUT if every else 0.5)",
+        "patience=LOCK_TIMEOUT)",
+        "test_faults.py::test_the_next_command_waits_for_no_cluster_that_is_busy",
+    ),
+    (
+        "a timer waits for the lock without end",
+        'patience = LOCK_TIMEOUT if by == "hand" else NEVER',
+        "patience = LOCK_TIMEOUT",
+        "test_timers.py::test_a_timer_waits_for_as_long_as_the_cluster_is_worked_on_and_people_"
+        "are_told",
+    ),
+    (
+        "a reap that comes early waits no longer than it is told",
+        "host.sleep(ahead if ahead <= wait else 0)",
+        "host.sleep(ahead)",
+        "test_timers.py::test_a_reap_waits_for_a_deadline_that_is_near_and_for_no_other",
+    ),
+    (
+        "the next command arms what has lost its timer",
+        "return state.timer is None or state.timer.deadline != due or not is_armed(host, state)",
+        "return False",
+        "test_faults.py::test_the_next_command_arms_what_has_lost_its_timer_and_reaps_what_has_"
+        "outlived_it",
+    ),
+    (
+        "the next command reaps what is overdue",
+        "if wake_time(state) <= host.now():\n        return True",
+        "if False:\n        return True",
+        "test_faults.py::test_the_next_command_arms_what_has_lost_its_timer_and_reaps_what_has_"
+        "outlived_it",
+    ),
+    (
+        "an extension is armed",
+        "state = _with_timers(host, save_state(state))\n            expires_at",
+        "state = save_state(state)\n            expires_at",
+        "test_telling.py::test_every_step_of_a_life_is_in_the_log_of_events",
+    ),
+    (
+        "a dry run changes nothing",
+        "if not dry_run:",
+        "if True:",
+        "test_telling.py::test_a_dry_run_says_what_would_be_and_changes_nothing",
+    ),
+    (
+        "a watcher outlives any failure",
+        "except Exception as error:  # if we ended here,",
+        "except YclusterError as error:  # if we ended here,",
+        "test_timers.py::test_a_watcher_stays_whatever_fails_and_whatever_becomes_of_the_sidecar_"
+        "while_the_vm_runs",
+    ),
+    (
+        "a cluster has one watcher",
+        "fd = take_flock(host, files.watch_lock, timeout=2)",
+        "fd = os.open(files.watch_lock, os.O_RDWR | os.O_CREAT)",
+        "test_timers.py::test_only_one_watcher_watches",
+    ),
+    (
+        "a watcher lets go of its lock under the cluster's",
+        "with cluster_lock(host, files):\n        if _holds",
+        "with contextlib.nullcontext():\n        if _holds",
+        "test_timers.py::test_a_watcher_that_leaves_gives_up_its_lock_before_an_arming_can_look",
+    ),
+    (
+        "a watcher looks at the clock every few seconds",
+        "host.sleep(min(WATCH_INTERVAL, wake - host.now()))",
+        "host.sleep(wake - host.now())",
+        "test_timers.py::test_a_suspend_costs_a_watcher_one_interval_at_most",
+    ),
+    (
+        "watch --all looks at the clock every few seconds",
+        "host.sleep(min([WATCH_INTERVAL, *(left for left in ahead if left > 0)]))",
+        "host.sleep(min([left for left in ahead if left > 0] or [WATCH_INTERVAL]))",
+        "test_timers.py::test_a_suspend_costs_a_watcher_one_interval_at_most",
+    ),
+    (
+        "a watcher stays with a VM whose sidecar can't be read",
+        "return files.sidecar.exists() and running(host, files)",
+        "return False",
+        "test_timers.py::test_a_watcher_stays_whatever_fails_and_whatever_becomes_of_the_sidecar_"
+        "while_the_vm_runs",
+    ),
+    (
+        "status tells a guard that is gone",
+        'name = shown["backend"] if shown["armed"] else',
+        'name = shown["backend"] if shown["backend"] else',
+        "test_faults.py::test_status_counts_on_no_timer_that_is_gone",
+    ),
+    (
+        "doctor tells a deadline without a guard",
+        "if agenda(state) and not is_armed(host, state):",
+        "if False:",
+        "test_telling.py::test_doctor_finds_what_is_left_over",
+    ),
+    (
+        "doctor takes no guard for a leftover",
+        "if found and (found[1] in ours or not os.path.exists(found[1])):",
+        "if found:",
+        "test_telling.py::test_doctor_finds_what_is_left_over",
+    ),
+    (
+        "doctor fails where something is wrong",
+        "return PrerequisiteError.exit_code if failed else 0",
+        "return 0",
+        "test_telling.py::test_doctor_finds_what_is_left_over",
+    ),
+    (
+        "a disk under a running VM is not exported",
+        'if running(host, state.files):\n        hint = f"`ycluster prepare-export',
+        'if False:\n        hint = f"`ycluster prepare-export',
+        "test_appliance.py::test_a_bundle_never_overwrites_and_needs_a_stopped_cluster",
+    ),
+    (
+        "an export overwrites nothing",
+        "if os.path.lexists(bundle) and (not bundle.is_dir() or any(bundle.iterdir())):",
+        "if os.path.lexists(bundle) and not bundle.is_dir():",
+        "test_appliance.py::test_a_bundle_never_overwrites_and_needs_a_stopped_cluster",
+    ),
+    (
+        "an export that fails leaves nothing",
+        "finally:\n            remove(part)\n    host",
+        "finally:\n            pass\n    host",
+        "test_appliance.py::test_an_export_that_fails_leaves_nothing_and_an_empty_folder_is_taken",
+    ),
+    (
+        "an import is held to its checksums",
+        'if done.returncode:\n        hint = "it was',
+        'if done.returncode > 1:\n        hint = "it was',
+        "test_appliance.py::test_what_is_no_whole_disk_is_not_imported",
+    ),
+    (
+        "an import that is refused makes nothing",
+        "_refuse_existing(host, files)\n    _check_sums",
+        "_check_sums",
+        "test_appliance.py::test_an_import_never_replaces_a_cluster",
+    ),
+    (
+        "an import that is killed is known by its mark",
+        "save_state(replace(state_from_config(config, files.cache_dir), imported=str(disk)))\n"
+        "            made.replace(files.disk)",
+        "made.replace(files.disk)\n"
+        "            save_state(replace(state_from_config(config, files.cache_dir), imported=str("
+        "disk)))",
+        "test_appliance.py::test_an_import_that_is_killed_leaves_no_disk_without_its_mark",
+    ),
+    (
+        "an import replaces no cluster",
+        "_refuse_existing(host, files)\n        try:",
+        "try:",
+        "test_appliance.py::test_an_import_never_replaces_a_cluster_that_came_meanwhile",
+    ),
     # --- 20 CLI
-    ("what other programs write for us is private", "os.umask(0o077)", "os.umask(0o022)", "test_faults.py::test_every_verb_leaves_files_and_directories_private"),
+    (
+        "what other programs write for us is private",
+        "os.umask(0o077)",
+        "os.umask(0o022)",
+        "test_faults.py::test_every_verb_leaves_files_and_directories_private",
+    ),
+    (
+        "a verb can't be put to sleep with a lock in its hand",
+        "signal.signal(signal.SIGTSTP, signal.SIG_IGN)",
+        "pass",
+        "test_vm.py::test_a_verb_cannot_be_put_to_sleep_with_a_lock_in_its_hand",
+    ),
+    # --- what a stop, a launch and a bundle do in which order
+    (
+        "QEMU holds its lock",
+        "cwd=files.cache_dir, pass_fds=(fd,)",
+        "cwd=files.cache_dir",
+        "test_machine.py::test_qemu_holds_its_lock_to_its_last_breath",
+    ),
+    (
+        "a clean shutdown is the guest's own",
+        'CLEAN = ("guest-shutdown", "ssh poweroff")',
+        'CLEAN = ("guest-shutdown", "ssh poweroff", "QMP quit")',
+        "test_vm.py::test_only_a_guest_that_shut_down_by_itself_is_prepared_for_export",
+    ),
+    (
+        "a pid is looked at again once it can't be recycled",
+        "if _runs_with_pidfile(pid, pidfile) and not _exited(pidfd, 0):",
+        "if not _exited(pidfd, 0):",
+        "test_vm.py::test_a_pid_that_comes_to_mean_another_process_during_the_look_is_not_the_vm",
+    ),
+    (
+        "a port in TIME_WAIT can be bound",
+        "probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)",
+        "pass",
+        "test_faults.py::test_a_port_whose_connections_have_just_ended_can_be_had",
+    ),
+    (
+        "a closed terminal ends a verb as Ctrl-C does",
+        "(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)",
+        "(signal.SIGINT, signal.SIGTERM)",
+        "test_cli.py::test_a_signal_ends_it_with_130",
+    ),
+    (
+        "what is gzipped is known by its content",
+        'gzipped = file.read(2) == b"\\x1f\\x8b"',
+        'gzipped = disk.name.endswith(".gz")',
+        "test_appliance.py::test_what_is_gzipped_is_known_by_its_content_whatever_its_name",
+    ),
+    (
+        "a bundle gets its name last",
+        "_fill_bundle(host, state, part, form)\n            part.rename(bundle)",
+        "part.rename(bundle)\n            _fill_bundle(host, state, bundle, form)",
+        "test_appliance.py::test_a_bundle_gets_its_name_once_its_checksums_are_in_it",
+    ),
+    (
+        "events without end hold no deadline up",
+        "if self.monotonic() > until:",
+        "if False:",
+        "test_qmp.py::test_events_without_end_do_not_hold_a_deadline_up",
+    ),
+    (
+        "a foreground watch waits for a verb at work",
+        "        if _holds(host, files, condition):\n            return False\n        if fd",
+        "        if fd",
+        "test_timers.py::test_a_watch_waits_for_the_verb_that_is_giving_the_cluster_its_deadline",
+    ),
 ]
-# fmt: on
 
 
 def copy_to(folder: Path, text: str) -> None:
@@ -268,10 +1503,15 @@ def tried(text: str, tests: str) -> str:
     return f"killed by {' '.join(failed)}" if status else "ALIVE"
 
 
+def staleness(mutant: tuple[str, str, str, str]) -> str:
+    """Why a mutant can't be tried; empty where it can."""
+    count = PROGRAM.count(mutant[1])
+    return "" if count == 1 else f"STALE: its text stands there {count} times"
+
+
 def judged(mutant: tuple[str, str, str, str]) -> str:
     promise, old, new, tests = mutant
-    stale = f"STALE: it stands there {PROGRAM.count(old)} times"
-    verdict = tried(PROGRAM.replace(old, new), tests) if PROGRAM.count(old) == 1 else stale
+    verdict = staleness(mutant) or tried(PROGRAM.replace(old, new), tests)
     print(f"{promise}: {verdict}", flush=True)
     return verdict.split()[0].rstrip(":")
 
@@ -279,10 +1519,16 @@ def judged(mutant: tuple[str, str, str, str]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Tries the mutants of ycluster.py.")
     parser.add_argument("-k", metavar="WORD", default="", help="those whose promise or test has it")
-    word = parser.parse_args().k
-    chosen = [mutant for mutant in MUTANTS if word in mutant[0] or word in mutant[3]]
+    parser.add_argument("-j", metavar="N", type=int, default=2, help="so many at a time (2)")
+    parser.add_argument("--stale", action="store_true", help="only tell which are; run no test")
+    args = parser.parse_args()
+    chosen = [mutant for mutant in MUTANTS if args.k in mutant[0] or args.k in mutant[3]]
+    if args.stale:
+        stale = [(mutant[0], why) for mutant in chosen if (why := staleness(mutant))]
+        print("\n".join(f"{promise}: {why}" for promise, why in stale) or "none is stale")
+        return 1 if stale else 0
     tests = sorted({test for mutant in chosen for test in mutant[3].split()})
-    with ThreadPoolExecutor(2) as pool:  # each waits for a process
+    with ThreadPoolExecutor(args.j) as pool:  # each waits for a process
         for test, verdict in zip(tests, pool.map(partial(tried, PROGRAM), tests)):
             if verdict != "ALIVE":  # then it tells nothing of a mutant
                 sys.exit(f"{test}: the program as it is: {verdict}")
