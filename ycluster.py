@@ -1404,13 +1404,12 @@ _ON_OR_OFF = ("on", "On", "ON", "off", "Off", "OFF")
 _AMBIGUOUS_WORDS = ("=", *_YES_OR_NO, *_ON_OR_OFF)
 _AMBIGUOUS_NUMBER = "|".join((
     r"[-+]?0[0-9_]+",  # octal in YAML 1.1: 012
-    r"[-+]?0o[0-7_]+",  # octal in YAML 1.2: 0o12
-    r"[-+]?0b[01_]+",  # binary in YAML 1.1: 0b11
-    r"[-+]?0[BOX][0-9a-fA-F_]+",  # with a capital letter, for Go: 0X1F
-    r"[-+]0x[0-9a-fA-F_]+",  # hexadecimal with a sign: -0x1F
-    r"0x[0-9a-fA-F]*_[0-9a-fA-F_]*",  # hexadecimal with underscores: 0x_ff
+    # Octal in YAML 1.2, binary in YAML 1.1, for Go with a capital letter, too: 0o12, 0b11, 0X1F
+    r"[-+]?_*0_*(?:[oO][0-7_]+|[bB][01_]+|X[0-9a-fA-F_]+)",
+    r"[-+]_*0_*x[0-9a-fA-F_]+",  # hexadecimal with a sign: -0x1F
+    r"(?=[^_]+_)0_*x[0-9a-fA-F_]+",  # hexadecimal with underscores: 0x_ff
     # Decimal with an underscore that is not the first, and a digit: 1_000.5
-    r"(?=[^_]+_)(?=[^0-9]*[0-9])[-+]?[0-9_]*(?:\.[0-9_]*)?(?:[eE][-+]?[0-9_]+)?",
+    r"(?=[^_]+_)(?=[^0-9]*[0-9])[-+]?[0-9_]*(?:\.[0-9_]*)?(?:[eE]_*[-+]?[0-9_]+)?",
     r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][0-9]+",  # an exponent without sign: 1.5e3
     r"[-+]?[0-9]+[eE][-+][0-9]+",  # an exponent without a point before it: +1e+3
     r"[-+]\.[0-9]+(?:[eE][-+]?[0-9]+)?",  # a sign and a point: -.5, which is a text to PyYAML
