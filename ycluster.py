@@ -1402,24 +1402,26 @@ _JSON_NUMBER = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?"
 _YES_OR_NO = ("y", "Y", "yes", "Yes", "YES", "n", "N", "no", "No", "NO")
 _ON_OR_OFF = ("on", "On", "ON", "off", "Off", "OFF")
 _AMBIGUOUS_WORDS = ("=", *_YES_OR_NO, *_ON_OR_OFF)
-_AMBIGUOUS_NUMBER = "|".join((
-    r"[-+]?0[0-9_]+",  # octal in YAML 1.1: 012
-    # Octal in YAML 1.2, binary in YAML 1.1, for Go with a capital letter, too: 0o12, 0b11, 0X1F
-    r"[-+]?_*0_*(?:[oO][0-7_]+|[bB][01_]+|X[0-9a-fA-F_]+)",
-    r"[-+]_*0_*x[0-9a-fA-F_]+",  # hexadecimal with a sign: -0x1F
-    r"(?=[^_]+_)0_*x[0-9a-fA-F_]+",  # hexadecimal with underscores: 0x_ff
-    # Decimal with an underscore that is not the first, and a digit: 1_000.5
-    r"(?=[^_]+_)(?=[^0-9]*[0-9])[-+]?[0-9_]*(?:\.[0-9_]*)?(?:[eE]_*[-+]?[0-9_]+)?",
-    r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][0-9]+",  # an exponent without sign: 1.5e3
-    r"[-+]?[0-9]+[eE][-+][0-9]+",  # an exponent without a point before it: +1e+3
-    r"[-+]\.[0-9]+(?:[eE][-+]?[0-9]+)?",  # a sign and a point: -.5, which is a text to PyYAML
-    r"[-+]?[1-9][0-9_]*(?::[0-5]?[0-9])+",  # base 60: 1:30
-    r"[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+\.[0-9_]*",  # base 60 with a fraction: 1:30.5
-    # A date, maybe with a time: 2001-12-14 21:59:43.10 -5
-    r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}"
-    r"(?:(?:[Tt]|[ \t]+)[0-9]{1,2}:[0-9]{1,2}:[0-9]{1,2}(?:\.[0-9]*)?"
-    r"(?:[ \t]*(?:Z|[-+][0-9]{1,2}(?::[0-9]{2})?))?)?",
-))
+_AMBIGUOUS_NUMBER = "|".join(
+    (
+        r"[-+]?0[0-9_]+",  # octal in YAML 1.1: 012
+        # Octal in YAML 1.2, binary in YAML 1.1, for Go with a capital letter, too: 0o12, 0b11, 0X1F
+        r"[-+]?_*0_*(?:[oO][0-7_]+|[bB][01_]+|X[0-9a-fA-F_]+)",
+        r"[-+]_*0_*x[0-9a-fA-F_]+",  # hexadecimal with a sign: -0x1F
+        r"(?=[^_]+_)0_*x[0-9a-fA-F_]+",  # hexadecimal with underscores: 0x_ff
+        # Decimal with an underscore that is not the first, and a digit: 1_000.5
+        r"(?=[^_]+_)(?=[^0-9]*[0-9])[-+]?[0-9_]*(?:\.[0-9_]*)?(?:[eE]_*[-+]?[0-9_]+)?",
+        r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][0-9]+",  # an exponent without sign: 1.5e3
+        r"[-+]?[0-9]+[eE][-+][0-9]+",  # an exponent without a point before it: +1e+3
+        r"[-+]\.[0-9]+(?:[eE][-+]?[0-9]+)?",  # a sign and a point: -.5, which is a text to PyYAML
+        r"[-+]?[1-9][0-9_]*(?::[0-5]?[0-9])+",  # base 60: 1:30
+        r"[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+\.[0-9_]*",  # base 60 with a fraction: 1:30.5
+        # A date, maybe with a time: 2001-12-14 21:59:43.10 -5
+        r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}"
+        r"(?:(?:[Tt]|[ \t]+)[0-9]{1,2}:[0-9]{1,2}:[0-9]{1,2}(?:\.[0-9]*)?"
+        r"(?:[ \t]*(?:Z|[-+][0-9]{1,2}(?::[0-9]{2})?))?)?",
+    )
+)
 # What _INT, _FLOAT and _AMBIGUOUS_NUMBER match starts with a character of the first, and has none
 # that is not in the second.
 _NUMBER_START = "-+.0123456789"
@@ -2462,31 +2464,41 @@ _DURATION = _text(
 _HOST_PORT = _number(0, 65535, "a TCP port; empty or 0: QEMU chooses")
 _GUEST_PORT = _number(1, 65535, "a TCP port")
 _RESOURCES = shape({"cpu": _STRING, "memory": _STRING})
-_GATEWAY = shape({
-    "skip": _BOOL,
-    "className": _STRING,
-    "resources": shape({"controller": _RESOURCES, "proxy": _RESOURCES}),
-})
-_STORAGE = shape({
-    "path": _STRING,
-    "pathPattern": _STRING,
-    "reclaimPolicy": _choice("Retain", "Delete"),
-})
+_GATEWAY = shape(
+    {
+        "skip": _BOOL,
+        "className": _STRING,
+        "resources": shape({"controller": _RESOURCES, "proxy": _RESOURCES}),
+    }
+)
+_STORAGE = shape(
+    {
+        "path": _STRING,
+        "pathPattern": _STRING,
+        "reclaimPolicy": _choice("Retain", "Delete"),
+    }
+)
 _MIRROR = shape({"endpoint": list_of(_TEMPLATE), "rewrite": map_of(_STRING)})
-_REGISTRY = shape({
-    "auth": shape({
-        "username": _TEMPLATE,
-        "password": _TEMPLATE,
-        "auth": _TEMPLATE,
-        "identitytoken": _TEMPLATE,
-    }),
-    "tls": shape({
-        "cert_file": _STRING,
-        "key_file": _STRING,
-        "ca_file": _STRING,
-        "insecure_skip_verify": _BOOL,
-    }),
-})
+_REGISTRY = shape(
+    {
+        "auth": shape(
+            {
+                "username": _TEMPLATE,
+                "password": _TEMPLATE,
+                "auth": _TEMPLATE,
+                "identitytoken": _TEMPLATE,
+            }
+        ),
+        "tls": shape(
+            {
+                "cert_file": _STRING,
+                "key_file": _STRING,
+                "ca_file": _STRING,
+                "insecure_skip_verify": _BOOL,
+            }
+        ),
+    }
+)
 _REGISTRIES = shape({"mirrors": map_of(_MIRROR), "configs": map_of(_REGISTRY)})
 
 
@@ -6472,12 +6484,14 @@ def _make_cluster(
 
 def _check_host(host: Host) -> None:
     """Raise, before anything is made, where a VM could not be started, or not be stopped again."""
-    host.need({
-        QEMU: "qemu-system-x86",
-        "qemu-img": "qemu-utils",
-        "ssh": "openssh-client",
-        "ssh-keygen": "openssh-client",
-    })
+    host.need(
+        {
+            QEMU: "qemu-system-x86",
+            "qemu-img": "qemu-utils",
+            "ssh": "openssh-client",
+            "ssh-keygen": "openssh-client",
+        }
+    )
     try:
         os.close(pidfd_open(os.getpid()))
     except OSError as error:

@@ -150,11 +150,13 @@ def test_start_refreshes_the_port_and_imports_nothing_again(vm: Cluster, kubecon
     ]
     vm.run("stop")
     with_port = before.rsplit(":", 1)[1]
-    taken = subprocess.Popen([
-        "python3",
-        "-c",
-        f"import socket, time; s = socket.create_server(('127.0.0.2', {with_port})); time.sleep(600)",
-    ])
+    taken = subprocess.Popen(
+        [
+            "python3",
+            "-c",
+            f"import socket, time; s = socket.create_server(('127.0.0.2', {with_port})); time.sleep(600)",
+        ]
+    )
     try:
         vm.run("start")
     finally:

@@ -394,14 +394,16 @@ def test_a_bundle_is_read_back_checked_and_imported(
     after.pop("demo.lock")
     assert after == before
     name = "demo.tar.gz" if form == "gcp-tar" else f"demo.{form}"
-    assert sorted(os.listdir(bundle)) == sorted([
-        "README",
-        "SHA256SUMS",
-        "demo-ssh",
-        "demo-ssh.pub",
-        "known_hosts",
-        name,
-    ])
+    assert sorted(os.listdir(bundle)) == sorted(
+        [
+            "README",
+            "SHA256SUMS",
+            "demo-ssh",
+            "demo-ssh.pub",
+            "known_hosts",
+            name,
+        ]
+    )
     assert all(path.stat().st_mode & 0o077 == 0 for path in [bundle, *bundle.iterdir()])
     subprocess.run(
         ["sha256sum", "-c", "--strict", "SHA256SUMS"],

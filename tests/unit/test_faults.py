@@ -142,9 +142,9 @@ TEXTS = {
     "another's": altered(name="other"),
     "a list": f"[{FULL}]",
     "version 2": altered(version=2),
-    "no version": json.dumps({
-        key: value for key, value in json.loads(FULL).items() if key != "version"
-    }),
+    "no version": json.dumps(
+        {key: value for key, value in json.loads(FULL).items() if key != "version"}
+    ),
     "wrong types": altered(portForwards={"Host": 1}, timer=[], k3s="v1", sshPort=22),
     "year 9999": altered(expiresAt="9999-12-31T23:59:59Z"),
     "year 0": altered(expiresAt="0000-01-01T00:00:00Z"),

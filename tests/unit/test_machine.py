@@ -501,10 +501,12 @@ def test_ssh_reads_the_paths_as_they_are(tmp_path: Path, name: str) -> None:
 def test_only_an_ssh_banner_is_a_sign_of_life(greeting: bytes, ready: bool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        client = socket.create_connection((
-            "127.0.0.1",
-            port,
-        ))  # the backlog answers a connect by itself
+        client = socket.create_connection(
+            (
+                "127.0.0.1",
+                port,
+            )
+        )  # the backlog answers a connect by itself
         client.close()
 
         def serve() -> None:

@@ -79,10 +79,12 @@ def test_a_record_does_not_change_and_replace_makes_another() -> None:
 
 
 def test_equal_records_are_one_in_a_set() -> None:
-    assert {Point(1), Point(x=1), Point(1, 3)} == {Point(1), Point(y=3, x=1)} and len({
-        Point(1),
-        Point(x=1),
-    }) == 1
+    assert {Point(1), Point(x=1), Point(1, 3)} == {Point(1), Point(y=3, x=1)} and len(
+        {
+            Point(1),
+            Point(x=1),
+        }
+    ) == 1
 
 
 @pytest.mark.parametrize("other", [Other(1), Heir(1)], ids=["another class", "an heir"])

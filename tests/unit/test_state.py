@@ -376,46 +376,54 @@ sshUser: me
         (json.dumps({**GO, "timer": "systemd"}), "timer, object"),
         (json.dumps({**GO, "timer": {"backend": "at", "id": "7"}}), "timer"),
         (
-            json.dumps({
-                **GO,
-                "timer": {"backend": 1, "id": "7", "deadline": "2026-11-22T11:00:00Z"},
-            }),
+            json.dumps(
+                {
+                    **GO,
+                    "timer": {"backend": 1, "id": "7", "deadline": "2026-11-22T11:00:00Z"},
+                }
+            ),
             "timer",
         ),
         (
-            json.dumps({
-                **GO,
-                "timer": {
-                    "backend": "at",
-                    "id": "7",
-                    "deadline": "2026-11-22T11:00:00Z",
-                    "others": "8",
-                },
-            }),
+            json.dumps(
+                {
+                    **GO,
+                    "timer": {
+                        "backend": "at",
+                        "id": "7",
+                        "deadline": "2026-11-22T11:00:00Z",
+                        "others": "8",
+                    },
+                }
+            ),
             "timer, list",
         ),
         (
-            json.dumps({
-                **GO,
-                "timer": {
-                    "backend": "at",
-                    "id": "7",
-                    "deadline": "2026-11-22T11:00:00Z",
-                    "others": [{}],
-                },
-            }),
+            json.dumps(
+                {
+                    **GO,
+                    "timer": {
+                        "backend": "at",
+                        "id": "7",
+                        "deadline": "2026-11-22T11:00:00Z",
+                        "others": [{}],
+                    },
+                }
+            ),
             "timer ''",
         ),
         (
-            json.dumps({
-                **GO,
-                "timer": {
-                    "backend": "at",
-                    "id": "7",
-                    "deadline": "2026-11-22T11:00:00Z",
-                    "warning": 8,
-                },
-            }),
+            json.dumps(
+                {
+                    **GO,
+                    "timer": {
+                        "backend": "at",
+                        "id": "7",
+                        "deadline": "2026-11-22T11:00:00Z",
+                        "warning": 8,
+                    },
+                }
+            ),
             "timer, string",
         ),
         (json.dumps({**GO, "timer": {}}), "timer"),

@@ -190,20 +190,22 @@ def texts() -> st.SearchStrategy[str]:
     special = st.text(
         alphabet="ab01 \t\n:-?,[]{}#&*!|>'\"%@`~\\.+eé😀\x00\x85\u2028\ufeff", max_size=12
     )
-    words = st.sampled_from([
-        "",
-        "null",
-        "true",
-        "yes",
-        "012",
-        "1e3",
-        "- a",
-        "a: b",
-        "<<",
-        "---",
-        "...",
-        "# c",
-    ])
+    words = st.sampled_from(
+        [
+            "",
+            "null",
+            "true",
+            "yes",
+            "012",
+            "1e3",
+            "- a",
+            "a: b",
+            "<<",
+            "---",
+            "...",
+            "# c",
+        ]
+    )
     return special | words | st.text(max_size=12).filter(lambda text: text.isprintable())
 
 
@@ -389,15 +391,17 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 @settings(max_examples=settings().max_examples * 5)
 @given(
     st.lists(
-        st.sampled_from([
-            *" \n:-?,[]{}#&|>'\"\\\ta1",
-            "\n  ",
-            "- ",
-            "a: ",
-            "|\n ",
-            "---\n",
-            "\n\n",
-        ]),
+        st.sampled_from(
+            [
+                *" \n:-?,[]{}#&|>'\"\\\ta1",
+                "\n  ",
+                "- ",
+                "a: ",
+                "|\n ",
+                "---\n",
+                "\n\n",
+            ]
+        ),
         max_size=25,
     )
 )
