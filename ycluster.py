@@ -1323,9 +1323,10 @@ def _check_depth(src: _YamlSource, pos: int, depth: int) -> None:
 # --- scalars
 
 # The first character of a plain scalar, ns-plain-first [126]: not an indicator, except "-", "?" and
-# ":" with text right after them. Inside of [] and {} libyaml takes a "?" for the sign of a key.
+# ":" with text right after them. Inside of [] and {} readers differ on a "?" or ":": some take it
+# for the sign of a key.
 _PLAIN_FIRST = r"""[^-?:,\[\]{}#&*!|>'"%@`]|[-?:](?=[^ \t\n])"""
-_FLOW_PLAIN_FIRST = r"""[^-?:,\[\]{}#&*!|>'"%@`]|[-:](?=[^ \t\n,\[\]{}])"""
+_FLOW_PLAIN_FIRST = r"""[^-?:,\[\]{}#&*!|>'"%@`]|-(?=[^ \t\n,\[\]{}])"""
 # The text of a plain scalar on one line, nb-ns-plain-in-line [132]: it goes on up to a ":" with no
 # text right after it, a "#" after a blank, and inside of [] and {} an indicator of these.
 _PLAIN_LINE = r"(?:[ \t]*(?:[^ \t\n:#]|:(?=[^ \t\n])|(?<=[^ \t\n])#))+"
