@@ -154,7 +154,7 @@ def test_a_pidfile_of_a_vm_that_is_off_leads_to_nobody(
     wait_for("the end of QEMU", lambda: not vm.qemu())
     vm.file(".pid").write_text(f"{bystander.pid}\n")
     assert vm.status()["state"] == "stopped"
-    assert "is not running" in vm.run("pause", code=1).stderr
+    assert "is stopped" in vm.run("pause", code=1).stderr
     vm.run("lifetime", "reap")
     assert vm.status()["reaped"]["how"] == "was not running"
     vm.file(".pid").write_text(f"{bystander.pid}\n")
