@@ -209,8 +209,7 @@ class Action(Record):
 
     name: str
     done: str  # the participle for messages: stopped
-    # The action taken instead if the clock can't be checked, or no VM ran in this budget.
-    in_doubt: str
+    in_doubt: str  # the action taken instead if the clock can't be checked, or nothing was running
     erases: bool = False  # whether the cluster's files go
 
 
@@ -3212,6 +3211,8 @@ class State(Record):
     started_at: int | None = stored(_TIME, None)  # None: never started
     retry_at: int | None = stored(_TIME, None)  # when an expiry that is under way is tried again
     warned: int | None = stored(_TIME, None)  # the deadline of which the user has been warned
+    # The action of an expiry that is under way, if that erases, and found the VM running.
+    ending: str = ""
 
     # The machine.
     image: str = ""  # a URL
@@ -3220,9 +3221,7 @@ class State(Record):
     data_disk: str = ""
     ssh_user: str = "ystack"
     accel: str = "auto"  # as the config asks
-    # What the last start found to work, kvm or tcg. Set by a launch and cleared by each start, it
-    # also shows that a VM ran in this budget.
-    ran_with: str = ""
+    ran_with: str = ""  # what the last start found to work, kvm or tcg
     cpu_model: str = ""
     machine: str = ""
     boot_id: str = ""  # the host's boot in which the deadline was set
@@ -3304,7 +3303,11 @@ def decode_state(text: str, path: Path) -> State:
         raise _unreadable(path, f"it names the cluster {values.get('name')!r}")
     # Where the file lies is where its neighbours are; the directory may have been moved or linked.
     values["cache_dir"] = str(path.parent)
-    return State(extra=data, **values)
+    state = State(extra=data, **values)
+    if budget(state.lifetime) is None:
+        # A deadline that is left of an earlier budget means nothing.
+        return replace(state, expires_at=None, retry_at=None, ending="")
+    return state
 
 
 def _parse_object(text: str, path: Path) -> dict[str, Any]:
@@ -3561,11 +3564,12 @@ def adjusted(state: State, clock: Clock) -> State:
 
 
 def agenda(state: State) -> list[Moment]:
-    """What is to happen to the cluster, soonest first; empty if no deadline is set, or if disarmed.
+    """What is to happen to the cluster, soonest first.
 
-    The deadline is when to act: a retry, where an action has failed or is under way.
+    Empty if no deadline is set, without a budget, or if disarmed. The deadline is when to act: a
+    retry, where an action has failed or is under way.
     """
-    if state.expires_at is None or state.disarmed:
+    if state.expires_at is None or state.disarmed or budget(state.lifetime) is None:
         return []
     moments = [Moment(max(state.expires_at, state.retry_at or 0), DEADLINE)]
     warning = _warning_time(state)
@@ -3605,9 +3609,10 @@ def decide(state: State, clock: Clock) -> Decision:
     """
     if state.disarmed:
         return Decision("nothing", "disarmed by hand; `ycluster lifetime arm` arms it again")
+    if budget(state.lifetime) is None:
+        return Decision("nothing", "it has no lifetime budget")
     if state.expires_at is None:
-        unarmed = budget(state.lifetime) is not None
-        return Decision("nothing", "not armed" if unarmed else "it has no lifetime budget")
+        return Decision("nothing", "not armed")
     left = state.expires_at - clock.now
     if left > 0:
         warns = time_of(state, WARNING) <= clock.now
@@ -3637,6 +3642,7 @@ def anchored(state: State, clock: Clock) -> State:
         expires_at=expires_at,
         retry_at=None,
         warned=None,
+        ending="",
         boot_id=clock.boot_id,
         booted_at=round(clock.booted),
         timers=() if state.disarmed else state.timers,
@@ -3648,7 +3654,7 @@ def anchored(state: State, clock: Clock) -> State:
 
 def stopped(state: State) -> State:
     """The state of a VM that does not run: no deadline is set. Its timers are yet to be removed."""
-    return replace(state, expires_at=None, retry_at=None)
+    return replace(state, expires_at=None, retry_at=None, ending="")
 
 
 class HowFar(Record):
@@ -3694,6 +3700,7 @@ def extended(state: State, how_far: HowFar, clock: Clock) -> State:
         state,
         expires_at=expires_at,
         retry_at=None,
+        ending="",
         boot_id=clock.boot_id,
         booted_at=round(clock.booted),
     )
@@ -7106,23 +7113,24 @@ def _expire(
 ) -> None:
     """Carry an action out, with a second try armed first, which acts if this one fails.
 
-    A reap that is killed half way is harmless. retry_at and a second timer are saved before it
-    acts, and expires_at is cleared only at the end, so the next firing decides the same again. A
+    A reap that is killed half way is harmless. retry_at, ending and a second timer are saved before
+    it acts, and expires_at is cleared only at the end, so the next firing decides the same again. A
     teardown removes the program and the state file last, so that this timer can finish it.
     """
     late = host.now() - (state.expires_at or 0)
     again = int(host.now() + retry_delay(late))
+    ending = _ending(host, state, action)
     try:
-        state = arm_timers(host, replace(state, retry_at=again), renew=True)
-    except (YclusterError, OSError) as error:
+        state = arm_timers(host, replace(state, retry_at=again, ending=ending), renew=True)
+    except Exception as error:  # whatever it is: the VM is to end all the same
         host.output.warn(f"{state.name}: no second try can be armed: {error}")
     try:
         how = END_BY[action.name](host, state)
     except Exception as error:
         raise _failed(host, state, action, by, "failed", again, error) from error
-    # A start that was cut off before QEMU ran, or a stop by the sibling, which leaves its deadline
-    # in the state file, must not cost a disk: a VM that never ran in this budget is only stopped.
-    if not how and not state.ran_with:
+    # What has stopped costs nothing to run, and must not cost a disk: a guest that powered itself
+    # off, or a stop by the sibling, which leaves its deadline in the state file.
+    if not how and not ending:
         action = ACTIONS[action.in_doubt]
     reaped = Reaped(at=int(host.now()), action=action.name, by=by, how=how or "was not running")
     _tell_expiry(host, state, reaped)
@@ -7134,6 +7142,19 @@ def _expire(
     except Exception as error:
         what = "is done, but can't be saved"
         raise _failed(host, state, action, by, what, again, error) from error
+
+
+def _ending(host: Host, state: State, action: Action) -> str:
+    """What to save as `ending`: the action, if it erases and the VM runs.
+
+    An expiry that has found the VM running, and was cut off, goes on where it was.
+    """
+    if not action.erases or state.ending == action.name:
+        return state.ending
+    try:
+        return action.name if running(host, state.files) else ""
+    except YclusterError:  # it can't be seen, so it can't be stopped either: that is the failure
+        return ""
 
 
 def _tell_expiry(host: Host, state: State, reaped: Reaped) -> None:

@@ -1172,24 +1172,24 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a second try is armed, and not only written down",
-        "state = arm_timers(host, replace(state, retry_at=again), renew=True)",
-        "state = save_state(replace(state, retry_at=again))",
+        "state = arm_timers(host, replace(state, retry_at=again, ending=ending), renew=True)",
+        "state = save_state(replace(state, retry_at=again, ending=ending))",
         "test_faults.py::test_a_second_try_stands_before_the_first_and_only_a_success_takes_it_"
         "away",
     ),
     (
         "a reap goes on where no second try can be armed",
-        "except (YclusterError, OSError) as error:\n"
+        "except Exception as error:  # whatever it is: the VM is to end all the same\n"
         '        host.output.warn(f"{state.name}: no second try',
         "except ZeroDivisionError as error:\n"
         '        host.output.warn(f"{state.name}: no second try',
         "test_faults.py::test_where_no_second_try_can_be_armed_the_first_is_made_all_the_same",
     ),
     (
-        "what never ran is not torn down",
-        "if not how and not state.ran_with:",
+        "what has stopped is not torn down",
+        "if not how and not ending:",
         "if False:",
-        "test_vm.py::test_an_expiry_tears_nothing_down_that_never_ran",
+        "test_vm.py::test_an_expiry_tears_nothing_down_that_it_finds_stopped",
     ),
     (
         "what an expiry did is written down",

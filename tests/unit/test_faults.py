@@ -610,6 +610,23 @@ def test_no_verb_but_a_reap_tears_its_own_cluster_down_because_it_is_overdue(
     assert after.reaped is None
 
 
+@pytest.mark.parametrize("none", ["", "0"])
+@pytest.mark.parametrize("verb", ["lifetime reap", "lifetime reap --all", "stop"])
+def test_a_deadline_without_a_budget_is_none(
+    cli: Cli, cache: Path, timer: Memory, none: str, verb: str
+) -> None:
+    """A budget that was taken away by the sibling leaves its last deadline in the file. (20.16)"""
+    old = made(cache, expires_at=LONG_AGO, on_expiry="teardown", ending="teardown")
+    text = json.loads(old.files.sidecar.read_text())
+    old.files.sidecar.write_text(json.dumps({**text, "lifetime": none}))
+    old.files.disk.write_text("mine")
+    assert cli(*verb.split()).code in (0, 1) and old.files.disk.read_text() == "mine"
+    after = ycluster.load_state(old.files)
+    assert (after.expires_at, after.reaped) == (None, None) and timer.standing == {}
+    (shown,) = json.loads(cli("list", "-o", "json").out)["clusters"]
+    assert (shown["expiresAt"], shown["remainingSeconds"]) == ("", None)
+
+
 # --- secrets
 
 
@@ -1186,7 +1203,7 @@ def test_teardown_leaves_what_is_not_the_clusters_own(
         cache,
         expires_at=LONG_AGO,
         on_expiry="teardown",
-        ran_with="tcg",
+        ending="teardown",  # it found the VM running, and was cut off after it had stopped it
         data_disk=str(cache / "demo-data.qcow2"),
     )
     files = state.files
@@ -1262,7 +1279,7 @@ def test_what_an_expiry_needs_goes_last_in_a_teardown(
     fields = {
         "expires_at": LONG_AGO,
         "on_expiry": "teardown",
-        "ran_with": "tcg",
+        "ending": "teardown",
         "timers": (armed,),
     }
     files = made(cache, **fields).files

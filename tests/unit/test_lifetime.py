@@ -66,6 +66,7 @@ def extended(state: State, by: int, clock: Clock, until: int | None = None) -> S
         ({"expires_at": int(NOW), "timers": (DISARMED,)}, 10**9, "nothing"),
         ({"expires_at": None}, 0.0, "nothing"),
         ({"expires_at": None, "lifetime": ""}, 0.0, "nothing"),
+        ({"expires_at": int(NOW), "lifetime": "0"}, 10**9, "nothing"),
     ],
     ids=[
         "due",
@@ -77,6 +78,7 @@ def extended(state: State, by: int, clock: Clock, until: int | None = None) -> S
         "disarmed",
         "not armed",
         "no budget",
+        "no budget, and a deadline of before",
     ],
 )
 def test_decide(fields: dict[str, object], late: float, do: str) -> None:

@@ -212,7 +212,7 @@ def test_the_next_command_says_what_became_of_a_cluster_that_was_torn_down(
     cli: Cli, cache: Path, home: Path, tmp_path: Path, timer: Memory
 ) -> None:
     (tmp_path / "y-cluster-provision.yaml").write_text("name: demo\n")
-    state = made(cache, expires_at=int(NOW), on_expiry="teardown", ran_with="tcg")
+    state = made(cache, expires_at=int(NOW), on_expiry="teardown", ending="teardown")
     assert cli("lifetime", "reap", "--name", "demo").code == 0 and not state.files.sidecar.exists()
     fate = r"\bdemo: torn down 20\d\d-\d\d-\d\d .* 8h .*\(hand: was not running\)"
     for words in (

@@ -521,17 +521,51 @@ def test_stop_goes_on_until_no_process_of_the_cluster_is_left(
     assert launcher.wait(10) and daemon.wait(10) and not files.pidfile.exists()
 
 
-@pytest.mark.parametrize(
-    "ran_with, kept", [("", True), ("tcg", False)], ids=["never ran in this budget", "ran"]
-)
-def test_an_expiry_tears_nothing_down_that_never_ran(
-    host: Clocked, files: Files, ran_with: str, kept: bool
+@pytest.mark.parametrize("ran_with", ["", "tcg"])
+@pytest.mark.parametrize("ending, kept", [("", True), ("teardown", False)])
+def test_an_expiry_tears_nothing_down_that_it_finds_stopped(
+    host: Clocked, files: Files, ran_with: str, ending: str, kept: bool
 ) -> None:
-    made(files.cache_dir, expires_at=int(host.now()) - 5, on_expiry="teardown", ran_with=ran_with)
+    """What has stopped costs nothing to run. A teardown of ours that was cut off after it had
+    stopped the VM goes on, though. (20.1)"""
+    overdue = {"expires_at": int(host.now()) - 5, "on_expiry": "teardown"}
+    made(files.cache_dir, **overdue, ran_with=ran_with, ending=ending)
     files.disk.write_text("data")
     ycluster.reap(host, files, by="hand")
     assert files.disk.exists() is kept and files.sidecar.exists() is kept
-    assert not kept or ycluster.load_state(files).expires_at is None
+    if kept:
+        after = ycluster.load_state(files)
+        assert after.expires_at is None and after.timer is None
+        assert after.reaped and after.reaped.action == "stop"
+
+
+def test_a_teardown_that_fails_to_stop_the_vm_is_remembered_as_one_that_found_it(
+    impatient: Clocked, files: Files, processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its second try tears down what the first has stopped. A verb that gives the cluster another
+    end makes it forget. (20.1)"""
+    overdue = {"expires_at": int(impatient.now()) - 5, "on_expiry": "teardown"}
+    state = made(files.cache_dir, **overdue)
+    files.disk.write_text("data")
+    process = qemu(processes, files)
+
+    def cut_off(*args: object) -> str:
+        process.kill()
+        process.wait()
+        raise YclusterError("cut off")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ycluster, "stop_vm", cut_off)
+        with pytest.raises(YclusterError):
+            ycluster.reap(impatient, files, by="hand")
+    half = ycluster.load_state(files)
+    assert half.ending == "teardown" and half.retry_at and files.disk.exists()
+    for other in (ycluster.stopped(half), ycluster.anchored(half, impatient.clock())):
+        assert other.ending == ""
+    assert state.ending == ""
+    impatient.time = half.retry_at + 1
+    ycluster.reap(impatient, files, by="hand")
+    assert not files.disk.exists() and not files.sidecar.exists()
 
 
 def test_a_better_timer_is_taken_when_one_arms_again(
