@@ -2908,6 +2908,7 @@ def schema_for(which: str) -> dict[str, Any]:
 # (`Files`), the index of cacheDirs by which `discover` finds every cluster, and the log of events.
 # A state file is replaced whole or not at all, and only under the cluster's lock. Its version stays
 # 1: fields are only added, and fields that are unknown here are written back as they were read.
+# The sibling keeps its own fields alone when it saves; so ours are in a copy, too.
 #
 # A cluster has three locks. A verb holds `.lock` while it changes the state or the VM. QEMU itself
 # holds `.vm.lock`, so that a running VM is seen without its pidfile, and two can't start. The
@@ -2970,6 +2971,7 @@ class Files(Record):
     sibling_meta_data = OwnFile("-meta-data.yaml")
 
     program = OwnFile(".ycluster.py", "last")  # the copy of this program that the timers run
+    copy = OwnFile(".ycluster.state", "last")  # a copy of the state, see `save_state`
     sidecar = OwnFile(".json", "last")  # the state, see `State`
 
     def going(self, removed: Removal) -> list[Path]:
@@ -3283,9 +3285,16 @@ def _unreadable(path: Path, why: object) -> StateError:
     return StateError(f"{path}: {why!s:.200}", hint=f"fix or remove {path}; {way_out}")
 
 
-def decode_state(text: str, path: Path) -> State:
-    """The state in a file's text. Raises StateError, which names the file and the bad field."""
+def decode_state(text: str, path: Path, copy: str = "") -> State:
+    """The state in a file's text. Raises StateError, which names the file and the bad field.
+
+    `copy` is the text of the copy of the state, empty where there is none.
+    """
     data = _parse_object(text, path)
+    if _WRITER not in data.items():  # the sibling's save has dropped it, and all that is ours
+        data = {**_dropped_fields(copy, data, path), **data}
+    data.pop(_WRITER[0], None)
+    data.pop("loginKey", None)
     version = data.pop("version", None)
     if version != 1:
         why = f"{path}: version {version!r:.40}, and this ycluster knows version 1"
@@ -3320,9 +3329,44 @@ def _parse_object(text: str, path: Path) -> dict[str, Any]:
     return data
 
 
+# What says in a state file that our fields in it are all there.
+_WRITER = ("savedBy", "ycluster")
+# The fields that the sibling writes, and those of ours that end with a deadline.
+_SIBLINGS = frozenset(
+    "version name diskSize memory cpus sshPort portForwards context cacheDir k3s "
+    "lifetime onExpiry expiresAt".split()
+)
+_OF_EXPIRY = frozenset(("retryAt", "ending", "reaped"))
+
+
+def _dropped_fields(copy: str, data: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The fields of ours in the copy of a state, which the sibling's save has dropped.
+
+    None where the copy is of an earlier cluster of this name: each has a login key of its own.
+    """
+    try:
+        kept = json.loads(copy)
+        if kept["name"] != data["name"] or kept["loginKey"] != _login_key(path):
+            return {}
+    except (ValueError, LookupError, TypeError, RecursionError):  # there is none, or half of one
+        return {}
+    gone = set(_SIBLINGS)
+    if kept.get("expiresAt") != data.get("expiresAt"):
+        gone |= _OF_EXPIRY
+    return {name: value for name, value in kept.items() if name not in gone}
+
+
+def _login_key(sidecar: Path) -> str:
+    """A digest of the key that logs in to a cluster; empty where there is none yet."""
+    try:
+        return sha256_of(Files(sidecar.parent, sidecar.stem).ssh_pub.read_bytes())
+    except OSError:
+        return ""
+
+
 def encode_state(state: State) -> str:
     """The text of the state file, in ASCII; the inverse of `decode_state`."""
-    data: dict[str, Any] = {"version": 1}
+    data: dict[str, Any] = {"version": 1, _WRITER[0]: _WRITER[1]}
     for name, (attr, field) in _FIELDS.items():
         value = getattr(state, attr)
         if _is_unset(attr, value) and attr != "port_forwards":  # which the sibling always writes
@@ -3350,12 +3394,25 @@ def load_state(files: Files) -> State:
         raise _unreadable(path, error) from None
     except OSError as error:
         raise _unreadable(path, error.strerror or error) from None
-    return decode_state(text, path)
+    return decode_state(text, path, _text_of(files.copy))
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
 
 
 def save_state(state: State) -> State:
-    """Replace the state file, whole or not at all. Only under the cluster's lock."""
-    write_file(state.files.sidecar, encode_state(state).encode("ascii"))
+    """Replace the state file, whole or not at all. Only under the cluster's lock.
+
+    The copy goes first: it counts only once the sibling has replaced the state file.
+    """
+    text = encode_state(state)
+    copy = {**json.loads(text), "loginKey": _login_key(state.files.sidecar)}
+    write_file(state.files.copy, to_json(copy).encode("ascii"))
+    write_file(state.files.sidecar, text.encode("ascii"))
     return state
 
 

@@ -1289,9 +1289,10 @@ def test_what_an_expiry_needs_goes_last_in_a_teardown(
     env = {"HOME": str(home), "PYTHONPATH": str(PROGRAM.parent)}
     ran = subprocess.run(argv, env=env, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    *before, timer, program, sidecar, lock = ran.stdout.splitlines()
+    *before, timer, program, copy, sidecar, lock = ran.stdout.splitlines()
     assert {"demo.qcow2", "demo-ssh", "demo-console.log"} <= set(before)
     assert (timer, program) == (f"timer {last}", "demo.ycluster.py")
+    assert copy == "demo.ycluster.state"
     assert (sidecar, lock) == ("demo.json", "demo.lock") and tree(cache) == {}
 
 

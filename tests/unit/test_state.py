@@ -148,6 +148,82 @@ def test_the_go_sibling_finds_its_fields_unchanged_after_a_save() -> None:
     assert {key: kept[key] for key in GO} == {**GO, **moved}
 
 
+def sibling_saves(files: Files, **changes: str) -> None:
+    """What its `lifetime extend` and its `start` do: its own fields alone are left."""
+    saved = json.loads(files.sidecar.read_text())
+    own = {name: saved[name] for name in GO if name in saved}
+    files.sidecar.write_text(json.dumps({**own, **changes}, indent=2))
+
+
+FULL = {
+    "expires_at": 2_000_000_000,
+    "started_at": 1_999_990_000,
+    "boot_id": "boot-1",
+    "booted_at": 1_999_000_000,
+    "max_total": "24h",
+    "warn": "5m",
+    "machine": "pc-q35-7.2",
+    "ssh_user": "debian",
+    "kubeconfig": "/home/u/.kube/config",
+    "image": "file:///image",
+    "data_disk": "/data.qcow2",
+    "ran_with": "tcg",
+    "timers": (ArmedTimer("at", "7", 2_000_000_000),),
+    "extra": {"of a later version": [1]},
+}
+
+
+def test_what_the_sibling_drops_when_it_saves_is_kept_for_us(cache: Path) -> None:
+    """Its extend moves the deadline, and must not lose the timer, the cap, the boot or the user.
+    (20.4)"""
+    state = made(cache, **FULL)
+    state.files.ssh_pub.write_text("ssh-ed25519 AAAA")
+    ycluster.save_state(state)
+    sibling_saves(state.files, expiresAt="2033-05-18T04:33:20Z")
+    after = load_state(state.files)
+    assert after == ycluster.replace(state, expires_at=2_000_003_600)
+    ycluster.save_state(after)
+    assert load_state(state.files) == after
+    sibling_saves(state.files)
+    assert load_state(state.files) == after  # twice in a row, too
+
+
+def test_an_expiry_that_was_under_way_is_not_that_of_the_siblings_deadline(cache: Path) -> None:
+    """(20.4)"""
+    reaped = Reaped(1_999_999_999, "stop", "at", "SIGTERM")
+    state = made(cache, **FULL, retry_at=2_000_000_060, ending="teardown", reaped=reaped)
+    sibling_saves(state.files)
+    assert load_state(state.files) == state
+    sibling_saves(state.files, expiresAt="2033-05-18T04:33:20Z")
+    after = load_state(state.files)
+    assert (after.retry_at, after.ending, after.reaped) == (None, "", None)
+
+
+@pytest.mark.parametrize("rubbish", ["", "{", "[]", "{}", '{"loginKey": ""}', "\0"])
+def test_a_cluster_that_the_sibling_makes_takes_nothing_from_an_earlier_one(
+    cache: Path, rubbish: str
+) -> None:
+    """Its teardown leaves our copy behind. A login key is never used for two clusters. (20.4)"""
+    state = made(cache, **FULL)
+    state.files.ssh_pub.write_text("ssh-ed25519 AAAA")
+    ycluster.save_state(state)
+    state.files.sidecar.write_text(json.dumps({**GO, "name": "demo"}))
+    state.files.ssh_pub.write_text("ssh-ed25519 BBBB")
+    new = load_state(state.files)
+    assert new == decode_state(json.dumps({**GO, "name": "demo"}), state.files.sidecar)
+    state.files.copy.write_text(rubbish)
+    assert load_state(state.files) == new
+
+
+def test_a_field_that_was_cleared_does_not_come_back_from_the_copy(cache: Path) -> None:
+    """The copy counts only for what somebody else has saved. (20.4)"""
+    state = made(cache, **FULL)
+    before = state.files.copy.read_bytes()
+    after = ycluster.save_state(ycluster.replace(state, timers=(), max_total="", machine=""))
+    state.files.copy.write_bytes(before)  # a crash between the two writes, or a lost one
+    assert load_state(state.files) == after
+
+
 @pytest.mark.parametrize("absent", ["lifetime", "onExpiry", "expiresAt"])
 def test_a_field_that_the_sibling_omits_when_empty_stays_unset(absent: str) -> None:
     state = decode_state(
@@ -504,10 +580,10 @@ def test_the_sidecar_is_private(cache: Path) -> None:
     assert made(cache).files.sidecar.stat().st_mode & 0o777 == 0o600
 
 
-def test_saving_leaves_nothing_but_the_sidecar(cache: Path) -> None:
+def test_saving_leaves_nothing_but_the_sidecar_and_its_copy(cache: Path) -> None:
     made(cache)
     made(cache, memory="1024")
-    assert [path.name for path in cache.iterdir()] == ["demo.json"]
+    assert {path.name for path in cache.iterdir()} == {"demo.json", "demo.ycluster.state"}
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
@@ -541,12 +617,16 @@ def test_a_save_is_on_the_disk_before_it_gets_its_name_and_so_is_the_name_after_
     monkeypatch.setattr(os, "fsync", observed)
     made(cache, memory="1024")
     new = sidecar.read_bytes()
-    assert seen == [(seen[0][0], new, old), (cache.resolve(), False, new)]
+    # The copy goes first, and is as safe.
+    beside = cache.resolve()
+    of_the_copy = [(seen[0][0], seen[0][1], old), (beside, False, old)]
+    assert seen == [*of_the_copy, (seen[2][0], new, old), (beside, False, new)]
 
 
 def test_a_save_into_a_directory_that_is_gone_fails_and_makes_none(cache: Path) -> None:
     state = made(cache)
     state.files.sidecar.unlink()
+    state.files.copy.unlink()
     cache.rmdir()
     with pytest.raises(FileNotFoundError):
         ycluster.save_state(state)
