@@ -131,6 +131,9 @@ READY_TIMEOUT = 600.0  # A cold first boot without KVM takes one to five minutes
 LOCK_TIMEOUT = 300.0  # Longer than a whole stop, so that a verb that waits gets its turn.
 POWERDOWN_TIMEOUT = 100.0  # The guest's systemd gives a service 90 s to end.
 WATCH_INTERVAL = 5.0  # Between two looks of the watcher; so late may it act after a suspend.
+WATCH_GRACE = (
+    60.0  # So long after a moment the watcher leaves it to the timer that is armed for it.
+)
 AT_EARLY = 120.0  # A job of at(1) starts up to a minute early; it then waits, at most this long.
 CLOCK_STEP = 30.0  # If the wall clock is set by less than this, deadlines stay where they are.
 NOTICE_TIMEOUT = 60.0  # For the command lifetime.onWarn.
@@ -470,6 +473,7 @@ _INHERITED = (
     "LOGNAME",
     "TMPDIR",
     "XDG_STATE_HOME",
+    "XDG_DATA_HOME",
     "XDG_RUNTIME_DIR",
     "DBUS_SESSION_BUS_ADDRESS",
 )
@@ -490,6 +494,7 @@ class Host:
         self.environ = dict(environ)
         self.output = output
         self.stdin = stdin  # None: there is none
+        self._source = b""
 
     # --- time
 
@@ -568,16 +573,22 @@ class Host:
                 hint="set HOME, or cacheDir in the config",
             ) from None
 
-    def cache_home(self) -> Path:
-        """The default cacheDir."""
+    def sibling_home(self) -> Path:
+        """The sibling's default cacheDir."""
         return self.home() / ".cache" / "y-cluster-qemu"
+
+    def data_home(self) -> Path:
+        """The default cacheDir (XDG base directories)."""
+        return self._xdg_home("XDG_DATA_HOME", ".local/share")
 
     def state_home(self) -> Path:
         """Where the index of cacheDirs and the log of events are (XDG base directories)."""
-        named = self.environ.get("XDG_STATE_HOME", "")
-        if named.startswith("/"):
-            return Path(named) / "ycluster"
-        return self.home() / ".local" / "state" / "ycluster"
+        return self._xdg_home("XDG_STATE_HOME", ".local/state")
+
+    def _xdg_home(self, variable: str, otherwise: str) -> Path:
+        named = self.environ.get(variable, "")
+        base = Path(named) if named.startswith("/") else self.home() / otherwise
+        return base / "ycluster"
 
     def child_env(self, extra: Mapping[str, str] = {}) -> dict[str, str]:
         """The whole environment of a child."""
@@ -593,15 +604,21 @@ class Host:
         return {**env, **inherited, **extra}
 
     def interpreter(self) -> str:
-        """The Python for timers. Not a virtual environment's own: that may be deleted."""
+        """The Python that runs this; of a virtual environment, which may go, the one it is of."""
         found = sys.executable or "/usr/bin/python3"
         if sys.prefix != sys.base_prefix:
             return os.path.realpath(found)
         return os.path.abspath(found)
 
     def program_source(self) -> bytes:
-        """The source of this module, wherever it was loaded from: a file or an archive."""
-        return bytes(globals()["__loader__"].get_data(__file__))
+        """The source of this module, wherever it was loaded from: a file or an archive.
+
+        Read once: what runs for long calls this when it starts, as an upgrade may replace the file
+        under it.
+        """
+        if not self._source:
+            self._source = bytes(globals()["__loader__"].get_data(__file__))
+        return self._source
 
     # --- programs
 
@@ -2655,7 +2672,10 @@ class QemuConfig(Config):
     ssh_port: int = key(_HOST_PORT, "Host port for ssh. Empty or 0: QEMU chooses a free one.", 2222)
 
     cache_dir: Path | None = key(
-        _PATH, "Where disks, keys and state are kept. Empty: ~/.cache/y-cluster-qemu.", None
+        _PATH,
+        "Where disks, keys and state are kept. Empty: ~/.local/share/ycluster, or "
+        "~/.cache/y-cluster-qemu where clusters are already.",
+        None,
     )
 
     data_disk: Path | None = key(
@@ -2971,6 +2991,8 @@ class Files(Record):
     sibling_meta_data = OwnFile("-meta-data.yaml")
 
     program = OwnFile(".ycluster.py", "last")  # the copy of this program that the timers run
+    launcher = OwnFile(".ycluster.sh", "last")  # what a timer starts: it finds a Python for it
+    timer_failed = OwnFile(".reap.failed")  # says how a timer's last run failed
     copy = OwnFile(".ycluster.state", "last")  # a copy of the state, see `save_state`
     sidecar = OwnFile(".json", "last")  # the state, see `State`
 
@@ -3471,6 +3493,22 @@ def remember_cache_dir(host: Host, cache_dir: Path) -> None:
         host.output.warn(f"{error}: `list` will not see the clusters in {cache_dir}")
 
 
+def default_cache_dir(host: Host, name: str) -> Path:
+    """Where a cluster is whose config names no cacheDir: where there is one of this name.
+
+    Else with the sibling's clusters, where there are any, or under XDG_DATA_HOME: what can't be
+    made again has no place in a cache.
+    """
+    own, siblings = host.data_home(), host.sibling_home()
+    for place in (own, siblings):
+        files = Files(place, name)
+        if os.path.lexists(files.sidecar) or files.disk.exists():
+            return place
+    if _clusters_in(siblings) or any(siblings.glob("*.qcow2")):
+        return siblings
+    return own
+
+
 def discover(host: Host) -> list[Files]:
     """The clusters of this user, by name and place. No state file is read."""
     found: set[Files] = set()
@@ -3480,10 +3518,10 @@ def discover(host: Host) -> list[Files]:
 
 
 def _cache_dirs(host: Host) -> list[Path]:
-    """The default cacheDir, and those in the index."""
+    """The default cacheDirs, ours and the sibling's, and those in the index."""
     places: list[Path] = []
     with contextlib.suppress(YclusterError):  # no home: then it has no clusters
-        places.append(host.cache_home())
+        places += [host.data_home(), host.sibling_home()]
     with contextlib.suppress(OSError, YclusterError):  # no index: then no other cacheDir was used
         places.extend(sorted(_index(host).iterdir()))
     return places
@@ -3793,26 +3831,74 @@ def retry_delay(late: float) -> float:
 # before the old one is taken away, and never the other way round.
 
 
+# The modules that a reap imports when it first needs them. A Python that lacks one is of no use to
+# a timer; and a watcher imports them all before it counts as armed.
+IMPORTED_LATER = ("datetime", "hashlib", "shutil", "socket", "subprocess", "tempfile", "traceback")
+
+# What a timer starts. The Python that armed it may be gone by then: one of a version manager, or of
+# the system before an upgrade. The watcher takes the launcher's place; a reap reports its failure.
+_LAUNCHER = """\
+#!/bin/sh
+# Written by ycluster: runs its copy by the first Python that is fit for it.
+for python in /usr/bin/python3 {python} python3 /usr/local/bin/python3 /usr/bin/python3.*; do
+  "$python" -I -S -c 'import sys, {modules}; sys.exit(sys.version_info < (3, 9))' 2>/dev/null ||
+    continue
+  case "$*" in
+    probe) exit 0 ;;
+    *"lifetime watch "*) exec "$python" -I -S {program} "$@" ;;
+  esac
+  "$python" -I -S {program} "$@" && exit
+  status=$?
+  echo "its last run failed: exit $status" >{failed}
+  exit $status
+done
+echo 'no Python 3.9 or later is left to run it' >{failed}
+exit 127
+"""
+
+
 def timer_argv(host: Host, files: Files, backend: str, *verb: str) -> list[str]:
-    """What a timer runs: the private copy, by absolute paths, in an isolated Python."""
-    python = [host.interpreter(), "-I", "-S", str(files.program)]
-    return [*python, "lifetime", *verb, "--state", str(files.sidecar), "--by", backend]
+    """What a timer runs, by absolute paths: the private copy, through its launcher."""
+    launcher = ["/bin/sh", str(files.launcher)]
+    return [*launcher, "lifetime", *verb, "--state", str(files.sidecar), "--by", backend]
 
 
 def install_program(host: Host, files: Files) -> None:
-    """Keep a copy of this program beside the state file.
+    """Keep a copy of this program, and its launcher, beside the state file.
 
-    So no reap is lost when the program that armed it is moved, upgraded or deleted.
+    So no reap is lost when the program that armed it, or its Python, is moved, upgraded or deleted.
     """
-    source = host.program_source()
-    if not files.program.exists() or files.program.read_bytes() != source:
-        write_file(files.program, source)
+    launcher = _LAUNCHER.format(
+        python=shlex.quote(host.interpreter()),
+        modules=", ".join(IMPORTED_LATER),
+        program=shlex.quote(str(files.program)),
+        failed=shlex.quote(str(files.timer_failed)),
+    )
+    for path, content in (
+        (files.program, host.program_source()),
+        (files.launcher, launcher.encode()),
+    ):
+        if not path.exists() or path.read_bytes() != content:
+            write_file(path, content)
+
+
+def program_trouble(host: Host, files: Files) -> str:
+    """Why a timer could not run the private copy, or has failed to; empty if it is fit to run."""
+    if not files.program.exists() or not files.launcher.exists():
+        return "what it would run is not there"
+    if files.timer_failed.exists():
+        return _text_of(files.timer_failed).strip() or "its last run failed"
+    if host.attempt(["/bin/sh", str(files.launcher), "probe"], timeout=60) is None:
+        return "no Python 3.9 or later can run it"
+    return ""
 
 
 class Timer:
     """A timer backend. `arm` returns an id; `armed` and `cancel` get it in `timer.id`."""
 
     name = ""
+    launches = True  # whether it starts the program only when it fires
+    stands_watch = False  # whether it runs beside the VM, and outlives its files
     survives: Mapping[str, str] = {}  # logout, suspend, reboot and a clock that is set, in words
 
     def check(self, host: Host) -> None:
@@ -3949,8 +4035,8 @@ class SystemdTimer(Timer):
         files: Files,
         timer: ArmedTimer,
     ) -> bool:
-        """Whether the unit has a time to fire, and the program that it runs is there."""
-        return files.program.exists() and self._has_a_time(host, timer.id)
+        """Whether the unit has a time to fire."""
+        return self._has_a_time(host, timer.id)
 
     def cancel(
         self,
@@ -4040,8 +4126,8 @@ class AtTimer(Timer):
         files: Files,
         timer: ArmedTimer,
     ) -> bool:
-        """Whether the job is queued (or runs), its daemon runs, and its program is there."""
-        if not files.program.exists() or not self.daemon_runs:
+        """Whether the job is queued (or runs), and its daemon runs."""
+        if not self.daemon_runs:
             return False
         # At the moment when atd renames a job that it starts, atq misses it: look twice.
         return self._queued(host, timer.id) or self._queued(host, timer.id)
@@ -4075,9 +4161,14 @@ class AtTimer(Timer):
 
 
 class WatcherTimer(Timer):
-    """A detached process of our own (`lifetime watch`): it ends with the VM, and needs nothing."""
+    """A detached process of our own (`lifetime watch`): it ends with the VM, and needs nothing.
+
+    It stands beside every VM, whichever timer is armed: see `Watcher` in section 19.
+    """
 
     name = "watcher"
+    launches = False
+    stands_watch = True
     survives: Mapping[str, str] = {
         "logout": "like the VM: both end, or both keep running",
         "suspend": "yes: it looks at the clock every few seconds",
@@ -4094,6 +4185,7 @@ class WatcherTimer(Timer):
         """Start the watcher, unless one runs: it reads its moments from the state file."""
         if flock_held(files.watch_lock):
             return "watch"
+        install_program(host, files)
         host.spawn(timer_argv(host, files, self.name, "watch"), files.log)
         if not host.wait_for(lambda: flock_held(files.watch_lock), timeout=30, interval=0.02):
             raise TimedOut(f"the watcher did not come up; see {files.log}")
@@ -4136,13 +4228,22 @@ def timer_named(name: str) -> Timer | None:
 
 
 def is_armed(host: Host, state: State) -> bool:
-    """Whether the timer that the state file names for the deadline really is there."""
-    return state.timer is not None and _is_there(host, state.files, state.timer)
+    """Whether the timer that the state file names for the deadline really is there, and can run."""
+    return not timer_trouble(host, state)
 
 
-def _is_there(host: Host, files: Files, timer: ArmedTimer) -> bool:
+def timer_trouble(host: Host, state: State) -> str:
+    """What is wrong with the timer of the deadline, in words; empty if it will run."""
+    if state.timer is None:
+        return "none is armed"
+    return _trouble_of(host, state.files, state.timer)
+
+
+def _trouble_of(host: Host, files: Files, timer: ArmedTimer) -> str:
     backend = timer_named(timer.backend)
-    return backend is not None and backend.armed(host, files, timer)
+    if backend is None or not backend.armed(host, files, timer):
+        return f"{timer.backend} has it no longer"
+    return program_trouble(host, files) if backend.launches else ""
 
 
 def arm_timers(host: Host, state: State, *, renew: bool = False) -> State:
@@ -4156,9 +4257,11 @@ def arm_timers(host: Host, state: State, *, renew: bool = False) -> State:
     if not moments:
         return swap_timers(host, state, ())
     backends = timers_for(host)
+    _stand_watch(host, state)
     if not renew and all(_has_timer(host, state, moment, backends) for moment in moments):
         return save_state(state)
     install_program(host, state.files)
+    remove(state.files.timer_failed)  # it is about a timer of before
     refused: list[str] = []
     for backend in backends:
         try:
@@ -4176,6 +4279,23 @@ def arm_timers(host: Host, state: State, *, renew: bool = False) -> State:
     raise PrerequisiteError(f"{why} ({'; '.join(refused)})", hint=hint)
 
 
+def is_watched(state: State) -> bool:
+    """Whether a watcher runs beside the VM; True where there is no such timer backend."""
+    has_watcher = any(backend.stands_watch for backend in TIMERS)
+    return flock_held(state.files.watch_lock) or not has_watcher
+
+
+def _stand_watch(host: Host, state: State) -> None:
+    """See that a watcher runs beside the VM: timers outlive a logout, and it outlives the files."""
+    for backend in TIMERS:
+        if backend.stands_watch and not is_watched(state):
+            try:
+                save_state(state)  # it reads its deadline from there
+                backend.arm(host, state.files, 0)
+            except (YclusterError, OSError) as error:
+                host.output.warn(f"{state.name}: no watcher beside it: {error}")
+
+
 def _has_timer(
     host: Host,
     state: State,
@@ -4185,7 +4305,8 @@ def _has_timer(
     """Whether the state has a timer for a moment, of one of the backends, that is really armed."""
     for timer in state.timers:
         if (timer.event, timer.deadline) == (moment.event, int(moment.at)):
-            return timer_named(timer.backend) in backends and _is_there(host, state.files, timer)
+            known = timer_named(timer.backend) in backends
+            return known and not _trouble_of(host, state.files, timer)
     return False
 
 
@@ -4470,14 +4591,12 @@ def find_vm(host: Host, files: Files) -> Iterator[Vm | None]:
 
 
 def _look_for_vm(files: Files) -> Vm | None:
-    """The VM by its pidfile; else, while its lock is held, among all processes."""
+    """The VM by its pidfile; else among all processes, whatever has become of its files."""
     named = _pid_in(files.pidfile)
     if named is not None:
         vm = _vm_of(named, files.pidfile)
         if vm is not None:
             return vm
-    if not flock_held(files.vm_lock):
-        return None
     candidates = (_vm_of(pid, files.pidfile) for pid in pids())
     return next((vm for vm in candidates if vm is not None), None)
 
@@ -4511,6 +4630,35 @@ def pidfiles(pid: int) -> list[str]:
     except OSError:
         return []
     return [path for word, path in zip(argv, argv[1:]) if word == "-pidfile"]
+
+
+def lost_vms() -> Iterator[tuple[int, Files]]:
+    """The user's VMs whose state file is gone: the pid of each, and where its files were."""
+    for pid in pids():
+        for pidfile in map(Path, pidfiles(pid)):
+            files = Files(pidfile.parent, pidfile.stem)
+            if pidfile.suffix != ".pid" or os.path.lexists(files.sidecar):
+                continue
+            ours = _guest_name(pid) == files.name or os.path.exists(files.vm_lock)
+            if ours and _is_mine(pid):
+                yield pid, files
+
+
+def _is_mine(pid: int) -> bool:
+    try:
+        return os.stat(f"/proc/{pid}").st_uid == os.getuid()
+    except OSError:
+        return False
+
+
+def _guest_name(pid: int | str) -> str:
+    """The name that a process gives its guest, as QEMU does; empty where there is none."""
+    try:
+        argv = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return ""
+    found = re.search(rb"\0(?:guest=)?([^\0,=]*)", argv.partition(b"\0-name")[2])
+    return os.fsdecode(found[1]) if found else ""
 
 
 def _runs_with_pidfile(pid: int, pidfile: Path) -> bool:
@@ -4928,16 +5076,6 @@ def port_owner(host: Host, port: int) -> str:
     cluster = _guest_name(pid)
     owner = f"the cluster {cluster}" if cluster else program
     return f"{owner} has it (pid {pid})"
-
-
-def _guest_name(pid: str) -> str:
-    """The name that a process gives its guest, as QEMU does; empty where there is none."""
-    try:
-        argv = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return ""
-    found = re.search(rb"\0guest=([^\0,]*)", argv)
-    return os.fsdecode(found[1]) if found else ""
 
 
 # === 15 guest =====================================================================================
@@ -6385,7 +6523,8 @@ CONFIG = argument(
 
 def files_of(host: Host, config: QemuConfig) -> Files:
     """The files of the cluster that a config is of."""
-    return Files((config.cache_dir or host.cache_home()).resolve(), config.name)
+    place = config.cache_dir or default_cache_dir(host, config.name)
+    return Files(place.resolve(), config.name)
 
 
 def find_cluster(host: Host, which: Selector) -> Files:
@@ -6570,6 +6709,7 @@ def _refuse_existing(host: Host, files: Files) -> str:
 
     A cluster that has never booted (its provision was killed) may be replaced.
     """
+    _refuse_lost(host, files)
     if running(host, files):
         hint = f"`ycluster teardown --name {files.name}` removes it"
         raise YclusterError(f"{files.name} already runs", hint=hint)
@@ -6582,6 +6722,20 @@ def _refuse_existing(host: Host, files: Files) -> str:
         raise YclusterError(f"{files.name} already exists in {files.cache_dir}", hint=hint)
     _refuse_unclaimed(files)
     return ""
+
+
+_END_OF_LOST = "only its watcher, if that still runs, ends it at its deadline"
+
+
+def _refuse_lost(host: Host, files: Files) -> None:
+    """Raise where a VM of this name runs whose files are gone, here or in a default cacheDir."""
+    places = {files.cache_dir, host.data_home().resolve(), host.sibling_home().resolve()}
+    for pid, lost in lost_vms():
+        if lost.name == files.name and lost.cache_dir.resolve() in places:
+            why = (
+                f"{lost.name} already runs (pid {pid}), and its files in {lost.cache_dir} are gone"
+            )
+            raise YclusterError(why, hint=f"{_END_OF_LOST}; `kill {pid}` ends it now")
 
 
 def _refuse_unclaimed(files: Files) -> None:
@@ -7452,6 +7606,9 @@ def watch(host: Host, which: Selector, by: str) -> None:
 
 def watch_all(host: Host) -> NoReturn:
     """Reap whatever comes to be due, without end: the timer of a host that has none."""
+    host.program_source()  # now, as an upgrade may replace the file
+    for name in IMPORTED_LATER:
+        __import__(name)
     while True:
         sweep(host, by="watch --all")
         ahead = [wake_time(state) - host.now() for _, state in readable(host)]
@@ -7460,80 +7617,151 @@ def watch_all(host: Host) -> NoReturn:
 
 def watch_one(host: Host, files: Files, *, by: str) -> None:
     """Wait for a cluster's deadline and reap it; ends when none is left."""
-    load_state(files)
-    _watch(host, files, by, partial(_nothing_left, host, files, _has_deadline))
+    Watcher(host, files, by).run()
 
 
 def run_watcher(host: Host, files: Files) -> None:
     """Be the detached watcher, of which a cluster has one: it holds the watch lock.
 
-    It ends when the state file no longer names it, or is gone: a cluster that is made anew under
-    this name gets a new watcher, as the lock file went with the old one.
+    All that it may need is loaded before it counts as armed: this Python, and the file that it was
+    started from, may be gone at the deadline.
     """
-    load_state(files)
+    for name in IMPORTED_LATER:
+        __import__(name)
+    os.close(pidfd_open(os.getpid()))  # which some Pythons do by another module
+    watcher = Watcher(host, files, "watcher")
     fd = take_flock(host, files.watch_lock, timeout=2)
     if fd is not None:
-        _watch(host, files, "watcher", partial(_nothing_left, host, files, _names_watcher, fd))
+        watcher.run(fd)
 
 
-def _nothing_left(
-    host: Host,
-    files: Files,
-    condition: Callable[[State], bool],
-    fd: int | None = None,
-) -> bool:
-    """Whether there is nothing more to wait for; then a watcher's lock, `fd`, is released.
+class Watcher:
+    """Waits for what is on a cluster's agenda, and reaps.
 
-    Both under the cluster's lock: a verb that is at work may be about to set a deadline, and
-    whoever arms either finds us watching, or starts another watcher.
+    The detached one stands beside the VM, and outlives its files: it holds the VM itself, the last
+    state that could be read and what a login takes. It ends with the VM, or when a state that can
+    be read has no deadline. Where another timer is armed it comes second, after WATCH_GRACE.
     """
-    if _holds(host, files, condition):
-        return False
-    with cluster_lock(host, files):
-        if _holds(host, files, condition):
+
+    def __init__(self, host: Host, files: Files, by: str) -> None:
+        host.program_source()  # now, as it may be gone when a second try is armed
+        self.host = host
+        self.files = files
+        self.by = by
+        self.known = load_state(files)  # the last that could be read
+        self.vm: Vm | None = None  # the VM that is held
+        self.login: dict[str, bytes] = {}  # the files by which ssh logs in to it
+        self.trouble = ""  # what was said last, so that it is not said again at each look
+
+    def run(self, fd: int | None = None) -> None:
+        """Wait until there is nothing left to wait for; then release the watch lock, `fd`."""
+        while True:
+            wake = self.host.now() + WATCH_INTERVAL
+            try:
+                if self._has_ended(fd):
+                    return
+                wake = self._act()
+            except Exception as error:  # if this ended, perhaps nothing would enforce the deadline
+                self._say_once(error)
+            self.host.sleep(max(0.02, min(WATCH_INTERVAL, wake - self.host.now())))
+
+    def _say_once(self, error: Exception) -> None:
+        if str(error) != self.trouble:
+            self.trouble = str(error)
+            self.host.output.warn(f"{self.files.name}: {error}")
+
+    # --- what is known
+
+    def _has_ended(self, fd: int | None) -> bool:
+        """Whether there is nothing more to wait for; then a watcher's lock, `fd`, is released.
+
+        Both under the cluster's lock: a verb that is at work may be about to set a deadline, and
+        whoever arms either finds us watching, or starts another watcher.
+        """
+        if self._is_needed():
             return False
-        if fd is not None:
-            os.close(fd)
-        return True
+        if not self.files.cache_dir.exists():
+            return True
+        with cluster_lock(self.host, self.files):
+            if self._is_needed():
+                return False
+            if fd is not None:
+                os.close(fd)
+            return True
 
+    def _is_needed(self) -> bool:
+        state = self._look()
+        if state is None:
+            return self.vm is not None
+        if not agenda(state):
+            return False
+        # Whoever starts a VM has the cluster's lock until it runs, and then this is asked again.
+        return not self._stands_by(state) or self.vm is not None
 
-def _holds(host: Host, files: Files, condition: Callable[[State], bool]) -> bool:
-    """Whether a condition holds of the state.
+    def _stands_by(self, state: State) -> bool:
+        """Whether another timer is armed for the deadline."""
+        other = state.timer is not None and state.timer.backend != self.by
+        return self.by == "watcher" and other
 
-    An unreadable state file counts as yes while a VM runs.
-    """
-    try:
-        return condition(load_state(files))
-    except StateError:
-        return files.sidecar.exists() and running(host, files)
-
-
-def _has_deadline(state: State) -> bool:
-    return bool(agenda(state))
-
-
-def _names_watcher(state: State) -> bool:
-    return state.timer is not None and state.timer.backend == "watcher"
-
-
-def _watch(
-    host: Host,
-    files: Files,
-    by: str,
-    ended: Callable[[], bool],
-) -> None:
-    """Reap at each moment of the agenda until `ended`, or until there is no state file."""
-    while files.sidecar.exists():
+    def _look(self) -> State | None:
+        """Look at the VM and at the state; None where that can't be read, or is another VM's."""
+        if self.vm is not None and _exited(self.vm.pidfd, 0):
+            os.close(self.vm.pidfd)
+            self.vm = None
         try:
-            if ended():
-                return
-            wake = wake_time(current(host, files))
-            if wake <= host.now():
-                reap(host, files, by=by)
-        except Exception as error:  # if we ended here, perhaps nothing would enforce the deadline
-            host.output.warn(f"{files.name}: {error}")
-            wake = host.now() + WATCH_INTERVAL
-        host.sleep(min(WATCH_INTERVAL, wake - host.now()))
+            state = load_state(self.files)
+        except StateError as error:
+            self._say_once(error)
+            return None
+        if self.vm is None:
+            self._hold()
+        elif _pid_in(self.files.pidfile) not in (None, self.vm.pid):
+            return None  # its folder was lost, and another VM has been made in that place
+        self.known = state
+        return state
+
+    def _hold(self) -> None:
+        """Hold the VM, if it runs, and keep what a login takes."""
+        self.vm = _look_for_vm(self.files)
+        if self.vm is None:
+            return
+        for path in (self.files.ssh_key, self.files.host_pub, self.files.known_hosts):
+            with contextlib.suppress(OSError):  # the sibling's has no host key
+                self.login[path.name] = path.read_bytes()
+
+    # --- what is done
+
+    def _act(self) -> float:
+        """Reap what is due; returns when to look again, in seconds since the epoch."""
+        readable = self._look()
+        state = adjusted(self.known, self.host.clock())
+        wake = wake_time(state)
+        if readable is not None:
+            self.trouble = ""
+        if self._stands_by(state):
+            wake = time_of(state, DEADLINE) + WATCH_GRACE
+        if wake > self.host.now():
+            return wake
+        if readable is not None:
+            reap(self.host, self.files, by=self.by)
+        elif self.vm is not None:
+            self._stop_without_files(state, self.vm)
+        return self.host.now() + WATCH_INTERVAL
+
+    def _stop_without_files(self, state: State, vm: Vm) -> None:
+        """Stop the VM at the deadline that is known, whatever the expiry would be: nothing goes."""
+        import tempfile
+
+        host = self.host
+        why = "its state file is lost or can't be read"
+        host.output.say(f"{format_time(host.now())} {state.name}: {why}; its deadline has passed")
+        with tempfile.TemporaryDirectory(prefix="ycluster-") as folder:
+            for name, content in self.login.items():
+                write_file(Path(folder, name), content)
+            login = ssh_argv(replace(state, cache_dir=folder), "sudo sync; sudo poweroff")
+            poweroff = partial(host.run, login, timeout=30)
+            how = stop_vm(host, self.files, vm, poweroff)
+        _tell_expiry(host, state, Reaped(int(host.now()), "stop", self.by, how))
 
 
 # --- looking: data first, then rows of it for people, and one way to show either
@@ -7874,9 +8102,16 @@ def _of_clusters(host: Host) -> Iterator[Finding]:
 
 def _unenforced(host: Host, survey: Survey) -> Iterator[Finding]:
     for state in survey.states:
-        if agenda(state) and not is_armed(host, state):
-            remedy = f"ycluster lifetime arm --name {state.name}"
-            yield Finding(state.name, "failure", "no timer enforces its deadline", remedy)
+        if not agenda(state):
+            continue
+        remedy = f"ycluster lifetime arm --name {state.name}"
+        trouble = timer_trouble(host, state)
+        if trouble:
+            text = f"no timer enforces its deadline: {trouble}"
+            yield Finding(state.name, "failure", text, remedy)
+        elif not is_watched(state) and running(host, state.files):
+            text = "no watcher runs beside its VM, to end it if its files get lost"
+            yield Finding(state.name, "warning", text, remedy)
 
 
 def _taken_ports(host: Host, survey: Survey) -> Iterator[Finding]:
@@ -7906,15 +8141,9 @@ def _unclaimed_disks(host: Host, survey: Survey) -> Iterator[Finding]:
 
 
 def _lost_vms(host: Host, survey: Survey) -> Iterator[Finding]:
-    """VMs whose state file is gone. Another user's files can't be seen, and are not ours."""
-    for pid in pids():
-        for pidfile in map(Path, pidfiles(pid)):
-            files = Files(pidfile.parent, pidfile.stem)
-            if pidfile.suffix != ".pid" or os.path.exists(files.sidecar):
-                continue
-            if os.path.exists(files.vm_lock):
-                text = f"{files.name} runs, but its state file is gone: nothing will stop it"
-                yield Finding("vm", "failure", text, f"kill {pid}")
+    for pid, files in lost_vms():
+        text = f"{files.name} runs (pid {pid}), but its state file is gone"
+        yield Finding("vm", "failure", f"{text}: {_END_OF_LOST}", f"kill {pid}")
 
 
 def _leftover_timers(host: Host, survey: Survey) -> Iterator[Finding]:

@@ -207,7 +207,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     # --- 8 state sidecar
     (
         "the default cacheDir is always looked into",
-        "places.append(host.cache_home())",
+        "places += [host.data_home(), host.sibling_home()]",
         "pass",
         "test_cli.py::test_the_only_cluster_is_the_one_that_is_meant",
     ),

@@ -134,7 +134,7 @@ def test_no_scheduler_and_no_home_still_get_their_reap(program: Program, tmp_pat
 def test_doctor_finds_the_timers_that_no_cluster_knows_of(
     program: Program, user_manager: None, atd: None, timer: str, remedy: str
 ) -> None:
-    sidecar = program.home / ".cache" / "y-cluster-qemu" / "gone.json"
+    sidecar = program.home / ".local" / "share" / "ycluster" / "gone.json"
     sidecar.parent.mkdir(parents=True, exist_ok=True)
     sidecar.write_text(
         '{"version": 1, "name": "gone", "lifetime": "1h", "expiresAt": "2100-01-01T00:00:00Z"}'

@@ -51,9 +51,9 @@ def test_the_quickstart_ends_with_the_vm_gone_and_the_disk_there(
     assert "hello from quickstart" in done.stdout
     assert "guest-shutdown" in done.stdout.split("expired:")[1].splitlines()[0]
     assert "s left" in done.stderr and "Nothing is running" in done.stderr
-    assert (tmp_path / ".cache/y-cluster-qemu/quickstart.qcow2").is_file()
+    assert (tmp_path / ".local/share/ycluster/quickstart.qcow2").is_file()
     still = subprocess.run(
-        ["pgrep", "-f", f"{tmp_path}/.cache/y-cluster-qemu"], capture_output=True, text=True
+        ["pgrep", "-f", f"{tmp_path}/.local/share/ycluster"], capture_output=True, text=True
     )
     assert still.stdout == ""
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,8 +16,8 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
-from conftest import Cluster, wait_for
-from sabotage import boot, forget, obedient_image, unwatch
+from conftest import Cluster, Program, wait_for
+from sabotage import boot, forget, obedient_image, unwatch, watchers
 
 
 @pytest.fixture(scope="module")
@@ -165,3 +167,49 @@ def test_a_pidfile_of_a_vm_that_is_off_leads_to_nobody(
     assert (
         Path(f"/proc/{bystander.pid}/stat").read_text().split()[2] == "S"
     )  # nor was it put to sleep
+
+
+# --- what a watcher and a watch lean on
+
+
+@pytest.mark.parametrize("lost", ["everything", "the sidecar"])
+def test_a_vm_whose_files_are_gone_is_found_and_ends_at_its_deadline(
+    new_cluster: Callable[..., Cluster], image: Path, program: Program, lost: str
+) -> None:
+    """`rm -rf ~/.cache/*` while it runs: its watcher holds the VM itself. (20.12)"""
+    cluster = boot(new_cluster(f"lost-{len(lost)}", image, max_run="90s"))
+    (pid,) = cluster.qemu()
+    if lost == "everything":
+        shutil.rmtree(cluster.cache)
+    else:
+        cluster.file(".json").unlink()
+    found = json.loads(program.run("doctor", "-o", "json", code=None).stdout)["findings"]
+    assert any(one["level"] == "failure" and str(pid) in one["text"] for one in found), found
+    assert str(pid) in cluster.run("provision", code=1).stderr
+    assert cluster.qemu() == [pid]
+    wait_for("the end of the VM", lambda: not cluster.qemu(), timeout=300)
+    wait_for("the end of its watcher", lambda: not watchers(cluster))
+    assert lost == "everything" or cluster.file(".qcow2").exists()
+
+
+def test_a_watch_goes_on_when_its_archive_is_replaced(
+    new_cluster: Callable[..., Cluster], image: Path, program: Program, tmp_path: Path
+) -> None:
+    """The README's way to upgrade: copy the new file over the old one. (20.22)"""
+    first, second = (boot(new_cluster(name, image)) for name in ("watched-1", "watched-2"))
+    for cluster in (first, second):
+        unwatch(cluster)
+    copy = shutil.copy(program.path, tmp_path / "ycluster")
+    watch = Program(Path(copy), program.home).spawn("lifetime", "watch", "--all")
+    try:
+        first.set_deadline(-5)
+        wait_for("the first end", lambda: not first.qemu(), timeout=300)
+        Path(copy).write_bytes(b"another file, as long as may be" * 9)
+        second.set_deadline(-5)
+        wait_for("the second end", lambda: not second.qemu(), timeout=300)
+        wait_for("its end on disk", lambda: "expiresAt" not in second.sidecar())
+    finally:
+        watch.kill()
+        watch.communicate()
+    forget(first)
+    forget(second)

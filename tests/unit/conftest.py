@@ -38,7 +38,7 @@ def home(tmp_path: Path) -> Path:
 @pytest.fixture
 def cache(home: Path) -> Path:
     """The default cacheDir in it, empty."""
-    path = home / ".cache" / "y-cluster-qemu"
+    path = home / ".local" / "share" / "ycluster"
     path.mkdir(parents=True)
     return path
 

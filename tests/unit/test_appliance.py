@@ -453,7 +453,7 @@ def test_a_bundle_never_overwrites_and_needs_a_stopped_cluster(
     ran = cli("export", tmp_path / "other")
     told(ran, 1, "`ycluster prepare-export --name demo`")
     after = tree(tmp_path)
-    after.pop("home/.cache/y-cluster-qemu/demo.lock")
+    after.pop("home/.local/share/ycluster/demo.lock")
     assert after == before
 
 

@@ -187,10 +187,10 @@ def test_every_verb_says_that_the_config_has_no_cluster_yet(
     cli: Cli, at: Path, home: Path, verb: str, made_before: bool
 ) -> None:
     if made_before:
-        (home / ".cache" / "y-cluster-qemu").mkdir(parents=True)
+        (home / ".local" / "share" / "ycluster").mkdir(parents=True)
     before = tree(at)
     ran = cli(*verb.split(), "-c", "good")
-    told(ran, 4, "demo", home / ".cache" / "y-cluster-qemu", lines=3)
+    told(ran, 4, "demo", home / ".local" / "share" / "ycluster", lines=3)
     assert tree(at) == before
 
 
@@ -445,10 +445,10 @@ def test_teardown_of_what_is_not_there_is_done_already(
     cli: Cli, at: Path, home: Path, cachedir: bool
 ) -> None:
     if cachedir:
-        (home / ".cache" / "y-cluster-qemu").mkdir(parents=True)
+        (home / ".local" / "share" / "ycluster").mkdir(parents=True)
     before = tree(at)
     ran = cli("teardown", "-c", "good")
-    told(ran, 0, "demo", home / ".cache" / "y-cluster-qemu")
+    told(ran, 0, "demo", home / ".local" / "share" / "ycluster")
     assert tree(at) == before
 
 

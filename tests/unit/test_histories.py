@@ -94,6 +94,7 @@ class World:
 
     name = "memory"
     survives: Mapping[str, str] = {}
+    launches = stands_watch = False
 
     def check(self, host: Host) -> None:
         return None
@@ -121,7 +122,7 @@ class Histories(RuleBasedStateMachine):
     def begin(self, actions: tuple[str, str], runs: tuple[str, str]) -> None:
         self.dir = tempfile.TemporaryDirectory()
         self.world, self.host = World(), Laptop(Path(self.dir.name))
-        self.cache = self.host.cache_home()
+        self.cache = self.host.data_home()
         self.files = {name: Files(self.cache, name) for name in NAMES}
         self.killed = False
         self.unguarded: set[str] = (

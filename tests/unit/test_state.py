@@ -826,6 +826,37 @@ def test_a_user_with_no_cluster_at_all_has_none(host: Clocked) -> None:
 
 
 def test_an_index_that_cannot_be_written_is_a_warning(cache: Path, host: Clocked) -> None:
-    (host.home() / ".local").write_text("in the way")
+    (host.home() / ".local/state").write_text("in the way")
     ycluster.remember_cache_dir(host, cache)
     assert missing(host.log.getvalue(), "warning:", "`list`", cache) == []
+
+
+# --- where a cluster lives whose config names no cacheDir
+
+
+def place_of(home: Path, **environ: str) -> Path:
+    """The cacheDir of the cluster `demo`."""
+    return ycluster.default_cache_dir(Clocked(home, **environ), "demo")
+
+
+def places(home: Path) -> list[Path]:
+    return [home / ".local/share/ycluster", home / ".cache/y-cluster-qemu", home / "data/ycluster"]
+
+
+def test_what_cannot_be_made_again_is_not_kept_in_a_cache(home: Path) -> None:
+    """`rm -rf ~/.cache/*` is what people do. The sibling's place is used where clusters are. (20.12)"""
+    own, siblings, elsewhere = places(home)
+    assert place_of(home) == own
+    (siblings / "images").mkdir(parents=True)
+    assert place_of(home) == own
+    made(siblings, "other")
+    assert place_of(home) == siblings
+    own.mkdir(parents=True)
+    made(own, "demo")
+    assert place_of(home) == own
+    found = {files.name for files in ycluster.discover(Clocked(home))}
+    assert found == {"demo", "other"}
+    assert place_of(home, XDG_DATA_HOME=str(home / "data")) == siblings
+    (siblings / "other.json").unlink()
+    assert place_of(home, XDG_DATA_HOME=str(home / "data")) == elsewhere
+    assert place_of(home, XDG_DATA_HOME="relative") == own

@@ -192,7 +192,7 @@ def test_a_full_log_makes_way_and_one_is_kept(host: Clocked, home: Path, cache: 
 def test_a_log_that_can_not_be_written_keeps_nothing_from_happening(
     host: Clocked, home: Path, cache: Path
 ) -> None:
-    (home / ".local").write_text("no directory")
+    (home / ".local/state").write_text("no directory")
     ycluster.log_event(host, made(cache), "started")
 
 

@@ -9,6 +9,7 @@ import os
 import pty
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,17 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from unit_support import NOW, Cli, Clocked, Memory, Processes, folded, made, refused
+from unit_support import (
+    NOW,
+    PROGRAM,
+    Cli,
+    Clocked,
+    Memory,
+    Processes,
+    folded,
+    made,
+    refused,
+)
 
 import ycluster
 from ycluster import (
@@ -38,6 +49,8 @@ from ycluster import (
 
 labels = st.from_regex(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", fullmatch=True)
 DEADLINE = int(NOW) + 3600
+# To the first act of a stop.
+GIVES_WAY = "import os, signal; signal.signal(signal.SIGCONT, lambda *args: os._exit(0))"
 
 
 @pytest.fixture
@@ -54,13 +67,10 @@ def use(monkeypatch: pytest.MonkeyPatch, *timers: Memory) -> None:
 
 def test_a_timer_runs_the_private_copy_by_absolute_paths(host: Clocked, cache: Path) -> None:
     files = Files(cache, "demo")
-    interpreter, *rest = timer_argv(host, files, "at", "reap", "--wait", "120s")
-    assert Path(interpreter).is_absolute() and Path(interpreter).exists()
-    copy, sidecar = f"{cache}/demo.ycluster.py", f"{cache}/demo.json"
-    assert rest == [
-        "-I",
-        "-S",
-        copy,
+    launcher, sidecar = f"{cache}/demo.ycluster.sh", f"{cache}/demo.json"
+    assert timer_argv(host, files, "at", "reap", "--wait", "120s") == [
+        "/bin/sh",
+        launcher,
         "lifetime",
         "reap",
         "--wait",
@@ -506,7 +516,8 @@ def test_the_watcher_holds_its_lock_and_leaves_when_it_is_disarmed(
     assert state.timer == ArmedTimer("watcher", "watch", state.expires_at or 0)
     assert ycluster.flock_held(watched.watch_lock) and ycluster.is_armed(host, state)
     with ycluster.locked(host, watched.lock, timeout=10):
-        ycluster.swap_timers(host, state, ())
+        disarmed = ArmedTimer("none", "", state.expires_at or 0)
+        ycluster.swap_timers(host, state, (disarmed,))
     assert poll(lambda: not ycluster.flock_held(watched.watch_lock))
 
 
@@ -624,6 +635,331 @@ def test_only_one_watcher_watches(host: Clocked, cache: Path) -> None:
     assert first is not None
     ycluster.run_watcher(host, state.files)
     assert ycluster.load_state(state.files) == state
+
+
+# --- what a timer leans on besides its copy
+
+
+def launch(
+    files: Files, *words: str, path: str = "/usr/bin:/bin"
+) -> subprocess.CompletedProcess[str]:
+    """Run what a timer would start, in the environment that it would have."""
+    argv = ["/bin/sh", str(files.launcher), *words]
+    return subprocess.run(argv, env={"PATH": path}, capture_output=True, text=True, timeout=60)
+
+
+def without_a_system_python(files: Files) -> None:
+    """A host on which no Python is where distributions have it."""
+    text = files.launcher.read_text()
+    files.launcher.write_text(re.sub(r"/usr/(local/)?bin/python3", "/nowhere/python3", text))
+
+
+class Armed(Clocked):
+    """A host whose program was armed by a Python of its own."""
+
+    python = ""
+
+    def interpreter(self) -> str:
+        return self.python
+
+
+def test_a_timer_whose_python_is_gone_finds_another(home: Path, cache: Path) -> None:
+    """A version manager's, or a virtual environment's, is removed; a distribution is upgraded. (20.11)"""
+    host, state = Armed(home), made(cache, lifetime="")
+    host.python = str(home / "gone" / "python3")
+    ycluster.install_program(host, state.files)
+    reap = ("lifetime", "reap", "--state", str(state.files.sidecar))
+    done = launch(state.files, *reap)
+    assert (done.returncode, done.stdout) == (0, "") and "demo:" in done.stderr
+    assert ycluster.program_trouble(host, state.files) == ""
+
+    without_a_system_python(state.files)
+    elsewhere = home / "bin"
+    elsewhere.mkdir()
+    for name, text in (("python3", f'exec {sys.executable} "$@"'), ("rm", 'exec /bin/rm "$@"')):
+        (elsewhere / name).write_text(f"#!/bin/sh\n{text}\n")
+        (elsewhere / name).chmod(0o755)
+    assert "demo:" in launch(state.files, *reap, path=str(elsewhere)).stderr
+
+
+@pytest.mark.parametrize(
+    "python",
+    ["exit 1", "exit 127"],
+    ids=["too old, or without its library", "not there"],
+)
+def test_a_timer_that_finds_no_python_says_so_and_is_replaced(
+    home: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, log: list[str], python: str
+) -> None:
+    """(20.11)"""
+    memory = Memory("memory", log)
+    memory.launches = True
+    use(monkeypatch, memory)
+    host = Armed(home)
+    host.python = str(home / "python3")
+    state = arm_timers(host, made(cache, expires_at=DEADLINE))
+    assert ycluster.is_armed(host, state)
+    without_a_system_python(state.files)
+    Path(host.python).write_text(f"#!/bin/sh\n{python}\n")
+    Path(host.python).chmod(0o755)
+    nothing = home / "nothing"
+    nothing.mkdir()
+    bare = Armed(home, PATH=str(nothing))
+    assert "Python" in ycluster.timer_trouble(bare, state)
+    done = launch(state.files, "lifetime", "reap", path=str(nothing))
+    assert done.returncode == 127 and "Python" in state.files.timer_failed.read_text()
+    assert "Python" in ycluster.timer_trouble(host, state)
+    after = arm_timers(host, state)
+    assert after.timers != state.timers and not state.files.timer_failed.exists()
+    assert ycluster.is_armed(host, after)
+
+
+def test_a_timer_whose_last_run_failed_is_told_and_replaced(
+    home: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]
+) -> None:
+    """(20.11)"""
+    memory = Memory("memory", log)
+    memory.launches = True
+    use(monkeypatch, memory)
+    host = Clocked(home)
+    state = arm_timers(host, made(cache, expires_at=DEADLINE))
+    whole = state.files.sidecar.read_bytes()
+    state.files.sidecar.write_text("rubbish")
+    failed = launch(state.files, "lifetime", "reap", "--state", str(state.files.sidecar))
+    assert failed.returncode == 4
+    state.files.sidecar.write_bytes(whole)
+    assert "exit 4" in ycluster.timer_trouble(host, state)
+    (finding,) = ycluster._unenforced(host, ycluster.Survey((state.files,), (state,)))
+    assert (finding.name, finding.level) == ("demo", "failure") and "exit 4" in finding.text
+    after = arm_timers(host, state)
+    assert after.timers != state.timers and ycluster.is_armed(host, after)
+
+
+def test_a_timer_without_its_launcher_is_replaced(
+    home: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]
+) -> None:
+    """As those that an earlier version has armed. (20.11)"""
+    memory = Memory("memory", log)
+    memory.launches = True
+    use(monkeypatch, memory)
+    host = Clocked(home)
+    state = arm_timers(host, made(cache, expires_at=DEADLINE))
+    state.files.launcher.unlink()
+    assert not ycluster.is_armed(host, state)
+    assert ycluster.is_armed(host, arm_timers(host, state))
+
+
+def test_every_module_that_is_imported_late_is_known() -> None:
+    """What a reap imports late, a watcher imports before it counts as armed. (20.11)"""
+    late = set(
+        re.findall(
+            r"^ +(?:import|from) ([a-z0-9]+)",
+            PROGRAM.read_text().split("# === 1 ")[1],
+            re.MULTILINE,
+        )
+    )
+    of_other_verbs = {"base64", "ctypes", "difflib", "gzip", "http", "tarfile", "urllib", "netrc"}
+    assert late - of_other_verbs <= set(ycluster.IMPORTED_LATER)
+
+
+def test_the_program_is_read_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upgrade in place changes an archive under a process that runs. (20.22)"""
+    host = Clocked(home)
+    source = host.program_source()
+
+    class Changed:
+        def get_data(self, path: str) -> bytes:
+            raise ImportError("the archive has changed")
+
+    monkeypatch.setitem(vars(ycluster), "__loader__", Changed())
+    assert host.program_source() == source
+    with pytest.raises(ImportError):
+        Clocked(home).program_source()
+
+
+def copied_python(to: Path) -> Path:
+    """This Python with a library of its own, which can be taken away."""
+    binary = Path(os.path.realpath(sys.executable))
+    library = Path(os.path.realpath(os.__file__)).parent
+    (to / "bin").mkdir(parents=True)
+    copy = to / "bin" / binary.name
+    shutil.copy(binary, copy)
+    skip = shutil.ignore_patterns("site-packages", "dist-packages", "test", "config-*", "idlelib")
+    shutil.copytree(library, to / "lib" / library.name, ignore=skip, symlinks=False)
+    return copy
+
+
+def test_a_watcher_needs_its_python_no_longer_once_it_is_armed(
+    watched: Files, cache: Path, home: Path, tmp_path: Path, processes: Processes
+) -> None:
+    """The Python that a version manager had is removed; it is to end the VM all the same. (20.11)"""
+    python = copied_python(tmp_path / "python")
+    host = Host({"HOME": str(home), "PATH": "/usr/bin:/bin"}, Clocked(home).output)
+    deadline = int(time.time()) + 3600
+    state = made(cache, expires_at=deadline, timers=(ArmedTimer("watcher", "watch", deadline),))
+    vm = processes.start(GIVES_WAY, "-name", "demo", "-pidfile", str(watched.pidfile))
+    watched.pidfile.write_text(str(vm.pid))
+    ycluster.install_program(host, watched)
+    env = host.child_env()
+    words = ["lifetime", "watch", "--state", str(watched.sidecar), "--by", "watcher"]
+    argv = [str(python), "-I", "-S", str(watched.program), *words]
+    with subprocess.Popen(argv, env=env, cwd="/", stdout=subprocess.DEVNULL) as watcher:
+        assert poll(lambda: ycluster.flock_held(watched.watch_lock))
+        shutil.rmtree(tmp_path / "python")
+        ycluster.save_state(replace(state, expires_at=int(time.time())))
+        assert vm.wait(60) == 0 and watcher.wait(60) == 0
+    after = ycluster.load_state(watched)
+    assert after.reaped and after.reaped.by == "watcher"
+
+
+# --- the watcher, whatever becomes of the files
+
+
+@pytest.mark.parametrize("lost", ["folder", "sidecar", "rubbish"])
+def test_a_watcher_ends_a_vm_whose_files_are_lost_at_the_deadline_it_knows(
+    home: Path, cache: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """`rm -rf ~/.cache/*`, and a sidecar that is damaged. A disk that is left is kept. (20.12)"""
+
+    class Hasty(Clocked):
+        """Its time runs with the process, but a hundred times as fast."""
+
+        def now(self) -> float:
+            return NOW + (time.monotonic() - began) * 100
+
+        def monotonic(self) -> float:
+            return self.now()
+
+        def sleep(self, seconds: float) -> None:
+            time.sleep(seconds / 100)
+
+    began = time.monotonic()
+    host, files = Hasty(home), Files(cache, "demo")
+    ends = int(NOW) + 100
+    made(
+        cache, expires_at=ends, on_expiry="teardown", timers=(ArmedTimer("watcher", "watch", ends),)
+    )
+    for path in (files.disk, files.ssh_key, files.known_hosts):
+        path.write_text(path.name)
+    vm = processes.start(GIVES_WAY, "-name", "demo", "-pidfile", str(files.pidfile))
+    files.pidfile.write_text(str(vm.pid))
+    logins = []
+
+    def stop(host: Host, of: Files, held: ycluster.Vm, poweroff: Any) -> str:
+        key = next(word for word in poweroff.args[0] if "IdentityFile=" in word).split('"')[1]
+        logins.append((Path(key).read_text(), Path(key).stat().st_mode & 0o777))
+        assert host.now() >= ends and held.pid == vm.pid
+        vm.kill()
+        vm.wait()
+        return "ssh poweroff"
+
+    monkeypatch.setattr(ycluster, "stop_vm", stop)
+    watcher = ycluster.Watcher(host, files, "watcher")
+    looks = []
+
+    def then_it_is_lost() -> ycluster.State | None:
+        looks.append(1)
+        if len(looks) == 2:
+            if lost == "folder":
+                shutil.rmtree(cache)
+            elif lost == "sidecar":
+                files.sidecar.unlink()
+            else:
+                files.sidecar.write_text("rubbish")
+        return look()
+
+    look = watcher._look
+    monkeypatch.setattr(watcher, "_look", then_it_is_lost)
+    watcher.run()
+    assert logins == [("demo-ssh", 0o600)] and vm.poll() is not None
+    assert lost == "folder" or files.disk.read_text() == "demo.qcow2"
+    assert len(host.log.getvalue().splitlines()) <= 4
+
+
+def test_an_unreadable_sidecar_is_said_once_and_not_at_every_look(
+    host: Clocked, cache: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """720 lines an hour fill a disk. (20.25)"""
+    files, ends = Files(cache, "demo"), int(NOW) + 7200
+    made(cache, expires_at=ends, timers=(ArmedTimer("watcher", "watch", ends),))
+    vm = processes.start("", "-name", "demo", "-pidfile", str(files.pidfile))
+    files.pidfile.write_text(str(vm.pid))
+    watcher = ycluster.Watcher(host, files, "watcher")
+    watcher._look()
+    files.sidecar.write_text("{")
+
+    def sleep(seconds: float) -> None:
+        host.time += seconds
+        if host.time > NOW + 3600:
+            vm.kill()
+            vm.wait()
+
+    monkeypatch.setattr(host, "sleep", sleep)
+    watcher.run()
+    assert 1 <= len(host.log.getvalue().splitlines()) <= 4
+
+
+def test_a_watcher_stands_by_and_leaves_the_deadline_to_the_timer_for_a_while(
+    host: Clocked,
+    cache: Path,
+    processes: Processes,
+    monkeypatch: pytest.MonkeyPatch,
+    log: list[str],
+) -> None:
+    """Beside every VM; where the timer does not act, it does. (20.12)"""
+    memory = Memory("memory", log)
+    use(monkeypatch, memory)
+    ends = int(NOW) + 100
+    state = arm_timers(host, made(cache, expires_at=ends))
+    vm = processes.start(GIVES_WAY, "-name", "demo", "-pidfile", str(state.files.pidfile))
+    state.files.pidfile.write_text(str(vm.pid))
+    ycluster.Watcher(host, state.files, "watcher").run()
+    assert vm.wait(10) == 0
+    reaped = ycluster.load_state(state.files).reaped
+    assert reaped and reaped.by == "watcher"
+    assert ends + ycluster.WATCH_GRACE <= reaped.at <= ends + ycluster.WATCH_GRACE + 10
+
+
+def test_a_watcher_that_stands_by_leaves_with_its_vm(
+    host: Clocked,
+    cache: Path,
+    processes: Processes,
+    monkeypatch: pytest.MonkeyPatch,
+    log: list[str],
+) -> None:
+    """(20.12)"""
+    use(monkeypatch, Memory("memory", log))
+    state = arm_timers(host, made(cache, expires_at=int(NOW) + 7200))
+    vm = processes.start("", "-name", "demo", "-pidfile", str(state.files.pidfile))
+    state.files.pidfile.write_text(str(vm.pid))
+
+    def sleep(seconds: float) -> None:
+        host.time += seconds
+        vm.kill()
+        vm.wait()
+
+    monkeypatch.setattr(host, "sleep", sleep)
+    ycluster.Watcher(host, state.files, "watcher").run()
+    assert host.time < NOW + 60 and ycluster.load_state(state.files).expires_at == NOW + 7200
+
+
+def test_arming_any_timer_sees_that_a_watcher_stands_beside(
+    watched: Files, cache: Path, home: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]
+) -> None:
+    """(20.12)"""
+    memory = Memory("memory", log)
+    use(monkeypatch, memory, ycluster.WatcherTimer())  # type: ignore[arg-type]
+    host = Host({"HOME": str(home), "PATH": "/usr/bin:/bin"}, Clocked(home).output)
+    state = made(cache, expires_at=int(time.time()) + 3600)
+    with ycluster.locked(host, state.files.lock, timeout=5):
+        state = arm_timers(host, state)
+    assert state.timer and state.timer.backend == "memory"
+    assert ycluster.flock_held(watched.watch_lock) and ycluster.is_watched(state)
+    for pid in watchers(watched):
+        os.kill(pid, signal.SIGKILL)
+    assert poll(lambda: not ycluster.flock_held(watched.watch_lock))
+    with ycluster.locked(host, state.files.lock, timeout=5):
+        arm_timers(host, state)  # the next command replaces it
+    assert ycluster.flock_held(watched.watch_lock)
 
 
 # --- systemd's argv, as the real one would be called

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,7 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
-from unit_support import Clocked, Memory, Processes, made, missing, refused
+from unit_support import Cli, Clocked, Memory, Processes, made, missing, refused, told
 
 import ycluster
 from ycluster import Files, Host, Output, Vm, YclusterError, find_vm, stop_vm
@@ -476,6 +478,45 @@ def test_a_python_without_pidfds_of_its_own_signals_by_them_all_the_same(
         ycluster.pidfd_open(process.pid)
 
 
+@pytest.mark.parametrize("gone", ["its folder", "its state file"])
+def test_a_vm_whose_files_are_gone_is_found_by_its_argv(
+    cli: Cli,
+    home: Path,
+    tmp_path: Path,
+    processes: Processes,
+    gone: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """doctor names it, and a provision of its name, wherever that would be, is refused. (20.12)"""
+    monkeypatch.setattr(Host, "need", lambda self, programs: None)
+    files = Files(home / ".cache" / "y-cluster-qemu", "demo")
+    files.cache_dir.mkdir(parents=True)
+    made(files.cache_dir)
+    process = qemu(processes, files)
+    other = qemu(processes, Files(tmp_path, "other"))  # of another name: no obstacle
+    made(tmp_path, "other")
+    if gone == "its folder":
+        shutil.rmtree(files.cache_dir)
+    else:
+        for path in files.cache_dir.iterdir():
+            path.unlink()
+    assert found(files) == process.pid
+    assert [(pid, lost) for pid, lost in ycluster.lost_vms() if lost.name == "demo"] == [
+        (process.pid, files)
+    ]
+    findings = json.loads(cli("doctor", "-o", "json").out)["findings"]
+    named = [one for one in findings if str(process.pid) in one["text"]]
+    assert [one["level"] for one in named] == ["failure"]
+    assert not any(str(other.pid) in one["text"] for one in findings)
+    config = tmp_path / "config"
+    config.mkdir()
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "elsewhere"))
+    text = "name: demo\nk3s: {install: none}\nsshPort: 0\n"
+    (config / "y-cluster-provision.yaml").write_text(text)
+    told(cli("provision", "-c", config), 1, "demo", process.pid)
+    assert not (tmp_path / "elsewhere").exists() and process.poll() is None
+
+
 def test_a_vm_out_of_sight_is_not_taken_for_stopped(
     host: Clocked, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -571,12 +612,11 @@ def test_a_teardown_that_fails_to_stop_the_vm_is_remembered_as_one_that_found_it
 def test_a_better_timer_is_taken_when_one_arms_again(
     host: Clocked, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Memory:
-        def __init__(self, name: str) -> None:
-            self.name, self.survives, self.cancelled = name, {}, []  # type: ignore[var-annotated]
+    class Memory(ycluster.Timer):
+        launches = False
 
-        def check(self, host: ycluster.Host) -> None:
-            return None
+        def __init__(self, name: str) -> None:
+            self.name, self.cancelled = name, []  # type: ignore[var-annotated]
 
         def arm(self, host: ycluster.Host, files: Files, deadline: int) -> str:
             return self.name

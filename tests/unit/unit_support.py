@@ -62,6 +62,7 @@ class Memory(ycluster.Timer):
     """A timer that is a set of ids, and can refuse. `log` is what happened, in order, over all timers of a test."""
 
     survives = {"logout": "yes"}  # noqa: RUF012
+    launches = False  # nothing that could be started: a probe of the program would be for nothing
 
     def __init__(
         self, name: str, log: list[str], *, unusable: str = "", error: Exception | None = None
