@@ -6253,6 +6253,8 @@ class Selector(Record):
     config: Path | None = None  # the directory of its config
     state_file: Path | None = None
     every: bool = False
+    # The verb whose command line has to name one and does not: it destroys, so nothing is guessed.
+    unnamed_for: str = ""
 
     def __str__(self) -> str:
         """In words, to follow `no cluster`."""
@@ -6272,6 +6274,10 @@ def _named(text: str) -> Selector:
     return Selector(name=_given("--name", text))
 
 
+def _placed(text: str) -> Selector:
+    return Selector(name=_given("NAME", text))
+
+
 def _of_context(text: str) -> Selector:
     return Selector(context=_given("--context", text))
 
@@ -6283,7 +6289,8 @@ def _given(option: str, text: str) -> str:
 
 
 def _of_config(text: str) -> Selector:
-    return Selector(config=Path(text))
+    # An empty path would be the current directory.
+    return Selector(config=Path(_given("-c", text)))
 
 
 def _of_state_file(text: str) -> Selector:
@@ -6305,6 +6312,9 @@ BY_STATE = argument(
 )
 EVERY = Selector(every=True)
 ALL = argument("--all", action="store_const", const=EVERY, help="all of your clusters")
+BY_PLACE = argument(
+    "cluster", nargs="?", metavar="NAME", type=_placed, help="the cluster of this name"
+)
 ONE = OneOf("files", (BY_CONTEXT, BY_NAME, BY_CONFIG), default=Selector())
 SOME = OneOf("which", (BY_CONTEXT, BY_NAME, BY_CONFIG, ALL, BY_STATE), default=Selector())
 FIRED_BY = argument("--by", default="hand", help=argparse.SUPPRESS)
@@ -6334,16 +6344,27 @@ def find_cluster(host: Host, which: Selector) -> Files:
             host.output.say(last_teardown(host, files.name, str(files.cache_dir)), end="")
         return files
     every = discover(host)
+    if not every:
+        raise _no_clusters(host, which)
+    if which.unnamed_for:
+        raise _not_named(which.unnamed_for, every)
     found = which.pick(host, every)
     if len(found) == 1:
         return found[0]
-    if not every:
-        raise _no_clusters(host, which)
     hint = last_teardown(host, which.name) if which.name else ""
     hint += "\n".join(f"--name {files.name}   (in {files.cache_dir})" for files in found or every)
     if found:
         raise StateError(f"{len(found)} clusters {which}; choose one with -c DIR:", hint=hint)
     raise StateError(f"no cluster {which}; there are:", hint=hint)
+
+
+def _not_named(path: str, every: Sequence[Files]) -> UsageError:
+    """The error where a verb that destroys is not told which cluster; it lists those there are."""
+    lines = [
+        f"ycluster {path} --name {shlex.quote(files.name)}   (in {files.cache_dir})"
+        for files in every
+    ]
+    return UsageError(f"{path} never guesses which cluster; name it:", hint="\n".join(lines))
 
 
 def _no_clusters(host: Host, which: Selector) -> StateError:
@@ -6672,7 +6693,8 @@ def _require_disk(state: State) -> None:
     if _half_made(state) or not state.files.disk.exists():
         why = f"{state.name} has no disk to boot"
         why += ": its provision was cut off, or the disk was taken away"
-        hint = "`ycluster provision -c DIR` makes it anew; `ycluster teardown` clears the rest"
+        hint = "`ycluster provision -c DIR` makes it anew; "
+        hint += f"`ycluster teardown --name {state.name}` clears the rest"
         raise StateError(why, hint=hint)
 
 
@@ -6753,9 +6775,14 @@ def _wake(host: Host, state: State, vm: Vm) -> None:
 @verb(
     "teardown",
     "stop a cluster and remove its files",
-    ONE,
+    OneOf(
+        "files",
+        (BY_PLACE, BY_CONTEXT, BY_NAME, BY_CONFIG),
+        default=Selector(unnamed_for="teardown"),
+    ),
     argument("--keep-disk", action="store_true", help="keep the boot disk and its ssh key"),
-    example="ycluster teardown --name dev",
+    example="ycluster teardown dev",
+    usage="%(prog)s (NAME | --name NAME | --context CTX | -c DIR) [--keep-disk]",
 )
 def teardown(host: Host, files: Files, *, keep_disk: bool = False) -> None:
     """Stop the VM and remove the cluster's own files, and nothing else. Safe to repeat."""
@@ -8136,13 +8163,14 @@ def _next_words(host: Host, before: Sequence[str], last: str) -> list[str]:
     for item in known:
         if item.takes_value and before[-1] in item.names:
             return _values_of(host, item)
-    return _words_of(known, options)
+    return _words_of(host, known, options)
 
 
-def _words_of(arguments: Sequence[Argument], options: bool) -> list[str]:
+def _words_of(host: Host, arguments: Sequence[Argument], options: bool) -> list[str]:
     """The names of those that are options; or else the words that the others can be."""
     if not options:
-        return [word for item in arguments if not item.is_option for word in item.choices]
+        placed = [item for item in arguments if not item.is_option]
+        return [word for item in placed for word in _values_of(host, item)]
     names = [name for item in arguments if item.is_option for name in item.names]
     return ["-h", "--help", *names]
 
@@ -8170,7 +8198,7 @@ def _options_of(group: str) -> list[str]:
 
 
 def _values_of(host: Host, option: Argument) -> list[str]:
-    if option == BY_NAME:
+    if option in (BY_NAME, BY_PLACE):
         return [state.name for _, state in readable(host)]
     if option == BY_CONTEXT:
         return [state.context for _, state in readable(host)]

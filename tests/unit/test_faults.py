@@ -183,7 +183,7 @@ def test_a_sidecar_that_is_cut_off_anywhere_is_refused(cache: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "verb", ["status", "stop", "teardown", "lifetime reap", "lifetime extend 1h"]
+    "verb", ["status", "stop", "teardown demo", "lifetime reap", "lifetime extend 1h"]
 )
 @pytest.mark.parametrize("part", [0.01, 0.2, 0.5, 0.8, 0.99])
 def test_a_verb_refuses_a_sidecar_that_is_cut_off(
@@ -206,7 +206,7 @@ def test_a_sidecar_that_cannot_be_read_is_refused_by_name_with_a_remedy(
     for argv in (
         "status --name demo",
         "stop --name demo",
-        "teardown",
+        "teardown demo",
         f"lifetime reap --state {sidecar}",
     ):
         ran = cli(*argv.split())
@@ -427,14 +427,16 @@ def test_every_verb_acts_on_the_cluster_of_a_context_and_on_no_other(
     assert re.search(rf"\b{mine}\b", ran.out + ran.err) or acts or "watch" in verb
 
 
-@pytest.mark.parametrize("option", ["--context", "--name"])
+@pytest.mark.parametrize("words", [["--context"], ["--name"], ["-c"], []], ids=str)
 def test_an_empty_name_is_not_taken_for_the_only_cluster(
-    cli: Cli, cache: Path, option: str
+    cli: Cli, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
 ) -> None:
-    """`ycluster teardown --context "$UNSET"`."""
+    """`ycluster teardown "$UNSET"`; nor is it the config of the current directory. (20.2)"""
     state = made(cache, context="prod")
-    ran = cli("teardown", option, "")
-    assert ran.code in (2, 4) and state.files.sidecar.exists()
+    (tmp_path / "y-cluster-provision.yaml").write_text("name: demo\n")
+    monkeypatch.chdir(tmp_path)
+    told(cli("teardown", *words, ""), 2, "empty")
+    assert state.files.sidecar.exists()
 
 
 @pytest.mark.parametrize("place", PLACES, ids=spelling)
@@ -729,7 +731,7 @@ def test_every_verb_leaves_files_and_directories_private(
         "resume",
         "stop",
         "start",
-        "teardown --keep-disk",
+        "teardown demo --keep-disk",
     ]
     verbs[3:3] = [
         "lifetime " + verb
@@ -1103,7 +1105,7 @@ def test_the_next_command_brings_a_private_copy_back(
         ("resume", 1),
         ("lifetime reap", 0),
         ("ssh", 1),
-        ("teardown", 0),
+        ("teardown demo", 0),
     ],
 )
 def test_what_a_reboot_leaves_behind_is_no_vm_and_whoever_has_its_pid_is_left_alone(
@@ -1131,7 +1133,7 @@ def test_what_a_reboot_leaves_behind_is_no_vm_and_whoever_has_its_pid_is_left_al
     assert (
         state.files.qmp.exists()
         is state.files.pidfile.exists()
-        is (verb not in ("stop", "lifetime reap", "teardown"))
+        is (verb not in ("stop", "lifetime reap", "teardown demo"))
     )
 
 
@@ -1253,7 +1255,7 @@ sys.exit(ycluster.main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("verb, last", [("teardown", "1"), ("lifetime reap", "2")])
+@pytest.mark.parametrize("verb, last", [("teardown demo", "1"), ("lifetime reap", "2")])
 def test_what_an_expiry_needs_goes_last_in_a_teardown(
     home: Path, cache: Path, verb: str, last: str
 ) -> None:  # fmt: skip
