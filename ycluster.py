@@ -4632,6 +4632,7 @@ def _gone_soon(vm: Vm, steps: Steps) -> bool:
 # halt: hlt; jmp halt
 KVM_BOOT_SECTOR = bytes.fromhex("66b900e1f505 6649 75fc b010 e6f4 f4 ebfd")
 KVM_TIMEOUT = 10.0  # seconds; TCG takes half a second
+KVM_SLOW_HOLDS = 900.0  # seconds that a check which took the whole timeout is not made again
 
 
 def forwards(state: State) -> list[PortForward]:
@@ -4708,6 +4709,10 @@ def _disk_argv(node: str, disk: Mapping[str, Any], options: str = "") -> list[st
 _SLOWER = "so QEMU emulates, which is slower"
 
 
+class SlowKvm(PrerequisiteError):
+    """KVM did not pass the check in time. To ask again takes as long."""
+
+
 def try_kvm(host: Host) -> None:
     """Raise PrerequisiteError unless KVM runs a VM, at speed.
 
@@ -4722,7 +4727,7 @@ def try_kvm(host: Host) -> None:
     try:
         done = _boot_with_kvm(host)
     except TimedOut:
-        raise PrerequisiteError(f"KVM does not run a VM at speed here, {_SLOWER}") from None
+        raise SlowKvm(f"KVM does not run a VM at speed here, {_SLOWER}") from None
     if done.returncode != 33:  # what debug-exit makes of 16
         printed = done.stderr.strip().splitlines()
         why = printed[0] if printed else f"exit {done.returncode}"
@@ -4747,22 +4752,31 @@ def _boot_with_kvm(host: Host) -> Done:
 
 
 def kvm_works(host: Host) -> bool:
-    """Whether KVM passes the check.
+    """Whether KVM passes the check. If not, the reason is said.
 
-    It is made once in a boot of the host for each QEMU, and again when /dev/kvm is opened to us.
+    A yes holds for a boot of the host and a QEMU, or until `forget_kvm`. A no is asked again, as
+    whatever held KVM may have let it go; only one that took the whole timeout holds for a while.
     """
     conditions = _kvm_conditions(host)
     kept = _kept_verdict(host, conditions)
-    if kept is not None:
-        return kept
+    if kept is None:
+        return _check_kvm(host, conditions)
+    if not kept:
+        host.output.say(f"  KVM did not run a VM at speed when it was last tried, {_SLOWER}")
+    return kept
+
+
+def _check_kvm(host: Host, conditions: str) -> bool:
+    """Make the check, say why where KVM fails it, and keep the verdict where that may hold."""
     try:
         try_kvm(host)
-        works = True
     except (YclusterError, OSError) as error:
         host.output.say(f"  {error}")
-        works = False
-    _keep_verdict(host, conditions, works)
-    return works
+        if isinstance(error, SlowKvm):
+            _keep_verdict(host, conditions, f"slow {int(host.now())}")
+        return False
+    _keep_verdict(host, conditions, "kvm")
+    return True
 
 
 def _kvm_conditions(host: Host) -> str:
@@ -4772,23 +4786,38 @@ def _kvm_conditions(host: Host) -> str:
     return f"{host.boot_id()} {first_line} {os.access('/dev/kvm', os.R_OK | os.W_OK)}"
 
 
+def _verdict_file(host: Host) -> Path:
+    return host.state_home() / "kvm-trial"
+
+
 def _kept_verdict(host: Host, conditions: str) -> bool | None:
-    """The verdict of a check under the same conditions; None where there is none."""
+    """The verdict of a check under the same conditions; None where there is none that holds."""
     try:
-        lines = (host.state_home() / "kvm-trial").read_text(encoding="utf-8").splitlines()
+        lines = _verdict_file(host).read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError, YclusterError):
         return None
     if lines[:-1] != [conditions]:
         return None
-    return lines[-1] == "kvm"
+    if lines[-1] == "kvm":
+        return True
+    slow = re.fullmatch(r"slow ([0-9]{1,12})", lines[-1])
+    if slow and 0 <= host.now() - int(slow[1]) < KVM_SLOW_HOLDS:
+        return False
+    return None
 
 
-def _keep_verdict(host: Host, conditions: str, works: bool) -> None:
-    text = f"{conditions}\n{'kvm' if works else 'tcg'}\n"
+def _keep_verdict(host: Host, conditions: str, verdict: str) -> None:
     # Without it the check is made again the next time.
     with contextlib.suppress(OSError, YclusterError):
         host.state_home().mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_file(host.state_home() / "kvm-trial", text.encode())
+        write_file(_verdict_file(host), f"{conditions}\n{verdict}\n".encode())
+
+
+def forget_kvm(host: Host) -> None:
+    """Have the next start make the check again: KVM may have failed since it passed."""
+    # Where it stays, the next launch with KVM is what shows that it fails.
+    with contextlib.suppress(OSError, YclusterError):
+        remove(_verdict_file(host))
 
 
 # --- the launch
@@ -4797,13 +4826,29 @@ def launch(host: Host, state: State) -> State:
     state = replace(state, machine=state.machine or _versioned_machine(host))
     accel = state.accel
     if accel == "auto":
-        accel = "kvm" if kvm_works(host) else "tcg"
-    _spawn_qemu(host, state, accel)
+        accel = _spawn_with_best(host, state)
+    else:
+        _spawn_qemu(host, state, accel)
     try:
         return with_ports(host, replace(state, ran_with=accel))
     except BaseException:
         _kill(host, state.files)
         raise
+
+
+def _spawn_with_best(host: Host, state: State) -> str:
+    """Run QEMU with KVM where that works, else without; returns the accelerator."""
+    if kvm_works(host):
+        try:
+            _spawn_qemu(host, state, "kvm")
+            return "kvm"
+        except (ProgramFailed, TimedOut) as error:
+            # Another hypervisor may have taken KVM since it passed the check.
+            forget_kvm(host)
+            host.output.warn(f"{state.name}: with KVM, {error}; it is started without")
+        _kill(host, state.files)  # where it gave no answer, its daemon may have come up
+    _spawn_qemu(host, state, "tcg")
+    return "tcg"
 
 
 def _versioned_machine(host: Host) -> str:
@@ -5196,6 +5241,7 @@ class BootWait:
         """Raise if QEMU has ended, or its guest does not run."""
         trouble = self._trouble()
         if trouble:
+            forget_kvm(self.host)  # a guest that stops may be KVM's fault; its check will tell
             raise _boot_failed(self.state, self.stage, trouble)
 
     def _trouble(self) -> str:

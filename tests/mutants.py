@@ -1068,9 +1068,21 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "test_histories.py::test_histories_that_must_be_among_them",
     ),
     (
+        "a KVM that fails at the launch is checked again",
+        "            forget_kvm(host)\n",
+        "",
+        "test_machine.py::test_a_kvm_that_fails_at_the_launch_is_given_up_and_asked_again_the_next_time",
+    ),
+    (
+        "a KVM that failed its check is asked again",
+        "if isinstance(error, SlowKvm):",
+        "if True:",
+        "test_machine.py::test_a_kvm_that_failed_its_trial_is_asked_again_at_the_next_start",
+    ),
+    (
         "a QEMU that came up and can't be used is killed",
-        "_kill(host, state.files)",
-        "pass",
+        "_kill(host, state.files)\n        raise",
+        "raise",
         "test_vm.py::test_a_vm_that_does_not_tell_its_ports_is_not_left_running",
     ),
     (
