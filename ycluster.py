@@ -3232,6 +3232,7 @@ class State(Record):
 
     # What was armed for it, and its last expiry.
     timers: tuple[ArmedTimer, ...] = stored(_TIMERS, (), name="timer")
+    timer_choice: str = ""  # the backend that YCLUSTER_TIMER has chosen; empty: the best there is
     reaped: Reaped | None = stored(_REAPED, None)
 
     extra: Mapping[str, Any] = {}  # the fields that are unknown here, as JSON held them
@@ -4056,14 +4057,39 @@ class WatcherTimer(Timer):
 TIMERS: tuple[Timer, ...] = (SystemdTimer(), AtTimer(), WatcherTimer())  # best first
 
 
-def timers_for(host: Host) -> tuple[Timer, ...]:
-    """The backends to try, best first: all of them, or the one that YCLUSTER_TIMER names."""
+def chosen_timer(host: Host) -> str | None:
+    """The backend that YCLUSTER_TIMER names; empty for `auto`, the best; None where it is not set.
+
+    Raises UsageError for what is no backend.
+    """
     wanted = host.environ.get("YCLUSTER_TIMER", "")
-    chosen = tuple(timer for timer in TIMERS if wanted in ("", timer.name))
-    if not chosen:
+    if wanted == "":
+        return None
+    if wanted == "auto":
+        return ""
+    if timer_named(wanted) is None:
         names = ", ".join(timer.name for timer in TIMERS)
-        raise UsageError(f"YCLUSTER_TIMER={wanted}: it is none of {names}")
-    return chosen
+        raise UsageError(f"YCLUSTER_TIMER={wanted}: it is none of {names}, auto")
+    return wanted
+
+
+def with_choice(host: Host, state: State) -> State:
+    """The state with what YCLUSTER_TIMER chooses, for timers and commands that do not set it."""
+    chosen = chosen_timer(host)
+    return state if chosen is None else replace(state, timer_choice=chosen)
+
+
+def timers_for(host: Host, state: State) -> tuple[Timer, ...]:
+    """The backends to try, best first; only the one that YCLUSTER_TIMER names, where it is set.
+
+    What an earlier command has chosen comes before the others, and does not exclude them: it may
+    be gone by now, and nobody may be there to choose again.
+    """
+    chosen = chosen_timer(host)
+    if chosen:
+        return tuple(timer for timer in TIMERS if timer.name == chosen)
+    kept = state.timer_choice if chosen is None else ""
+    return tuple(sorted(TIMERS, key=lambda timer: timer.name != kept))  # a stable sort
 
 
 def timer_named(name: str) -> Timer | None:
@@ -4091,7 +4117,7 @@ def arm_timers(host: Host, state: State, *, renew: bool = False) -> State:
     moments = [at for at in agenda(state) if at.event == DEADLINE or at.at > host.now()]
     if not moments:
         return swap_timers(host, state, ())
-    backends = timers_for(host)
+    backends = timers_for(host, state)
     if not renew and all(_has_timer(host, state, moment, backends) for moment in moments):
         return save_state(state)
     install_program(host, state.files)
@@ -4101,7 +4127,7 @@ def arm_timers(host: Host, state: State, *, renew: bool = False) -> State:
             backend.check(host)
             armed = _arm_each(host, state, backend, moments)
         except (YclusterError, OSError) as error:
-            if not isinstance(error, PrerequisiteError):
+            if _is_unexpected(host, state, backend, error):
                 host.output.warn(f"timer {backend.name}: {error}")
             refused.append(f"{backend.name}: {error}")
             continue
@@ -4110,6 +4136,12 @@ def arm_timers(host: Host, state: State, *, renew: bool = False) -> State:
     why = f"{state.name}: no timer can be armed; its deadline is saved, and nothing will act on it"
     hint = "run `ycluster lifetime reap --all` from your own scheduler, or unset YCLUSTER_TIMER"
     raise PrerequisiteError(f"{why} ({'; '.join(refused)})", hint=hint)
+
+
+def _is_unexpected(host: Host, state: State, backend: Timer, error: Exception) -> bool:
+    """Whether the failure of a backend is news: it was chosen before, or it lacks nothing."""
+    was_chosen = backend.name == state.timer_choice and chosen_timer(host) is None
+    return was_chosen or not isinstance(error, PrerequisiteError)
 
 
 def _has_timer(
@@ -6565,7 +6597,7 @@ def _check_host(host: Host) -> None:
     except OSError as error:
         hint = "Linux 5.3 or later is needed"
         raise PrerequisiteError(f"pidfd_open: {error.strerror}", hint=hint) from None
-    timers_for(host)
+    chosen_timer(host)
 
 
 def _refuse_existing(host: Host, files: Files) -> str:
@@ -6636,7 +6668,7 @@ def _boot(host: Host, state: State) -> State:
 
     If the guest does not start, the deadline is cleared.
     """
-    state = anchored(state, host.clock())
+    state = anchored(with_choice(host, state), host.clock())
     try:
         # The deadline is on disk: whatever kills us from here on, the next command knows of it.
         state = save_state(state)
@@ -6662,7 +6694,7 @@ def _with_timers(host: Host, state: State) -> State:
     """
     if state.disarmed:
         return state
-    return arm_timers(host, _with_deadline(host, state))
+    return arm_timers(host, with_choice(host, _with_deadline(host, state)))
 
 
 def _with_deadline(host: Host, state: State) -> State:
@@ -7398,7 +7430,8 @@ def arm(host: Host, files: Files) -> None:
         if state.disarmed:
             state = replace(state, timers=())
         # Anew: there may be a better backend by now.
-        state = arm_timers(host, _with_deadline(host, state), renew=True)
+        state = with_choice(host, _with_deadline(host, state))
+        state = arm_timers(host, state, renew=True)
     say_deadline(host, state)
 
 
@@ -7723,13 +7756,15 @@ def _enforcement(host: Host, state: State) -> dict[str, Any]:
     armed = is_armed(host, state)
     backend = timer_named(state.timer.backend) if state.timer else None
     if backend is None or state.timer is None:
-        return {"backend": "", "armed": armed, "nextFire": "", "survives": {}, "improve": ""}
+        shown = {"backend": "", "armed": armed, "nextFire": "", "survives": {}, "improve": ""}
+        return {**shown, "chosen": state.timer_choice}
     return {
         "backend": backend.name,
+        "chosen": state.timer_choice,
         "armed": armed,
         "nextFire": format_time(state.timer.deadline) if armed else "",
         "survives": dict(backend.survives),
-        "improve": _better_timer(host, backend),
+        "improve": "" if state.timer_choice else _better_timer(host, backend),
     }
 
 
@@ -7747,6 +7782,9 @@ def _enforcement_rows(state: State, shown: Mapping[str, Any]) -> list[tuple[str,
         return [("timer:", "disarmed by hand")]
     name = shown["backend"] if shown["armed"] else "NONE: `ycluster lifetime arm` fixes it"
     rows = [("timer:", name)]
+    if shown["chosen"]:
+        way_out = "`YCLUSTER_TIMER=auto ycluster lifetime arm` takes the best"
+        rows.append(("  chosen:", f"{shown['chosen']}, by YCLUSTER_TIMER; {way_out}"))
     rows += [(f"  {what}:", how) for what, how in shown["survives"].items()]
     if shown["improve"]:
         rows.append(("  better:", f"`{shown['improve']}`, then `ycluster lifetime arm`"))

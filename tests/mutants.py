@@ -502,11 +502,11 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "YCLUSTER_TIMER chooses the timer",
         'wanted = host.environ.get("YCLUSTER_TIMER", "")',
         'wanted = ""',
-        "test_timers.py::test_the_environment_can_choose_a_timer",
+        "test_timers.py::test_timers_are_tried_best_first_and_before_them_what_was_chosen",
     ),
     (
         "a timer is armed by the backend that YCLUSTER_TIMER names",
-        "backends = timers_for(host)",
+        "backends = timers_for(host, state)",
         "backends = TIMERS",
         "test_timers.py::test_a_timer_that_the_environment_chooses_takes_the_place_of_a_better_one",
     ),

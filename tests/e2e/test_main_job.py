@@ -219,6 +219,7 @@ def test_its_user_is_warned_and_extends_it_from_there(
     assert (facts["YCLUSTER_NAME"], facts["YCLUSTER_STATE"]) == (vm.name, str(vm.file(".json")))
     assert 0 < int(facts["YCLUSTER_REMAINING_SECONDS"]) <= 20
     assert 3000 < vm.status()["remainingSeconds"] <= 3625 and vm.status()["state"] == "running"
+    assert vm.guard()["backend"] == backend, "the command that extended it did not choose one"
     log = vm.program.home / ".local/state/ycluster/events.jsonl"
     told_of = [
         event["event"]
@@ -249,6 +250,7 @@ def test_start_gives_a_fresh_deadline_later_than_the_first(vm: Cluster) -> None:
     assert 3600 <= moment(vm.status()["expiresAt"]) - moment(vm.status()["startedAt"]) <= 3601
     assert vm.guard() | {"survives": None} == {
         "backend": "at", "armed": True, "nextFire": vm.status()["expiresAt"], "survives": None, "improve": "",
+        "chosen": "at",
     }  # fmt: skip
     assert (
         vm.run("ssh", "--", "cat precious && sudo touch /etc/cloud/cloud-init.disabled").stdout
