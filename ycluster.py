@@ -38,7 +38,8 @@ The sections. Each uses only what stands above it.
                         `forget_kubeconfig`
   18 disk images        `fetch_image`, the overlay on it, the data disk, bundles; the kernel that
                         libguestfs boots
-  19 commands           one function a verb; `reap` and `sweep`, which carry an expiry out
+  19 commands           one function a verb; `reap` and `sweep`, which carry an expiry out, and
+                        `hand_over`, which has that done
   20 CLI                argv -> command -> exit code
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 invalid config, 4 no such cluster or unreadable state, 5 a
@@ -6532,7 +6533,7 @@ def provision(host: Host, directory: Path) -> None:
     files = files_of(host, config)
     state = state_from_config(config, files.cache_dir)
     registries = expand_variables(config.registries, host.environ)
-    sweep(host, by="next command", spare=files)
+    hand_over(host, spare=files)
     check_context(host, [other for _, other in readable(host)], config, files)
     imported = _refuse_existing(host, files)
     _check_ports(host, state)
@@ -6740,7 +6741,7 @@ def say_deadline(host: Host, state: State) -> None:
 def start(host: Host, files: Files) -> None:
     """Boot a stopped cluster; for one that runs, see to its timers and its k3s."""
     _check_host(host)
-    sweep(host, by="next command", spare=files)
+    hand_over(host, spare=files)
     with opened(host, files) as state:
         now = vm_status(host, files)
         if now == "paused":
@@ -6779,7 +6780,7 @@ def _require_disk(state: State) -> None:
 @verb("stop", "power a cluster off; its disk stays", ONE, example="ycluster stop --name dev")
 def stop(host: Host, files: Files) -> None:
     """Power the guest off; the disk stays."""
-    sweep(host, by="next command", spare=files)
+    hand_over(host, spare=files)
     with opened(host, files) as state:
         how = _halt(host, state)
         swap_timers(host, stopped(state), ())
@@ -6824,7 +6825,7 @@ def pause(host: Host, files: Files) -> None:
 @verb("resume", "continue a paused cluster", ONE, example="ycluster resume --name dev")
 def resume(host: Host, files: Files) -> None:
     """Continue a paused guest; with a fresh budget where the old one is used up."""
-    sweep(host, by="next command", spare=files)
+    hand_over(host, spare=files)
     with opened(host, files) as state, find_vm(host, files) as vm:
         if vm is None:
             raise wrong_state(state, "stopped")
@@ -7277,22 +7278,14 @@ END_BY: Mapping[str, Callable[[Host, State], str]] = {
 }
 
 
-def sweep(
-    host: Host,
-    *,
-    by: str,
-    spare: Files | None = None,
-    every: bool = False,
-) -> list[str]:
+def sweep(host: Host, *, by: str, every: bool = False) -> list[str]:
     """Reap what is overdue, or has no timer for its deadline; with `every` all others, too.
 
-    `spare` is left out: the cluster that the command itself is about. Returns the names of those
-    that could not be reaped; one that fails, or is busy, does not stop the rest.
+    Returns the names of those that could not be reaped; one that fails, or is busy, does not stop
+    the rest.
     """
     failed = []
     for files in discover(host):
-        if files == spare:
-            continue
         try:
             if every or _needs_reap(host, current(host, files)):
                 reap(host, files, by=by, patience=LOCK_TIMEOUT if every else 0.5)
@@ -7313,6 +7306,53 @@ def _needs_reap(host: Host, state: State) -> bool:
     if wake_time(state) <= host.now():
         return True
     return state.timer is None or state.timer.deadline != due or not is_armed(host, state)
+
+
+def hand_over(host: Host, *, spare: Files) -> None:
+    """Have what is overdue elsewhere, or has no timer, reaped by a process of its own.
+
+    A reap may take minutes, and the user's own verb comes first. `spare` is the cluster that this
+    is about. A cluster that somebody works on is left to them, and to the next command.
+    """
+    for files in discover(host):
+        if files == spare:
+            continue
+        try:
+            state = current(host, files)
+            if _needs_reap(host, state) and not flock_held(files.lock):
+                _reap_apart(host, state)
+        except Exception as error:
+            if os.path.lexists(files.sidecar):
+                host.output.warn(f"{files.name}: {error}")
+
+
+def _reap_apart(host: Host, state: State) -> None:
+    """Start a reap of the cluster that outlives this command, and say so."""
+    files = state.files
+    try:
+        install_program(host, files)
+    except OSError:
+        if not files.program.exists():
+            raise
+        # The disk may be full, or read-only: the copy of before stops a VM as well.
+    log = files.log
+    argv = timer_argv(host, files, "next command", "reap")
+    try:
+        host.spawn(argv, log)
+    except OSError:
+        log = Path(os.devnull)
+        host.spawn(argv, log)  # a log that can't be written must not keep the reap from running
+    why = _why_reap(state, host.now())
+    host.output.say(f"{state.name}: {why}; it is seen to in the background, see {log}")
+
+
+def _why_reap(state: State, now: float) -> str:
+    """Why a cluster needs a reap, in words."""
+    if time_of(state, DEADLINE) <= now:
+        return f"its {state.on_expiry} is overdue"
+    if time_of(state, WARNING) <= now:
+        return "its user is to be warned of its deadline"
+    return "no timer is armed for its deadline"
 
 
 @verb(

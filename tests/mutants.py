@@ -192,8 +192,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "provision fills the variables in",
-        "expand_variables(config.registries, host.environ)\n    sweep",
-        "config.registries\n    sweep",
+        "expand_variables(config.registries, host.environ)\n    hand_over",
+        "config.registries\n    hand_over",
         "test_faults.py::test_a_provision_keeps_what_its_config_says_and_no_credential",
     ),
     (
@@ -1224,34 +1224,32 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a start reaps not the cluster that it starts",
-        '_check_host(host)\n    sweep(host, by="next command", spare=files)',
+        "_check_host(host)\n    hand_over(host, spare=files)",
         '_check_host(host)\n    sweep(host, by="next command")',
         "test_faults.py::test_no_verb_but_a_reap_tears_its_own_cluster_down_because_it_is_overdue",
     ),
     (
         "a stop reaps not the cluster that it stops",
-        '"""Power the guest off; the disk stays."""\n'
-        '    sweep(host, by="next command", spare=files)',
+        '"""Power the guest off; the disk stays."""\n    hand_over(host, spare=files)',
         '"""Power the guest off; the disk stays."""\n    sweep(host, by="next command")',
         "test_faults.py::test_no_verb_but_a_reap_tears_its_own_cluster_down_because_it_is_overdue",
     ),
     (
         "a provision reaps not the cluster that it would make",
-        'sweep(host, by="next command", spare=files)\n    check_context',
+        "hand_over(host, spare=files)\n    check_context",
         'sweep(host, by="next command")\n    check_context',
         "test_faults.py::test_no_verb_but_a_reap_tears_its_own_cluster_down_because_it_is_overdue",
     ),
     (
         "a resume reaps not the cluster that it wakes",
-        'sweep(host, by="next command", spare=files)\n'
-        "    with opened(host, files) as state, find_vm",
+        "hand_over(host, spare=files)\n    with opened(host, files) as state, find_vm",
         'sweep(host, by="next command")\n    with opened(host, files) as state, find_vm',
         "test_faults.py::test_no_verb_but_a_reap_tears_its_own_cluster_down_because_it_is_overdue",
     ),
     (
         "a sweep outlives any failure",
-        "except Exception as error:\n            if os.path.lexists",
-        "except YclusterError as error:\n            if os.path.lexists",
+        "failed.append(files.name)\n        except Exception as error:",
+        "failed.append(files.name)\n        except YclusterError as error:",
         "test_faults.py::test_whatever_is_wrong_with_one_cluster_keeps_no_other_from_being_reaped",
     ),
     (
@@ -1259,6 +1257,24 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "patience=LOCK_TIMEOUT if every else 0.5)",
         "patience=LOCK_TIMEOUT)",
         "test_faults.py::test_the_next_command_waits_for_no_cluster_that_is_busy",
+    ),
+    (
+        "the next command outlives any failure of another cluster",
+        "_reap_apart(host, state)\n        except Exception as error:",
+        "_reap_apart(host, state)\n        except YclusterError as error:",
+        "test_faults.py::test_whatever_is_wrong_with_one_cluster_keeps_no_other_from_being_reaped",
+    ),
+    (
+        "the next command starts nothing for a cluster that is busy",
+        "if _needs_reap(host, state) and not flock_held(files.lock):",
+        "if _needs_reap(host, state):",
+        "test_faults.py::test_the_next_command_leaves_a_busy_cluster_to_whoever_works_on_it",
+    ),
+    (
+        "a reap that is handed over needs no log",
+        "host.spawn(argv, log)  # a log",
+        "raise  # a log",
+        "test_faults.py::test_a_reap_that_is_handed_over_needs_no_log_and_no_new_copy",
     ),
     (
         "a timer waits for the lock without end",

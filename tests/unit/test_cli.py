@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from unit_support import PROGRAM, Cli, Processes, Ran, made, missing, told, tree
+from unit_support import PROGRAM, Cli, Processes, Ran, made, missing, told, tree, wait_for
 
 import ycluster
 
@@ -415,14 +415,15 @@ def test_reap_all_reaps_the_others_and_fails(cli: Cli, cache: Path) -> None:
 def test_the_next_command_reaps_what_is_overdue_elsewhere(
     cli: Cli, cache: Path, at: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    late = made(cache, "late", expires_at=LONG_AGO)
+    """By a process of its own: its own verb comes first. (20.18)"""
+    late = made(cache, "late", expires_at=LONG_AGO, timer_choice="watcher")
     made(cache, "other", expires_at=LONG_AGO)
-    ran = cli(
-        "resume", "--name", "other"
-    )  # is stopped, which is an error, and comes after the sweep
-    told(ran, 1, "`ycluster start --name other`")
+    ran = cli("resume", "--name", "other")  # is stopped, which is an error, and comes after it
+    told(ran, 1, "`ycluster start --name other`", "late:", late.files.log)
+    wait_for("the reap", lambda: ycluster.load_state(late.files).reaped)
     reaped = ycluster.load_state(late.files).reaped
     assert reaped is not None and reaped.by == "next command"
+    wait_for("its log", lambda: "stop: was not running" in late.files.log.read_text())
     assert ycluster.load_state(ycluster.Files(cache, "other")).expires_at == LONG_AGO
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable
 
@@ -31,8 +31,18 @@ class Crash(BaseException):
 
 
 class Laptop(Clocked):
+    """`handed` are the state files of clusters for whose reap a process has been started."""
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(home)
+        self.handed: list[Path] = []
+
     def need(self, programs: Mapping[str, str]) -> None:
         pass
+
+    def spawn(self, argv: Sequence[str], log: Path) -> None:
+        assert "reap" in argv and argv[-1] == "next command"
+        self.handed.append(Path(argv[list(argv).index("--state") + 1]))
 
 
 class World:
@@ -203,6 +213,7 @@ class Histories(RuleBasedStateMachine):
         except Crash:
             end, self.killed = "killed", True
         self.world.crash_at = None
+        self.the_processes_that_were_started_run()
         for name, files in self.files.items():
             if (
                 ran.get(files) == "running"
@@ -221,6 +232,13 @@ class Histories(RuleBasedStateMachine):
                     f"{name} was torn down by a clock nobody can check"
                 )
         return end
+
+    def the_processes_that_were_started_run(self) -> None:
+        """Whatever has become of the command that started them."""
+        while self.host.handed:
+            sidecar = self.host.handed.pop()
+            with contextlib.suppress(YclusterError):
+                ycluster.reap(self.host, Files(sidecar.parent, sidecar.stem), by="next command")
 
     def overdue(self, *, patient: bool = True) -> list[str]:
         """Clusters that run past their deadline; a `patient` look leaves out those whose second try is yet to come."""
@@ -402,7 +420,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule()
     def sweep(self) -> None:
-        self.command(lambda: ycluster.sweep(self.host, by="next command"))
+        self.command(lambda: ycluster.hand_over(self.host, spare=Files(self.cache, "nobody's")))
         assert self.overdue() == [] or self.world.stubborn
         for name in self.states():  # a timer that got lost is armed again
             self.guarded(name)
