@@ -3653,6 +3653,36 @@ def stopped(state: State) -> State:
     return replace(state, expires_at=None, retry_at=None)
 
 
+def recounted(state: State, clock: Clock) -> State:
+    """The state of a running VM whose budget was changed: its deadline by the new one.
+
+    The budget counts from the start; where that deadline has passed, it is a fresh one, from now.
+    """
+    length = budget(state.lifetime)
+    if length is None:
+        return replace(stopped(state), warned=None)
+    expires_at = (state.started_at or 0) + seconds_up(length)
+    if expires_at > clock.now:
+        return replace(
+            state,
+            expires_at=expires_at,
+            retry_at=None,
+            warned=None,
+            boot_id=clock.boot_id,
+            booted_at=round(clock.booted),
+        )
+    # Not a start: what holds of the VM, and that it was disarmed by hand, stays.
+    kept = {name: getattr(state, name) for name in ("timers", "ran_with", "prepared")}
+    return replace(anchored(state, clock), **kept)
+
+
+def warned_by_hand(state: State, now: float) -> State:
+    """The state with its warning done where that is due: whoever has just set it needs none."""
+    if time_of(state, WARNING) <= now:
+        return replace(state, warned=state.expires_at)
+    return state
+
+
 class HowFar(Record):
     """How far `extend` pushes a deadline out; exactly one of its fields is set."""
 
@@ -3685,7 +3715,8 @@ def extended(state: State, how_far: HowFar, clock: Clock) -> State:
     """
     if state.expires_at is None:
         why = f"{state.name}: no deadline is set, so there is none to extend{last_expiry(state)}"
-        hint = "`ycluster start` gives a fresh budget; lifetime.maxRun in the config sets it"
+        hint = "`ycluster start` gives a fresh budget; `ycluster lifetime arm -c DIR` applies the "
+        hint += "lifetime.maxRun of its config"
         raise YclusterError(why, hint=hint)
     expires_at = how_far.deadline(state.expires_at, clock.now)
     if expires_at > clock.now + 100 * 365 * 86400:
@@ -3699,9 +3730,7 @@ def extended(state: State, how_far: HowFar, clock: Clock) -> State:
         boot_id=clock.boot_id,
         booted_at=round(clock.booted),
     )
-    if time_of(state, WARNING) <= clock.now:
-        return replace(state, warned=expires_at)  # whoever has just set it needs no warning of it
-    return state
+    return warned_by_hand(state, clock.now)
 
 
 def _check_cap(state: State, expires_at: int, clock: Clock) -> None:
@@ -6395,6 +6424,8 @@ BY_PLACE = argument(
     "cluster", nargs="?", metavar="NAME", type=_placed, help="the cluster of this name"
 )
 ONE = OneOf("files", (BY_CONTEXT, BY_NAME, BY_CONFIG), default=Selector())
+# For the verbs that apply a config, where the cluster is named by one.
+ONE_OR_CONFIG = OneOf("which", ONE.arguments, default=Selector())
 SOME = OneOf("which", (BY_CONTEXT, BY_NAME, BY_CONFIG, ALL, BY_STATE), default=Selector())
 FIRED_BY = argument("--by", default="hand", help=argparse.SUPPRESS)
 CONFIG = argument(
@@ -6435,6 +6466,14 @@ def find_cluster(host: Host, which: Selector) -> Files:
     if found:
         raise StateError(f"{len(found)} clusters {which}; choose one with -c DIR:", hint=hint)
     raise StateError(f"no cluster {which}; there are:", hint=hint)
+
+
+def find_with_config(host: Host, which: Selector) -> tuple[Files, QemuConfig | None]:
+    """The one cluster that is meant, and the config by which it is named, where it is by one."""
+    config = None
+    if which.config:
+        config = require_qemu(load_config(which.config, host.home))
+    return find_cluster(host, which), config
 
 
 def _not_named(path: str, every: Sequence[Files]) -> UsageError:
@@ -6514,6 +6553,165 @@ def wrong_state(state: State, now: str, why: str = "") -> YclusterError:
     verb_out, effect = WAYS_OUT.get(now, ("status", "shows more"))
     hint = f"`ycluster {verb_out} --name {state.name}` {effect}"
     return YclusterError(f"{state.name} is {now}{why}{last_expiry(state)}", hint=hint)
+
+
+# --- a config that was edited since its cluster was made
+# Keys of the config and fields of the state, by when a change takes hold: at once, at the next
+# start, or with a new cluster.
+_AT_ONCE = {
+    "lifetime.maxRun": "lifetime",
+    "lifetime.onExpiry": "on_expiry",
+    "lifetime.warn": "warn",
+    "lifetime.onWarn": "on_warn",
+    "lifetime.maxTotal": "max_total",
+}
+_AT_START = {
+    "memory": "memory",
+    "cpus": "cpus",
+    "network.bindAddress": "bind_address",
+    "accel": "accel",
+    "cpuModel": "cpu_model",
+}
+_AT_PROVISION = {
+    "diskSize": "disk_size",
+    "context": "context",
+    "image": "image",
+    "dataDisk": "data_disk",
+    "sshUser": "ssh_user",
+}
+_DURATIONS = ("lifetime.maxRun", "lifetime.warn", "lifetime.maxTotal")
+_UNSHOWN = ("image", "k3s.source", "lifetime.onWarn")  # a URL or a command may hold a password
+_A_START = "takes a stop and a start"
+_A_PROVISION = "takes a teardown, which removes the disk, and a provision"
+# The fields that a state file of the sibling's has, too; another that is unset in it is unknown.
+_SHARED = ("memory", "cpus", "ssh_port", "port_forwards", "disk_size", "context", "k3s")
+
+
+class Difference(Record):
+    """A key of the config whose value is not that of the state, with the fields that follow it."""
+
+    key: str
+    old: str
+    new: str
+    fields: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        """In words: the start of a line."""
+        if self.key in _UNSHOWN:
+            return f"{self.key}: changed"
+        return f"{self.key}: {self.old or 'none'} -> {self.new or 'none'}"
+
+
+def reconfigured(
+    state: State,
+    config: QemuConfig | None,
+    clock: Clock,
+    *,
+    runs: bool,
+) -> tuple[State, list[str]]:
+    """The state by a config that may have been edited, and a line on each difference. Pure.
+
+    `runs`: the VM does, so that its deadline follows the budget, and its machine stays as it is.
+    """
+    if config is None:
+        return state, []
+    wanted = state_from_config(config, Path(state.cache_dir))
+    applied = _differences(state, wanted, _AT_ONCE)
+    at_start = _differences(state, wanted, _AT_START) + _port_differences(state, wanted)
+    fixed = _differences(state, wanted, _AT_PROVISION) + _k3s_differences(state, wanted)
+    if not runs:
+        applied += at_start
+        at_start = []
+    lines = [str(difference) for difference in applied]
+    fields: dict[str, Any] = {}
+    for difference in applied:
+        fields.update(difference.fields)
+    changed = replace(state, **fields)
+    if runs:
+        changed, more = _with_new_deadline(changed, fields, clock)
+        lines += more
+    lines += _what_takes(_A_START, state, at_start)
+    lines += _what_takes(_A_PROVISION, state, fixed)
+    return changed, lines
+
+
+def _with_new_deadline(
+    state: State, changed: Mapping[str, Any], clock: Clock
+) -> tuple[State, list[str]]:
+    """The state of a running VM in which these fields have changed, and a line on its deadline."""
+    lines = []
+    if "lifetime" in changed:
+        state = recounted(state, clock)
+        lines.append(_counted_from(state, clock))
+    if not {"lifetime", "warn"}.isdisjoint(changed):
+        state = warned_by_hand(state, clock.now)
+    return state, lines
+
+
+def _what_takes(how: str, state: State, differences: Sequence[Difference]) -> list[str]:
+    """A line on each difference that takes more. One in what the state does not know is none."""
+    ours = bool(state.image)
+    known = [item for item in differences if ours or not set(item.fields).isdisjoint(_SHARED)]
+    return [f"{difference} {how}" for difference in known]
+
+
+def _counted_from(state: State, clock: Clock) -> str:
+    if state.expires_at is None:
+        return "no deadline any more: nothing will stop it"
+    if state.started_at == int(clock.now):
+        return "the new budget counts from now, as it is used up since the start"
+    return "the new budget counts from the start, not from now"
+
+
+def _differences(state: State, wanted: State, keys: Mapping[str, str]) -> list[Difference]:
+    """Where fields that are texts differ."""
+    found = []
+    for key, attr in keys.items():
+        old, new = getattr(state, attr), getattr(wanted, attr)
+        same = old == new or (key in _DURATIONS and budget(old) == budget(new))
+        # The pinned image changes with ycluster itself, and says nothing of what the user wants.
+        if not same and (key, new) != ("image", DEFAULT_IMAGE):
+            found.append(Difference(key, old, new, {attr: new}))
+    return found
+
+
+def _port_differences(state: State, wanted: State) -> list[Difference]:
+    """Where the forwards differ, those that QEMU has chosen not counted."""
+    old_ssh, *old = forwards(state)
+    new_ssh, *new = forwards(wanted)
+    found = []
+    for key, attr, before, after in (
+        ("sshPort", "ssh_port", [old_ssh], [new_ssh]),
+        ("portForwards", "port_forwards", old, new),
+    ):
+        texts = _port_text(before), _port_text(after)
+        if texts[0] != texts[1]:
+            fields = {attr: getattr(wanted, attr), "auto_ports": wanted.auto_ports}
+            found.append(Difference(key, *texts, fields))
+    return found
+
+
+def _port_text(ports: Sequence[PortForward]) -> str:
+    return ", ".join(sorted(f"{port.host or 'any'}:{port.guest}" for port in ports))
+
+
+def _k3s_differences(state: State, wanted: State) -> list[Difference]:
+    """Where the k3s differs. What the state file does not have is unknown."""
+    if state.k3s.get("Install") == wanted.k3s["Install"] == "none":
+        return []
+    found = []
+    for name, new in wanted.k3s.items():
+        old = state.k3s.get(name, new)
+        # The pinned version is as the pinned image.
+        if old != new and (name, new) != ("Version", K3S_VERSION):
+            found.append(Difference(f"k3s.{name.lower()}", str(old), str(new), {"k3s": wanted.k3s}))
+    return found
+
+
+def say_changes(host: Host, lines: Sequence[str]) -> None:
+    """Write what `reconfigured` has found."""
+    for line in lines:
+        host.output.say(f"  {line}")
 
 
 # --- life and death of a VM
@@ -6647,7 +6845,8 @@ def _check_ports(host: Host, state: State) -> None:
         if forward.host and not _can_listen(state.bind_address, forward.host):
             taken.append(f"can't listen on port {forward.host}: {port_owner(host, forward.host)}")
     if taken:
-        hint = 'set sshPort or portForwards in the config to other ports ("0": QEMU chooses)'
+        hint = 'set sshPort or portForwards in the config to other ports ("0": QEMU chooses), '
+        hint += "and name the cluster by -c"
         raise PrerequisiteError("; ".join(taken), hint=hint)
 
 
@@ -6736,22 +6935,30 @@ def say_deadline(host: Host, state: State) -> None:
 
 
 @verb(
-    "start", "boot a stopped cluster, with a fresh budget", ONE, example="ycluster start --name dev"
+    "start",
+    "boot a stopped cluster, with a fresh budget; with -c by the config as it is now",
+    ONE_OR_CONFIG,
+    example="ycluster start --name dev",
 )
-def start(host: Host, files: Files) -> None:
+def start(host: Host, which: Selector) -> None:
     """Boot a stopped cluster; for one that runs, see to its timers and its k3s."""
+    files, config = find_with_config(host, which)
     _check_host(host)
     hand_over(host, spare=files)
     with opened(host, files) as state:
         now = vm_status(host, files)
         if now == "paused":
             raise wrong_state(state, now)
-        if now == "stopped":
+        runs = now != "stopped"
+        state, changes = reconfigured(state, config, host.clock(), runs=runs)
+        if not runs:
             _check_disks(state)
             _check_ports(host, state)
+            say_changes(host, changes)
             state = _boot(host, state)
         else:
             host.output.say(f"{state.name} already runs")
+            say_changes(host, changes)
             state = _with_timers(host, save_state(with_ports(host, state)))
             if not state.has_k3s:
                 say_deadline(host, state)
@@ -6822,14 +7029,24 @@ def pause(host: Host, files: Files) -> None:
     say_deadline(host, state)
 
 
-@verb("resume", "continue a paused cluster", ONE, example="ycluster resume --name dev")
-def resume(host: Host, files: Files) -> None:
+@verb(
+    "resume",
+    "continue a paused cluster; with -c by the config's lifetime as it is now",
+    ONE_OR_CONFIG,
+    example="ycluster resume --name dev",
+)
+def resume(host: Host, which: Selector) -> None:
     """Continue a paused guest; with a fresh budget where the old one is used up."""
+    files, config = find_with_config(host, which)
     hand_over(host, spare=files)
     with opened(host, files) as state, find_vm(host, files) as vm:
         if vm is None:
             raise wrong_state(state, "stopped")
         halted = vm_status(host, files) != "running"
+        changed, changes = reconfigured(state, config, host.clock(), runs=True)
+        if changed != state:
+            state = save_state(changed)  # also where it is disarmed, and no timer is armed
+        say_changes(host, changes)
         if halted and _used_up(state, host.now()):
             state = anchored(state, host.clock())
         state = _with_timers(host, state)  # before the guest runs
@@ -7461,12 +7678,22 @@ def extend(
     say_deadline(host, state)
 
 
-@verb("lifetime arm", "(re)install the timer", ONE, example="ycluster lifetime arm --name dev")
-def arm(host: Host, files: Files) -> None:
+@verb(
+    "lifetime arm",
+    "(re)install the timer; with -c by the config's lifetime as it is now",
+    ONE_OR_CONFIG,
+    example="ycluster lifetime arm --name dev",
+)
+def arm(host: Host, which: Selector) -> None:
     """(Re)install the timers; a running cluster with a budget and no deadline gets one from now."""
-    with opened(host, files) as state:
-        if state.expires_at is None:
-            _require_budget(host, state)
+    files, config = find_with_config(host, which)
+    with opened(host, files) as before:
+        # Asked only where it matters: the timers of a VM that is out of our sight are armed, too.
+        runs = (config is not None or before.expires_at is None) and running(host, files)
+        state, changes = reconfigured(before, config, host.clock(), runs=runs)
+        if before.expires_at is None:
+            _require_budget(state, runs=runs)
+        say_changes(host, changes)
         if state.disarmed:
             state = replace(state, timers=())
         # Anew: there may be a better backend by now.
@@ -7475,11 +7702,11 @@ def arm(host: Host, files: Files) -> None:
     say_deadline(host, state)
 
 
-def _require_budget(host: Host, state: State) -> None:
+def _require_budget(state: State, *, runs: bool) -> None:
     if budget(state.lifetime) is None:
-        hint = "lifetime.maxRun in the config sets it"
+        hint = "set lifetime.maxRun in its config; `ycluster lifetime arm -c DIR` then applies it"
         raise YclusterError(f"{state.name} has no lifetime budget", hint=hint)
-    if not running(host, state.files):
+    if not runs:
         hint = "`ycluster start` gives it a fresh budget"
         raise YclusterError(f"{state.name} is not running", hint=hint)
 

@@ -1304,6 +1304,24 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "outlived_it",
     ),
     (
+        "an edit ends no VM at once",
+        "if expires_at > clock.now:\n        return replace(\n            state,",
+        "if True:\n        return replace(\n            state,",
+        "test_reconfigure.py::test_the_deadline_of_a_running_vm_follows_its_budget",
+    ),
+    (
+        "a running guest keeps its machine",
+        "    if not runs:\n        applied += at_start",
+        "    if True:\n        applied += at_start",
+        "test_reconfigure.py::test_the_machine_is_changed_at_a_start_and_not_below_a_running_guest",
+    ),
+    (
+        "an extended deadline stays where the budget has not changed",
+        'if "lifetime" in changed:',
+        "if True:",
+        "test_reconfigure.py::test_a_config_that_was_not_edited_changes_nothing",
+    ),
+    (
         "an extension is armed",
         "state = _with_timers(host, save_state(state))\n            expires_at",
         "state = save_state(state)\n            expires_at",

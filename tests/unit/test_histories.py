@@ -7,6 +7,7 @@ from a chosen effect on nothing has any effect any more, as after a SIGKILL, unt
 from __future__ import annotations
 
 import contextlib
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -282,9 +283,7 @@ class Histories(RuleBasedStateMachine):
     def wake(self, name: str, crash: int | None, verb: str) -> None:
         stopped = self.files[name] not in self.world.vms and self.files[name].disk.exists()
         end = self.command(
-            lambda: getattr(ycluster, verb)(
-                self.host, ycluster.find_cluster(self.host, Selector(name=name))
-            ),
+            lambda: getattr(ycluster, verb)(self.host, Selector(name=name)),
             crash,
         )
         if end == "done":
@@ -316,18 +315,34 @@ class Histories(RuleBasedStateMachine):
 
     @rule(name=names, crash=crashes, verb=st.sampled_from(["arm", "disarm"]))
     def guard(self, name: str, crash: int | None, verb: str) -> None:
-        ran = dict(self.world.vms)
-        if (
-            self.command(
-                lambda: getattr(ycluster, verb)(
-                    self.host, ycluster.find_cluster(self.host, Selector(name=name))
-                ),
-                crash,
-            )
-            == "done"
-        ):
+        ran, which = dict(self.world.vms), Selector(name=name)
+        verbs: dict[str, Callable[[], object]] = {
+            "arm": lambda: ycluster.arm(self.host, which),
+            "disarm": lambda: ycluster.disarm(self.host, ycluster.find_cluster(self.host, which)),
+        }
+        if self.command(verbs[verb], crash) == "done":
             self.guarded(name)
         assert self.world.vms == ran
+
+    @rule(
+        name=names,
+        crash=crashes,
+        verb=st.sampled_from(["start", "resume", "arm"]),
+        run=st.sampled_from(["1h", "40s", ""]),
+    )
+    def the_config_is_edited_and_applied(
+        self, name: str, crash: int | None, verb: str, run: str
+    ) -> None:
+        """(20.14)"""
+        config = self.config(name) / "y-cluster-provision.yaml"
+        config.write_text(re.sub(r"maxRun: '.*?'", f"maxRun: '{run}'", config.read_text()))
+        by_config = Selector(config=self.config(name))
+        end = self.command(lambda: getattr(ycluster, verb)(self.host, by_config), crash)
+        if end != "done":
+            return
+        state = self.states()[name]
+        assert state.lifetime == run and (state.expires_at is not None or not run)
+        self.guarded(name)
 
     @rule(name=names, crash=crashes, more=st.sampled_from(["1s", "90s", "2h"]))
     def extend(self, name: str, crash: int | None, more: str) -> None:
