@@ -6039,7 +6039,11 @@ def guestfs(host: Host, what: str, *argv: str) -> None:
             env[name] = value
     if "LIBGUESTFS_BACKEND_SETTINGS" not in env and not kvm_works(host):
         env["LIBGUESTFS_BACKEND_SETTINGS"] = "force_tcg"
-    host.run(argv, timeout=1800, env=env, progress=what)
+    try:
+        host.run(argv, timeout=1800, env=env, progress=what)
+    except YclusterError:
+        forget_kvm(host)  # it may be why; whoever tries again has it checked anew
+        raise
 
 
 def check_data_disk(host: Host, path: str) -> None:

@@ -1304,6 +1304,18 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "outlived_it",
     ),
     (
+        "a teardown never guesses",
+        "if which.unnamed_for:",
+        "if False:",
+        "test_cli.py::test_teardown_never_guesses_and_lists_the_commands_to_paste",
+    ),
+    (
+        "the choice of a timer is kept",
+        "return state if chosen is None else replace(state, timer_choice=chosen)",
+        "return state",
+        "test_timers.py::test_a_timer_that_was_chosen_is_armed_again_by_whoever_does_not_choose",
+    ),
+    (
         "an edit ends no VM at once",
         "if expires_at > clock.now:\n        return replace(\n            state,",
         "if True:\n        return replace(\n            state,",
