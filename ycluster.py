@@ -6706,8 +6706,9 @@ def _k3s_differences(state: State, wanted: State) -> list[Difference]:
     found = []
     for name, new in wanted.k3s.items():
         old = state.k3s.get(name, new)
+        is_known = name != "Version" or old != ""
         # The pinned version is as the pinned image.
-        if old != new and (name, new) != ("Version", K3S_VERSION):
+        if is_known and old != new and (name, new) != ("Version", K3S_VERSION):
             found.append(Difference(f"k3s.{name.lower()}", str(old), str(new), {"k3s": wanted.k3s}))
     return found
 
@@ -6815,7 +6816,7 @@ def _refuse_existing(host: Host, files: Files) -> str:
         state = load_state(files)
         if _half_made(state):
             return state.imported
-        hint = f"`ycluster start --name {files.name}` starts it, "
+        hint = "`ycluster start -c DIR` starts it by its config, "
         hint += f"`ycluster teardown --name {files.name}` removes it"
         raise YclusterError(f"{files.name} already exists in {files.cache_dir}", hint=hint)
     _refuse_unclaimed(files)
@@ -7556,15 +7557,16 @@ def _reap_apart(host: Host, state: State) -> None:
         if not files.program.exists():
             raise
         # The disk may be full, or read-only: the copy of before stops a VM as well.
-    log = files.log
     argv = timer_argv(host, files, "next command", "reap")
     try:
-        host.spawn(argv, log)
+        host.spawn(argv, files.log)
+        log = f"; see {files.log}"
     except OSError:
-        log = Path(os.devnull)
-        host.spawn(argv, log)  # a log that can't be written must not keep the reap from running
+        # A log that can't be written must not keep the reap from running.
+        host.spawn(argv, Path(os.devnull))
+        log = ""
     why = _why_reap(state, host.now())
-    host.output.say(f"{state.name}: {why}; it is seen to in the background, see {log}")
+    host.output.say(f"{state.name}: {why}; a process in the background sees to it{log}")
 
 
 def _why_reap(state: State, now: float) -> str:
@@ -7692,11 +7694,10 @@ def arm(host: Host, which: Selector) -> None:
     """(Re)install the timers; a running cluster with a budget and no deadline gets one from now."""
     files, config = find_with_config(host, which)
     with opened(host, files) as before:
-        # Asked only where it matters: the timers of a VM that is out of our sight are armed, too.
-        runs = (config is not None or before.expires_at is None) and running(host, files)
-        state, changes = reconfigured(before, config, host.clock(), runs=runs)
+        # What has a deadline counts as running: a VM may run out of our sight.
+        state, changes = reconfigured(before, config, host.clock(), runs=True)
         if before.expires_at is None:
-            _require_budget(state, runs=runs)
+            _require_budget(host, state)
         say_changes(host, changes)
         if state.disarmed:
             state = replace(state, timers=())
@@ -7706,11 +7707,11 @@ def arm(host: Host, which: Selector) -> None:
     say_deadline(host, state)
 
 
-def _require_budget(state: State, *, runs: bool) -> None:
+def _require_budget(host: Host, state: State) -> None:
     if budget(state.lifetime) is None:
         hint = "set lifetime.maxRun in its config; `ycluster lifetime arm -c DIR` then applies it"
         raise YclusterError(f"{state.name} has no lifetime budget", hint=hint)
-    if not runs:
+    if not running(host, state.files):
         hint = "`ycluster start` gives it a fresh budget"
         raise YclusterError(f"{state.name} is not running", hint=hint)
 

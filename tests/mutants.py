@@ -1272,8 +1272,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a reap that is handed over needs no log",
-        "host.spawn(argv, log)  # a log",
-        "raise  # a log",
+        "host.spawn(argv, Path(os.devnull))",
+        "raise",
         "test_faults.py::test_a_reap_that_is_handed_over_needs_no_log_and_no_new_copy",
     ),
     (

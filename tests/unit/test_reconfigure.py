@@ -356,3 +356,27 @@ def test_a_config_that_cannot_be_read_is_an_error_of_the_verbs_that_apply_it(
     before = edited.state
     edited.edit(memory="lots")
     assert edited.run(verb).code == 3 and edited.state == before
+
+
+def test_an_arm_leaves_the_machine_to_the_next_start(edited: Edited, timer: Memory) -> None:
+    """Its VM ended by itself, and its deadline is still there. (20.14)"""
+    ycluster.save_state(replace(edited.state, expires_at=edited.began + 8 * HOUR))
+    edited.edit(memory=1024, lifetime=None)
+    told(edited.run("lifetime arm"), 0, "lifetime.maxRun: 8h -> none", "takes a stop and a start")
+    state = edited.state
+    assert (state.lifetime, state.expires_at, state.memory) == ("", None, "4096")
+    assert not timer.standing
+
+
+def test_a_provision_of_what_exists_leads_to_the_verb_that_applies_its_config(
+    edited: Edited,
+) -> None:
+    """(20.14)"""
+    edited.edit(memory=1024)
+    told(
+        edited.run("provision"),
+        1,
+        "demo",
+        "`ycluster start -c DIR`",
+        "`ycluster teardown --name demo`",
+    )
