@@ -674,7 +674,10 @@ def test_no_verb_but_a_reap_tears_its_own_cluster_down_because_it_is_overdue(
     cli: Cli, cache: Path, tmp_path: Path, no_qemu: None, timer: Memory, verb: str, code: int
 ) -> None:
     """Whoever starts a cluster wants it."""
-    (tmp_path / "y-cluster-provision.yaml").write_text("name: demo\nk3s: {install: none}\n")
+    lifetime = "lifetime: {maxRun: 8h, onExpiry: teardown}"
+    (tmp_path / "y-cluster-provision.yaml").write_text(
+        f"name: demo\nk3s: {{install: none}}\n{lifetime}\n"
+    )
     overdue = {"expires_at": LONG_AGO, "on_expiry": "teardown", "ran_with": "tcg"}
     files = made(cache, **overdue).files
     files.disk.write_text("mine")
