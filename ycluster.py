@@ -38,7 +38,8 @@ The sections. Each uses only what stands above it.
                         `forget_kubeconfig`
   18 disk images        `fetch_image`, the overlay on it, the data disk, bundles; the kernel that
                         libguestfs boots
-  19 commands           one function a verb; `reap` and `sweep`, which carry an expiry out
+  19 commands           one function a verb; `reap` and `sweep`, which carry an expiry out, and
+                        `hand_over`, which has that done
   20 CLI                argv -> command -> exit code
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 invalid config, 4 no such cluster or unreadable state, 5 a
@@ -3255,6 +3256,7 @@ class State(Record):
 
     # What was armed for it, and its last expiry.
     timers: tuple[ArmedTimer, ...] = stored(_TIMERS, (), name="timer")
+    timer_choice: str = ""  # the backend that YCLUSTER_TIMER has chosen; empty: the best there is
     reaped: Reaped | None = stored(_REAPED, None)
 
     extra: Mapping[str, Any] = {}  # the fields that are unknown here, as JSON held them
@@ -3752,6 +3754,37 @@ def stopped(state: State) -> State:
     return replace(state, expires_at=None, retry_at=None, ending="")
 
 
+def recounted(state: State, clock: Clock) -> State:
+    """The state of a running VM whose budget was changed: its deadline by the new one.
+
+    The budget counts from the start; where that deadline has passed, it is a fresh one, from now.
+    """
+    length = budget(state.lifetime)
+    if length is None:
+        return replace(stopped(state), warned=None)
+    expires_at = (state.started_at or 0) + seconds_up(length)
+    if expires_at > clock.now:
+        return replace(
+            state,
+            expires_at=expires_at,
+            retry_at=None,
+            ending="",
+            warned=None,
+            boot_id=clock.boot_id,
+            booted_at=round(clock.booted),
+        )
+    # Not a start: what holds of the VM, and that it was disarmed by hand, stays.
+    kept = {name: getattr(state, name) for name in ("timers", "ran_with", "prepared")}
+    return replace(anchored(state, clock), **kept)
+
+
+def warned_by_hand(state: State, now: float) -> State:
+    """The state with its warning done where that is due: whoever has just set it needs none."""
+    if time_of(state, WARNING) <= now:
+        return replace(state, warned=state.expires_at)
+    return state
+
+
 class HowFar(Record):
     """How far `extend` pushes a deadline out; exactly one of its fields is set."""
 
@@ -3784,7 +3817,8 @@ def extended(state: State, how_far: HowFar, clock: Clock) -> State:
     """
     if state.expires_at is None:
         why = f"{state.name}: no deadline is set, so there is none to extend{last_expiry(state)}"
-        hint = "`ycluster start` gives a fresh budget; lifetime.maxRun in the config sets it"
+        hint = "`ycluster start` gives a fresh budget; `ycluster lifetime arm -c DIR` applies the "
+        hint += "lifetime.maxRun of its config"
         raise YclusterError(why, hint=hint)
     expires_at = how_far.deadline(state.expires_at, clock.now)
     if expires_at > clock.now + 100 * 365 * 86400:
@@ -3799,9 +3833,7 @@ def extended(state: State, how_far: HowFar, clock: Clock) -> State:
         boot_id=clock.boot_id,
         booted_at=round(clock.booted),
     )
-    if time_of(state, WARNING) <= clock.now:
-        return replace(state, warned=expires_at)  # whoever has just set it needs no warning of it
-    return state
+    return warned_by_hand(state, clock.now)
 
 
 def _check_cap(state: State, expires_at: int, clock: Clock) -> None:
@@ -4212,14 +4244,39 @@ class WatcherTimer(Timer):
 TIMERS: tuple[Timer, ...] = (SystemdTimer(), AtTimer(), WatcherTimer())  # best first
 
 
-def timers_for(host: Host) -> tuple[Timer, ...]:
-    """The backends to try, best first: all of them, or the one that YCLUSTER_TIMER names."""
+def chosen_timer(host: Host) -> str | None:
+    """The backend that YCLUSTER_TIMER names; empty for `auto`, the best; None where it is not set.
+
+    Raises UsageError for what is no backend.
+    """
     wanted = host.environ.get("YCLUSTER_TIMER", "")
-    chosen = tuple(timer for timer in TIMERS if wanted in ("", timer.name))
-    if not chosen:
+    if wanted == "":
+        return None
+    if wanted == "auto":
+        return ""
+    if timer_named(wanted) is None:
         names = ", ".join(timer.name for timer in TIMERS)
-        raise UsageError(f"YCLUSTER_TIMER={wanted}: it is none of {names}")
-    return chosen
+        raise UsageError(f"YCLUSTER_TIMER={wanted}: it is none of {names}, auto")
+    return wanted
+
+
+def with_choice(host: Host, state: State) -> State:
+    """The state with what YCLUSTER_TIMER chooses, for timers and commands that do not set it."""
+    chosen = chosen_timer(host)
+    return state if chosen is None else replace(state, timer_choice=chosen)
+
+
+def timers_for(host: Host, state: State) -> tuple[Timer, ...]:
+    """The backends to try, best first; only the one that YCLUSTER_TIMER names, where it is set.
+
+    What an earlier command has chosen comes before the others, and does not exclude them: it may
+    be gone by now, and nobody may be there to choose again.
+    """
+    chosen = chosen_timer(host)
+    if chosen:
+        return tuple(timer for timer in TIMERS if timer.name == chosen)
+    kept = state.timer_choice if chosen is None else ""
+    return tuple(sorted(TIMERS, key=lambda timer: timer.name != kept))  # a stable sort
 
 
 def timer_named(name: str) -> Timer | None:
@@ -4256,7 +4313,7 @@ def arm_timers(host: Host, state: State, *, renew: bool = False) -> State:
     moments = [at for at in agenda(state) if at.event == DEADLINE or at.at > host.now()]
     if not moments:
         return swap_timers(host, state, ())
-    backends = timers_for(host)
+    backends = timers_for(host, state)
     _stand_watch(host, state)
     if not renew and all(_has_timer(host, state, moment, backends) for moment in moments):
         return save_state(state)
@@ -4268,7 +4325,7 @@ def arm_timers(host: Host, state: State, *, renew: bool = False) -> State:
             backend.check(host)
             armed = _arm_each(host, state, backend, moments)
         except (YclusterError, OSError) as error:
-            if not isinstance(error, PrerequisiteError):
+            if _is_unexpected(host, state, backend, error):
                 host.output.warn(f"timer {backend.name}: {error}")
             refused.append(f"{backend.name}: {error}")
             continue
@@ -4294,6 +4351,12 @@ def _stand_watch(host: Host, state: State) -> None:
                 backend.arm(host, state.files, 0)
             except (YclusterError, OSError) as error:
                 host.output.warn(f"{state.name}: no watcher beside it: {error}")
+
+
+def _is_unexpected(host: Host, state: State, backend: Timer, error: Exception) -> bool:
+    """Whether the failure of a backend is news: it was chosen before, or it lacks nothing."""
+    was_chosen = backend.name == state.timer_choice and chosen_timer(host) is None
+    return was_chosen or not isinstance(error, PrerequisiteError)
 
 
 def _has_timer(
@@ -4844,6 +4907,7 @@ def _gone_soon(vm: Vm, steps: Steps) -> bool:
 # halt: hlt; jmp halt
 KVM_BOOT_SECTOR = bytes.fromhex("66b900e1f505 6649 75fc b010 e6f4 f4 ebfd")
 KVM_TIMEOUT = 10.0  # seconds; TCG takes half a second
+KVM_SLOW_HOLDS = 900.0  # seconds that a check which took the whole timeout is not made again
 
 
 def forwards(state: State) -> list[PortForward]:
@@ -4920,6 +4984,10 @@ def _disk_argv(node: str, disk: Mapping[str, Any], options: str = "") -> list[st
 _SLOWER = "so QEMU emulates, which is slower"
 
 
+class SlowKvm(PrerequisiteError):
+    """KVM did not pass the check in time. To ask again takes as long."""
+
+
 def try_kvm(host: Host) -> None:
     """Raise PrerequisiteError unless KVM runs a VM, at speed.
 
@@ -4934,7 +5002,7 @@ def try_kvm(host: Host) -> None:
     try:
         done = _boot_with_kvm(host)
     except TimedOut:
-        raise PrerequisiteError(f"KVM does not run a VM at speed here, {_SLOWER}") from None
+        raise SlowKvm(f"KVM does not run a VM at speed here, {_SLOWER}") from None
     if done.returncode != 33:  # what debug-exit makes of 16
         printed = done.stderr.strip().splitlines()
         why = printed[0] if printed else f"exit {done.returncode}"
@@ -4959,22 +5027,31 @@ def _boot_with_kvm(host: Host) -> Done:
 
 
 def kvm_works(host: Host) -> bool:
-    """Whether KVM passes the check.
+    """Whether KVM passes the check. If not, the reason is said.
 
-    It is made once in a boot of the host for each QEMU, and again when /dev/kvm is opened to us.
+    A yes holds for a boot of the host and a QEMU, or until `forget_kvm`. A no is asked again, as
+    whatever held KVM may have let it go; only one that took the whole timeout holds for a while.
     """
     conditions = _kvm_conditions(host)
     kept = _kept_verdict(host, conditions)
-    if kept is not None:
-        return kept
+    if kept is None:
+        return _check_kvm(host, conditions)
+    if not kept:
+        host.output.say(f"  KVM did not run a VM at speed when it was last tried, {_SLOWER}")
+    return kept
+
+
+def _check_kvm(host: Host, conditions: str) -> bool:
+    """Make the check, say why where KVM fails it, and keep the verdict where that may hold."""
     try:
         try_kvm(host)
-        works = True
     except (YclusterError, OSError) as error:
         host.output.say(f"  {error}")
-        works = False
-    _keep_verdict(host, conditions, works)
-    return works
+        if isinstance(error, SlowKvm):
+            _keep_verdict(host, conditions, f"slow {int(host.now())}")
+        return False
+    _keep_verdict(host, conditions, "kvm")
+    return True
 
 
 def _kvm_conditions(host: Host) -> str:
@@ -4984,23 +5061,38 @@ def _kvm_conditions(host: Host) -> str:
     return f"{host.boot_id()} {first_line} {os.access('/dev/kvm', os.R_OK | os.W_OK)}"
 
 
+def _verdict_file(host: Host) -> Path:
+    return host.state_home() / "kvm-trial"
+
+
 def _kept_verdict(host: Host, conditions: str) -> bool | None:
-    """The verdict of a check under the same conditions; None where there is none."""
+    """The verdict of a check under the same conditions; None where there is none that holds."""
     try:
-        lines = (host.state_home() / "kvm-trial").read_text(encoding="utf-8").splitlines()
+        lines = _verdict_file(host).read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError, YclusterError):
         return None
     if lines[:-1] != [conditions]:
         return None
-    return lines[-1] == "kvm"
+    if lines[-1] == "kvm":
+        return True
+    slow = re.fullmatch(r"slow ([0-9]{1,12})", lines[-1])
+    if slow and 0 <= host.now() - int(slow[1]) < KVM_SLOW_HOLDS:
+        return False
+    return None
 
 
-def _keep_verdict(host: Host, conditions: str, works: bool) -> None:
-    text = f"{conditions}\n{'kvm' if works else 'tcg'}\n"
+def _keep_verdict(host: Host, conditions: str, verdict: str) -> None:
     # Without it the check is made again the next time.
     with contextlib.suppress(OSError, YclusterError):
         host.state_home().mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_file(host.state_home() / "kvm-trial", text.encode())
+        write_file(_verdict_file(host), f"{conditions}\n{verdict}\n".encode())
+
+
+def forget_kvm(host: Host) -> None:
+    """Have the next start make the check again: KVM may have failed since it passed."""
+    # Where it stays, the next launch with KVM is what shows that it fails.
+    with contextlib.suppress(OSError, YclusterError):
+        remove(_verdict_file(host))
 
 
 # --- the launch
@@ -5009,13 +5101,29 @@ def launch(host: Host, state: State) -> State:
     state = replace(state, machine=state.machine or _versioned_machine(host))
     accel = state.accel
     if accel == "auto":
-        accel = "kvm" if kvm_works(host) else "tcg"
-    _spawn_qemu(host, state, accel)
+        accel = _spawn_with_best(host, state)
+    else:
+        _spawn_qemu(host, state, accel)
     try:
         return with_ports(host, replace(state, ran_with=accel))
     except BaseException:
         _kill(host, state.files)
         raise
+
+
+def _spawn_with_best(host: Host, state: State) -> str:
+    """Run QEMU with KVM where that works, else without; returns the accelerator."""
+    if kvm_works(host):
+        try:
+            _spawn_qemu(host, state, "kvm")
+            return "kvm"
+        except (ProgramFailed, TimedOut) as error:
+            # Another hypervisor may have taken KVM since it passed the check.
+            forget_kvm(host)
+            host.output.warn(f"{state.name}: with KVM, {error}; it is started without")
+        _kill(host, state.files)  # where it gave no answer, its daemon may have come up
+    _spawn_qemu(host, state, "tcg")
+    return "tcg"
 
 
 def _versioned_machine(host: Host) -> str:
@@ -5398,6 +5506,7 @@ class BootWait:
         """Raise if QEMU has ended, or its guest does not run."""
         trouble = self._trouble()
         if trouble:
+            forget_kvm(self.host)  # a guest that stops may be KVM's fault; its check will tell
             raise _boot_failed(self.state, self.stage, trouble)
 
     def _trouble(self) -> str:
@@ -6133,7 +6242,11 @@ def guestfs(host: Host, what: str, *argv: str) -> None:
             env[name] = value
     if "LIBGUESTFS_BACKEND_SETTINGS" not in env and not kvm_works(host):
         env["LIBGUESTFS_BACKEND_SETTINGS"] = "force_tcg"
-    host.run(argv, timeout=1800, env=env, progress=what)
+    try:
+        host.run(argv, timeout=1800, env=env, progress=what)
+    except YclusterError:
+        forget_kvm(host)  # it may be why; whoever tries again has it checked anew
+        raise
 
 
 def check_data_disk(host: Host, path: str) -> None:
@@ -6455,6 +6568,8 @@ class Selector(Record):
     config: Path | None = None  # the directory of its config
     state_file: Path | None = None
     every: bool = False
+    # The verb whose command line has to name one and does not: it destroys, so nothing is guessed.
+    unnamed_for: str = ""
 
     def __str__(self) -> str:
         """In words, to follow `no cluster`."""
@@ -6474,6 +6589,10 @@ def _named(text: str) -> Selector:
     return Selector(name=_given("--name", text))
 
 
+def _placed(text: str) -> Selector:
+    return Selector(name=_given("NAME", text))
+
+
 def _of_context(text: str) -> Selector:
     return Selector(context=_given("--context", text))
 
@@ -6485,7 +6604,8 @@ def _given(option: str, text: str) -> str:
 
 
 def _of_config(text: str) -> Selector:
-    return Selector(config=Path(text))
+    # An empty path would be the current directory.
+    return Selector(config=Path(_given("-c", text)))
 
 
 def _of_state_file(text: str) -> Selector:
@@ -6507,7 +6627,12 @@ BY_STATE = argument(
 )
 EVERY = Selector(every=True)
 ALL = argument("--all", action="store_const", const=EVERY, help="all of your clusters")
+BY_PLACE = argument(
+    "cluster", nargs="?", metavar="NAME", type=_placed, help="the cluster of this name"
+)
 ONE = OneOf("files", (BY_CONTEXT, BY_NAME, BY_CONFIG), default=Selector())
+# For the verbs that apply a config, where the cluster is named by one.
+ONE_OR_CONFIG = OneOf("which", ONE.arguments, default=Selector())
 SOME = OneOf("which", (BY_CONTEXT, BY_NAME, BY_CONFIG, ALL, BY_STATE), default=Selector())
 FIRED_BY = argument("--by", default="hand", help=argparse.SUPPRESS)
 CONFIG = argument(
@@ -6537,16 +6662,35 @@ def find_cluster(host: Host, which: Selector) -> Files:
             host.output.say(last_teardown(host, files.name, str(files.cache_dir)), end="")
         return files
     every = discover(host)
+    if not every:
+        raise _no_clusters(host, which)
+    if which.unnamed_for:
+        raise _not_named(which.unnamed_for, every)
     found = which.pick(host, every)
     if len(found) == 1:
         return found[0]
-    if not every:
-        raise _no_clusters(host, which)
     hint = last_teardown(host, which.name) if which.name else ""
     hint += "\n".join(f"--name {files.name}   (in {files.cache_dir})" for files in found or every)
     if found:
         raise StateError(f"{len(found)} clusters {which}; choose one with -c DIR:", hint=hint)
     raise StateError(f"no cluster {which}; there are:", hint=hint)
+
+
+def find_with_config(host: Host, which: Selector) -> tuple[Files, QemuConfig | None]:
+    """The one cluster that is meant, and the config by which it is named, where it is by one."""
+    config = None
+    if which.config:
+        config = require_qemu(load_config(which.config, host.home))
+    return find_cluster(host, which), config
+
+
+def _not_named(path: str, every: Sequence[Files]) -> UsageError:
+    """The error where a verb that destroys is not told which cluster; it lists those there are."""
+    lines = [
+        f"ycluster {path} --name {shlex.quote(files.name)}   (in {files.cache_dir})"
+        for files in every
+    ]
+    return UsageError(f"{path} never guesses which cluster; name it:", hint="\n".join(lines))
 
 
 def _no_clusters(host: Host, which: Selector) -> StateError:
@@ -6619,6 +6763,166 @@ def wrong_state(state: State, now: str, why: str = "") -> YclusterError:
     return YclusterError(f"{state.name} is {now}{why}{last_expiry(state)}", hint=hint)
 
 
+# --- a config that was edited since its cluster was made
+# Keys of the config and fields of the state, by when a change takes hold: at once, at the next
+# start, or with a new cluster.
+_AT_ONCE = {
+    "lifetime.maxRun": "lifetime",
+    "lifetime.onExpiry": "on_expiry",
+    "lifetime.warn": "warn",
+    "lifetime.onWarn": "on_warn",
+    "lifetime.maxTotal": "max_total",
+}
+_AT_START = {
+    "memory": "memory",
+    "cpus": "cpus",
+    "network.bindAddress": "bind_address",
+    "accel": "accel",
+    "cpuModel": "cpu_model",
+}
+_AT_PROVISION = {
+    "diskSize": "disk_size",
+    "context": "context",
+    "image": "image",
+    "dataDisk": "data_disk",
+    "sshUser": "ssh_user",
+}
+_DURATIONS = ("lifetime.maxRun", "lifetime.warn", "lifetime.maxTotal")
+_UNSHOWN = ("image", "k3s.source", "lifetime.onWarn")  # a URL or a command may hold a password
+_A_START = "takes a stop and a start"
+_A_PROVISION = "takes a teardown, which removes the disk, and a provision"
+# The fields that a state file of the sibling's has, too; another that is unset in it is unknown.
+_SHARED = ("memory", "cpus", "ssh_port", "port_forwards", "disk_size", "context", "k3s")
+
+
+class Difference(Record):
+    """A key of the config whose value is not that of the state, with the fields that follow it."""
+
+    key: str
+    old: str
+    new: str
+    fields: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        """In words: the start of a line."""
+        if self.key in _UNSHOWN:
+            return f"{self.key}: changed"
+        return f"{self.key}: {self.old or 'none'} -> {self.new or 'none'}"
+
+
+def reconfigured(
+    state: State,
+    config: QemuConfig | None,
+    clock: Clock,
+    *,
+    runs: bool,
+) -> tuple[State, list[str]]:
+    """The state by a config that may have been edited, and a line on each difference. Pure.
+
+    `runs`: the VM does, so that its deadline follows the budget, and its machine stays as it is.
+    """
+    if config is None:
+        return state, []
+    wanted = state_from_config(config, Path(state.cache_dir))
+    applied = _differences(state, wanted, _AT_ONCE)
+    at_start = _differences(state, wanted, _AT_START) + _port_differences(state, wanted)
+    fixed = _differences(state, wanted, _AT_PROVISION) + _k3s_differences(state, wanted)
+    if not runs:
+        applied += at_start
+        at_start = []
+    lines = [str(difference) for difference in applied]
+    fields: dict[str, Any] = {}
+    for difference in applied:
+        fields.update(difference.fields)
+    changed = replace(state, **fields)
+    if runs:
+        changed, more = _with_new_deadline(changed, fields, clock)
+        lines += more
+    lines += _what_takes(_A_START, state, at_start)
+    lines += _what_takes(_A_PROVISION, state, fixed)
+    return changed, lines
+
+
+def _with_new_deadline(
+    state: State, changed: Mapping[str, Any], clock: Clock
+) -> tuple[State, list[str]]:
+    """The state of a running VM in which these fields have changed, and a line on its deadline."""
+    lines = []
+    if "lifetime" in changed:
+        state = recounted(state, clock)
+        lines.append(_counted_from(state, clock))
+    if not {"lifetime", "warn"}.isdisjoint(changed):
+        state = warned_by_hand(state, clock.now)
+    return state, lines
+
+
+def _what_takes(how: str, state: State, differences: Sequence[Difference]) -> list[str]:
+    """A line on each difference that takes more. One in what the state does not know is none."""
+    ours = bool(state.image)
+    known = [item for item in differences if ours or not set(item.fields).isdisjoint(_SHARED)]
+    return [f"{difference} {how}" for difference in known]
+
+
+def _counted_from(state: State, clock: Clock) -> str:
+    if state.expires_at is None:
+        return "no deadline any more: nothing will stop it"
+    if state.started_at == int(clock.now):
+        return "the new budget counts from now, as it is used up since the start"
+    return "the new budget counts from the start, not from now"
+
+
+def _differences(state: State, wanted: State, keys: Mapping[str, str]) -> list[Difference]:
+    """Where fields that are texts differ."""
+    found = []
+    for key, attr in keys.items():
+        old, new = getattr(state, attr), getattr(wanted, attr)
+        same = old == new or (key in _DURATIONS and budget(old) == budget(new))
+        # The pinned image changes with ycluster itself, and says nothing of what the user wants.
+        if not same and (key, new) != ("image", DEFAULT_IMAGE):
+            found.append(Difference(key, old, new, {attr: new}))
+    return found
+
+
+def _port_differences(state: State, wanted: State) -> list[Difference]:
+    """Where the forwards differ, those that QEMU has chosen not counted."""
+    old_ssh, *old = forwards(state)
+    new_ssh, *new = forwards(wanted)
+    found = []
+    for key, attr, before, after in (
+        ("sshPort", "ssh_port", [old_ssh], [new_ssh]),
+        ("portForwards", "port_forwards", old, new),
+    ):
+        texts = _port_text(before), _port_text(after)
+        if texts[0] != texts[1]:
+            fields = {attr: getattr(wanted, attr), "auto_ports": wanted.auto_ports}
+            found.append(Difference(key, *texts, fields))
+    return found
+
+
+def _port_text(ports: Sequence[PortForward]) -> str:
+    return ", ".join(sorted(f"{port.host or 'any'}:{port.guest}" for port in ports))
+
+
+def _k3s_differences(state: State, wanted: State) -> list[Difference]:
+    """Where the k3s differs. What the state file does not have is unknown."""
+    if state.k3s.get("Install") == wanted.k3s["Install"] == "none":
+        return []
+    found = []
+    for name, new in wanted.k3s.items():
+        old = state.k3s.get(name, new)
+        is_known = name != "Version" or old != ""
+        # The pinned version is as the pinned image.
+        if is_known and old != new and (name, new) != ("Version", K3S_VERSION):
+            found.append(Difference(f"k3s.{name.lower()}", str(old), str(new), {"k3s": wanted.k3s}))
+    return found
+
+
+def say_changes(host: Host, lines: Sequence[str]) -> None:
+    """Write what `reconfigured` has found."""
+    for line in lines:
+        host.output.say(f"  {line}")
+
+
 # --- life and death of a VM
 @verb(
     "provision",
@@ -6636,7 +6940,7 @@ def provision(host: Host, directory: Path) -> None:
     files = files_of(host, config)
     state = state_from_config(config, files.cache_dir)
     registries = expand_variables(config.registries, host.environ)
-    sweep(host, by="next command", spare=files)
+    hand_over(host, spare=files)
     check_context(host, [other for _, other in readable(host)], config, files)
     imported = _refuse_existing(host, files)
     _check_ports(host, state)
@@ -6701,7 +7005,7 @@ def _check_host(host: Host) -> None:
     except OSError as error:
         hint = "Linux 5.3 or later is needed"
         raise PrerequisiteError(f"pidfd_open: {error.strerror}", hint=hint) from None
-    timers_for(host)
+    chosen_timer(host)
 
 
 def _refuse_existing(host: Host, files: Files) -> str:
@@ -6717,7 +7021,7 @@ def _refuse_existing(host: Host, files: Files) -> str:
         state = load_state(files)
         if _half_made(state):
             return state.imported
-        hint = f"`ycluster start --name {files.name}` starts it, "
+        hint = "`ycluster start -c DIR` starts it by its config, "
         hint += f"`ycluster teardown --name {files.name}` removes it"
         raise YclusterError(f"{files.name} already exists in {files.cache_dir}", hint=hint)
     _refuse_unclaimed(files)
@@ -6765,7 +7069,8 @@ def _check_ports(host: Host, state: State) -> None:
         if forward.host and not _can_listen(state.bind_address, forward.host):
             taken.append(f"can't listen on port {forward.host}: {port_owner(host, forward.host)}")
     if taken:
-        hint = 'set sshPort or portForwards in the config to other ports ("0": QEMU chooses)'
+        hint = 'set sshPort or portForwards in the config to other ports ("0": QEMU chooses), '
+        hint += "and name the cluster by -c"
         raise PrerequisiteError("; ".join(taken), hint=hint)
 
 
@@ -6787,7 +7092,7 @@ def _boot(host: Host, state: State) -> State:
 
     If the guest does not start, the deadline is cleared.
     """
-    state = anchored(state, host.clock())
+    state = anchored(with_choice(host, state), host.clock())
     try:
         # The deadline is on disk: whatever kills us from here on, the next command knows of it.
         state = save_state(state)
@@ -6813,7 +7118,7 @@ def _with_timers(host: Host, state: State) -> State:
     """
     if state.disarmed:
         return state
-    return arm_timers(host, _with_deadline(host, state))
+    return arm_timers(host, with_choice(host, _with_deadline(host, state)))
 
 
 def _with_deadline(host: Host, state: State) -> State:
@@ -6854,22 +7159,30 @@ def say_deadline(host: Host, state: State) -> None:
 
 
 @verb(
-    "start", "boot a stopped cluster, with a fresh budget", ONE, example="ycluster start --name dev"
+    "start",
+    "boot a stopped cluster, with a fresh budget; with -c by the config as it is now",
+    ONE_OR_CONFIG,
+    example="ycluster start --name dev",
 )
-def start(host: Host, files: Files) -> None:
+def start(host: Host, which: Selector) -> None:
     """Boot a stopped cluster; for one that runs, see to its timers and its k3s."""
+    files, config = find_with_config(host, which)
     _check_host(host)
-    sweep(host, by="next command", spare=files)
+    hand_over(host, spare=files)
     with opened(host, files) as state:
         now = vm_status(host, files)
         if now == "paused":
             raise wrong_state(state, now)
-        if now == "stopped":
+        runs = now != "stopped"
+        state, changes = reconfigured(state, config, host.clock(), runs=runs)
+        if not runs:
             _check_disks(state)
             _check_ports(host, state)
+            say_changes(host, changes)
             state = _boot(host, state)
         else:
             host.output.say(f"{state.name} already runs")
+            say_changes(host, changes)
             state = _with_timers(host, save_state(with_ports(host, state)))
             if not state.has_k3s:
                 say_deadline(host, state)
@@ -6890,14 +7203,15 @@ def _require_disk(state: State) -> None:
     if _half_made(state) or not state.files.disk.exists():
         why = f"{state.name} has no disk to boot"
         why += ": its provision was cut off, or the disk was taken away"
-        hint = "`ycluster provision -c DIR` makes it anew; `ycluster teardown` clears the rest"
+        hint = "`ycluster provision -c DIR` makes it anew; "
+        hint += f"`ycluster teardown --name {state.name}` clears the rest"
         raise StateError(why, hint=hint)
 
 
 @verb("stop", "power a cluster off; its disk stays", ONE, example="ycluster stop --name dev")
 def stop(host: Host, files: Files) -> None:
     """Power the guest off; the disk stays."""
-    sweep(host, by="next command", spare=files)
+    hand_over(host, spare=files)
     with opened(host, files) as state:
         how = _halt(host, state)
         swap_timers(host, stopped(state), ())
@@ -6939,14 +7253,24 @@ def pause(host: Host, files: Files) -> None:
     say_deadline(host, state)
 
 
-@verb("resume", "continue a paused cluster", ONE, example="ycluster resume --name dev")
-def resume(host: Host, files: Files) -> None:
+@verb(
+    "resume",
+    "continue a paused cluster; with -c by the config's lifetime as it is now",
+    ONE_OR_CONFIG,
+    example="ycluster resume --name dev",
+)
+def resume(host: Host, which: Selector) -> None:
     """Continue a paused guest; with a fresh budget where the old one is used up."""
-    sweep(host, by="next command", spare=files)
+    files, config = find_with_config(host, which)
+    hand_over(host, spare=files)
     with opened(host, files) as state, find_vm(host, files) as vm:
         if vm is None:
             raise wrong_state(state, "stopped")
         halted = vm_status(host, files) != "running"
+        changed, changes = reconfigured(state, config, host.clock(), runs=True)
+        if changed != state:
+            state = save_state(changed)  # also where it is disarmed, and no timer is armed
+        say_changes(host, changes)
         if halted and _used_up(state, host.now()):
             state = anchored(state, host.clock())
         state = _with_timers(host, state)  # before the guest runs
@@ -6971,9 +7295,14 @@ def _wake(host: Host, state: State, vm: Vm) -> None:
 @verb(
     "teardown",
     "stop a cluster and remove its files",
-    ONE,
+    OneOf(
+        "files",
+        (BY_PLACE, BY_CONTEXT, BY_NAME, BY_CONFIG),
+        default=Selector(unnamed_for="teardown"),
+    ),
     argument("--keep-disk", action="store_true", help="keep the boot disk and its ssh key"),
-    example="ycluster teardown --name dev",
+    example="ycluster teardown dev",
+    usage="%(prog)s (NAME | --name NAME | --context CTX | -c DIR) [--keep-disk]",
 )
 def teardown(host: Host, files: Files, *, keep_disk: bool = False) -> None:
     """Stop the VM and remove the cluster's own files, and nothing else. Safe to repeat."""
@@ -7404,22 +7733,14 @@ END_BY: Mapping[str, Callable[[Host, State], str]] = {
 }
 
 
-def sweep(
-    host: Host,
-    *,
-    by: str,
-    spare: Files | None = None,
-    every: bool = False,
-) -> list[str]:
+def sweep(host: Host, *, by: str, every: bool = False) -> list[str]:
     """Reap what is overdue, or has no timer for its deadline; with `every` all others, too.
 
-    `spare` is left out: the cluster that the command itself is about. Returns the names of those
-    that could not be reaped; one that fails, or is busy, does not stop the rest.
+    Returns the names of those that could not be reaped; one that fails, or is busy, does not stop
+    the rest.
     """
     failed = []
     for files in discover(host):
-        if files == spare:
-            continue
         try:
             if every or _needs_reap(host, current(host, files)):
                 reap(host, files, by=by, patience=LOCK_TIMEOUT if every else 0.5)
@@ -7440,6 +7761,54 @@ def _needs_reap(host: Host, state: State) -> bool:
     if wake_time(state) <= host.now():
         return True
     return state.timer is None or state.timer.deadline != due or not is_armed(host, state)
+
+
+def hand_over(host: Host, *, spare: Files) -> None:
+    """Have what is overdue elsewhere, or has no timer, reaped by a process of its own.
+
+    A reap may take minutes, and the user's own verb comes first. `spare` is the cluster that this
+    is about. A cluster that somebody works on is left to them, and to the next command.
+    """
+    for files in discover(host):
+        if files == spare:
+            continue
+        try:
+            state = current(host, files)
+            if _needs_reap(host, state) and not flock_held(files.lock):
+                _reap_apart(host, state)
+        except Exception as error:
+            if os.path.lexists(files.sidecar):
+                host.output.warn(f"{files.name}: {error}")
+
+
+def _reap_apart(host: Host, state: State) -> None:
+    """Start a reap of the cluster that outlives this command, and say so."""
+    files = state.files
+    try:
+        install_program(host, files)
+    except OSError:
+        if not files.program.exists():
+            raise
+        # The disk may be full, or read-only: the copy of before stops a VM as well.
+    argv = timer_argv(host, files, "next command", "reap")
+    try:
+        host.spawn(argv, files.log)
+        log = f"; see {files.log}"
+    except OSError:
+        # A log that can't be written must not keep the reap from running.
+        host.spawn(argv, Path(os.devnull))
+        log = ""
+    why = _why_reap(state, host.now())
+    host.output.say(f"{state.name}: {why}; a process in the background sees to it{log}")
+
+
+def _why_reap(state: State, now: float) -> str:
+    """Why a cluster needs a reap, in words."""
+    if time_of(state, DEADLINE) <= now:
+        return f"its {state.on_expiry} is overdue"
+    if time_of(state, WARNING) <= now:
+        return "its user is to be warned of its deadline"
+    return "no timer is armed for its deadline"
 
 
 @verb(
@@ -7548,22 +7917,32 @@ def extend(
     say_deadline(host, state)
 
 
-@verb("lifetime arm", "(re)install the timer", ONE, example="ycluster lifetime arm --name dev")
-def arm(host: Host, files: Files) -> None:
+@verb(
+    "lifetime arm",
+    "(re)install the timer; with -c by the config's lifetime as it is now",
+    ONE_OR_CONFIG,
+    example="ycluster lifetime arm --name dev",
+)
+def arm(host: Host, which: Selector) -> None:
     """(Re)install the timers; a running cluster with a budget and no deadline gets one from now."""
-    with opened(host, files) as state:
-        if state.expires_at is None:
+    files, config = find_with_config(host, which)
+    with opened(host, files) as before:
+        # What has a deadline counts as running: a VM may run out of our sight.
+        state, changes = reconfigured(before, config, host.clock(), runs=True)
+        if before.expires_at is None:
             _require_budget(host, state)
+        say_changes(host, changes)
         if state.disarmed:
             state = replace(state, timers=())
         # Anew: there may be a better backend by now.
-        state = arm_timers(host, _with_deadline(host, state), renew=True)
+        state = with_choice(host, _with_deadline(host, state))
+        state = arm_timers(host, state, renew=True)
     say_deadline(host, state)
 
 
 def _require_budget(host: Host, state: State) -> None:
     if budget(state.lifetime) is None:
-        hint = "lifetime.maxRun in the config sets it"
+        hint = "set lifetime.maxRun in its config; `ycluster lifetime arm -c DIR` then applies it"
         raise YclusterError(f"{state.name} has no lifetime budget", hint=hint)
     if not running(host, state.files):
         hint = "`ycluster start` gives it a fresh budget"
@@ -7956,13 +8335,15 @@ def _enforcement(host: Host, state: State) -> dict[str, Any]:
     armed = is_armed(host, state)
     backend = timer_named(state.timer.backend) if state.timer else None
     if backend is None or state.timer is None:
-        return {"backend": "", "armed": armed, "nextFire": "", "survives": {}, "improve": ""}
+        shown = {"backend": "", "armed": armed, "nextFire": "", "survives": {}, "improve": ""}
+        return {**shown, "chosen": state.timer_choice}
     return {
         "backend": backend.name,
+        "chosen": state.timer_choice,
         "armed": armed,
         "nextFire": format_time(state.timer.deadline) if armed else "",
         "survives": dict(backend.survives),
-        "improve": _better_timer(host, backend),
+        "improve": "" if state.timer_choice else _better_timer(host, backend),
     }
 
 
@@ -7980,6 +8361,9 @@ def _enforcement_rows(state: State, shown: Mapping[str, Any]) -> list[tuple[str,
         return [("timer:", "disarmed by hand")]
     name = shown["backend"] if shown["armed"] else "NONE: `ycluster lifetime arm` fixes it"
     rows = [("timer:", name)]
+    if shown["chosen"]:
+        way_out = "`YCLUSTER_TIMER=auto ycluster lifetime arm` takes the best"
+        rows.append(("  chosen:", f"{shown['chosen']}, by YCLUSTER_TIMER; {way_out}"))
     rows += [(f"  {what}:", how) for what, how in shown["survives"].items()]
     if shown["improve"]:
         rows.append(("  better:", f"`{shown['improve']}`, then `ycluster lifetime arm`"))
@@ -8443,13 +8827,14 @@ def _next_words(host: Host, before: Sequence[str], last: str) -> list[str]:
     for item in known:
         if item.takes_value and before[-1] in item.names:
             return _values_of(host, item)
-    return _words_of(known, options)
+    return _words_of(host, known, options)
 
 
-def _words_of(arguments: Sequence[Argument], options: bool) -> list[str]:
+def _words_of(host: Host, arguments: Sequence[Argument], options: bool) -> list[str]:
     """The names of those that are options; or else the words that the others can be."""
     if not options:
-        return [word for item in arguments if not item.is_option for word in item.choices]
+        placed = [item for item in arguments if not item.is_option]
+        return [word for item in placed for word in _values_of(host, item)]
     names = [name for item in arguments if item.is_option for name in item.names]
     return ["-h", "--help", *names]
 
@@ -8477,7 +8862,7 @@ def _options_of(group: str) -> list[str]:
 
 
 def _values_of(host: Host, option: Argument) -> list[str]:
-    if option == BY_NAME:
+    if option in (BY_NAME, BY_PLACE):
         return [state.name for _, state in readable(host)]
     if option == BY_CONTEXT:
         return [state.context for _, state in readable(host)]

@@ -33,7 +33,7 @@ COMMANDS = (
     "ycluster lifetime status",
     "ycluster ssh -- uname -sr",
 )
-AFTERWARDS = ("ycluster list", "ycluster ssh -- uname -sr", "ycluster teardown")
+AFTERWARDS = ("ycluster list", "ycluster ssh -- uname -sr", "ycluster teardown dev")
 STYLES = {
     "2": "fill:#8b949e",
     "31": "fill:#ff7b72",
@@ -146,7 +146,7 @@ def main() -> int:
             for command in AFTERWARDS:
                 show(command)
         finally:
-            run("ycluster teardown", home)
+            run("ycluster teardown dev", home)
     output.write_text(svg(shown))
     return 0
 

@@ -192,8 +192,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "provision fills the variables in",
-        "expand_variables(config.registries, host.environ)\n    sweep",
-        "config.registries\n    sweep",
+        "expand_variables(config.registries, host.environ)\n    hand_over",
+        "config.registries\n    hand_over",
         "test_faults.py::test_a_provision_keeps_what_its_config_says_and_no_credential",
     ),
     (
@@ -502,11 +502,11 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "YCLUSTER_TIMER chooses the timer",
         'wanted = host.environ.get("YCLUSTER_TIMER", "")',
         'wanted = ""',
-        "test_timers.py::test_the_environment_can_choose_a_timer",
+        "test_timers.py::test_timers_are_tried_best_first_and_before_them_what_was_chosen",
     ),
     (
         "a timer is armed by the backend that YCLUSTER_TIMER names",
-        "backends = timers_for(host)",
+        "backends = timers_for(host, state)",
         "backends = TIMERS",
         "test_timers.py::test_a_timer_that_the_environment_chooses_takes_the_place_of_a_better_one",
     ),
@@ -1068,9 +1068,21 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "test_histories.py::test_histories_that_must_be_among_them",
     ),
     (
+        "a KVM that fails at the launch is checked again",
+        "            forget_kvm(host)\n",
+        "",
+        "test_machine.py::test_a_kvm_that_fails_at_the_launch_is_given_up_and_asked_again_the_next_time",
+    ),
+    (
+        "a KVM that failed its check is asked again",
+        "if isinstance(error, SlowKvm):",
+        "if True:",
+        "test_machine.py::test_a_kvm_that_failed_its_trial_is_asked_again_at_the_next_start",
+    ),
+    (
         "a QEMU that came up and can't be used is killed",
-        "_kill(host, state.files)",
-        "pass",
+        "_kill(host, state.files)\n        raise",
+        "raise",
         "test_vm.py::test_a_vm_that_does_not_tell_its_ports_is_not_left_running",
     ),
     (
@@ -1212,34 +1224,32 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a start reaps not the cluster that it starts",
-        '_check_host(host)\n    sweep(host, by="next command", spare=files)',
+        "_check_host(host)\n    hand_over(host, spare=files)",
         '_check_host(host)\n    sweep(host, by="next command")',
         "test_faults.py::test_no_verb_but_a_reap_tears_its_own_cluster_down_because_it_is_overdue",
     ),
     (
         "a stop reaps not the cluster that it stops",
-        '"""Power the guest off; the disk stays."""\n'
-        '    sweep(host, by="next command", spare=files)',
+        '"""Power the guest off; the disk stays."""\n    hand_over(host, spare=files)',
         '"""Power the guest off; the disk stays."""\n    sweep(host, by="next command")',
         "test_faults.py::test_no_verb_but_a_reap_tears_its_own_cluster_down_because_it_is_overdue",
     ),
     (
         "a provision reaps not the cluster that it would make",
-        'sweep(host, by="next command", spare=files)\n    check_context',
+        "hand_over(host, spare=files)\n    check_context",
         'sweep(host, by="next command")\n    check_context',
         "test_faults.py::test_no_verb_but_a_reap_tears_its_own_cluster_down_because_it_is_overdue",
     ),
     (
         "a resume reaps not the cluster that it wakes",
-        'sweep(host, by="next command", spare=files)\n'
-        "    with opened(host, files) as state, find_vm",
+        "hand_over(host, spare=files)\n    with opened(host, files) as state, find_vm",
         'sweep(host, by="next command")\n    with opened(host, files) as state, find_vm',
         "test_faults.py::test_no_verb_but_a_reap_tears_its_own_cluster_down_because_it_is_overdue",
     ),
     (
         "a sweep outlives any failure",
-        "except Exception as error:\n            if os.path.lexists",
-        "except YclusterError as error:\n            if os.path.lexists",
+        "failed.append(files.name)\n        except Exception as error:",
+        "failed.append(files.name)\n        except YclusterError as error:",
         "test_faults.py::test_whatever_is_wrong_with_one_cluster_keeps_no_other_from_being_reaped",
     ),
     (
@@ -1247,6 +1257,24 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "patience=LOCK_TIMEOUT if every else 0.5)",
         "patience=LOCK_TIMEOUT)",
         "test_faults.py::test_the_next_command_waits_for_no_cluster_that_is_busy",
+    ),
+    (
+        "the next command outlives any failure of another cluster",
+        "_reap_apart(host, state)\n        except Exception as error:",
+        "_reap_apart(host, state)\n        except YclusterError as error:",
+        "test_faults.py::test_whatever_is_wrong_with_one_cluster_keeps_no_other_from_being_reaped",
+    ),
+    (
+        "the next command starts nothing for a cluster that is busy",
+        "if _needs_reap(host, state) and not flock_held(files.lock):",
+        "if _needs_reap(host, state):",
+        "test_faults.py::test_the_next_command_leaves_a_busy_cluster_to_whoever_works_on_it",
+    ),
+    (
+        "a reap that is handed over needs no log",
+        "host.spawn(argv, Path(os.devnull))",
+        "raise",
+        "test_faults.py::test_a_reap_that_is_handed_over_needs_no_log_and_no_new_copy",
     ),
     (
         "a timer waits for the lock without end",
@@ -1274,6 +1302,36 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "if False:\n        return True",
         "test_faults.py::test_the_next_command_arms_what_has_lost_its_timer_and_reaps_what_has_"
         "outlived_it",
+    ),
+    (
+        "a teardown never guesses",
+        "if which.unnamed_for:",
+        "if False:",
+        "test_cli.py::test_teardown_never_guesses_and_lists_the_commands_to_paste",
+    ),
+    (
+        "the choice of a timer is kept",
+        "return state if chosen is None else replace(state, timer_choice=chosen)",
+        "return state",
+        "test_timers.py::test_a_timer_that_was_chosen_is_armed_again_by_whoever_does_not_choose",
+    ),
+    (
+        "an edit ends no VM at once",
+        "if expires_at > clock.now:\n        return replace(\n            state,",
+        "if True:\n        return replace(\n            state,",
+        "test_reconfigure.py::test_the_deadline_of_a_running_vm_follows_its_budget",
+    ),
+    (
+        "a running guest keeps its machine",
+        "    if not runs:\n        applied += at_start",
+        "    if True:\n        applied += at_start",
+        "test_reconfigure.py::test_the_machine_is_changed_at_a_start_and_not_below_a_running_guest",
+    ),
+    (
+        "an extended deadline stays where the budget has not changed",
+        'if "lifetime" in changed:',
+        "if True:",
+        "test_reconfigure.py::test_a_config_that_was_not_edited_changes_nothing",
     ),
     (
         "an extension is armed",

@@ -83,7 +83,7 @@ def test_a_taken_port_is_named_before_anything_is_made(
 def test_a_lost_timer_is_caught_by_the_next_command(
     new_cluster: Callable[..., Cluster], blank_image: Path
 ) -> None:
-    """Its watcher is killed, so nothing fires; the provision of another cluster reaps it first."""
+    """Its watcher is killed, so nothing fires; the provision of another cluster has it reaped. (20.18)"""
     lost = new_cluster("lost", blank_image, on_expiry="pause")
     waiting = lost.program.spawn("provision", "-c", lost.directory, YCLUSTER_TIMER="watcher")
     wait_for("QEMU", lost.qemu)
@@ -99,7 +99,8 @@ def test_a_lost_timer_is_caught_by_the_next_command(
     assert "OVERDUE" in lost.program.run("list").stdout
     assert lost.status()["state"] == "running"  # those that only look never act
     another = new_cluster("another", blank_image.with_name("no-such-image"))
-    another.run("provision", code=5)
+    assert str(lost.file(".reap.log")) in another.run("provision", code=5).stderr
+    wait_for("the reap", lambda: lost.sidecar().get("reaped"))
     assert lost.status()["state"] == "paused"
     assert lost.status()["reaped"]["by"] == "next command"
 

@@ -208,7 +208,8 @@ def test_its_user_is_warned_and_extends_it_from_there(
     leader, follower = os.openpty()
     os.fchmod(follower, 0o620)  # as `mesg y`
     vm.set_deadline(25, warn="20s", onWarn=command, startedAt="2020-01-01T00:00:00Z")
-    vm.run("lifetime", "arm", YCLUSTER_TIMER=backend)
+    # Not by its config, which would be applied: it has no such warning.
+    vm.program.run("lifetime", "arm", "--name", vm.name, YCLUSTER_TIMER=backend)
     armed = our_timers(vm)
     assert len(armed) == (2 if backend == "systemd" else 0)
     wait_for("the warning", told.exists)
@@ -219,6 +220,7 @@ def test_its_user_is_warned_and_extends_it_from_there(
     assert (facts["YCLUSTER_NAME"], facts["YCLUSTER_STATE"]) == (vm.name, str(vm.file(".json")))
     assert 0 < int(facts["YCLUSTER_REMAINING_SECONDS"]) <= 20
     assert 3000 < vm.status()["remainingSeconds"] <= 3625 and vm.status()["state"] == "running"
+    assert vm.guard()["backend"] == backend, "the command that extended it did not choose one"
     log = vm.program.home / ".local/state/ycluster/events.jsonl"
     told_of = [
         event["event"]
@@ -249,6 +251,7 @@ def test_start_gives_a_fresh_deadline_later_than_the_first(vm: Cluster) -> None:
     assert 3600 <= moment(vm.status()["expiresAt"]) - moment(vm.status()["startedAt"]) <= 3601
     assert vm.guard() | {"survives": None} == {
         "backend": "at", "armed": True, "nextFire": vm.status()["expiresAt"], "survives": None, "improve": "",
+        "chosen": "at",
     }  # fmt: skip
     assert (
         vm.run("ssh", "--", "cat precious && sudo touch /etc/cloud/cloud-init.disabled").stdout
@@ -298,11 +301,15 @@ def test_what_the_guest_has_synced_outlives_a_killed_qemu_and_its_machine_stays_
     os.kill(pid, 9)
     wait_for("its end", lambda: vm.qemu() == [])
     assert vm.status()["state"] == "stopped"
-    vm.run("start", YCLUSTER_TIMER="systemd")
+    config = vm.directory / "y-cluster-provision.yaml"
+    config.write_text(config.read_text().replace("memory: 1024", "memory: 1100"))
+    told = vm.run("start", YCLUSTER_TIMER="systemd").stderr
+    assert "memory: 1024 -> 1100" in told
     assert vm.run("ssh", "--", "cat synced").stdout == "solid\n"
     [pid] = vm.qemu()
     assert machine.startswith("pc-q35-") and vm.sidecar()["machine"] == machine
     assert f"-machine\0{machine},".encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+    assert b"-m\x001100M\0" in Path(f"/proc/{pid}/cmdline").read_bytes()
     assert len(our_timers(vm)) == 1
 
 

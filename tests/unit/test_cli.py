@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from unit_support import PROGRAM, Cli, Processes, Ran, made, missing, told, tree
+from unit_support import PROGRAM, Cli, Processes, Ran, made, missing, told, tree, wait_for
 
 import ycluster
 
@@ -257,6 +257,52 @@ def test_when_it_is_not_clear_the_clusters_are_listed(
     told(ran, 4, f"--name first (in {cache})", f"--name second (in {cache})", lines=3)
 
 
+@pytest.mark.parametrize("names", [("only",), ("a", "local")], ids=["the only one", "one is local"])
+def test_teardown_never_guesses_and_lists_the_commands_to_paste(
+    cli: Cli, cache: Path, names: tuple[str, ...]
+) -> None:
+    """What is destroyed is named; the other verbs keep taking the only cluster. (20.2)"""
+    for name in names:
+        made(cache, name, context="local" if name == names[-1] else "other").files.disk.touch()
+    before = tree(cache)
+    for argv in ("teardown", "teardown --keep-disk"):
+        ran = cli(*argv.split())
+        commands = [f"ycluster teardown --name {name} (in {cache})" for name in names]
+        told(ran, 2, *commands, lines=1 + len(names))
+        assert tree(cache) == before
+    assert cli("status").code == 0
+
+
+@pytest.mark.parametrize(
+    "argv", ["demo", "--keep-disk demo", "--name demo", "--context mine", "-c named"]
+)
+def test_each_way_of_naming_a_cluster_tears_down_that_one(
+    cli: Cli, at: Path, cache: Path, argv: str
+) -> None:
+    """(20.2)"""
+    (at / "named").mkdir()
+    (at / "named" / "y-cluster-provision.yaml").write_text("name: demo\nk3s: {install: none}\n")
+    made(cache, context="mine")
+    other = made(cache, "other", context="local")
+    assert cli("teardown", *argv.split()).code == 0
+    assert set(tree(cache)) == {"other.json"} and ycluster.load_state(other.files) == other
+
+
+@pytest.mark.parametrize(
+    "argv", ["demo --name demo", "demo --context local", "demo -c good", "demo demo"]
+)
+def test_a_cluster_to_tear_down_is_named_once(cli: Cli, at: Path, cache: Path, argv: str) -> None:
+    """(20.2)"""
+    made(cache)
+    before = tree(cache)
+    assert cli("teardown", *argv.split()).code == 2 and tree(cache) == before
+
+
+def test_a_teardown_where_there_is_no_cluster_says_so(cli: Cli, cache: Path) -> None:
+    """(20.2)"""
+    told(cli("teardown"), 4, "no cluster", lines=2)
+
+
 def test_a_config_names_its_cluster_in_its_own_cachedir(cli: Cli, at: Path) -> None:
     (at / "good" / "y-cluster-provision.yaml").write_text(CONFIGS["good"] + "cacheDir: own\n")
     (at / "good" / "own").mkdir()
@@ -369,14 +415,15 @@ def test_reap_all_reaps_the_others_and_fails(cli: Cli, cache: Path) -> None:
 def test_the_next_command_reaps_what_is_overdue_elsewhere(
     cli: Cli, cache: Path, at: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    late = made(cache, "late", expires_at=LONG_AGO)
+    """By a process of its own: its own verb comes first. (20.18)"""
+    late = made(cache, "late", expires_at=LONG_AGO, timer_choice="watcher")
     made(cache, "other", expires_at=LONG_AGO)
-    ran = cli(
-        "resume", "--name", "other"
-    )  # is stopped, which is an error, and comes after the sweep
-    told(ran, 1, "`ycluster start --name other`")
+    ran = cli("resume", "--name", "other")  # is stopped, which is an error, and comes after it
+    told(ran, 1, "`ycluster start --name other`", "late:", late.files.log)
+    wait_for("the reap", lambda: ycluster.load_state(late.files).reaped)
     reaped = ycluster.load_state(late.files).reaped
     assert reaped is not None and reaped.by == "next command"
+    wait_for("its log", lambda: "stop: was not running" in late.files.log.read_text())
     assert ycluster.load_state(ycluster.Files(cache, "other")).expires_at == LONG_AGO
 
 
@@ -435,7 +482,7 @@ def test_teardown_can_keep_the_disk_and_its_key(cli: Cli, cache: Path) -> None:
     state = made(cache)
     for path in (state.files.disk, state.files.ssh_key, state.files.ssh_pub):
         path.write_text("x")
-    ran = cli("teardown", "--keep-disk")
+    ran = cli("teardown", "demo", "--keep-disk")
     told(ran, 0, f"kept: {state.files.disk}")
     assert set(tree(cache)) == {"demo.qcow2", "demo-ssh", "demo-ssh.pub"}
 

@@ -52,6 +52,8 @@ def env(home: Path, cache: Path, tmp_path: Path) -> dict[str, str]:
         (["lifetime", "reap", "--"], ["--all", "--config", "--context", "--help", "--name", "--state", "--verbose"]),  # no --by, no --wait
         (["stop", "--name", ""], ["alpha", "beta"]),
         (["stop", "--name", "x"], []),
+        (["teardown", ""], ["alpha", "beta"]),
+        (["teardown", "b"], ["beta"]),
         (["completion", ""], ["bash", "fish", "words", "zsh"]),
         (["ssh", "--name", "alpha", "--", "st"], []),  # the guest's words are its own
         (["stop", "-c", ""], []),  # the shell knows of folders

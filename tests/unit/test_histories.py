@@ -7,8 +7,9 @@ from a chosen effect on nothing has any effect any more, as after a SIGKILL, unt
 from __future__ import annotations
 
 import contextlib
+import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable
 
@@ -31,8 +32,18 @@ class Crash(BaseException):
 
 
 class Laptop(Clocked):
+    """`handed` are the state files of clusters for whose reap a process has been started."""
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(home)
+        self.handed: list[Path] = []
+
     def need(self, programs: Mapping[str, str]) -> None:
         pass
+
+    def spawn(self, argv: Sequence[str], log: Path) -> None:
+        assert "reap" in argv and argv[-1] == "next command"
+        self.handed.append(Path(argv[list(argv).index("--state") + 1]))
 
 
 class World:
@@ -204,6 +215,7 @@ class Histories(RuleBasedStateMachine):
         except Crash:
             end, self.killed = "killed", True
         self.world.crash_at = None
+        self.the_processes_that_were_started_run()
         for name, files in self.files.items():
             if (
                 ran.get(files) == "running"
@@ -222,6 +234,13 @@ class Histories(RuleBasedStateMachine):
                     f"{name} was torn down by a clock nobody can check"
                 )
         return end
+
+    def the_processes_that_were_started_run(self) -> None:
+        """Whatever has become of the command that started them."""
+        while self.host.handed:
+            sidecar = self.host.handed.pop()
+            with contextlib.suppress(YclusterError):
+                ycluster.reap(self.host, Files(sidecar.parent, sidecar.stem), by="next command")
 
     def overdue(self, *, patient: bool = True) -> list[str]:
         """Clusters that run past their deadline; a `patient` look leaves out those whose second try is yet to come."""
@@ -265,9 +284,7 @@ class Histories(RuleBasedStateMachine):
     def wake(self, name: str, crash: int | None, verb: str) -> None:
         stopped = self.files[name] not in self.world.vms and self.files[name].disk.exists()
         end = self.command(
-            lambda: getattr(ycluster, verb)(
-                self.host, ycluster.find_cluster(self.host, Selector(name=name))
-            ),
+            lambda: getattr(ycluster, verb)(self.host, Selector(name=name)),
             crash,
         )
         if end == "done":
@@ -299,18 +316,34 @@ class Histories(RuleBasedStateMachine):
 
     @rule(name=names, crash=crashes, verb=st.sampled_from(["arm", "disarm"]))
     def guard(self, name: str, crash: int | None, verb: str) -> None:
-        ran = dict(self.world.vms)
-        if (
-            self.command(
-                lambda: getattr(ycluster, verb)(
-                    self.host, ycluster.find_cluster(self.host, Selector(name=name))
-                ),
-                crash,
-            )
-            == "done"
-        ):
+        ran, which = dict(self.world.vms), Selector(name=name)
+        verbs: dict[str, Callable[[], object]] = {
+            "arm": lambda: ycluster.arm(self.host, which),
+            "disarm": lambda: ycluster.disarm(self.host, ycluster.find_cluster(self.host, which)),
+        }
+        if self.command(verbs[verb], crash) == "done":
             self.guarded(name)
         assert self.world.vms == ran
+
+    @rule(
+        name=names,
+        crash=crashes,
+        verb=st.sampled_from(["start", "resume", "arm"]),
+        run=st.sampled_from(["1h", "40s", ""]),
+    )
+    def the_config_is_edited_and_applied(
+        self, name: str, crash: int | None, verb: str, run: str
+    ) -> None:
+        """(20.14)"""
+        config = self.config(name) / "y-cluster-provision.yaml"
+        config.write_text(re.sub(r"maxRun: '.*?'", f"maxRun: '{run}'", config.read_text()))
+        by_config = Selector(config=self.config(name))
+        end = self.command(lambda: getattr(ycluster, verb)(self.host, by_config), crash)
+        if end != "done":
+            return
+        state = self.states()[name]
+        assert state.lifetime == run and (state.expires_at is not None or not run)
+        self.guarded(name)
 
     @rule(name=names, crash=crashes, more=st.sampled_from(["1s", "90s", "2h"]))
     def extend(self, name: str, crash: int | None, more: str) -> None:
@@ -403,7 +436,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule()
     def sweep(self) -> None:
-        self.command(lambda: ycluster.sweep(self.host, by="next command"))
+        self.command(lambda: ycluster.hand_over(self.host, spare=Files(self.cache, "nobody's")))
         assert self.overdue() == [] or self.world.stubborn
         for name in self.states():  # a timer that got lost is armed again
             self.guarded(name)

@@ -216,30 +216,137 @@ def test_a_kvm_that_fails_the_trial_is_told_apart(
     assert "/dev/kvm" in trial(host, tmp_path, "exit 33")
 
 
-@pytest.mark.parametrize("verdict", [True, False], ids=["works", "fails"])
 @pytest.mark.parametrize(
     "changed, again",
     [({}, False), ({"boot": "boot-2"}, True), ({"version": "QEMU emulator version 9.0"}, True)],
     ids=["same boot, same QEMU", "rebooted", "upgraded"],
 )
-def test_the_trial_is_held_once_in_a_boot(
-    home: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, str], again: bool, verdict: bool
+def test_a_kvm_that_has_passed_its_trial_is_tried_once_in_a_boot(
+    home: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, str], again: bool
 ) -> None:
-    held = []
-
-    def hold(host: object) -> None:
-        held.append(1)
-        if not verdict:
-            raise ycluster.PrerequisiteError("crawls")
-
-    monkeypatch.setattr(ycluster, "try_kvm", hold)
+    held: list[object] = []
+    monkeypatch.setattr(ycluster, "try_kvm", held.append)
     host = Booted(home)
-    assert [ycluster.kvm_works(host), ycluster.kvm_works(host)] == [verdict, verdict] and len(
-        held
-    ) == 1
-    assert ("crawls" in host.log.getvalue()) is not verdict
+    assert ycluster.kvm_works(host) and ycluster.kvm_works(host) and len(held) == 1
     vars(host).update(changed)
-    assert ycluster.kvm_works(host) is verdict and len(held) == 1 + again
+    assert ycluster.kvm_works(host) and len(held) == 1 + again
+
+
+# A QEMU whose KVM does what a test writes to files: `check` is what the boot sector comes to, and a
+# launch with KVM fails where `held` is there. It counts its checks, and needs no KVM itself.
+KVM_HOST = """\
+#!/bin/sh
+case "$*" in
+*--version*) echo 'QEMU emulator version 7.2.22' ;;
+*isa-debug-exit*) echo >>{folder}/checks; . {folder}/check ;;
+*'-accel kvm'*) if [ -e {folder}/held ]; then echo 'KVM_CREATE_VM: busy' >&2; exit 1; fi ;;
+esac
+: >>demo-console.log; : >demo.qmp
+"""
+PASSES, BUSY, CRAWLS = "exit 33", "echo 'KVM_CREATE_VM: busy' >&2; exit 1", "exec sleep 60"
+
+
+class KvmHost:
+    """A host with that QEMU, and the clusters that it launches."""
+
+    def __init__(self, host: Clocked, folder: Path) -> None:
+        self.host, self.folder = host, folder
+        program = folder / "bin" / "qemu-system-x86_64"
+        program.parent.mkdir()
+        program.write_text(KVM_HOST.format(folder=folder))
+        program.chmod(0o755)
+        host.environ["PATH"] = f"{program.parent}:/usr/bin:/bin"
+
+    def kvm(self, check: str, *, held: bool = False) -> None:
+        (self.folder / "check").write_text(check)
+        (self.folder / "held").unlink(missing_ok=True)
+        if held:
+            (self.folder / "held").touch()
+
+    def runs_with(self, accel: str = "auto") -> str:
+        fields = {"accel": accel, "machine": "q35", "auto_ports": ()}
+        return ycluster.launch(self.host, state(self.folder, **fields)).ran_with
+
+    @property
+    def checks(self) -> int:
+        return len((self.folder / "checks").read_text().splitlines())
+
+
+@pytest.fixture
+def kvm_host(host: Clocked, tmp_path: Path, kvm: None, monkeypatch: pytest.MonkeyPatch) -> KvmHost:
+    monkeypatch.setattr(ycluster, "try_kvm", try_kvm)
+    return KvmHost(host, tmp_path)
+
+
+def test_a_kvm_that_failed_its_trial_is_asked_again_at_the_next_start(kvm_host: KvmHost) -> None:
+    """VirtualBox had it, and has let it go. (20.19)"""
+    kvm_host.kvm(BUSY)
+    assert [kvm_host.runs_with(), kvm_host.runs_with()] == ["tcg", "tcg"]
+    assert kvm_host.host.log.getvalue().count("KVM_CREATE_VM: busy") == 2, "each start says why"
+    kvm_host.kvm(PASSES)
+    assert [kvm_host.runs_with(), kvm_host.runs_with()] == ["kvm", "kvm"]
+    assert kvm_host.checks == 3
+
+
+def test_a_kvm_that_crawls_is_asked_again_after_a_quarter_of_an_hour(
+    kvm_host: KvmHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each check of it takes ten seconds. (20.19)"""
+    monkeypatch.setattr(ycluster, "KVM_TIMEOUT", 0.5)
+    monkeypatch.setattr(Clocked, "monotonic", lambda self: ycluster.time.monotonic())
+    kvm_host.kvm(CRAWLS)
+    assert [kvm_host.runs_with(), kvm_host.runs_with()] == ["tcg", "tcg"]
+    assert kvm_host.checks == 1 and kvm_host.host.log.getvalue().count("at speed") == 2
+    kvm_host.kvm(PASSES)
+    kvm_host.host.time += 890
+    assert kvm_host.runs_with() == "tcg"
+    kvm_host.host.time += 20
+    assert kvm_host.runs_with() == "kvm"
+
+
+def test_a_verdict_of_the_future_does_not_hold(
+    kvm_host: KvmHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock was wrong when KVM crawled, or is now. (20.19)"""
+    monkeypatch.setattr(ycluster, "KVM_TIMEOUT", 0.5)
+    monkeypatch.setattr(Clocked, "monotonic", lambda self: ycluster.time.monotonic())
+    kvm_host.kvm(CRAWLS)
+    assert kvm_host.runs_with() == "tcg"
+    kvm_host.kvm(PASSES)
+    kvm_host.host.time -= 60
+    assert kvm_host.runs_with() == "kvm"
+
+
+def test_a_kvm_that_fails_at_the_launch_is_given_up_and_asked_again_the_next_time(
+    kvm_host: KvmHost,
+) -> None:
+    """It passed its check in this boot, and another has taken it since. (20.19)"""
+    kvm_host.kvm(PASSES)
+    assert kvm_host.runs_with() == "kvm"
+    kvm_host.kvm(BUSY, held=True)
+    assert kvm_host.runs_with() == "tcg"
+    assert folded(kvm_host.host.log.getvalue()).count("KVM_CREATE_VM: busy") == 1
+    assert (kvm_host.runs_with(), kvm_host.checks) == ("tcg", 2)
+    kvm_host.kvm(PASSES)
+    assert (kvm_host.runs_with(), kvm_host.checks) == ("kvm", 3)
+
+
+def test_a_kvm_that_the_config_asks_for_is_not_replaced(kvm_host: KvmHost) -> None:
+    """(20.19)"""
+    kvm_host.kvm(PASSES, held=True)
+    with refused(YclusterError, "KVM_CREATE_VM: busy"):
+        kvm_host.runs_with("kvm")
+
+
+def test_a_launch_that_fails_with_and_without_kvm_fails_with_the_latters_error(
+    kvm_host: KvmHost,
+) -> None:
+    """It was not KVM's fault, or not its alone. (20.19)"""
+    kvm_host.kvm(PASSES, held=True)
+    program = kvm_host.folder / "bin" / "qemu-system-x86_64"
+    program.write_text(program.read_text() + "echo 'no such disk' >&2; exit 1\n")
+    with refused(YclusterError, "no such disk"):
+        kvm_host.runs_with()
 
 
 def test_the_trial_is_held_anew_once_the_device_is_opened_to_the_user(

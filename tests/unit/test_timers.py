@@ -30,6 +30,7 @@ from unit_support import (
     Processes,
     folded,
     made,
+    missing,
     refused,
 )
 
@@ -160,18 +161,77 @@ def test_at_is_asked_for_the_minute_of_the_deadline_with_a_job_that_waits(
 # --- which timer
 
 
-def test_all_timers_are_tried_best_first(host: Clocked) -> None:
-    assert [timer.name for timer in timers_for(host)] == ["systemd", "at", "watcher"]
-
-
-@pytest.mark.parametrize("name", ["systemd", "at", "watcher"])
-def test_the_environment_can_choose_a_timer(home: Path, name: str) -> None:
-    assert [timer.name for timer in timers_for(Clocked(home, YCLUSTER_TIMER=name))] == [name]
+@pytest.mark.parametrize(
+    "environ, kept, tried",
+    [
+        (None, "", "systemd at watcher"),
+        ("", "", "systemd at watcher"),
+        ("systemd", "", "systemd"),
+        ("at", "", "at"),
+        ("watcher", "", "watcher"),
+        # What an earlier command chose comes first; should it be gone, another is better than none.
+        (None, "watcher", "watcher systemd at"),
+        ("", "at", "at systemd watcher"),
+        ("at", "watcher", "at"),
+        ("auto", "watcher", "systemd at watcher"),
+        (None, "another version's", "systemd at watcher"),
+    ],
+)
+def test_timers_are_tried_best_first_and_before_them_what_was_chosen(
+    home: Path, environ: str | None, kept: str, tried: str
+) -> None:
+    """(20.23)"""
+    host = Clocked(home, **({} if environ is None else {"YCLUSTER_TIMER": environ}))
+    state = State(name="demo", cache_dir="/c", timer_choice=kept)
+    assert [timer.name for timer in timers_for(host, state)] == tried.split()
 
 
 def test_a_timer_that_does_not_exist_is_a_usage_error(home: Path) -> None:
     with refused(ycluster.UsageError, "YCLUSTER_TIMER=cron", "systemd, at, watcher"):
-        timers_for(Clocked(home, YCLUSTER_TIMER="cron"))
+        timers_for(Clocked(home, YCLUSTER_TIMER="cron"), State(name="demo", cache_dir="/c"))
+
+
+@pytest.mark.parametrize("verb", ["lifetime arm", "lifetime extend 1h"])
+def test_a_timer_that_was_chosen_is_armed_again_by_whoever_does_not_choose(
+    cli: Cli, cache: Path, monkeypatch: pytest.MonkeyPatch, log: list[str], verb: str
+) -> None:
+    """Such as the timer itself, which has no YCLUSTER_TIMER; `auto` forgets the choice. (20.23)"""
+    use(monkeypatch, Memory("best", log), Memory("worse", log))
+    state = made(cache, expires_at=int(time.time()) + 3600)
+
+    def armed_by(argv: str) -> str:
+        assert cli(*argv.split()).code == 0
+        timer = ycluster.load_state(state.files).timer
+        return timer.backend if timer else ""
+
+    monkeypatch.setenv("YCLUSTER_TIMER", "worse")
+    assert armed_by(verb) == "worse"
+    monkeypatch.delenv("YCLUSTER_TIMER")
+    fired = "lifetime reap --by worse"
+    assert [armed_by(argv) for argv in (fired, "lifetime extend 1h", "lifetime arm")] == [
+        "worse"
+    ] * 3
+    shown = json.loads(cli("lifetime", "status", "-o", "json").out)["enforcement"]
+    assert (shown["chosen"], shown["improve"]) == ("worse", "")
+    assert "YCLUSTER_TIMER" in cli("lifetime", "status").out
+    monkeypatch.setenv("YCLUSTER_TIMER", "auto")
+    assert armed_by("lifetime arm") == "best"
+    monkeypatch.delenv("YCLUSTER_TIMER")
+    assert armed_by("lifetime reap --by best") == "best"
+
+
+def test_a_choice_that_is_not_there_any_more_costs_no_deadline(
+    host: Clocked, cache: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]
+) -> None:
+    """Another timer takes it, and that is said; where the choice is made, it is an error. (20.23)"""
+    gone = Memory("gone", log, unusable="it went with its package")
+    use(monkeypatch, Memory("best", log), gone)
+    state = arm_timers(host, made(cache, expires_at=DEADLINE, timer_choice="gone"))
+    assert state.timer and state.timer.backend == "best"
+    assert missing(host.log.getvalue(), "warning:", "it went with its package") == []
+    host.environ["YCLUSTER_TIMER"] = "gone"
+    with refused(ycluster.PrerequisiteError, "it went with its package"):
+        arm_timers(host, state, renew=True)
 
 
 def test_programs_that_are_missing_make_a_timer_unusable(

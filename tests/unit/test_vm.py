@@ -266,7 +266,7 @@ def test_a_guest_is_not_woken_before_a_timer_guards_it(
     with find_vm(HERE, files) as vm:
         assert vm and ycluster.pause_vm(host, files, vm)
     with pytest.raises(ycluster.PrerequisiteError):
-        ycluster.resume(host, files)
+        ycluster.resume(host, ycluster.Selector(state_file=files.sidecar))
     assert ycluster.vm_status(host, files) == "paused"
 
 
@@ -631,7 +631,7 @@ def test_a_better_timer_is_taken_when_one_arms_again(
     monkeypatch.setattr(ycluster, "TIMERS", (best, worse))
     ends = int(host.now()) + 60
     made(files.cache_dir, expires_at=ends, timers=(ycluster.ArmedTimer("worse", "old", ends),))
-    ycluster.arm(host, files)
+    ycluster.arm(host, ycluster.Selector(state_file=files.sidecar))
     assert ycluster.load_state(files).timer == ycluster.ArmedTimer("best", "best", ends)
     assert worse.cancelled == ["old"]
 
@@ -662,7 +662,7 @@ def test_resume_wakes_a_guest_that_stopped_by_itself_and_gives_it_a_deadline(
     monkeypatch.setattr(
         ycluster, "arm_timers", lambda host, state, *args, **kw: ycluster.save_state(state)
     )
-    ycluster.resume(host, files)
+    ycluster.resume(host, ycluster.Selector(state_file=files.sidecar))
     assert len(woken) == 1 and ycluster.load_state(files).expires_at == int(host.now()) + 8 * 3600
 
 
@@ -674,7 +674,7 @@ def test_resume_fails_where_the_guest_does_not_go_on(
     monkeypatch.setattr(ycluster, "vm_status", lambda host, files: "internal-error")
     monkeypatch.setattr(ycluster, "resume_vm", lambda host, files, vm: None)
     with refused(YclusterError, "demo", "internal-error"):
-        ycluster.resume(host, files)
+        ycluster.resume(host, ycluster.Selector(state_file=files.sidecar))
 
 
 def test_a_verb_cannot_be_put_to_sleep_with_a_lock_in_its_hand(

@@ -7,9 +7,10 @@ import io
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import pytest
 
@@ -169,6 +170,14 @@ def made(cache_dir: Path, name: str = "demo", **fields: Any) -> State:
     """The state of a cluster with an 8 h budget, saved in its cacheDir."""
     state = State(**{"name": name, "cache_dir": str(cache_dir), "lifetime": "8h", **fields})
     return ycluster.save_state(state)
+
+
+def wait_for(what: str, condition: Callable[[], object], seconds: float = 60.0) -> None:
+    """Wait for what another process does."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, f"no {what} within {seconds:.0f} s"
+        time.sleep(0.02)
 
 
 def tree(root: Path) -> dict[str, object]:
