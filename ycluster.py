@@ -2933,6 +2933,9 @@ class OwnFile:
         return files.cache_dir / (files.name + self.suffix)
 
 
+GATEWAY_STATE = "-gateway-state.json"  # a file of the sibling's
+
+
 class Files(Record):
     """What a cluster owns on disk, and when a teardown removes it."""
 
@@ -2969,6 +2972,11 @@ class Files(Record):
     sibling_seed = OwnFile("-seed.img")
     sibling_user_data = OwnFile("-cloud-init.yaml")
     sibling_meta_data = OwnFile("-meta-data.yaml")
+    sibling_network = OwnFile("-network-config.yaml")
+
+    # What it writes later: an export's record of the gateway, and a save that was cut off.
+    sibling_gateway = OwnFile(GATEWAY_STATE)
+    sibling_unfinished = OwnFile(".json.tmp")
 
     program = OwnFile(".ycluster.py", "last")  # the copy of this program that the timers run
     sidecar = OwnFile(".json", "last")  # the state, see `State`
@@ -2981,8 +2989,10 @@ class Files(Record):
     def disposable(self) -> list[Path]:
         """What goes with the cluster, and the temporary files of killed writes."""
         going = self.going("with the cluster")
-        written = [*going, *self.going("last")]
-        return [*going, *self._unfinished({path.name for path in written})]
+        if _is_state(self.sibling_gateway):  # that of a cluster called NAME-gateway-state
+            going.remove(self.sibling_gateway)
+        written = {path.name for path in (*going, *self.going("last"))}
+        return [*going, *self._unfinished(written - {self.sibling_gateway.name})]
 
     def _unfinished(self, names: set[str]) -> list[Path]:
         """The temporary files that `write_file` makes for files of these names."""
@@ -3412,7 +3422,7 @@ def remember_cache_dir(host: Host, cache_dir: Path) -> None:
 
 
 def discover(host: Host) -> list[Files]:
-    """The clusters of this user, by name and place. No state file is read."""
+    """The clusters of this user, by name and place; those whose state file is damaged, too."""
     found: set[Files] = set()
     for place in _cache_dirs(host):
         found.update(_clusters_in(place))
@@ -3435,7 +3445,34 @@ def _clusters_in(place: Path) -> set[Files]:
         sidecars = list(cache_dir.glob("*.json"))
     except (OSError, RuntimeError):  # a link that leads nowhere, or in a circle
         return set()
-    return {Files(cache_dir, path.stem) for path in sidecars if not path.name.startswith(".")}
+    found = [path for path in sidecars if not path.name.startswith(".")]
+    return {Files(cache_dir, path.stem) for path in found if _is_state(path)}
+
+
+# One of these beside a version tells a state file from any other JSON; the sibling writes them all.
+_MARKS = {"diskSize", "memory", "cpus", "sshPort", "portForwards", "cacheDir", "k3s"}
+
+
+def _is_state(path: Path) -> bool:
+    """Whether a JSON file in a cacheDir is, or was, the state file of a cluster.
+
+    One that is damaged counts: its VM may run. What never was one does not, such as the sibling's
+    record of a gateway, unless there is a cluster of that name.
+    """
+    files = Files(path.parent, path.stem)
+    parts = (files.disk, files.ssh_key, files.pidfile, files.vm_lock)
+    if any(os.path.lexists(part) for part in parts):
+        return True
+    try:
+        # Reading from a pipe would wait for a writer.
+        data = json.loads(path.read_bytes()) if path.is_file() else None
+    except (OSError, ValueError, RecursionError):
+        data = None
+    if data is None:
+        return not path.name.endswith(GATEWAY_STATE)
+    if not isinstance(data, dict):
+        return False
+    return data.get("name") == path.stem or ("version" in data and bool(_MARKS & data.keys()))
 
 
 # --- events: what happened, in the user's log and in the next command's words
