@@ -580,6 +580,23 @@ class Host:
             return Path(named) / "ycluster"
         return self.home() / ".local" / "state" / "ycluster"
 
+    def kubeconfigs(self) -> list[Path]:
+        """The files of $KUBECONFIG in their order, each once; none where it is not set.
+
+        They are absolute, as other programs run in another folder. A relative one leads nowhere if
+        this process's folder has been removed.
+        """
+        try:
+            folder = os.getcwd()
+        except FileNotFoundError:
+            folder = ""
+        found: dict[str, Path] = {}
+        for name in self.environ.get("KUBECONFIG", "").split(":"):
+            path = Path(folder, name)
+            if name and path.is_absolute():
+                found.setdefault(os.path.realpath(path), path)
+        return list(found.values())
+
     def child_env(self, extra: Mapping[str, str] = {}) -> dict[str, str]:
         """The whole environment of a child."""
         env = {
@@ -591,6 +608,8 @@ class Host:
         if os.path.isdir(runtime):  # ssh -T, sudo, cron and at do not set the variable.
             env["XDG_RUNTIME_DIR"] = runtime
         inherited = {name: self.environ[name] for name in _INHERITED if self.environ.get(name)}
+        if self.kubeconfigs():  # Timers need it: a teardown takes our names out of these files.
+            inherited["KUBECONFIG"] = ":".join(map(str, self.kubeconfigs()))
         return {**env, **inherited, **extra}
 
     def interpreter(self) -> str:
@@ -5612,19 +5631,34 @@ def _run_k3s_install(host: Host, state: State, waiting: Waiting) -> None:
 
 # === 17 kubeconfig ================================================================================
 # Our cluster, user and context in the user's kubeconfig, which kubectl alone writes. What is the
-# user's own is never replaced. The state names the file before our names go into it, and the
-# context, which shows that they are ours, comes out last: so a teardown finds what a kill has left.
-# Two copies are kept beside the file: `.before-ycluster`, as it was before our first change ever,
-# and `.before-ycluster-last`, as it was before our last one.
+# user's own is never replaced, and what kubectl does without --context does not change: it merges
+# all files of $KUBECONFIG, so every one of them is looked at, while one alone is written. The state
+# names this file before our names go into it. The context, which shows that they are ours, goes in
+# first and comes out last: so a teardown finds what a kill has left. Two copies are kept beside the
+# file: `.before-ycluster`, as it was before our first change ever, and `.before-ycluster-last`, as
+# it was before our last one.
+
+
+class Kubeconfig(Record):
+    """What a kubeconfig says, without its secrets: what each name in it stands for."""
+
+    clusters: Mapping[str, Any] = {}
+    contexts: Mapping[str, Any] = {}
+    users: Mapping[str, Any] = {}
+    current_context: str = ""
+
+
+Kubeconfigs: TypeAlias = "Mapping[Path, Kubeconfig]"  # in the order in which kubectl merges them
+
+
+def kubeconfig_files(host: Host) -> list[Path]:
+    """The files that the user's kubectl merges: those of $KUBECONFIG, or ~/.kube/config."""
+    return host.kubeconfigs() or [host.home() / ".kube" / "config"]
 
 
 def kubeconfig_file(host: Host) -> Path:
-    """The file to merge clusters into: the first of $KUBECONFIG, or ~/.kube/config."""
-    named = host.environ.get("KUBECONFIG", "")
-    for path in named.split(":"):
-        if path:
-            return Path(os.path.abspath(path))
-    return host.home() / ".kube" / "config"
+    """The file to merge clusters into: the first."""
+    return kubeconfig_files(host)[0]
 
 
 def _kubectl(host: Host, file: Path | str, *words: str) -> str:
@@ -5651,20 +5685,27 @@ def _kubectl(host: Host, file: Path | str, *words: str) -> str:
     return output
 
 
-def _current_context(host: Host, file: Path | str) -> str:
-    return _kubectl(host, file, "view", "-o", "jsonpath={.current-context}")
+def _view(host: Host, file: Path) -> Kubeconfig:
+    """What a kubeconfig says; nothing where there is no such file."""
+    if not os.path.exists(file):
+        return Kubeconfig()
+    view = json.loads(_kubectl(host, file, "view", "-o", "json"))
+    return Kubeconfig(
+        clusters=_by_name(view.get("clusters"), "cluster"),
+        contexts=_by_name(view.get("contexts"), "context"),
+        users=_by_name(view.get("users"), "user"),
+        current_context=view.get("current-context") or "",
+    )
 
 
-def _view(host: Host, file: Path) -> dict[str, dict[str, Any]]:
-    """The clusters, contexts and users of a kubeconfig, each by its name."""
-    view: dict[str, Any] = {}
-    if file.exists():
-        view = json.loads(_kubectl(host, file, "view", "-o", "json"))
-    return {
-        "clusters": _by_name(view.get("clusters"), "cluster"),
-        "contexts": _by_name(view.get("contexts"), "context"),
-        "users": _by_name(view.get("users"), "user"),
-    }
+def _views(host: Host) -> Kubeconfigs:
+    """What each of the user's kubeconfigs says."""
+    return {file: _view(host, file) for file in kubeconfig_files(host)}
+
+
+def _current_context(views: Iterable[Kubeconfig]) -> str:
+    """The current context of several kubeconfigs: kubectl takes the first that is set."""
+    return next((view.current_context for view in views if view.current_context), "")
 
 
 def _by_name(items: Sequence[dict[str, Any]] | None, kind: str) -> dict[str, Any]:
@@ -5687,46 +5728,59 @@ def check_context(
             other = f"the cluster {state.name} in {state.cache_dir}"
             why = f"{config.file}: context {context!r} is that of {other}"
             raise ConfigError(why, hint="give this one a context of its own")
-    if config.k3s.install != "none":
-        file = kubeconfig_file(host)
-        _check_names(host, file, config.name, context, config.network.bind_address)
+    if config.k3s.install != "none" and host.which("kubectl"):
+        address = config.network.bind_address
+        _check_names(_views(host), config.name, context, address)
 
 
 def _check_names(
-    host: Host,
-    file: Path,
+    views: Kubeconfigs,
     name: str,
     context: str,
     address: str,
-    *,
-    known: bool = False,
+    own: Path | None = None,
 ) -> None:
-    """Raise if our names would replace something else in a kubeconfig.
+    """Raise if our names would replace something else in the user's kubeconfigs, or be used by it.
 
-    `address` is where the cluster's API listens. `known`: our cluster and user may be there.
+    `address` is where the cluster's API listens, `own` the file in which our names may be already.
     """
-    if not host.which("kubectl"):
-        return
-    view = _view(host, file)
-    taken = ""
-    if context in view["contexts"]:
-        taken = _other_owner(view, name, context, address)
-    elif not known and (name in view["clusters"] or name in view["users"]):
-        taken = f"it has a cluster or a user {name!r} already"
-    if taken:
-        raise ConfigError(f"{file}: {taken}", hint="give this one a name and a context of its own")
+    for file, view in views.items():
+        taken = ""
+        if context in view.contexts:
+            taken = _other_owner(view, name, context, address)
+        elif file != own and (name in view.clusters or name in view.users):
+            taken = f"it has a cluster or a user {name!r} already"
+        taken = taken or _borrower(view, name, context, known=own in views)
+        if taken:
+            hint = "give this one a name and a context of its own"
+            raise ConfigError(f"{file}: {taken}", hint=hint)
+
+
+def _borrower(view: Kubeconfig, name: str, context: str, *, known: bool) -> str:
+    """A context of the user's that half consists of our names; empty where there is none.
+
+    With our user it would present our credentials to another cluster; with our cluster it would
+    present the user's to ours. Where our names are `known` already, the latter is the user's wish.
+    """
+    for other, entry in view.contexts.items():
+        has_cluster, has_user = entry.get("cluster") == name, entry.get("user") == name
+        if other == context or has_cluster == has_user or (has_cluster and known):
+            continue
+        what = "cluster" if has_cluster else "user"
+        return f"context {other!r} would use the {what} {name!r}"
+    return ""
 
 
 def _other_owner(
-    view: Mapping[str, Mapping[str, Any]],
+    view: Kubeconfig,
     name: str,
     context: str,
     address: str,
 ) -> str:
     """What a context leads to, if that is not the cluster `name` on this host."""
-    entry = view["contexts"][context]
+    entry = view.contexts[context]
     cluster, user = entry.get("cluster", ""), entry.get("user", "")
-    server = view["clusters"].get(cluster, {}).get("server", "")
+    server = view.clusters.get(cluster, {}).get("server", "")
     has_our_names = cluster == name and user == name
     leads_nowhere = server == ""  # a kill has left the context, and not its cluster
     leads_here = server.startswith((f"https://{address}:", "https://127.0.0.1:"))
@@ -5751,23 +5805,43 @@ def _keep_last(file: Path) -> None:
         write_file(file.with_name(f"{file.name}.before-ycluster-last"), file.read_bytes())
 
 
-def forget_kubeconfig(host: Host, state: State) -> None:
-    """Take our names out of the user's kubeconfig, and nothing else."""
+def forget_kubeconfig(host: Host, state: State, *, moving: bool = False) -> None:
+    """Take our names out of the user's kubeconfig, and nothing else.
+
+    If they are `moving` to another file, a current-context that names ours stays.
+    """
     file, name = Path(state.kubeconfig), state.name
     if not state.kubeconfig or not file.exists():
         return
     host.need({"kubectl": "kubernetes-client"})
-    context = _view(host, file)["contexts"].get(state.context, {})
-    if context.get("cluster") != name:
+    view = _view(host, file)
+    if view.contexts.get(state.context, {}).get("cluster") != name:
         return  # the user has made something else of it
     _keep_last(file)
-    if _current_context(host, file) == state.context:
-        _kubectl(host, file, "unset", "current-context")
+    if view.current_context == state.context and not moving:
+        _leave_context(host, file, state.context)
     _kubectl(host, file, "unset", f"clusters.{name}")
     _kubectl(host, file, "unset", f"users.{name}")
     # Last, because it shows that the names are ours: so a teardown that was killed is completed by
     # the next.
     _kubectl(host, file, "delete-context", state.context)
+
+
+def _leave_context(host: Host, file: Path, context: str) -> None:
+    """Unset a current-context that is ours, unless another file's would take its place.
+
+    kubectl would then talk to another cluster, which nobody has asked for. With a name that leads
+    nowhere it fails. So the name stays, too, if the files that kubectl merges are not known here.
+    """
+    views = _views(host)
+    real = os.path.realpath(file)
+    others = [view for path, view in views.items() if os.path.realpath(path) != real]
+    known = len(others) < len(views)
+    if known and _current_context(others) in ("", _current_context(views.values())):
+        _kubectl(host, file, "unset", "current-context")
+        return
+    text = f"{file}: its current-context is still {context!r}, which is gone"
+    host.output.warn(f"{text}; `kubectl config use-context NAME` chooses another")
 
 
 def merge_kubeconfig(host: Host, state: State) -> State:
@@ -5782,10 +5856,10 @@ def merge_kubeconfig(host: Host, state: State) -> State:
         host.output.say(f"  kubectl is not installed; the kubeconfig: export KUBECONFIG={own}")
         return state
     file = kubeconfig_file(host)
-    known = state.kubeconfig == str(file)
-    _check_names(host, file, state.name, state.context, state.dial_address, known=known)
-    if not known:
-        forget_kubeconfig(host, state)  # $KUBECONFIG may have named another file last time
+    last = Path(state.kubeconfig) if state.kubeconfig else None
+    _check_names(_views(host), state.name, state.context, state.dial_address, last)
+    if last != file:  # $KUBECONFIG may have named another file last time
+        forget_kubeconfig(host, state, moving=True)
     # Saved before the file is touched, so that a teardown takes our names out whatever happens.
     state = save_state(replace(state, kubeconfig=str(file)))
     _keep_first(file)
@@ -5846,6 +5920,12 @@ def _merge_by_kubectl(
 ) -> None:
     """Put our user, cluster and context into the user's kubeconfig."""
     name, certificates = state.name, state.files.certificates
+    # Ours becomes the current context only where there is no other in any file.
+    views = _views(host).values()
+    is_first = not any(view.contexts or view.current_context for view in views)
+    _kubectl(host, file, "set-context", state.context, f"--cluster={name}", f"--user={name}")
+    if is_first:
+        _kubectl(host, file, "use-context", state.context)
     # By `set`, key by key: `set-credentials` crashes in Debian 12's kubectl.
     _kubectl(host, file, "unset", f"users.{name}")
     for what in ("client-certificate", "client-key"):
@@ -5857,11 +5937,6 @@ def _merge_by_kubectl(
         f"--certificate-authority={certificates / 'certificate-authority'}",
     ]
     _kubectl(host, file, "set-cluster", name, *options)
-    _kubectl(host, file, "set-context", state.context, f"--cluster={name}", f"--user={name}")
-    # Ours becomes the current context only if none of the files in $KUBECONFIG has one.
-    every_file = host.environ.get("KUBECONFIG") or file
-    if not _current_context(host, every_file):
-        _kubectl(host, file, "use-context", state.context)
 
 
 # === 18 disk images ===============================================================================

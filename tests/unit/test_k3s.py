@@ -441,6 +441,170 @@ def test_the_current_context_of_a_second_kubeconfig_stays(
     assert not read(user, home / "first")["current-context"]
 
 
+PROD = {
+    "apiVersion": "v1", "kind": "Config", "current-context": "prod", "preferences": {},
+    "clusters": [{"name": "prod", "cluster": {"server": "https://prod.example:6443"}}],
+    "contexts": [{"name": "prod", "context": {"cluster": "prod", "user": "admin"}}],
+    "users": [{"name": "admin", "user": {"token": "t"}}],
+}  # fmt: skip
+
+
+def with_files(user: Host, *files: object) -> Host:
+    """The host with these files in its KUBECONFIG."""
+    return Host({**user.environ, "KUBECONFIG": ":".join(map(str, files))}, user.output)
+
+
+def current_context(host: Host) -> str:
+    """What kubectl goes by with all files of the environment."""
+    argv = ["kubectl", "config", "view", "-o", "jsonpath={.current-context}"]
+    return host.run(argv, timeout=60).stdout
+
+
+@needs_kubectl
+@pytest.mark.parametrize("mine", [None, "", WORK], ids=["no file", "an empty file", "work"])
+def test_relative_kubeconfigs_keep_their_current_context_through_a_provision_and_a_teardown(
+    home: Path, user: Host, demo: State, monkeypatch: pytest.MonkeyPatch, mine: Any
+) -> None:
+    """kubectl runs in another folder than the one that $KUBECONFIG is relative to. (20.6)"""
+    monkeypatch.chdir(home)
+    if mine is not None:
+        Path("mine.yaml").write_text(json.dumps(mine) if mine else "")
+    Path("prod.yaml").write_text(json.dumps(PROD))
+    both = with_files(user, "mine.yaml", "", "prod.yaml", "./mine.yaml")
+    before = current_context(both)
+    assert before == (mine or PROD)["current-context"]
+    merged = ycluster.merge_kubeconfig(both, demo)
+    assert merged.kubeconfig == str(home / "mine.yaml")
+    assert "demo" in ycluster._view(user, home / "mine.yaml").clusters
+    for change in (ycluster.merge_kubeconfig, ycluster.forget_kubeconfig):
+        assert current_context(both) == before
+        change(both, merged)
+    assert current_context(both) == before
+    assert "demo" not in ycluster._view(user, home / "mine.yaml").clusters
+    assert json.loads(Path("prod.yaml").read_text()) == PROD
+
+
+def test_other_programs_and_timers_get_the_kubeconfigs_by_their_absolute_paths(
+    home: Path, user: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A timer's teardown must know the files that its user's kubectl merges. (20.6)"""
+    assert "KUBECONFIG" not in user.child_env()
+    monkeypatch.chdir(home)
+    (home / "link").symlink_to("a")
+    many = with_files(user, "a", "/b", "", "a", "link", "d/../c")
+    assert many.child_env()["KUBECONFIG"] == f"{home}/a:/b:{home}/d/../c"
+    (home / "gone").mkdir()
+    monkeypatch.chdir(home / "gone")
+    (home / "gone").rmdir()
+    assert many.child_env()["KUBECONFIG"] == "/b"
+
+
+@needs_kubectl
+@pytest.mark.parametrize("ours", ["first", "last"])
+def test_a_teardown_does_not_bring_another_files_current_context_into_force(
+    home: Path, user: Host, demo: State, ours: str
+) -> None:
+    """With ours gone kubectl would talk to prod, which nobody has asked for; so it fails. (20.6)"""
+    mine, prod = home / "mine", home / "prod"
+    merged = ycluster.merge_kubeconfig(with_files(user, mine), demo)
+    prod.write_text(json.dumps(PROD))
+    both = with_files(user, *((mine, prod) if ours == "first" else (prod, mine)))
+    before = current_context(both)
+    assert before == ("a context" if ours == "first" else "prod")
+    ycluster.forget_kubeconfig(both, merged)
+    assert current_context(both) == before
+    assert read(user, mine)["current-context"] == ("a context" if ours == "first" else "")
+    assert not read(user, mine)["contexts"] and json.loads(prod.read_text()) == PROD
+
+
+@needs_kubectl
+def test_where_the_merged_files_are_not_known_a_current_context_stays_and_is_reported(
+    home: Path, demo: State, user: Host
+) -> None:
+    """A timer that an older version armed has no KUBECONFIG. (20.6)"""
+    clock = Clocked(home, PATH=user.environ["PATH"])
+    merged = ycluster.merge_kubeconfig(with_files(user, home / "mine"), demo)
+    ycluster.forget_kubeconfig(clock, merged)
+    left = read(user, home / "mine")
+    assert left["current-context"] == "a context" and not left["clusters"] and not left["contexts"]
+    assert missing(clock.log.getvalue(), "warning:", home / "mine", "'a context'") == []
+
+
+@needs_kubectl
+def test_a_start_leaves_a_current_context_that_its_user_has_unset_or_moved(
+    home: Path, user: Host, demo: State
+) -> None:
+    """Ours becomes current where there was no context at all, and never again. (20.6)"""
+    file = config_of(home)
+    merged = ycluster.merge_kubeconfig(user, demo)
+    argv = ["kubectl", "--kubeconfig", str(file), "config", "unset", "current-context"]
+    user.run(argv, timeout=60)
+    ycluster.merge_kubeconfig(user, merged)
+    assert read(user, file)["current-context"] == ""
+    argv[-2:] = ["use-context", "a context"]
+    user.run(argv, timeout=60)
+    elsewhere = with_files(user, home / "new", file)
+    moved = ycluster.merge_kubeconfig(elsewhere, merged)
+    assert current_context(elsewhere) == "a context"
+    assert set(ycluster._view(user, Path(moved.kubeconfig)).contexts) == {"a context"}
+
+
+@needs_kubectl
+def test_contexts_with_none_of_them_current_keep_ours_from_becoming_it(
+    home: Path, user: Host, demo: State
+) -> None:
+    """Whoever has contexts, and none that is current, wants to name one each time. (20.6)"""
+    file = config_of(home, {**WORK, "current-context": ""})
+    ycluster.merge_kubeconfig(user, demo)
+    assert read(user, file)["current-context"] == ""
+
+
+@needs_kubectl
+@pytest.mark.parametrize(
+    "second, word",
+    [
+        ({"users": [{"name": "demo", "user": {}}]}, "'demo'"),
+        ({"clusters": [{"name": "demo", "cluster": {"server": "https://x"}}]}, "'demo'"),
+        ({"contexts": [{"name": "mine", "context": {"cluster": "prod", "user": "x"}}]}, "'mine'"),
+        (
+            {"contexts": [{"name": "prod", "context": {"cluster": "prod", "user": "demo"}}]},
+            "'prod'",
+        ),
+        ({"contexts": [{"name": "prod", "context": {"cluster": "demo", "user": "x"}}]}, "'prod'"),
+    ],
+    ids=["user", "cluster", "context", "a context with our user", "a context with our cluster"],
+)
+def test_names_are_checked_in_all_files_that_kubectl_merges(
+    home: Path, user: Host, demo: State, tmp_path: Path, second: dict[str, Any], word: str
+) -> None:
+    """In the merged files context `prod` would present our certificate to https://prod. (20.6)"""
+    config = ycluster.read_config("name: demo\ncontext: mine\n", tmp_path / "c.yaml")
+    assert isinstance(config, ycluster.QemuConfig)
+    (home / "second").write_text(json.dumps({**PROD, **second}))
+    both = with_files(user, home / "first", home / "second")
+    demo = replace(demo, context="mine")
+    with refused(ConfigError, f"{home / 'second'}:", word):
+        ycluster.check_context(both, [], config, demo.files)
+    with refused(ConfigError, f"{home / 'second'}:", word):
+        ycluster.merge_kubeconfig(both, demo)
+    assert not (home / "first").exists()
+
+
+@needs_kubectl
+def test_contexts_that_the_user_made_of_our_names_do_not_keep_a_start_from_its_end(
+    home: Path, user: Host, demo: State
+) -> None:
+    """An alias with a namespace, or an account of the user's own in our cluster. (20.6)"""
+    merged = ycluster.merge_kubeconfig(user, demo)
+    config = ["kubectl", "--kubeconfig", merged.kubeconfig, "config", "set-context"]
+    user.run([*config, "alias", "--cluster=demo", "--user=demo", "--namespace=n"], timeout=60)
+    user.run([*config, "account", "--cluster=demo", "--user=me"], timeout=60)
+    assert ycluster.merge_kubeconfig(user, merged) == merged
+    user.run([*config, "prod", "--cluster=prod", "--user=demo"], timeout=60)
+    with refused(ConfigError, "'prod'", "user 'demo'"):
+        ycluster.merge_kubeconfig(user, merged)
+
+
 @needs_kubectl
 def test_another_kubeconfig_takes_the_place_of_the_first(
     home: Path, user: Host, demo: State
@@ -450,9 +614,7 @@ def test_another_kubeconfig_takes_the_place_of_the_first(
     second = home / "second"
     elsewhere = Host({**user.environ, "KUBECONFIG": f"{second}:{first}"}, user.output)
     assert ycluster.merge_kubeconfig(elsewhere, merged).kubeconfig == str(second)
-    assert read(user, first) == WORK and set(ycluster._view(user, second)["contexts"]) == {
-        "a context"
-    }
+    assert read(user, first) == WORK and set(ycluster._view(user, second).contexts) == {"a context"}
 
 
 @needs_kubectl
