@@ -332,6 +332,7 @@ class Output:
         self.live = stderr.isatty()
         self.shown = stdout.isatty()
         self.colours = colours and self.shown
+        self.warned: set[str] = set()  # by `warn_once`
 
     def data(self, text: str, colour: str = "") -> None:
         """Write lines to stdout. `colour` is a code of the escape sequence SGR, such as "31"."""
@@ -354,6 +355,12 @@ class Output:
     def warn(self, text: str) -> None:
         """Write a warning."""
         self.say("ycluster: warning: " + text)
+
+    def warn_once(self, text: str) -> None:
+        """Write a warning, unless this process has written the same before."""
+        if text not in self.warned:
+            self.warned.add(text)
+            self.warn(text)
 
     def debug(self, text: str) -> None:
         """Write what only --verbose shows."""
@@ -5675,7 +5682,7 @@ def _kubectl(host: Host, file: Path | str, *words: str) -> str:
         try:
             return call()
         except ProgramFailed as error:
-            if ".lock" in error.stderr:
+            if ".lock: file exists" in error.stderr:
                 return None
             raise
 
@@ -5683,6 +5690,41 @@ def _kubectl(host: Host, file: Path | str, *words: str) -> str:
     if output is None:
         return call()  # the last try: if it fails, its error names the lock file
     return output
+
+
+def _unusable(host: Host) -> str:
+    """Why our names can't go into the user's kubeconfig; empty where they can."""
+    for file in kubeconfig_files(host):
+        try:
+            os.stat(file)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            return f"{file}: {error.strerror}"
+        if not os.access(file, os.R_OK):  # kubectl then fails with all of them
+            return f"{file} can't be read"
+    return _unwritable(kubeconfig_file(host))
+
+
+def _unwritable(file: Path) -> str:
+    """Why kubectl could not write a kubeconfig; empty where it can.
+
+    It writes through links, and makes its lock file, as we do our copies, beside the file's own
+    name.
+    """
+    target = Path(os.path.realpath(file))
+    if target.exists():
+        if not target.is_file():
+            return f"{target} is no file"
+        if not os.access(target, os.W_OK):
+            return f"{target} can't be written to"
+    elif file.is_symlink() and not target.parent.is_dir():
+        return f"{file} is a link to {target}, and there is no such folder"
+    for folder in (file.parent, file.parent if target.exists() else target.parent):
+        place = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+        if not os.access(place, os.W_OK | os.X_OK):
+            return f"no file can be made in {place}"
+    return ""
 
 
 def _view(host: Host, file: Path) -> Kubeconfig:
@@ -5721,16 +5763,23 @@ def check_context(
     config: QemuConfig,
     files: Files,
 ) -> None:
-    """Raise if the context belongs to another cluster, in `states` or in the user's kubeconfig."""
+    """Raise if the context belongs to another cluster, in `states` or in the user's kubeconfig.
+
+    A kubeconfig that can't be used is a warning: nothing goes into it.
+    """
     context = config.context
     for state in states:
         if state.context == context and state.files != files:
             other = f"the cluster {state.name} in {state.cache_dir}"
             why = f"{config.file}: context {context!r} is that of {other}"
             raise ConfigError(why, hint="give this one a context of its own")
-    if config.k3s.install != "none" and host.which("kubectl"):
-        address = config.network.bind_address
-        _check_names(_views(host), config.name, context, address)
+    if config.k3s.install == "none" or not host.which("kubectl"):
+        return
+    unusable = _unusable(host)
+    if unusable:
+        host.output.warn_once(f"{unusable}; {config.name} gets a kubeconfig of its own")
+    else:
+        _check_names(_views(host), config.name, context, config.network.bind_address)
 
 
 def _check_names(
@@ -5814,6 +5863,9 @@ def forget_kubeconfig(host: Host, state: State, *, moving: bool = False) -> None
     if not state.kubeconfig or not file.exists():
         return
     host.need({"kubectl": "kubernetes-client"})
+    unwritable = _unwritable(file)
+    if unwritable:
+        raise PrerequisiteError(unwritable)
     view = _view(host, file)
     if view.contexts.get(state.context, {}).get("cluster") != name:
         return  # the user has made something else of it
@@ -5825,6 +5877,15 @@ def forget_kubeconfig(host: Host, state: State, *, moving: bool = False) -> None
     # Last, because it shows that the names are ours: so a teardown that was killed is completed by
     # the next.
     _kubectl(host, file, "delete-context", state.context)
+
+
+def leave_kubeconfig(host: Host, state: State, *, moving: bool = False) -> None:
+    """`forget_kubeconfig`, where a failure is a warning."""
+    try:
+        forget_kubeconfig(host, state, moving=moving)
+    except (YclusterError, OSError, ValueError, LookupError) as error:
+        text = f"{state.kubeconfig}: {error}; the names of {state.name} are still in it"
+        host.output.warn(text)
 
 
 def _leave_context(host: Host, file: Path, context: str) -> None:
@@ -5847,19 +5908,21 @@ def _leave_context(host: Host, file: Path, context: str) -> None:
 def merge_kubeconfig(host: Host, state: State) -> State:
     """Merge the guest's kubeconfig into the user's, under our names; return the saved state.
 
-    Without kubectl the cluster gets a kubeconfig of its own, and the user's stays as it is.
+    Without kubectl, or with a kubeconfig that can't be used, the cluster gets one of its own, and
+    the user's stays as it is.
     """
     cluster, user = _guest_kubeconfig(host, state)
     _write_own_kubeconfig(state, cluster, user)
-    if not host.which("kubectl"):
+    why = _unusable(host) if host.which("kubectl") else "kubectl is not installed"
+    if why:
         own = shlex.quote(str(state.files.kubeconfig))
-        host.output.say(f"  kubectl is not installed; the kubeconfig: export KUBECONFIG={own}")
+        host.output.say(f"  {why}; the kubeconfig: export KUBECONFIG={own}")
         return state
     file = kubeconfig_file(host)
     last = Path(state.kubeconfig) if state.kubeconfig else None
     _check_names(_views(host), state.name, state.context, state.dial_address, last)
     if last != file:  # $KUBECONFIG may have named another file last time
-        forget_kubeconfig(host, state, moving=True)
+        leave_kubeconfig(host, state, moving=True)
     # Saved before the file is touched, so that a teardown takes our names out whatever happens.
     state = save_state(replace(state, kubeconfig=str(file)))
     _keep_first(file)
@@ -6901,11 +6964,7 @@ def _erase(host: Host, state: State, *, keep_disk: bool = False) -> list[str]:
     if not keep_disk:
         first = [*files.going("with the disk"), *first]
     removed = [path.name for path in first if remove(path)]
-    try:
-        forget_kubeconfig(host, state)
-    except (YclusterError, OSError, ValueError, LookupError) as error:
-        text = f"{state.kubeconfig}: {error}; the names of {state.name} are still in it"
-        host.output.warn(text)
+    leave_kubeconfig(host, state)
     cancel_timers(host, state)
     return removed + [path.name for path in files.going("last") if remove(path)]
 

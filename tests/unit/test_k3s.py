@@ -10,14 +10,16 @@ import http.server
 import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from unit_support import Clocked, made, missing, refused
+from unit_support import PROGRAM, Clocked, bound_by_modes, made, missing, refused, tree
 
 import ycluster
 from ycluster import ConfigError, Host, PortForward, PrerequisiteError, State, replace
@@ -603,6 +605,135 @@ def test_contexts_that_the_user_made_of_our_names_do_not_keep_a_start_from_its_e
     user.run([*config, "prod", "--cluster=prod", "--user=demo"], timeout=60)
     with refused(ConfigError, "'prod'", "user 'demo'"):
         ycluster.merge_kubeconfig(user, merged)
+
+
+def a_link_to_a_file_for_reading(place: Path) -> Path:
+    (place / "real").write_text(json.dumps(WORK))
+    (place / "real").chmod(0o444)
+    (place / "config").symlink_to("real")
+    return place / "real"
+
+
+def a_folder_for_reading(place: Path) -> Path:
+    (place / "config").write_text(json.dumps(WORK))
+    place.chmod(0o555)
+    return place
+
+
+def a_folder_to_be_made_in_one_for_reading(place: Path) -> Path:
+    place.chmod(0o555)
+    return place
+
+
+def a_folder_that_is_closed(place: Path) -> Path:
+    place.chmod(0)
+    return place / "config"
+
+
+def a_second_file_that_cannot_be_read(place: Path) -> Path:
+    (place / "second").touch(0)
+    return place / "second"
+
+
+def a_link_to_nowhere(place: Path) -> Path:
+    (place / "config").symlink_to("gone/config")
+    return place / "gone" / "config"
+
+
+def a_device(place: Path) -> Path:
+    (place / "config").symlink_to("/dev/null")
+    return Path("/dev/null")
+
+
+UNUSABLE = [
+    a_link_to_a_file_for_reading, a_folder_for_reading, a_folder_to_be_made_in_one_for_reading,
+    a_folder_that_is_closed, a_second_file_that_cannot_be_read, a_link_to_nowhere, a_device,
+]  # fmt: skip
+WITH_UNUSABLE = """
+import os, sys
+from pathlib import Path
+import ycluster
+host = ycluster.Host(os.environ, ycluster.Output(sys.stdout, sys.stderr))
+files = ycluster.Files(Path(sys.argv[1]), "demo")
+config = ycluster.read_config("name: demo\\ncontext: a context\\n", Path("c.yaml"))
+ycluster.check_context(host, [], config, files)
+host.output.say("checked")
+print(ycluster.merge_kubeconfig(host, ycluster.load_state(files)).kubeconfig, end="")
+"""
+
+
+def by_modes(host: Host, code: str, *argv: object) -> subprocess.CompletedProcess[str]:
+    """Run Python code with the environment of a host, bound by the modes of files."""
+    env = {**host.environ, "PYTHONPATH": str(PROGRAM.parent), "PYTHONDONTWRITEBYTECODE": "1"}
+    words = bound_by_modes(sys.executable, "-c", code, *argv)
+    return subprocess.run(words, env=env, text=True, capture_output=True)
+
+
+@needs_kubectl
+@pytest.mark.parametrize("unusable", UNUSABLE)
+def test_a_kubeconfig_that_cannot_be_used_is_told_before_and_the_cluster_gets_its_own(
+    user: Host, demo: State, tmp_path: Path, unusable: Callable[[Path], Path]
+) -> None:
+    """It was found out after boot and k3s, as a bare "permission denied". (20.7)"""
+    place = tmp_path / "place"
+    place.mkdir()
+    culprit = unusable(place)
+    first = place / "new" / "config" if "to_be_made" in unusable.__name__ else place / "config"
+    before = tree(place)
+    ran = by_modes(with_files(user, first, place / "second"), WITH_UNUSABLE, demo.cache_dir)
+    place.chmod(0o755)
+    assert (ran.returncode, ran.stdout) == (0, ""), ran.stderr
+    told, after = ran.stderr.split("checked\n")
+    assert missing(told, "warning:", culprit, "demo") == []
+    assert missing(after, culprit, f"export KUBECONFIG={demo.files.kubeconfig}") == []
+    assert demo.files.kubeconfig.exists() and ycluster.load_state(demo.files) == demo
+    assert {**tree(place), ".": None} == {**before, ".": None}
+
+
+@needs_kubectl
+@pytest.mark.skipif(os.getuid() != 0, reason="root alone writes whatever the mode")
+def test_root_writes_to_a_file_for_reading_as_it_can(user: Host, demo: State, home: Path) -> None:
+    """What counts is whether it can be written, not its mode. (20.7)"""
+    config_of(home, WORK).chmod(0o444)
+    merged = ycluster.merge_kubeconfig(user, demo)
+    assert "a context" in ycluster._view(user, Path(merged.kubeconfig)).contexts
+
+
+@needs_kubectl
+def test_a_teardown_with_a_kubeconfig_that_became_read_only_names_it(
+    user: Host, demo: State, home: Path
+) -> None:
+    """Its names stay, and that is a warning. (20.7)"""
+    file = config_of(home, WORK)
+    merged = ycluster.merge_kubeconfig(user, demo)
+    file.chmod(0o444)
+    before = file.read_bytes()
+    code = WITH_UNUSABLE.rpartition("config = ")[0]
+    code += "ycluster.leave_kubeconfig(host, ycluster.load_state(files))"
+    ran = by_modes(user, code, merged.cache_dir)
+    assert (ran.returncode, file.read_bytes()) == (0, before)
+    assert missing(ran.stderr, "warning:", f"{file} can't be written to", "demo") == []
+    file.chmod(0o600)
+    ycluster.forget_kubeconfig(user, merged)
+    assert read(user, file) == WORK
+
+
+@needs_kubectl
+def test_a_lock_file_that_cannot_be_made_is_not_taken_for_one_that_is_held(
+    user: Host, tmp_path: Path
+) -> None:
+    """Where the folder can't be written to, another try changes nothing. (20.7)"""
+    calls, real = tmp_path / "calls", shutil.which("kubectl")
+    kubectl = tmp_path / "bin" / "kubectl"
+    kubectl.write_text(f'#!/bin/sh\necho >> {calls}\nexec {real} "$@"\n')
+    kubectl.chmod(0o755)
+    closed = tmp_path / "closed"
+    closed.mkdir(0o555)
+    code = WITH_UNUSABLE.partition("files = ")[0]
+    code += "ycluster._kubectl(host, sys.argv[1], 'set-context', 'x', '--cluster=x')"
+    ran = by_modes(user, code, closed / "config")
+    assert ran.returncode == 1 and "permission denied" in ran.stderr
+    assert calls.read_text() == "\n"
 
 
 @needs_kubectl
