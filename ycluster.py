@@ -5859,18 +5859,40 @@ def forget_kubeconfig(host: Host, state: State, *, moving: bool = False) -> None
 
     If they are `moving` to another file, a current-context that names ours stays.
     """
-    file, name = Path(state.kubeconfig), state.name
-    if not state.kubeconfig or not file.exists():
-        return
-    host.need({"kubectl": "kubernetes-client"})
-    unwritable = _unwritable(file)
+    files = [Path(state.kubeconfig)] if state.kubeconfig else []
+    if not state.image and state.has_k3s and not files:
+        files = kubeconfig_files(host)  # The sibling does not note into which it has merged.
+    found = [file for file in files if os.path.exists(file)]
+    if found:
+        host.need({"kubectl": "kubernetes-client"})
+    for file in found:
+        view = _view(host, file)
+        if _has_names_of(view, state):
+            leave = view.current_context == state.context and not moving
+            _remove_names(host, file, state, leave=leave)
+
+
+def _has_names_of(view: Kubeconfig, state: State) -> bool:
+    """Whether a kubeconfig has a cluster's names, and its user has made nothing else of them."""
+    name, entry = state.name, view.contexts.get(state.context, {})
+    if state.kubeconfig:
+        return bool(entry.get("cluster") == name)
+    # Merged by the sibling: its names alone don't prove that they are of this cluster.
+    server = view.clusters.get(name, {}).get("server", "")
+    ports = [forward.host for forward in state.port_forwards if forward.guest == 6443]
+    leads_here = server in [f"https://{state.dial_address}:{port}" for port in ports]
+    return leads_here and (entry.get("cluster"), entry.get("user")) == (name, name)
+
+
+def _remove_names(host: Host, file: Path, state: State, *, leave: bool) -> None:
+    """Take a cluster's names out of a kubeconfig; `leave` its context where it is the current."""
+    name, unwritable = state.name, _unwritable(file)
     if unwritable:
         raise PrerequisiteError(unwritable)
-    view = _view(host, file)
-    if view.contexts.get(state.context, {}).get("cluster") != name:
-        return  # the user has made something else of it
+    if not state.kubeconfig:  # It may be our first change.
+        _keep_first(file)
     _keep_last(file)
-    if view.current_context == state.context and not moving:
+    if leave:
         _leave_context(host, file, state.context)
     _kubectl(host, file, "unset", f"clusters.{name}")
     _kubectl(host, file, "unset", f"users.{name}")
@@ -5884,8 +5906,8 @@ def leave_kubeconfig(host: Host, state: State, *, moving: bool = False) -> None:
     try:
         forget_kubeconfig(host, state, moving=moving)
     except (YclusterError, OSError, ValueError, LookupError) as error:
-        text = f"{state.kubeconfig}: {error}; the names of {state.name} are still in it"
-        host.output.warn(text)
+        names = f"the names of {state.name} {'are' if state.kubeconfig else 'may be'} still in it"
+        host.output.warn(f"{state.kubeconfig or 'your kubeconfig'}: {error}; {names}")
 
 
 def _leave_context(host: Host, file: Path, context: str) -> None:

@@ -443,6 +443,54 @@ def test_the_current_context_of_a_second_kubeconfig_stays(
     assert not read(user, home / "first")["current-context"]
 
 
+def siblings(**changes: str) -> dict[str, Any]:
+    """A kubeconfig into which the sibling has merged its cluster `demo`."""
+    names = {"context": "local", "cluster": "demo", "user": "demo", **changes}
+    server = names.pop("server", "https://127.0.0.1:7443")
+    context, entry = names.pop("context"), names
+    return {
+        **WORK, "current-context": "local",
+        "clusters": [*WORK["clusters"], {"name": "demo", "cluster": {"server": server}}],
+        "contexts": [*WORK["contexts"], {"name": context, "context": entry}],
+        "users": [*WORK["users"], {"name": "demo", "user": {"token": "t"}}],
+    }  # fmt: skip
+
+
+@needs_kubectl
+@pytest.mark.parametrize("named", [True, False], ids=["KUBECONFIG", "~/.kube/config"])
+def test_a_teardown_of_a_siblings_cluster_takes_its_names_out_of_the_kubeconfig(
+    home: Path, user: Host, demo: State, named: bool
+) -> None:
+    """Its state names no kubeconfig: its names, and a server that is its port, show which. (20.5)"""
+    file = home / "mine" if named else config_of(home)
+    file.write_text(json.dumps(siblings()))
+    host = with_files(user, home / "none", file) if named else user
+    ycluster.forget_kubeconfig(host, replace(demo, context="local"))
+    assert read(user, file) == {**WORK, "current-context": ""}
+    assert json.loads(file.with_name(f"{file.name}.before-ycluster").read_text()) == siblings()
+
+
+@needs_kubectl
+@pytest.mark.parametrize(
+    "changes, fields",
+    [
+        ({"server": "https://127.0.0.1:6443"}, {}),
+        ({"server": "https://10.1.2.3:7443"}, {}),
+        ({"user": "w"}, {}),
+        ({"cluster": "far"}, {}),
+        ({"context": "another"}, {}),
+        ({}, {"image": "https://of.ours.example/i"}),
+    ],
+)
+def test_what_is_not_provably_of_the_siblings_cluster_stays(
+    home: Path, user: Host, demo: State, changes: dict[str, str], fields: dict[str, str]
+) -> None:
+    """Nothing that the user owns is removed: not even under the cluster's name. (20.5)"""
+    file = config_of(home, siblings(**changes))
+    ycluster.forget_kubeconfig(user, replace(demo, context="local", **fields))
+    assert json.loads(file.read_text()) == siblings(**changes)
+
+
 PROD = {
     "apiVersion": "v1", "kind": "Config", "current-context": "prod", "preferences": {},
     "clusters": [{"name": "prod", "cluster": {"server": "https://prod.example:6443"}}],
