@@ -49,6 +49,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -902,6 +903,27 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
         raise
     with descriptor(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)) as directory:
         os.fsync(directory)
+
+
+def existing_part(path: Path) -> Path:
+    """The path itself, or the nearest folder above it that is there."""
+    return next(part for part in (path, *path.parents) if os.path.lexists(part))
+
+
+def refuse_sudo(host: Host, path: Path) -> None:
+    """Raise where `path` is to be made or changed by root, in what belongs to who called sudo.
+
+    That user could then neither see nor stop what was made. Root that did not come by sudo is not
+    refused: in containers HOME may be anybody's.
+    """
+    caller = host.environ.get("SUDO_UID", "")
+    if os.geteuid() != 0 or not re.fullmatch("[0-9]+", caller) or int(caller) == 0:
+        return
+    part = existing_part(path)
+    if os.lstat(part).st_uid == int(caller):
+        user = host.environ.get("SUDO_USER") or f"uid {caller}"
+        hint = "run it without sudo; or with `sudo -H`, for clusters of root's own"
+        raise PrerequisiteError(f"{part} is {user}'s, and this is root, by sudo", hint=hint)
 
 
 def remove(path: Path) -> bool:
@@ -3015,10 +3037,11 @@ class Files(Record):
     def disposable(self) -> list[Path]:
         """What goes with the cluster, and the temporary files of killed writes."""
         going = self.going("with the cluster")
-        if _is_state(self.sibling_gateway):  # that of a cluster called NAME-gateway-state
-            going.remove(self.sibling_gateway)
-        written = {path.name for path in (*going, *self.going("last"))}
-        return [*going, *self._unfinished(written - {self.sibling_gateway.name})]
+        other = Files(self.cache_dir, self.sibling_gateway.stem)
+        if _is_state(other.sidecar) or os.path.lexists(other.lock):
+            going.remove(other.sidecar)  # the state of a cluster called NAME-gateway-state
+        written = [*going, *self.going("last")]
+        return [*going, *self._unfinished({path.name for path in written})]
 
     def _unfinished(self, names: set[str]) -> list[Path]:
         """The temporary files that `write_file` makes for files of these names."""
@@ -3369,10 +3392,21 @@ def _is_unset(attr: str, value: object) -> bool:
     return value in (None, "", ()) and value == State.fields[attr]
 
 
+def has_state(files: Files) -> bool:
+    """Whether there is a state file, whatever is in it. Raises StateError where nobody can tell."""
+    try:
+        os.lstat(files.sidecar)
+    except PermissionError as error:
+        raise _unreadable(files.sidecar, error.strerror) from None
+    except OSError:
+        return False
+    return True
+
+
 def load_state(files: Files) -> State:
     """The cluster's state. Raises StateError if there is no such cluster, or it is unreadable."""
     path = files.sidecar
-    if not os.path.lexists(path):
+    if not has_state(files):
         why = f"no cluster {files.name} in {files.cache_dir}"
         raise StateError(why, hint="`ycluster list` shows those there are")
     if not path.is_file():  # reading from a pipe would wait for a writer
@@ -3448,7 +3482,12 @@ def remember_cache_dir(host: Host, cache_dir: Path) -> None:
 
 
 def discover(host: Host) -> list[Files]:
-    """The clusters of this user, by name and place; those whose state file is damaged, too."""
+    """The clusters of this user, by name and place; those whose state file is damaged, too.
+
+    What can't be looked into is a warning: it may have clusters in it.
+    """
+    for error in unseen(host).values():
+        host.output.warn_once(f"{error}: {error.hint}")
     found: set[Files] = set()
     for place in _cache_dirs(host):
         found.update(_clusters_in(place))
@@ -3473,6 +3512,46 @@ def _clusters_in(place: Path) -> set[Files]:
         return set()
     found = [path for path in sidecars if not path.name.startswith(".")]
     return {Files(cache_dir, path.stem) for path in found if _is_state(path)}
+
+
+def unseen(host: Host) -> dict[Path, StateError]:
+    """The folders that can't be read, and in which there may be clusters; an error for each."""
+    places = _cache_dirs(host)
+    with contextlib.suppress(YclusterError):  # no home: then it has no index
+        places.append(_index(host))
+    found = {}
+    for place in places:
+        try:
+            os.listdir(place)
+            os.stat(place / "a cluster.json")
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                continue  # It is gone, or never was a folder; or there is no such file in it.
+            real = Path(os.path.realpath(place))
+            why = f"{real} can't be read ({error.strerror}), and there may be clusters in it"
+            found[real] = StateError(why, hint=_way_into(host, real, error))
+    return found
+
+
+def _way_into(host: Host, place: Path, error: OSError) -> str:
+    """What lets this user into a folder again."""
+    if not isinstance(error, PermissionError):
+        return "`dmesg` may show why"
+    path = next(part for part in (place, *place.parents) if _can_stat(part))
+    owner = os.stat(path).st_uid
+    if owner == os.getuid():
+        return f"`chmod u+rwx {shlex.quote(str(path))}` opens it"
+    if host.home() in path.parents:
+        return f"`sudo chown -R {host.user()} {shlex.quote(str(path))}` gives it back"
+    return f"it belongs to uid {owner}"
+
+
+def _can_stat(path: Path) -> bool:
+    try:
+        os.stat(path)
+    except OSError:
+        return False
+    return True
 
 
 # One of these beside a version tells a state file from any other JSON; the sibling writes them all.
@@ -3522,6 +3601,7 @@ def log_event(host: Host, state: State, event: str, **facts: object) -> None:
     appending = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     with contextlib.suppress(OSError, YclusterError):  # nothing depends on the log
         log = _event_log(host)
+        refuse_sudo(host, log)
         log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if log.exists() and log.stat().st_size > EVENTS_SIZE:
             log.replace(log.with_name("events.1.jsonl"))
@@ -5694,6 +5774,10 @@ def _kubectl(host: Host, file: Path | str, *words: str) -> str:
 
 def _unusable(host: Host) -> str:
     """Why our names can't go into the user's kubeconfig; empty where they can."""
+    try:
+        refuse_sudo(host, kubeconfig_file(host))
+    except PrerequisiteError as error:
+        return str(error)
     for file in kubeconfig_files(host):
         try:
             os.stat(file)
@@ -5721,7 +5805,7 @@ def _unwritable(file: Path) -> str:
     elif file.is_symlink() and not target.parent.is_dir():
         return f"{file} is a link to {target}, and there is no such folder"
     for folder in (file.parent, file.parent if target.exists() else target.parent):
-        place = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+        place = existing_part(folder)
         if not os.access(place, os.W_OK | os.X_OK):
             return f"no file can be made in {place}"
     return ""
@@ -6527,7 +6611,7 @@ def find_cluster(host: Host, which: Selector) -> Files:
         return Files(which.state_file.parent.resolve(), which.state_file.stem)
     if which.config:
         files = files_of(host, require_qemu(load_config(which.config, host.home)))
-        if not os.path.lexists(files.sidecar):
+        if not has_state(files):
             host.output.say(last_teardown(host, files.name, str(files.cache_dir)), end="")
         return files
     every = discover(host)
@@ -6545,6 +6629,8 @@ def find_cluster(host: Host, which: Selector) -> Files:
 
 def _no_clusters(host: Host, which: Selector) -> StateError:
     asked = str(which) if which.name or which.context else "yet"
+    for error in unseen(host).values():
+        raise StateError(f"no cluster {asked} can be seen: {error}", hint=error.hint)
     hint = "`ycluster provision -c DIR` makes one"
     if not which.context:
         hint = last_teardown(host, which.name) + hint
@@ -6579,7 +6665,11 @@ def require_qemu(config: Config) -> QemuConfig:
 def cluster_lock(
     host: Host, files: Files, *, patience: float = LOCK_TIMEOUT
 ) -> contextlib.AbstractContextManager[None]:
-    """Hold a cluster's lock. Its file goes when the cluster has gone, or was never made."""
+    """Hold a cluster's lock. Its file goes when the cluster has gone, or was never made.
+
+    Whatever changes a cluster passes here. What root has made by sudo, root may end by sudo.
+    """
+    refuse_sudo(host, files.sidecar)
     return locked(host, files.lock, timeout=patience, belongs_to=files.sidecar)
 
 
@@ -6628,6 +6718,7 @@ def provision(host: Host, directory: Path) -> None:
         host.output.warn(warning)
     _check_host(host)
     files = files_of(host, config)
+    refuse_sudo(host, files.sidecar)
     state = state_from_config(config, files.cache_dir)
     registries = expand_variables(config.registries, host.environ)
     sweep(host, by="next command", spare=files)
@@ -6696,6 +6787,7 @@ def _check_host(host: Host) -> None:
         hint = "Linux 5.3 or later is needed"
         raise PrerequisiteError(f"pidfd_open: {error.strerror}", hint=hint) from None
     timers_for(host)
+    refuse_sudo(host, host.state_home())
 
 
 def _refuse_existing(host: Host, files: Files) -> str:
@@ -6956,7 +7048,7 @@ def _wake(host: Host, state: State, vm: Vm) -> None:
 )
 def teardown(host: Host, files: Files, *, keep_disk: bool = False) -> None:
     """Stop the VM and remove the cluster's own files, and nothing else. Safe to repeat."""
-    known = os.path.lexists(files.sidecar)
+    known = has_state(files)
     if not known and not files.lock.exists() and not running(host, files):
         host.output.say(f"{files.name}: nothing to tear down in {files.cache_dir}")
         return
@@ -7161,6 +7253,7 @@ def import_disk(host: Host, disk: Path, directory: Path) -> None:
     config = require_qemu(load_config(directory, host.home))
     host.need({"qemu-img": "qemu-utils"})
     files, disk = files_of(host, config), disk.resolve()
+    refuse_sudo(host, files.sidecar)
     if not disk.is_file():
         hint = "the disk itself is wanted, not the folder of a bundle"
         raise UsageError(f"{disk}: no such file", hint=hint)
@@ -7428,6 +7521,7 @@ def reap_now(
 
 def _reap_all(host: Host, by: str) -> None:
     failed = sweep(host, by=by, every=True)
+    failed += [f"what is in {place}" for place in unseen(host)]
     if failed:
         raise YclusterError(f"not reaped: {', '.join(failed)}")
     if not discover(host):
@@ -7567,6 +7661,7 @@ def watch(host: Host, which: Selector, by: str) -> None:
 
 def watch_all(host: Host) -> NoReturn:
     """Reap whatever comes to be due, without end: the timer of a host that has none."""
+    refuse_sudo(host, host.state_home())
     while True:
         sweep(host, by="watch --all")
         ahead = [wake_time(state) - host.now() for _, state in readable(host)]
@@ -7739,6 +7834,8 @@ def list_clusters(host: Host, form: str) -> None:
     """Every cluster of this user. It shows what is overdue, and never acts."""
     found = [describe(host, state) for _, state in readable(host)]
     if not found and form != "json":
+        if unseen(host):
+            return
         hint = "`ycluster provision -c DIR` makes one"
         host.output.say(f"{last_teardown(host)}no clusters; {hint}")
         return
@@ -7975,6 +8072,8 @@ def _check_clock(host: Host) -> None:
 
 def _of_clusters(host: Host) -> Iterator[Finding]:
     """What is wrong with this user's clusters, or left over of others."""
+    for place, error in unseen(host).items():
+        yield Finding(str(place), "failure", str(error), error.hint)
     clusters = discover(host)
     states = []
     for files in clusters:

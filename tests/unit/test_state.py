@@ -772,10 +772,14 @@ def test_the_state_of_a_cluster_that_is_named_like_anothers_file_is_its_own(cach
     record = Files(cache, "demo").sibling_gateway
     record.write_text(GATEWAY)
     assert record in Files(cache, "demo").disposable()
-    other = made(cache, name="demo-gateway-state")
+    other = Files(cache, "demo-gateway-state")
     writing = cache / f".{record.name}.0a1b2c3d.tmp"
     writing.touch()
-    assert other.files.sidecar == record
+    assert other.sidecar == record and writing in Files(cache, "demo").disposable()
+    other.lock.touch()
+    assert not {record, writing} & set(Files(cache, "demo").disposable())
+    other.lock.unlink()
+    made(cache, name=other.name)
     assert not {record, writing} & set(Files(cache, "demo").disposable())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -170,7 +171,12 @@ def bound_by_modes(*argv: object) -> list[str]:
     if os.getuid() != 0:
         return words
     gone = "-dac_override,-dac_read_search"
-    return ["setpriv", f"--bounding-set={gone}", f"--inh-caps={gone}", *words]
+    return [
+        shutil.which("setpriv") or "setpriv",
+        f"--bounding-set={gone}",
+        f"--inh-caps={gone}",
+        *words,
+    ]
 
 
 def made(cache_dir: Path, name: str = "demo", **fields: Any) -> State:
