@@ -21,7 +21,7 @@ The sections. Each uses only what stands above it.
    5 durations          durations as Go's time package reads and writes them; times for people
    6 YAML subset        `parse_yaml`: strict, every value with its line and column
    7 config and schema  `key()` declares a key of `Config`, once for everything; `load_config`;
-                        `schema_for`
+                        `load_identity`, as much of it as tells the cluster; `schema_for`
    8 state sidecar      `State` <-> <cacheDir>/<name>.json; `Files`, what a cluster owns on disk;
                         `discover`; `log_event` and `last_teardown`, the log of events
    9 lifetime decisions `agenda`, `adjusted`, `decide`, `anchored`, `extended`, `retry_delay`: pure
@@ -2893,6 +2893,87 @@ def _raise_problems(problems: Sequence[Problem], path: Path, provider: str) -> N
     for line, column, why in sorted(problems):
         lines.append(f"{path}:{line}:{column}: {why}")
     raise ConfigError("\n".join(lines), hint=f"`ycluster schema {provider}` describes every key")
+
+
+# --- which cluster a config is of, where the whole of it can't be read
+_IDENTITY = ("name", "cacheDir", "provider")
+
+
+def load_identity(
+    directory: Path,
+    home: Callable[[], Path] | None = None,
+) -> tuple[Config, ConfigError | None]:
+    """`load_config` for a verb that needs the cluster's name and cacheDir alone, to stop it, say.
+
+    Where the config is wrong, its error is returned, too, and the other keys have their defaults.
+    Raises the error where it may concern which cluster is meant: a destructive verb must not guess.
+    """
+    try:
+        return load_config(directory, home), None
+    except ConfigError as error:
+        config = _read_identity(_config_file(Path(os.path.abspath(directory))), home)
+        if config is None:
+            raise
+        return config, error
+
+
+def _read_identity(path: Path, home: Callable[[], Path] | None) -> Config | None:
+    try:
+        text = path.read_bytes().decode("utf-8", "surrogateescape")
+        root = _identity_node(text, str(path))
+    except (OSError, ConfigError):
+        return None
+    if root is None:
+        return None
+    item = Item(root, "", path.parent, home, [])
+    config: Config = item.read(kind_of(_provider(root)))
+    return None if item.problems else replace(config, file=path)
+
+
+def _identity_node(text: str, path: str) -> Node | None:
+    """The config with the keys of `_IDENTITY` alone; None where they can't be told for certain."""
+    try:
+        root = parse_yaml(text, path)
+    except ConfigError:
+        root = _top_level_keys(text, path)
+        if "name" not in root.value:
+            return None
+    keys = root.value
+    if not isinstance(keys, dict) or any(_misspells(key, keys) for key in keys):
+        return None
+    return replace(root, value={key: keys[key] for key in _IDENTITY if key in keys})
+
+
+def _misspells(word: str, keys: Mapping[str, object]) -> bool:
+    """Whether a word may stand for a key of `_IDENTITY` that is not among the keys."""
+    import difflib
+
+    plain = word.lower().replace("_", "").replace("-", "")
+    missing = {key.lower() for key in _IDENTITY if key not in keys}
+    return word not in _IDENTITY and bool(difflib.get_close_matches(plain, missing))
+
+
+def _top_level_keys(text: str, path: str) -> Any:
+    """The mapping of the keys at the left margin of a text that is no YAML as a whole.
+
+    The values of those that are not in `_IDENTITY` mean nothing. Each of the others is read by
+    itself, with the lines below it that are indented. Raises ConfigError where one is wrong by
+    itself, or is there twice.
+    """
+    root = parse_yaml("{}", path)
+    keys: dict[str, Node] = {}
+    for block in re.split(r"\n(?=[^\s#])", text.lstrip("\ufeff")):
+        match = re.match(r"""(["']?)([A-Za-z_-]+)\1\s*:""", block)
+        if not match:
+            continue
+        key, node = match[2], root
+        if key in _IDENTITY:
+            found = parse_yaml(block, path).value
+            if key in keys or not isinstance(found, dict) or found[key].value is None:
+                raise ConfigError(f"{path}: {key} is not there once, with a value")
+            node = found[key]
+        keys[key] = node
+    return replace(root, value=keys)
 
 
 # --- using a config
@@ -6610,7 +6691,7 @@ def find_cluster(host: Host, which: Selector) -> Files:
     if which.state_file:
         return Files(which.state_file.parent.resolve(), which.state_file.stem)
     if which.config:
-        files = files_of(host, require_qemu(load_config(which.config, host.home)))
+        files = _files_of_config(host, which.config)
         if not has_state(files):
             host.output.say(last_teardown(host, files.name, str(files.cache_dir)), end="")
         return files
@@ -6625,6 +6706,17 @@ def find_cluster(host: Host, which: Selector) -> Files:
     if found:
         raise StateError(f"{len(found)} clusters {which}; choose one with -c DIR:", hint=hint)
     raise StateError(f"no cluster {which}; there are:", hint=hint)
+
+
+def _files_of_config(host: Host, directory: Path) -> Files:
+    """The files of the cluster that a config is of, which may be wrong otherwise."""
+    config, error = load_identity(directory, host.home)
+    files = files_of(host, require_qemu(config))
+    if error:
+        head, *problems = str(error).splitlines()
+        why = f"{problems[0]} ({head})" if problems else head
+        host.output.warn(f"{why}; going on with {files.name} in {files.cache_dir}")
+    return files
 
 
 def _no_clusters(host: Host, which: Selector) -> StateError:
