@@ -3043,6 +3043,7 @@ def schema_for(which: str) -> dict[str, Any]:
 # holds `.vm.lock`, so that a running VM is seen without its pidfile, and two can't start. The
 # watcher holds `.watch.lock`, so that a cluster has one; `armed` asks whether that lock is held.
 # Downloads have locks of their own: `images/.lock` in a cacheDir, `.lock` beside a release of k3s.
+# `claim_lock` is the user's: under it a cluster takes its context, and its names in a kubeconfig.
 
 Removal: TypeAlias = "Literal['with the cluster', 'with the disk', 'last', 'never']"
 
@@ -3560,6 +3561,26 @@ def remember_cache_dir(host: Host, cache_dir: Path) -> None:
             (index / sha256_of(os.fsencode(cache_dir))[:16]).symlink_to(cache_dir)
     except (OSError, YclusterError) as error:
         host.output.warn(f"{error}: `list` will not see the clusters in {cache_dir}")
+
+
+@contextlib.contextmanager
+def claim_lock(host: Host) -> Iterator[None]:
+    """Keep this user's other commands from claiming a context, or names in the kubeconfig.
+
+    Held for a moment only. Best effort: where HOME can't be written to, there is no lock.
+    """
+    try:
+        path = host.state_home() / "claims.lock"
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = take_flock(host, path, timeout=LOCK_TIMEOUT, what="its names")
+    except (OSError, YclusterError) as error:
+        host.output.debug(f"no lock on claims: {error}")
+        yield
+        return
+    if fd is None:
+        raise Busy(f"{path}: held by another ycluster", hint=f"`fuser {path}` names it")
+    with descriptor(fd):
+        yield
 
 
 def discover(host: Host) -> list[Files]:
@@ -6107,15 +6128,16 @@ def merge_kubeconfig(host: Host, state: State) -> State:
         return state
     file = kubeconfig_file(host)
     last = Path(state.kubeconfig) if state.kubeconfig else None
-    _check_names(_views(host), state.name, state.context, state.dial_address, last)
-    if last != file:  # $KUBECONFIG may have named another file last time
-        leave_kubeconfig(host, state, moving=True)
-    # Saved before the file is touched, so that a teardown takes our names out whatever happens.
-    state = save_state(replace(state, kubeconfig=str(file)))
-    _keep_first(file)
-    _keep_last(file)
-    _write_certificates(state.files, cluster, user)
-    _merge_by_kubectl(host, state, file, cluster)
+    with claim_lock(host):  # Two clusters of one name must not both find it free.
+        _check_names(_views(host), state.name, state.context, state.dial_address, last)
+        if last != file:  # $KUBECONFIG may have named another file last time
+            leave_kubeconfig(host, state, moving=True)
+        # Saved before the file is touched: so a teardown takes our names out whatever happens.
+        state = save_state(replace(state, kubeconfig=str(file)))
+        _keep_first(file)
+        _keep_last(file)
+        _write_certificates(state.files, cluster, user)
+        _merge_by_kubectl(host, state, file, cluster)
     host.output.say(f"  kubectl --context {shlex.quote(state.context)} get nodes   ({file})")
     return state
 
@@ -6831,7 +6853,8 @@ def provision(host: Host, directory: Path) -> None:
             why = f"{files.name}: its disk was imported or removed meanwhile"
             raise YclusterError(why, hint="run it again")
         remember_cache_dir(host, files.cache_dir)
-        state = _make_cluster(host, replace(state, imported=imported), image, registries)
+        state = _claim(host, config, replace(state, imported=imported))
+        state = _make_cluster(host, state, image, registries)
     _finish_boot(host, state)
 
 
@@ -6842,6 +6865,16 @@ def _make_cache_dir(config: QemuConfig, files: Files) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
+def _claim(host: Host, config: QemuConfig, state: State) -> State:
+    """Save the state of a new cluster, which takes its context: of two at once, one alone does.
+
+    From here on a crash leaves a cluster that is listed.
+    """
+    with claim_lock(host):
+        check_context(host, [other for _, other in readable(host)], config, state.files)
+        return save_state(state)
+
+
 def _make_cluster(
     host: Host,
     state: State,
@@ -6850,7 +6883,6 @@ def _make_cluster(
 ) -> State:
     """From nothing to a running QEMU, or nothing at all. An imported disk is kept either way."""
     try:
-        save_state(state)  # the first save: from here on a crash leaves a cluster that is listed
         make_keys(host, state)
         make_disk(host, state, image)
         make_seed(state, registries)

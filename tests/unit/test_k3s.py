@@ -324,6 +324,28 @@ def test_where_there_is_no_kubeconfig_ours_is_current_until_it_goes(
 
 
 @needs_kubectl
+def test_names_are_checked_and_taken_under_a_lock_of_the_user(
+    home: Path, user: Host, demo: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two clusters of one name, whose guests are ready at once, must not both find it free. (20.25)"""
+    lock = user.state_home() / "claims.lock"
+    lock.parent.mkdir(parents=True)
+    held = ycluster.try_flock(lock)
+    assert held is not None
+    theirs = {**WORK, "users": [{"name": "demo", "user": {"token": "another's"}}]}
+
+    def sleep(self: Host, seconds: float) -> None:
+        monkeypatch.undo()
+        config_of(home, theirs)
+        os.close(held)
+
+    monkeypatch.setattr(Host, "sleep", sleep)
+    with refused(ConfigError, "'demo'"):
+        ycluster.merge_kubeconfig(user, demo)
+    assert json.loads(config_of(home).read_text()) == theirs
+
+
+@needs_kubectl
 def test_a_lock_of_somebody_elses_is_waited_for(home: Path, user: Host, demo: State) -> None:
     lock = config_of(home, WORK).with_name("config.lock")
     lock.touch()
