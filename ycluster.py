@@ -21,7 +21,7 @@ The sections. Each uses only what stands above it.
    5 durations          durations as Go's time package reads and writes them; times for people
    6 YAML subset        `parse_yaml`: strict, every value with its line and column
    7 config and schema  `key()` declares a key of `Config`, once for everything; `load_config`;
-                        `schema_for`
+                        `load_identity`, as much of it as tells the cluster; `schema_for`
    8 state sidecar      `State` <-> <cacheDir>/<name>.json; `Files`, what a cluster owns on disk;
                         `discover`; `log_event` and `last_teardown`, the log of events
    9 lifetime decisions `agenda`, `adjusted`, `decide`, `anchored`, `extended`, `retry_delay`: pure
@@ -50,6 +50,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -335,6 +336,7 @@ class Output:
         self.live = stderr.isatty()
         self.shown = stdout.isatty()
         self.colours = colours and self.shown
+        self.warned: set[str] = set()  # by `warn_once`
 
     def data(self, text: str, colour: str = "") -> None:
         """Write lines to stdout. `colour` is a code of the escape sequence SGR, such as "31"."""
@@ -357,6 +359,12 @@ class Output:
     def warn(self, text: str) -> None:
         """Write a warning."""
         self.say("ycluster: warning: " + text)
+
+    def warn_once(self, text: str) -> None:
+        """Write a warning, unless this process has written the same before."""
+        if text not in self.warned:
+            self.warned.add(text)
+            self.warn(text)
 
     def debug(self, text: str) -> None:
         """Write what only --verbose shows."""
@@ -591,6 +599,23 @@ class Host:
         base = Path(named) if named.startswith("/") else self.home() / otherwise
         return base / "ycluster"
 
+    def kubeconfigs(self) -> list[Path]:
+        """The files of $KUBECONFIG in their order, each once; none where it is not set.
+
+        They are absolute, as other programs run in another folder. A relative one leads nowhere if
+        this process's folder has been removed.
+        """
+        try:
+            folder = os.getcwd()
+        except FileNotFoundError:
+            folder = ""
+        found: dict[str, Path] = {}
+        for name in self.environ.get("KUBECONFIG", "").split(":"):
+            path = Path(folder, name)
+            if name and path.is_absolute():
+                found.setdefault(os.path.realpath(path), path)
+        return list(found.values())
+
     def child_env(self, extra: Mapping[str, str] = {}) -> dict[str, str]:
         """The whole environment of a child."""
         env = {
@@ -602,6 +627,8 @@ class Host:
         if os.path.isdir(runtime):  # ssh -T, sudo, cron and at do not set the variable.
             env["XDG_RUNTIME_DIR"] = runtime
         inherited = {name: self.environ[name] for name in _INHERITED if self.environ.get(name)}
+        if self.kubeconfigs():  # Timers need it: a teardown takes our names out of these files.
+            inherited["KUBECONFIG"] = ":".join(map(str, self.kubeconfigs()))
         return {**env, **inherited, **extra}
 
     def interpreter(self) -> str:
@@ -893,6 +920,27 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
         raise
     with descriptor(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)) as directory:
         os.fsync(directory)
+
+
+def existing_part(path: Path) -> Path:
+    """The path itself, or the nearest folder above it that is there."""
+    return next(part for part in (path, *path.parents) if os.path.lexists(part))
+
+
+def refuse_sudo(host: Host, path: Path) -> None:
+    """Raise where `path` is to be made or changed by root, in what belongs to who called sudo.
+
+    That user could then neither see nor stop what was made. Root that did not come by sudo is not
+    refused: in containers HOME may be anybody's.
+    """
+    caller = host.environ.get("SUDO_UID", "")
+    if os.geteuid() != 0 or not re.fullmatch("[0-9]+", caller) or int(caller) == 0:
+        return
+    part = existing_part(path)
+    if os.lstat(part).st_uid == int(caller):
+        user = host.environ.get("SUDO_USER") or f"uid {caller}"
+        hint = "run it without sudo; or with `sudo -H`, for clusters of root's own"
+        raise PrerequisiteError(f"{part} is {user}'s, and this is root, by sudo", hint=hint)
 
 
 def remove(path: Path) -> bool:
@@ -2867,6 +2915,87 @@ def _raise_problems(problems: Sequence[Problem], path: Path, provider: str) -> N
     raise ConfigError("\n".join(lines), hint=f"`ycluster schema {provider}` describes every key")
 
 
+# --- which cluster a config is of, where the whole of it can't be read
+_IDENTITY = ("name", "cacheDir", "provider")
+
+
+def load_identity(
+    directory: Path,
+    home: Callable[[], Path] | None = None,
+) -> tuple[Config, ConfigError | None]:
+    """`load_config` for a verb that needs the cluster's name and cacheDir alone, to stop it, say.
+
+    Where the config is wrong, its error is returned, too, and the other keys have their defaults.
+    Raises the error where it may concern which cluster is meant: a destructive verb must not guess.
+    """
+    try:
+        return load_config(directory, home), None
+    except ConfigError as error:
+        config = _read_identity(_config_file(Path(os.path.abspath(directory))), home)
+        if config is None:
+            raise
+        return config, error
+
+
+def _read_identity(path: Path, home: Callable[[], Path] | None) -> Config | None:
+    try:
+        text = path.read_bytes().decode("utf-8", "surrogateescape")
+        root = _identity_node(text, str(path))
+    except (OSError, ConfigError):
+        return None
+    if root is None:
+        return None
+    item = Item(root, "", path.parent, home, [])
+    config: Config = item.read(kind_of(_provider(root)))
+    return None if item.problems else replace(config, file=path)
+
+
+def _identity_node(text: str, path: str) -> Node | None:
+    """The config with the keys of `_IDENTITY` alone; None where they can't be told for certain."""
+    try:
+        root = parse_yaml(text, path)
+    except ConfigError:
+        root = _top_level_keys(text, path)
+        if "name" not in root.value:
+            return None
+    keys = root.value
+    if not isinstance(keys, dict) or any(_misspells(key, keys) for key in keys):
+        return None
+    return replace(root, value={key: keys[key] for key in _IDENTITY if key in keys})
+
+
+def _misspells(word: str, keys: Mapping[str, object]) -> bool:
+    """Whether a word may stand for a key of `_IDENTITY` that is not among the keys."""
+    import difflib
+
+    plain = word.lower().replace("_", "").replace("-", "")
+    missing = {key.lower() for key in _IDENTITY if key not in keys}
+    return word not in _IDENTITY and bool(difflib.get_close_matches(plain, missing))
+
+
+def _top_level_keys(text: str, path: str) -> Any:
+    """The mapping of the keys at the left margin of a text that is no YAML as a whole.
+
+    The values of those that are not in `_IDENTITY` mean nothing. Each of the others is read by
+    itself, with the lines below it that are indented. Raises ConfigError where one is wrong by
+    itself, or is there twice.
+    """
+    root = parse_yaml("{}", path)
+    keys: dict[str, Node] = {}
+    for block in re.split(r"\n(?=[^\s#])", text.lstrip("\ufeff")):
+        match = re.match(r"""(["']?)([A-Za-z_-]+)\1\s*:""", block)
+        if not match:
+            continue
+        key, node = match[2], root
+        if key in _IDENTITY:
+            found = parse_yaml(block, path).value
+            if key in keys or not isinstance(found, dict) or found[key].value is None:
+                raise ConfigError(f"{path}: {key} is not there once, with a value")
+            node = found[key]
+        keys[key] = node
+    return replace(root, value=keys)
+
+
 # --- using a config
 def ignored_keys(config: Config) -> list[str]:
     """A warning for each key that this program ignores."""
@@ -2935,6 +3064,7 @@ def schema_for(which: str) -> dict[str, Any]:
 # holds `.vm.lock`, so that a running VM is seen without its pidfile, and two can't start. The
 # watcher holds `.watch.lock`, so that a cluster has one; `armed` asks whether that lock is held.
 # Downloads have locks of their own: `images/.lock` in a cacheDir, `.lock` beside a release of k3s.
+# `claim_lock` is the user's: under it a cluster takes its context, and its names in a kubeconfig.
 
 Removal: TypeAlias = "Literal['with the cluster', 'with the disk', 'last', 'never']"
 
@@ -2952,6 +3082,9 @@ class OwnFile:
 
     def __get__(self, files: Files, owner: object = None) -> Path:
         return files.cache_dir / (files.name + self.suffix)
+
+
+GATEWAY_STATE = "-gateway-state.json"  # a file of the sibling's
 
 
 class Files(Record):
@@ -2990,6 +3123,11 @@ class Files(Record):
     sibling_seed = OwnFile("-seed.img")
     sibling_user_data = OwnFile("-cloud-init.yaml")
     sibling_meta_data = OwnFile("-meta-data.yaml")
+    sibling_network = OwnFile("-network-config.yaml")
+
+    # What it writes later: an export's record of the gateway, and a save that was cut off.
+    sibling_gateway = OwnFile(GATEWAY_STATE)
+    sibling_unfinished = OwnFile(".json.tmp")
 
     program = OwnFile(".ycluster.py", "last")  # the copy of this program that the timers run
     launcher = OwnFile(".ycluster.sh", "last")  # what a timer starts: it finds a Python for it
@@ -3005,6 +3143,9 @@ class Files(Record):
     def disposable(self) -> list[Path]:
         """What goes with the cluster, and the temporary files of killed writes."""
         going = self.going("with the cluster")
+        other = Files(self.cache_dir, self.sibling_gateway.stem)
+        if _is_state(other.sidecar) or os.path.lexists(other.lock):
+            going.remove(other.sidecar)  # the state of a cluster called NAME-gateway-state
         written = [*going, *self.going("last")]
         return [*going, *self._unfinished({path.name for path in written})]
 
@@ -3404,10 +3545,21 @@ def _is_unset(attr: str, value: object) -> bool:
     return value in (None, "", ()) and value == State.fields[attr]
 
 
+def has_state(files: Files) -> bool:
+    """Whether there is a state file, whatever is in it. Raises StateError where nobody can tell."""
+    try:
+        os.lstat(files.sidecar)
+    except PermissionError as error:
+        raise _unreadable(files.sidecar, error.strerror) from None
+    except OSError:
+        return False
+    return True
+
+
 def load_state(files: Files) -> State:
     """The cluster's state. Raises StateError if there is no such cluster, or it is unreadable."""
     path = files.sidecar
-    if not os.path.lexists(path):
+    if not has_state(files):
         why = f"no cluster {files.name} in {files.cache_dir}"
         raise StateError(why, hint="`ycluster list` shows those there are")
     if not path.is_file():  # reading from a pipe would wait for a writer
@@ -3511,8 +3663,33 @@ def default_cache_dir(host: Host, name: str) -> Path:
     return own
 
 
+@contextlib.contextmanager
+def claim_lock(host: Host) -> Iterator[None]:
+    """Keep this user's other commands from claiming a context, or names in the kubeconfig.
+
+    Held for a moment only. Best effort: where HOME can't be written to, there is no lock.
+    """
+    try:
+        path = host.state_home() / "claims.lock"
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = take_flock(host, path, timeout=LOCK_TIMEOUT, what="its names")
+    except (OSError, YclusterError) as error:
+        host.output.debug(f"no lock on claims: {error}")
+        yield
+        return
+    if fd is None:
+        raise Busy(f"{path}: held by another ycluster", hint=f"`fuser {path}` names it")
+    with descriptor(fd):
+        yield
+
+
 def discover(host: Host) -> list[Files]:
-    """The clusters of this user, by name and place. No state file is read."""
+    """The clusters of this user, by name and place; those whose state file is damaged, too.
+
+    What can't be looked into is a warning: it may have clusters in it.
+    """
+    for error in unseen(host).values():
+        host.output.warn_once(f"{error}: {error.hint}")
     found: set[Files] = set()
     for place in _cache_dirs(host):
         found.update(_clusters_in(place))
@@ -3535,7 +3712,74 @@ def _clusters_in(place: Path) -> set[Files]:
         sidecars = list(cache_dir.glob("*.json"))
     except (OSError, RuntimeError):  # a link that leads nowhere, or in a circle
         return set()
-    return {Files(cache_dir, path.stem) for path in sidecars if not path.name.startswith(".")}
+    found = [path for path in sidecars if not path.name.startswith(".")]
+    return {Files(cache_dir, path.stem) for path in found if _is_state(path)}
+
+
+def unseen(host: Host) -> dict[Path, StateError]:
+    """The folders that can't be read, and in which there may be clusters; an error for each."""
+    places = _cache_dirs(host)
+    with contextlib.suppress(YclusterError):  # no home: then it has no index
+        places.append(_index(host))
+    found = {}
+    for place in places:
+        try:
+            os.listdir(place)
+            os.stat(place / "a cluster.json")
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                continue  # It is gone, or never was a folder; or there is no such file in it.
+            real = Path(os.path.realpath(place))
+            why = f"{real} can't be read ({error.strerror}), and there may be clusters in it"
+            found[real] = StateError(why, hint=_way_into(host, real, error))
+    return found
+
+
+def _way_into(host: Host, place: Path, error: OSError) -> str:
+    """What lets this user into a folder again."""
+    if not isinstance(error, PermissionError):
+        return "`dmesg` may show why"
+    path = next(part for part in (place, *place.parents) if _can_stat(part))
+    owner = os.stat(path).st_uid
+    if owner == os.getuid():
+        return f"`chmod u+rwx {shlex.quote(str(path))}` opens it"
+    if host.home() in path.parents:
+        return f"`sudo chown -R {host.user()} {shlex.quote(str(path))}` gives it back"
+    return f"it belongs to uid {owner}"
+
+
+def _can_stat(path: Path) -> bool:
+    try:
+        os.stat(path)
+    except OSError:
+        return False
+    return True
+
+
+# One of these beside a version tells a state file from any other JSON; the sibling writes them all.
+_MARKS = {"diskSize", "memory", "cpus", "sshPort", "portForwards", "cacheDir", "k3s"}
+
+
+def _is_state(path: Path) -> bool:
+    """Whether a JSON file in a cacheDir is, or was, the state file of a cluster.
+
+    One that is damaged counts: its VM may run. What never was one does not, such as the sibling's
+    record of a gateway, unless there is a cluster of that name.
+    """
+    files = Files(path.parent, path.stem)
+    parts = (files.disk, files.ssh_key, files.pidfile, files.vm_lock)
+    if any(os.path.lexists(part) for part in parts):
+        return True
+    try:
+        # Reading from a pipe would wait for a writer.
+        data = json.loads(path.read_bytes()) if path.is_file() else None
+    except (OSError, ValueError, RecursionError):
+        data = None
+    if data is None:
+        return not path.name.endswith(GATEWAY_STATE)
+    if not isinstance(data, dict):
+        return False
+    return data.get("name") == path.stem or ("version" in data and bool(_MARKS & data.keys()))
 
 
 # --- events: what happened, in the user's log and in the next command's words
@@ -3559,6 +3803,7 @@ def log_event(host: Host, state: State, event: str, **facts: object) -> None:
     appending = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     with contextlib.suppress(OSError, YclusterError):  # nothing depends on the log
         log = _event_log(host)
+        refuse_sudo(host, log)
         log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if log.exists() and log.stat().st_size > EVENTS_SIZE:
             log.replace(log.with_name("events.1.jsonl"))
@@ -5886,19 +6131,34 @@ def _run_k3s_install(host: Host, state: State, waiting: Waiting) -> None:
 
 # === 17 kubeconfig ================================================================================
 # Our cluster, user and context in the user's kubeconfig, which kubectl alone writes. What is the
-# user's own is never replaced. The state names the file before our names go into it, and the
-# context, which shows that they are ours, comes out last: so a teardown finds what a kill has left.
-# Two copies are kept beside the file: `.before-ycluster`, as it was before our first change ever,
-# and `.before-ycluster-last`, as it was before our last one.
+# user's own is never replaced, and what kubectl does without --context does not change: it merges
+# all files of $KUBECONFIG, so every one of them is looked at, while one alone is written. The state
+# names this file before our names go into it. The context, which shows that they are ours, goes in
+# first and comes out last: so a teardown finds what a kill has left. Two copies are kept beside the
+# file: `.before-ycluster`, as it was before our first change ever, and `.before-ycluster-last`, as
+# it was before our last one.
+
+
+class Kubeconfig(Record):
+    """What a kubeconfig says, without its secrets: what each name in it stands for."""
+
+    clusters: Mapping[str, Any] = {}
+    contexts: Mapping[str, Any] = {}
+    users: Mapping[str, Any] = {}
+    current_context: str = ""
+
+
+Kubeconfigs: TypeAlias = "Mapping[Path, Kubeconfig]"  # in the order in which kubectl merges them
+
+
+def kubeconfig_files(host: Host) -> list[Path]:
+    """The files that the user's kubectl merges: those of $KUBECONFIG, or ~/.kube/config."""
+    return host.kubeconfigs() or [host.home() / ".kube" / "config"]
 
 
 def kubeconfig_file(host: Host) -> Path:
-    """The file to merge clusters into: the first of $KUBECONFIG, or ~/.kube/config."""
-    named = host.environ.get("KUBECONFIG", "")
-    for path in named.split(":"):
-        if path:
-            return Path(os.path.abspath(path))
-    return host.home() / ".kube" / "config"
+    """The file to merge clusters into: the first."""
+    return kubeconfig_files(host)[0]
 
 
 def _kubectl(host: Host, file: Path | str, *words: str) -> str:
@@ -5915,7 +6175,7 @@ def _kubectl(host: Host, file: Path | str, *words: str) -> str:
         try:
             return call()
         except ProgramFailed as error:
-            if ".lock" in error.stderr:
+            if ".lock: file exists" in error.stderr:
                 return None
             raise
 
@@ -5925,20 +6185,66 @@ def _kubectl(host: Host, file: Path | str, *words: str) -> str:
     return output
 
 
-def _current_context(host: Host, file: Path | str) -> str:
-    return _kubectl(host, file, "view", "-o", "jsonpath={.current-context}")
+def _unusable(host: Host) -> str:
+    """Why our names can't go into the user's kubeconfig; empty where they can."""
+    try:
+        refuse_sudo(host, kubeconfig_file(host))
+    except PrerequisiteError as error:
+        return str(error)
+    for file in kubeconfig_files(host):
+        try:
+            os.stat(file)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            return f"{file}: {error.strerror}"
+        if not os.access(file, os.R_OK):  # kubectl then fails with all of them
+            return f"{file} can't be read"
+    return _unwritable(kubeconfig_file(host))
 
 
-def _view(host: Host, file: Path) -> dict[str, dict[str, Any]]:
-    """The clusters, contexts and users of a kubeconfig, each by its name."""
-    view: dict[str, Any] = {}
-    if file.exists():
-        view = json.loads(_kubectl(host, file, "view", "-o", "json"))
-    return {
-        "clusters": _by_name(view.get("clusters"), "cluster"),
-        "contexts": _by_name(view.get("contexts"), "context"),
-        "users": _by_name(view.get("users"), "user"),
-    }
+def _unwritable(file: Path) -> str:
+    """Why kubectl could not write a kubeconfig; empty where it can.
+
+    It writes through links, and makes its lock file, as we do our copies, beside the file's own
+    name.
+    """
+    target = Path(os.path.realpath(file))
+    if target.exists():
+        if not target.is_file():
+            return f"{target} is no file"
+        if not os.access(target, os.W_OK):
+            return f"{target} can't be written to"
+    elif file.is_symlink() and not target.parent.is_dir():
+        return f"{file} is a link to {target}, and there is no such folder"
+    for folder in (file.parent, file.parent if target.exists() else target.parent):
+        place = existing_part(folder)
+        if not os.access(place, os.W_OK | os.X_OK):
+            return f"no file can be made in {place}"
+    return ""
+
+
+def _view(host: Host, file: Path) -> Kubeconfig:
+    """What a kubeconfig says; nothing where there is no such file."""
+    if not os.path.exists(file):
+        return Kubeconfig()
+    view = json.loads(_kubectl(host, file, "view", "-o", "json"))
+    return Kubeconfig(
+        clusters=_by_name(view.get("clusters"), "cluster"),
+        contexts=_by_name(view.get("contexts"), "context"),
+        users=_by_name(view.get("users"), "user"),
+        current_context=view.get("current-context") or "",
+    )
+
+
+def _views(host: Host) -> Kubeconfigs:
+    """What each of the user's kubeconfigs says."""
+    return {file: _view(host, file) for file in kubeconfig_files(host)}
+
+
+def _current_context(views: Iterable[Kubeconfig]) -> str:
+    """The current context of several kubeconfigs: kubectl takes the first that is set."""
+    return next((view.current_context for view in views if view.current_context), "")
 
 
 def _by_name(items: Sequence[dict[str, Any]] | None, kind: str) -> dict[str, Any]:
@@ -5954,53 +6260,73 @@ def check_context(
     config: QemuConfig,
     files: Files,
 ) -> None:
-    """Raise if the context belongs to another cluster, in `states` or in the user's kubeconfig."""
+    """Raise if the context belongs to another cluster, in `states` or in the user's kubeconfig.
+
+    A kubeconfig that can't be used is a warning: nothing goes into it.
+    """
     context = config.context
     for state in states:
         if state.context == context and state.files != files:
             other = f"the cluster {state.name} in {state.cache_dir}"
             why = f"{config.file}: context {context!r} is that of {other}"
             raise ConfigError(why, hint="give this one a context of its own")
-    if config.k3s.install != "none":
-        file = kubeconfig_file(host)
-        _check_names(host, file, config.name, context, config.network.bind_address)
+    if config.k3s.install == "none" or not host.which("kubectl"):
+        return
+    unusable = _unusable(host)
+    if unusable:
+        host.output.warn_once(f"{unusable}; {config.name} gets a kubeconfig of its own")
+    else:
+        _check_names(_views(host), config.name, context, config.network.bind_address)
 
 
 def _check_names(
-    host: Host,
-    file: Path,
+    views: Kubeconfigs,
     name: str,
     context: str,
     address: str,
-    *,
-    known: bool = False,
+    own: Path | None = None,
 ) -> None:
-    """Raise if our names would replace something else in a kubeconfig.
+    """Raise if our names would replace something else in the user's kubeconfigs, or be used by it.
 
-    `address` is where the cluster's API listens. `known`: our cluster and user may be there.
+    `address` is where the cluster's API listens, `own` the file in which our names may be already.
     """
-    if not host.which("kubectl"):
-        return
-    view = _view(host, file)
-    taken = ""
-    if context in view["contexts"]:
-        taken = _other_owner(view, name, context, address)
-    elif not known and (name in view["clusters"] or name in view["users"]):
-        taken = f"it has a cluster or a user {name!r} already"
-    if taken:
-        raise ConfigError(f"{file}: {taken}", hint="give this one a name and a context of its own")
+    for file, view in views.items():
+        taken = ""
+        if context in view.contexts:
+            taken = _other_owner(view, name, context, address)
+        elif file != own and (name in view.clusters or name in view.users):
+            taken = f"it has a cluster or a user {name!r} already"
+        taken = taken or _borrower(view, name, context, known=own in views)
+        if taken:
+            hint = "give this one a name and a context of its own"
+            raise ConfigError(f"{file}: {taken}", hint=hint)
+
+
+def _borrower(view: Kubeconfig, name: str, context: str, *, known: bool) -> str:
+    """A context of the user's that half consists of our names; empty where there is none.
+
+    With our user it would present our credentials to another cluster; with our cluster it would
+    present the user's to ours. Where our names are `known` already, the latter is the user's wish.
+    """
+    for other, entry in view.contexts.items():
+        has_cluster, has_user = entry.get("cluster") == name, entry.get("user") == name
+        if other == context or has_cluster == has_user or (has_cluster and known):
+            continue
+        what = "cluster" if has_cluster else "user"
+        return f"context {other!r} would use the {what} {name!r}"
+    return ""
 
 
 def _other_owner(
-    view: Mapping[str, Mapping[str, Any]],
+    view: Kubeconfig,
     name: str,
     context: str,
     address: str,
 ) -> str:
     """What a context leads to, if that is not the cluster `name` on this host."""
-    entry = view["contexts"][context]
+    entry = view.contexts[context]
     cluster, user = entry.get("cluster", ""), entry.get("user", "")
-    server = view["clusters"].get(cluster, {}).get("server", "")
+    server = view.clusters.get(cluster, {}).get("server", "")
     has_our_names = cluster == name and user == name
     leads_nowhere = server == ""  # a kill has left the context, and not its cluster
     leads_here = server.startswith((f"https://{address}:", "https://127.0.0.1:"))
@@ -6025,18 +6351,46 @@ def _keep_last(file: Path) -> None:
         write_file(file.with_name(f"{file.name}.before-ycluster-last"), file.read_bytes())
 
 
-def forget_kubeconfig(host: Host, state: State) -> None:
-    """Take our names out of the user's kubeconfig, and nothing else."""
-    file, name = Path(state.kubeconfig), state.name
-    if not state.kubeconfig or not file.exists():
-        return
-    host.need({"kubectl": "kubernetes-client"})
-    context = _view(host, file)["contexts"].get(state.context, {})
-    if context.get("cluster") != name:
-        return  # the user has made something else of it
+def forget_kubeconfig(host: Host, state: State, *, moving: bool = False) -> None:
+    """Take our names out of the user's kubeconfig, and nothing else.
+
+    If they are `moving` to another file, a current-context that names ours stays.
+    """
+    files = [Path(state.kubeconfig)] if state.kubeconfig else []
+    if not state.image and state.has_k3s and not files:
+        files = kubeconfig_files(host)  # The sibling does not note into which it has merged.
+    found = [file for file in files if os.path.exists(file)]
+    if found:
+        host.need({"kubectl": "kubernetes-client"})
+    for file in found:
+        view = _view(host, file)
+        if _has_names_of(view, state):
+            leave = view.current_context == state.context and not moving
+            _remove_names(host, file, state, leave=leave)
+
+
+def _has_names_of(view: Kubeconfig, state: State) -> bool:
+    """Whether a kubeconfig has a cluster's names, and its user has made nothing else of them."""
+    name, entry = state.name, view.contexts.get(state.context, {})
+    if state.kubeconfig:
+        return bool(entry.get("cluster") == name)
+    # Merged by the sibling: its names alone don't prove that they are of this cluster.
+    server = view.clusters.get(name, {}).get("server", "")
+    ports = [forward.host for forward in state.port_forwards if forward.guest == 6443]
+    leads_here = server in [f"https://{state.dial_address}:{port}" for port in ports]
+    return leads_here and (entry.get("cluster"), entry.get("user")) == (name, name)
+
+
+def _remove_names(host: Host, file: Path, state: State, *, leave: bool) -> None:
+    """Take a cluster's names out of a kubeconfig; `leave` its context where it is the current."""
+    name, unwritable = state.name, _unwritable(file)
+    if unwritable:
+        raise PrerequisiteError(unwritable)
+    if not state.kubeconfig:  # It may be our first change.
+        _keep_first(file)
     _keep_last(file)
-    if _current_context(host, file) == state.context:
-        _kubectl(host, file, "unset", "current-context")
+    if leave:
+        _leave_context(host, file, state.context)
     _kubectl(host, file, "unset", f"clusters.{name}")
     _kubectl(host, file, "unset", f"users.{name}")
     # Last, because it shows that the names are ours: so a teardown that was killed is completed by
@@ -6044,28 +6398,57 @@ def forget_kubeconfig(host: Host, state: State) -> None:
     _kubectl(host, file, "delete-context", state.context)
 
 
+def leave_kubeconfig(host: Host, state: State, *, moving: bool = False) -> None:
+    """`forget_kubeconfig`, where a failure is a warning."""
+    try:
+        forget_kubeconfig(host, state, moving=moving)
+    except (YclusterError, OSError, ValueError, LookupError) as error:
+        names = f"the names of {state.name} {'are' if state.kubeconfig else 'may be'} still in it"
+        host.output.warn(f"{state.kubeconfig or 'your kubeconfig'}: {error}; {names}")
+
+
+def _leave_context(host: Host, file: Path, context: str) -> None:
+    """Unset a current-context that is ours, unless another file's would take its place.
+
+    kubectl would then talk to another cluster, which nobody has asked for. With a name that leads
+    nowhere it fails. So the name stays, too, if the files that kubectl merges are not known here.
+    """
+    views = _views(host)
+    real = os.path.realpath(file)
+    others = [view for path, view in views.items() if os.path.realpath(path) != real]
+    known = len(others) < len(views)
+    if known and _current_context(others) in ("", _current_context(views.values())):
+        _kubectl(host, file, "unset", "current-context")
+        return
+    text = f"{file}: its current-context is still {context!r}, which is gone"
+    host.output.warn(f"{text}; `kubectl config use-context NAME` chooses another")
+
+
 def merge_kubeconfig(host: Host, state: State) -> State:
     """Merge the guest's kubeconfig into the user's, under our names; return the saved state.
 
-    Without kubectl the cluster gets a kubeconfig of its own, and the user's stays as it is.
+    Without kubectl, or with a kubeconfig that can't be used, the cluster gets one of its own, and
+    the user's stays as it is.
     """
     cluster, user = _guest_kubeconfig(host, state)
     _write_own_kubeconfig(state, cluster, user)
-    if not host.which("kubectl"):
+    why = _unusable(host) if host.which("kubectl") else "kubectl is not installed"
+    if why:
         own = shlex.quote(str(state.files.kubeconfig))
-        host.output.say(f"  kubectl is not installed; the kubeconfig: export KUBECONFIG={own}")
+        host.output.say(f"  {why}; the kubeconfig: export KUBECONFIG={own}")
         return state
     file = kubeconfig_file(host)
-    known = state.kubeconfig == str(file)
-    _check_names(host, file, state.name, state.context, state.dial_address, known=known)
-    if not known:
-        forget_kubeconfig(host, state)  # $KUBECONFIG may have named another file last time
-    # Saved before the file is touched, so that a teardown takes our names out whatever happens.
-    state = save_state(replace(state, kubeconfig=str(file)))
-    _keep_first(file)
-    _keep_last(file)
-    _write_certificates(state.files, cluster, user)
-    _merge_by_kubectl(host, state, file, cluster)
+    last = Path(state.kubeconfig) if state.kubeconfig else None
+    with claim_lock(host):  # Two clusters of one name must not both find it free.
+        _check_names(_views(host), state.name, state.context, state.dial_address, last)
+        if last != file:  # $KUBECONFIG may have named another file last time
+            leave_kubeconfig(host, state, moving=True)
+        # Saved before the file is touched: so a teardown takes our names out whatever happens.
+        state = save_state(replace(state, kubeconfig=str(file)))
+        _keep_first(file)
+        _keep_last(file)
+        _write_certificates(state.files, cluster, user)
+        _merge_by_kubectl(host, state, file, cluster)
     host.output.say(f"  kubectl --context {shlex.quote(state.context)} get nodes   ({file})")
     return state
 
@@ -6120,6 +6503,12 @@ def _merge_by_kubectl(
 ) -> None:
     """Put our user, cluster and context into the user's kubeconfig."""
     name, certificates = state.name, state.files.certificates
+    # Ours becomes the current context only where there is no other in any file.
+    views = _views(host).values()
+    is_first = not any(view.contexts or view.current_context for view in views)
+    _kubectl(host, file, "set-context", state.context, f"--cluster={name}", f"--user={name}")
+    if is_first:
+        _kubectl(host, file, "use-context", state.context)
     # By `set`, key by key: `set-credentials` crashes in Debian 12's kubectl.
     _kubectl(host, file, "unset", f"users.{name}")
     for what in ("client-certificate", "client-key"):
@@ -6131,11 +6520,6 @@ def _merge_by_kubectl(
         f"--certificate-authority={certificates / 'certificate-authority'}",
     ]
     _kubectl(host, file, "set-cluster", name, *options)
-    _kubectl(host, file, "set-context", state.context, f"--cluster={name}", f"--user={name}")
-    # Ours becomes the current context only if none of the files in $KUBECONFIG has one.
-    every_file = host.environ.get("KUBECONFIG") or file
-    if not _current_context(host, every_file):
-        _kubectl(host, file, "use-context", state.context)
 
 
 # === 18 disk images ===============================================================================
@@ -6657,8 +7041,8 @@ def find_cluster(host: Host, which: Selector) -> Files:
     if which.state_file:
         return Files(which.state_file.parent.resolve(), which.state_file.stem)
     if which.config:
-        files = files_of(host, require_qemu(load_config(which.config, host.home)))
-        if not os.path.lexists(files.sidecar):
+        files = _files_of_config(host, which.config)
+        if not has_state(files):
             host.output.say(last_teardown(host, files.name, str(files.cache_dir)), end="")
         return files
     every = discover(host)
@@ -6693,8 +7077,21 @@ def _not_named(path: str, every: Sequence[Files]) -> UsageError:
     return UsageError(f"{path} never guesses which cluster; name it:", hint="\n".join(lines))
 
 
+def _files_of_config(host: Host, directory: Path) -> Files:
+    """The files of the cluster that a config is of, which may be wrong otherwise."""
+    config, error = load_identity(directory, host.home)
+    files = files_of(host, require_qemu(config))
+    if error:
+        head, *problems = str(error).splitlines()
+        why = f"{problems[0]} ({head})" if problems else head
+        host.output.warn(f"{why}; going on with {files.name} in {files.cache_dir}")
+    return files
+
+
 def _no_clusters(host: Host, which: Selector) -> StateError:
     asked = str(which) if which.name or which.context else "yet"
+    for error in unseen(host).values():
+        raise StateError(f"no cluster {asked} can be seen: {error}", hint=error.hint)
     hint = "`ycluster provision -c DIR` makes one"
     if not which.context:
         hint = last_teardown(host, which.name) + hint
@@ -6729,7 +7126,11 @@ def require_qemu(config: Config) -> QemuConfig:
 def cluster_lock(
     host: Host, files: Files, *, patience: float = LOCK_TIMEOUT
 ) -> contextlib.AbstractContextManager[None]:
-    """Hold a cluster's lock. Its file goes when the cluster has gone, or was never made."""
+    """Hold a cluster's lock. Its file goes when the cluster has gone, or was never made.
+
+    Whatever changes a cluster passes here. What root has made by sudo, root may end by sudo.
+    """
+    refuse_sudo(host, files.sidecar)
     return locked(host, files.lock, timeout=patience, belongs_to=files.sidecar)
 
 
@@ -6938,6 +7339,7 @@ def provision(host: Host, directory: Path) -> None:
         host.output.warn(warning)
     _check_host(host)
     files = files_of(host, config)
+    refuse_sudo(host, files.sidecar)
     state = state_from_config(config, files.cache_dir)
     registries = expand_variables(config.registries, host.environ)
     hand_over(host, spare=files)
@@ -6958,7 +7360,8 @@ def provision(host: Host, directory: Path) -> None:
             why = f"{files.name}: its disk was imported or removed meanwhile"
             raise YclusterError(why, hint="run it again")
         remember_cache_dir(host, files.cache_dir)
-        state = _make_cluster(host, replace(state, imported=imported), image, registries)
+        state = _claim(host, config, replace(state, imported=imported))
+        state = _make_cluster(host, state, image, registries)
     _finish_boot(host, state)
 
 
@@ -6969,6 +7372,16 @@ def _make_cache_dir(config: QemuConfig, files: Files) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
+def _claim(host: Host, config: QemuConfig, state: State) -> State:
+    """Save the state of a new cluster, which takes its context: of two at once, one alone does.
+
+    From here on a crash leaves a cluster that is listed.
+    """
+    with claim_lock(host):
+        check_context(host, [other for _, other in readable(host)], config, state.files)
+        return save_state(state)
+
+
 def _make_cluster(
     host: Host,
     state: State,
@@ -6977,7 +7390,6 @@ def _make_cluster(
 ) -> State:
     """From nothing to a running QEMU, or nothing at all. An imported disk is kept either way."""
     try:
-        save_state(state)  # the first save: from here on a crash leaves a cluster that is listed
         make_keys(host, state)
         make_disk(host, state, image)
         make_seed(state, registries)
@@ -7006,6 +7418,7 @@ def _check_host(host: Host) -> None:
         hint = "Linux 5.3 or later is needed"
         raise PrerequisiteError(f"pidfd_open: {error.strerror}", hint=hint) from None
     chosen_timer(host)
+    refuse_sudo(host, host.state_home())
 
 
 def _refuse_existing(host: Host, files: Files) -> str:
@@ -7306,7 +7719,7 @@ def _wake(host: Host, state: State, vm: Vm) -> None:
 )
 def teardown(host: Host, files: Files, *, keep_disk: bool = False) -> None:
     """Stop the VM and remove the cluster's own files, and nothing else. Safe to repeat."""
-    known = os.path.lexists(files.sidecar)
+    known = has_state(files)
     if not known and not files.lock.exists() and not running(host, files):
         host.output.say(f"{files.name}: nothing to tear down in {files.cache_dir}")
         return
@@ -7336,11 +7749,7 @@ def _erase(host: Host, state: State, *, keep_disk: bool = False) -> list[str]:
     if not keep_disk:
         first = [*files.going("with the disk"), *first]
     removed = [path.name for path in first if remove(path)]
-    try:
-        forget_kubeconfig(host, state)
-    except (YclusterError, OSError, ValueError, LookupError) as error:
-        text = f"{state.kubeconfig}: {error}; the names of {state.name} are still in it"
-        host.output.warn(text)
+    leave_kubeconfig(host, state)
     cancel_timers(host, state)
     return removed + [path.name for path in files.going("last") if remove(path)]
 
@@ -7515,6 +7924,7 @@ def import_disk(host: Host, disk: Path, directory: Path) -> None:
     config = require_qemu(load_config(directory, host.home))
     host.need({"qemu-img": "qemu-utils"})
     files, disk = files_of(host, config), disk.resolve()
+    refuse_sudo(host, files.sidecar)
     if not disk.is_file():
         hint = "the disk itself is wanted, not the folder of a bundle"
         raise UsageError(f"{disk}: no such file", hint=hint)
@@ -7836,6 +8246,7 @@ def reap_now(
 
 def _reap_all(host: Host, by: str) -> None:
     failed = sweep(host, by=by, every=True)
+    failed += [f"what is in {place}" for place in unseen(host)]
     if failed:
         raise YclusterError(f"not reaped: {', '.join(failed)}")
     if not discover(host):
@@ -7985,6 +8396,7 @@ def watch(host: Host, which: Selector, by: str) -> None:
 
 def watch_all(host: Host) -> NoReturn:
     """Reap whatever comes to be due, without end: the timer of a host that has none."""
+    refuse_sudo(host, host.state_home())
     host.program_source()  # now, as an upgrade may replace the file
     for name in IMPORTED_LATER:
         __import__(name)
@@ -8087,23 +8499,21 @@ class Watcher:
         if self.vm is not None and _exited(self.vm.pidfd, 0):
             os.close(self.vm.pidfd)
             self.vm = None
+        if self.vm is None:
+            self._hold()
+        elif _pid_in(self.files.pidfile) not in (None, self.vm.pid):
+            return None  # its folder was lost, and another VM has been made in that place
         try:
             state = load_state(self.files)
         except StateError as error:
             self._say_once(error)
             return None
-        if self.vm is None:
-            self._hold()
-        elif _pid_in(self.files.pidfile) not in (None, self.vm.pid):
-            return None  # its folder was lost, and another VM has been made in that place
         self.known = state
         return state
 
     def _hold(self) -> None:
-        """Hold the VM, if it runs, and keep what a login takes."""
+        """Hold the VM, if it runs, with or without its files, and keep what a login takes."""
         self.vm = _look_for_vm(self.files)
-        if self.vm is None:
-            return
         for path in (self.files.ssh_key, self.files.host_pub, self.files.known_hosts):
             with contextlib.suppress(OSError):  # the sibling's has no host key
                 self.login[path.name] = path.read_bytes()
@@ -8231,6 +8641,8 @@ def list_clusters(host: Host, form: str) -> None:
     """Every cluster of this user. It shows what is overdue, and never acts."""
     found = [describe(host, state) for _, state in readable(host)]
     if not found and form != "json":
+        if unseen(host):
+            return
         hint = "`ycluster provision -c DIR` makes one"
         host.output.say(f"{last_teardown(host)}no clusters; {hint}")
         return
@@ -8472,6 +8884,8 @@ def _check_clock(host: Host) -> None:
 
 def _of_clusters(host: Host) -> Iterator[Finding]:
     """What is wrong with this user's clusters, or left over of others."""
+    for place, error in unseen(host).items():
+        yield Finding(str(place), "failure", str(error), error.hint)
     clusters = discover(host)
     states = []
     for files in clusters:

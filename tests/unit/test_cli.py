@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from unit_support import PROGRAM, Cli, Processes, Ran, made, missing, told, tree, wait_for
+from unit_support import PROGRAM, Cli, Memory, Processes, Ran, made, missing, told, tree, wait_for
 
 import ycluster
 
@@ -310,6 +310,35 @@ def test_a_config_names_its_cluster_in_its_own_cachedir(cli: Cli, at: Path) -> N
     assert json.loads(cli("status", "-o", "json", "-c", "good").out)["cacheDir"] == str(
         at / "good" / "own"
     )
+
+
+@pytest.mark.parametrize("wrong", ["memory: lots", "memory: [}", "memory: lots\ncpus: {x: 1}"])
+def test_verbs_that_need_only_the_name_go_on_with_a_config_that_is_wrong_elsewhere(
+    cli: Cli, at: Path, timer: Memory, wrong: str
+) -> None:
+    """An edit that went wrong must not keep a cluster running. (20.17)"""
+    place, file = at / "own", at / "good" / "y-cluster-provision.yaml"
+    place.mkdir()
+    file.write_text(f"name: demo\ncacheDir: {place}\n{wrong}\n")
+    made(place, expires_at=FAR_AHEAD)
+    for verb in (
+        "status",
+        "lifetime status",
+        "lifetime extend 1h",
+        "lifetime reap",
+        "lifetime disarm",
+        "stop",
+        "teardown",
+    ):
+        ran = cli(*verb.split(), "-c", "good")
+        assert ran.code == 0, ran.err
+        warning = f"warning: {file}:3:", f"going on with demo in {place}"
+        assert missing(ran.err, *warning) == [], ran.err
+    assert list(place.iterdir()) == []
+    for verb in ("provision", "config check", "config show", "lifetime gcp-flags"):
+        assert cli(*verb.split(), "-c", "good").code == 3
+    file.write_text(f"name: demo\nprovider: docker\n{wrong}\n")
+    failed(cli("stop", "-c", "good"), 6)
 
 
 def test_a_sidecar_names_its_cluster_wherever_it_lies(cli: Cli, at: Path) -> None:

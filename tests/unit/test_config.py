@@ -618,3 +618,77 @@ def test_a_variable_elsewhere_is_refused(text: str) -> None:
 def test_five_mistakes_are_five_problems_with_five_line_numbers() -> None:
     text = "name: ../x\nmemory: lots\nlifetime:\n  maxRun: 8hours\n  onExpiry: explode\nportForwards:\n  - {host: 80}\n"
     assert [problem.split(":")[0] for problem in problems(text)] == ["1", "2", "4", "5", "7"]
+
+
+# --- which cluster a config is of, though the whole of it can't be read
+
+IDENTIFIED = {
+    "a wrong value": ("name: a\nmemory: lots\ncacheDir: own\n", "own"),
+    "a wrong key": ("memry: 1\nname: a\n", ""),
+    "a text without end": ('context: "x\ncacheDir: own\nname: a\nprovider: qemu\n', "own"),
+    "brackets without end": ("name: a\nportForwards: [{host: 1\n", ""),
+    "odd indentation": ("lifetime:\n  maxRun: 8h\n   onExpiry: stop\nname: a  # mine\n", ""),
+    "tabs": ("name: 'a'\nk3s:\n\tinstall: none\n", ""),
+    "an anchor": ("\ufeffname: a\r\nlifetime: &x {maxRun: 8h}\r\n", ""),
+    "a key twice": ("memory: 1\nmemory: 2\nname: a\ncacheDir:\n  own\n", "own"),
+    "quoted keys": ("'name': a\n\"cacheDir\" : own\ncpus: *x\n", "own"),
+    "no UTF-8": (b"name: a\ncontext: '\xe9'\n", ""),
+}
+
+
+@pytest.mark.parametrize("text, place", IDENTIFIED.values(), ids=IDENTIFIED)
+def test_a_config_that_is_wrong_elsewhere_still_tells_which_cluster_it_is_of(
+    tmp_path: Path, text: str | bytes, place: str
+) -> None:
+    """A stop needs no more than the name and the cacheDir. (20.17)"""
+    raw = text if isinstance(text, bytes) else text.encode()
+    (tmp_path / "y-cluster-provision.yaml").write_bytes(raw)
+    with pytest.raises(ConfigError):
+        ycluster.load_config(tmp_path)
+    config, error = ycluster.load_identity(tmp_path)
+    assert isinstance(config, ycluster.QemuConfig) and config.name == "a" and error is not None
+    assert config.cache_dir == (tmp_path / place if place else None)
+
+
+UNCERTAIN = {
+    "no name": "memory: [\n",
+    "a name twice": "name: a\nname: b\n",
+    "a merge conflict": "<<<<<<< ours\nname: a\n=======\nname: b\n>>>>>>> theirs\n",
+    "a name that is wrong": "name: [a\nmemory: 1\n",
+    "a name without a value": "name:\na\ncpus: [\n",
+    "a place without a value": "name: a\ncacheDir:\n/own\n",
+    "a place that is wrong": "name: a\ncacheDir: {x: 1}\n",
+    "a place without end": "name: a\ncacheDir: 'own\n",
+    "a place and more": "name: a\ncacheDir: own\n  more: x\n",
+    "a misspelt name": "nmae: a\nmemory: lots\n",
+    "a misspelt place": "name: a\ncachedir: own\n",
+    "the same, and no YAML": "name: a\ncache_dir: own\ncpus: [\n",
+    "a wrong provider": "name: a\nprovider: qmu\n",
+    "JSON": '{"name": "a",\n"memory": [\n',
+    "a list": "- name: a\n",
+    "another name in it": "context: |\n  name: b\nmemory: [\n",
+}
+
+
+@pytest.mark.parametrize("text", UNCERTAIN.values(), ids=UNCERTAIN)
+def test_where_it_is_not_certain_which_cluster_a_config_is_of_its_error_stays(
+    tmp_path: Path, text: str
+) -> None:
+    """The default name, or the default cacheDir, could be another cluster. (20.17)"""
+    (tmp_path / "y-cluster-provision.yaml").write_text(text)
+    with pytest.raises(ConfigError) as strict:
+        ycluster.load_config(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        ycluster.load_identity(tmp_path)
+    assert str(caught.value) == str(strict.value)
+
+
+@pytest.mark.parametrize("provider", ycluster.PROVIDERS)
+def test_no_key_is_taken_for_a_misspelt_name_or_place(tmp_path: Path, provider: str) -> None:
+    """Every key of a provider's may stand beside one that is wrong. (20.17)"""
+    keys = [key for key in ycluster.schema_for(provider)["properties"] if key != "provider"]
+    text = f"provider: {provider}\n" + "".join(f"{key}:\n" for key in keys if key != "cacheDir")
+    text = text.replace("name:\n", "name: a\n") + "oops: 1\n"
+    for broken in ("", "cpus: [\n"):
+        (tmp_path / "y-cluster-provision.yaml").write_text(text + broken)
+        assert ycluster.load_identity(tmp_path)[0].name == "a"

@@ -149,7 +149,6 @@ TEXTS = {
     "1 MB in its version": altered(version="9" * 1_000_000),
     "two of them": FULL + FULL,
     "another's": altered(name="other"),
-    "a list": f"[{FULL}]",
     "version 2": altered(version=2),
     "no version": json.dumps(
         {key: value for key, value in json.loads(FULL).items() if key != "version"}
@@ -1001,6 +1000,53 @@ def test_a_port_or_a_context_that_is_taken_is_told_before_anything_is_made(
         (tmp_path / "y-cluster-provision.yaml").write_text(text)
         assert cli("provision", "-c", tmp_path).code == {"port": 5, "context": 3}[taken]
     assert not (tmp_path / "cache").exists()
+
+
+@needs_keygen
+def test_of_two_provisions_at_once_one_alone_gets_the_context(
+    cli: Cli, tmp_path: Path, no_qemu: None, timer: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second is made while the first, whose check has passed, fetches its image. (20.25)"""
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        text = DEMO.replace("name: demo", f"name: {name}\ncontext: mine")
+        (tmp_path / name / "y-cluster-provision.yaml").write_text(text)
+    codes: list[int] = []
+
+    def fetch_image(*args: object) -> Path:
+        monkeypatch.setattr(ycluster, "fetch_image", lambda *args: Path("/image"))
+        codes.append(cli("provision", "-c", tmp_path / "second").code)
+        return Path("/image")
+
+    monkeypatch.setattr(ycluster, "fetch_image", fetch_image)
+    ran = cli("provision", "-c", tmp_path / "first")
+    assert (codes, ran.code) == ([0], 3) and missing(ran.err, "'mine'", "second") == []
+    assert not Files(tmp_path / "first" / "cache", "first").sidecar.exists()
+    assert tree(tmp_path / "first" / "cache") == {}
+
+
+@needs_keygen
+def test_a_context_is_claimed_under_a_lock_of_the_user(
+    cli: Cli, home: Path, tmp_path: Path, no_qemu: None, timer: Memory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """What two provisions check and save at the same moment comes one after the other. (20.25)"""
+    (tmp_path / "y-cluster-provision.yaml").write_text(DEMO)
+    lock = home / ".local" / "state" / "ycluster" / "claims.lock"
+    lock.parent.mkdir(parents=True)
+    held = ycluster.try_flock(lock)
+    assert held is not None
+    seen: list[bool] = []
+
+    def sleep(self: Host, seconds: float) -> None:
+        if not seen:
+            os.close(held)
+        seen.append(Files(tmp_path / "cache", "demo").sidecar.exists())
+
+    monkeypatch.setattr(Host, "sleep", sleep)
+    assert cli("provision", "-c", tmp_path).code == 0
+    assert seen[0] is False and ycluster.load_state(Files(tmp_path / "cache", "demo"))
+    assert not ycluster.flock_held(lock)
 
 
 def test_a_port_whose_connections_have_just_ended_can_be_had(

@@ -10,14 +10,16 @@ import http.server
 import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from unit_support import Clocked, made, missing, refused
+from unit_support import PROGRAM, Clocked, bound_by_modes, made, missing, refused, tree
 
 import ycluster
 from ycluster import ConfigError, Host, PortForward, PrerequisiteError, State, replace
@@ -322,6 +324,28 @@ def test_where_there_is_no_kubeconfig_ours_is_current_until_it_goes(
 
 
 @needs_kubectl
+def test_names_are_checked_and_taken_under_a_lock_of_the_user(
+    home: Path, user: Host, demo: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two clusters of one name, whose guests are ready at once, must not both find it free. (20.25)"""
+    lock = user.state_home() / "claims.lock"
+    lock.parent.mkdir(parents=True)
+    held = ycluster.try_flock(lock)
+    assert held is not None
+    theirs = {**WORK, "users": [{"name": "demo", "user": {"token": "another's"}}]}
+
+    def sleep(self: Host, seconds: float) -> None:
+        monkeypatch.undo()
+        config_of(home, theirs)
+        os.close(held)
+
+    monkeypatch.setattr(Host, "sleep", sleep)
+    with refused(ConfigError, "'demo'"):
+        ycluster.merge_kubeconfig(user, demo)
+    assert json.loads(config_of(home).read_text()) == theirs
+
+
+@needs_kubectl
 def test_a_lock_of_somebody_elses_is_waited_for(home: Path, user: Host, demo: State) -> None:
     lock = config_of(home, WORK).with_name("config.lock")
     lock.touch()
@@ -441,6 +465,347 @@ def test_the_current_context_of_a_second_kubeconfig_stays(
     assert not read(user, home / "first")["current-context"]
 
 
+def siblings(**changes: str) -> dict[str, Any]:
+    """A kubeconfig into which the sibling has merged its cluster `demo`."""
+    names = {"context": "local", "cluster": "demo", "user": "demo", **changes}
+    server = names.pop("server", "https://127.0.0.1:7443")
+    context, entry = names.pop("context"), names
+    return {
+        **WORK, "current-context": "local",
+        "clusters": [*WORK["clusters"], {"name": "demo", "cluster": {"server": server}}],
+        "contexts": [*WORK["contexts"], {"name": context, "context": entry}],
+        "users": [*WORK["users"], {"name": "demo", "user": {"token": "t"}}],
+    }  # fmt: skip
+
+
+@needs_kubectl
+@pytest.mark.parametrize("named", [True, False], ids=["KUBECONFIG", "~/.kube/config"])
+def test_a_teardown_of_a_siblings_cluster_takes_its_names_out_of_the_kubeconfig(
+    home: Path, user: Host, demo: State, named: bool
+) -> None:
+    """Its state names no kubeconfig: its names, and a server that is its port, show which. (20.5)"""
+    file = home / "mine" if named else config_of(home)
+    file.write_text(json.dumps(siblings()))
+    host = with_files(user, home / "none", file) if named else user
+    ycluster.forget_kubeconfig(host, replace(demo, context="local"))
+    assert read(user, file) == {**WORK, "current-context": ""}
+    assert json.loads(file.with_name(f"{file.name}.before-ycluster").read_text()) == siblings()
+
+
+@needs_kubectl
+@pytest.mark.parametrize(
+    "changes, fields",
+    [
+        ({"server": "https://127.0.0.1:6443"}, {}),
+        ({"server": "https://10.1.2.3:7443"}, {}),
+        ({"user": "w"}, {}),
+        ({"cluster": "far"}, {}),
+        ({"context": "another"}, {}),
+        ({}, {"image": "https://of.ours.example/i"}),
+    ],
+)
+def test_what_is_not_provably_of_the_siblings_cluster_stays(
+    home: Path, user: Host, demo: State, changes: dict[str, str], fields: dict[str, str]
+) -> None:
+    """Nothing that the user owns is removed: not even under the cluster's name. (20.5)"""
+    file = config_of(home, siblings(**changes))
+    ycluster.forget_kubeconfig(user, replace(demo, context="local", **fields))
+    assert json.loads(file.read_text()) == siblings(**changes)
+
+
+PROD = {
+    "apiVersion": "v1", "kind": "Config", "current-context": "prod", "preferences": {},
+    "clusters": [{"name": "prod", "cluster": {"server": "https://prod.example:6443"}}],
+    "contexts": [{"name": "prod", "context": {"cluster": "prod", "user": "admin"}}],
+    "users": [{"name": "admin", "user": {"token": "t"}}],
+}  # fmt: skip
+
+
+def with_files(user: Host, *files: object) -> Host:
+    """The host with these files in its KUBECONFIG."""
+    return Host({**user.environ, "KUBECONFIG": ":".join(map(str, files))}, user.output)
+
+
+def current_context(host: Host) -> str:
+    """What kubectl goes by with all files of the environment."""
+    argv = ["kubectl", "config", "view", "-o", "jsonpath={.current-context}"]
+    return host.run(argv, timeout=60).stdout
+
+
+@needs_kubectl
+@pytest.mark.parametrize("mine", [None, "", WORK], ids=["no file", "an empty file", "work"])
+def test_relative_kubeconfigs_keep_their_current_context_through_a_provision_and_a_teardown(
+    home: Path, user: Host, demo: State, monkeypatch: pytest.MonkeyPatch, mine: Any
+) -> None:
+    """kubectl runs in another folder than the one that $KUBECONFIG is relative to. (20.6)"""
+    monkeypatch.chdir(home)
+    if mine is not None:
+        Path("mine.yaml").write_text(json.dumps(mine) if mine else "")
+    Path("prod.yaml").write_text(json.dumps(PROD))
+    both = with_files(user, "mine.yaml", "", "prod.yaml", "./mine.yaml")
+    before = current_context(both)
+    assert before == (mine or PROD)["current-context"]
+    merged = ycluster.merge_kubeconfig(both, demo)
+    assert merged.kubeconfig == str(home / "mine.yaml")
+    assert "demo" in ycluster._view(user, home / "mine.yaml").clusters
+    for change in (ycluster.merge_kubeconfig, ycluster.forget_kubeconfig):
+        assert current_context(both) == before
+        change(both, merged)
+    assert current_context(both) == before
+    assert "demo" not in ycluster._view(user, home / "mine.yaml").clusters
+    assert json.loads(Path("prod.yaml").read_text()) == PROD
+
+
+def test_other_programs_and_timers_get_the_kubeconfigs_by_their_absolute_paths(
+    home: Path, user: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A timer's teardown must know the files that its user's kubectl merges. (20.6)"""
+    assert "KUBECONFIG" not in user.child_env()
+    monkeypatch.chdir(home)
+    (home / "link").symlink_to("a")
+    many = with_files(user, "a", "/b", "", "a", "link", "d/../c")
+    assert many.child_env()["KUBECONFIG"] == f"{home}/a:/b:{home}/d/../c"
+    (home / "gone").mkdir()
+    monkeypatch.chdir(home / "gone")
+    (home / "gone").rmdir()
+    assert many.child_env()["KUBECONFIG"] == "/b"
+
+
+@needs_kubectl
+@pytest.mark.parametrize("ours", ["first", "last"])
+def test_a_teardown_does_not_bring_another_files_current_context_into_force(
+    home: Path, user: Host, demo: State, ours: str
+) -> None:
+    """With ours gone kubectl would talk to prod, which nobody has asked for; so it fails. (20.6)"""
+    mine, prod = home / "mine", home / "prod"
+    merged = ycluster.merge_kubeconfig(with_files(user, mine), demo)
+    prod.write_text(json.dumps(PROD))
+    both = with_files(user, *((mine, prod) if ours == "first" else (prod, mine)))
+    before = current_context(both)
+    assert before == ("a context" if ours == "first" else "prod")
+    ycluster.forget_kubeconfig(both, merged)
+    assert current_context(both) == before
+    assert read(user, mine)["current-context"] == ("a context" if ours == "first" else "")
+    assert not read(user, mine)["contexts"] and json.loads(prod.read_text()) == PROD
+
+
+@needs_kubectl
+def test_where_the_merged_files_are_not_known_a_current_context_stays_and_is_reported(
+    home: Path, demo: State, user: Host
+) -> None:
+    """A timer that an older version armed has no KUBECONFIG. (20.6)"""
+    clock = Clocked(home, PATH=user.environ["PATH"])
+    merged = ycluster.merge_kubeconfig(with_files(user, home / "mine"), demo)
+    ycluster.forget_kubeconfig(clock, merged)
+    left = read(user, home / "mine")
+    assert left["current-context"] == "a context" and not left["clusters"] and not left["contexts"]
+    assert missing(clock.log.getvalue(), "warning:", home / "mine", "'a context'") == []
+
+
+@needs_kubectl
+def test_a_start_leaves_a_current_context_that_its_user_has_unset_or_moved(
+    home: Path, user: Host, demo: State
+) -> None:
+    """Ours becomes current where there was no context at all, and never again. (20.6)"""
+    file = config_of(home)
+    merged = ycluster.merge_kubeconfig(user, demo)
+    argv = ["kubectl", "--kubeconfig", str(file), "config", "unset", "current-context"]
+    user.run(argv, timeout=60)
+    ycluster.merge_kubeconfig(user, merged)
+    assert read(user, file)["current-context"] == ""
+    argv[-2:] = ["use-context", "a context"]
+    user.run(argv, timeout=60)
+    elsewhere = with_files(user, home / "new", file)
+    moved = ycluster.merge_kubeconfig(elsewhere, merged)
+    assert current_context(elsewhere) == "a context"
+    assert set(ycluster._view(user, Path(moved.kubeconfig)).contexts) == {"a context"}
+
+
+@needs_kubectl
+def test_contexts_with_none_of_them_current_keep_ours_from_becoming_it(
+    home: Path, user: Host, demo: State
+) -> None:
+    """Whoever has contexts, and none that is current, wants to name one each time. (20.6)"""
+    file = config_of(home, {**WORK, "current-context": ""})
+    ycluster.merge_kubeconfig(user, demo)
+    assert read(user, file)["current-context"] == ""
+
+
+@needs_kubectl
+@pytest.mark.parametrize(
+    "second, word",
+    [
+        ({"users": [{"name": "demo", "user": {}}]}, "'demo'"),
+        ({"clusters": [{"name": "demo", "cluster": {"server": "https://x"}}]}, "'demo'"),
+        ({"contexts": [{"name": "mine", "context": {"cluster": "prod", "user": "x"}}]}, "'mine'"),
+        (
+            {"contexts": [{"name": "prod", "context": {"cluster": "prod", "user": "demo"}}]},
+            "'prod'",
+        ),
+        ({"contexts": [{"name": "prod", "context": {"cluster": "demo", "user": "x"}}]}, "'prod'"),
+    ],
+    ids=["user", "cluster", "context", "a context with our user", "a context with our cluster"],
+)
+def test_names_are_checked_in_all_files_that_kubectl_merges(
+    home: Path, user: Host, demo: State, tmp_path: Path, second: dict[str, Any], word: str
+) -> None:
+    """In the merged files context `prod` would present our certificate to https://prod. (20.6)"""
+    config = ycluster.read_config("name: demo\ncontext: mine\n", tmp_path / "c.yaml")
+    assert isinstance(config, ycluster.QemuConfig)
+    (home / "second").write_text(json.dumps({**PROD, **second}))
+    both = with_files(user, home / "first", home / "second")
+    demo = replace(demo, context="mine")
+    with refused(ConfigError, f"{home / 'second'}:", word):
+        ycluster.check_context(both, [], config, demo.files)
+    with refused(ConfigError, f"{home / 'second'}:", word):
+        ycluster.merge_kubeconfig(both, demo)
+    assert not (home / "first").exists()
+
+
+@needs_kubectl
+def test_contexts_that_the_user_made_of_our_names_do_not_keep_a_start_from_its_end(
+    home: Path, user: Host, demo: State
+) -> None:
+    """An alias with a namespace, or an account of the user's own in our cluster. (20.6)"""
+    merged = ycluster.merge_kubeconfig(user, demo)
+    config = ["kubectl", "--kubeconfig", merged.kubeconfig, "config", "set-context"]
+    user.run([*config, "alias", "--cluster=demo", "--user=demo", "--namespace=n"], timeout=60)
+    user.run([*config, "account", "--cluster=demo", "--user=me"], timeout=60)
+    assert ycluster.merge_kubeconfig(user, merged) == merged
+    user.run([*config, "prod", "--cluster=prod", "--user=demo"], timeout=60)
+    with refused(ConfigError, "'prod'", "user 'demo'"):
+        ycluster.merge_kubeconfig(user, merged)
+
+
+def a_link_to_a_file_for_reading(place: Path) -> Path:
+    (place / "real").write_text(json.dumps(WORK))
+    (place / "real").chmod(0o444)
+    (place / "config").symlink_to("real")
+    return place / "real"
+
+
+def a_folder_for_reading(place: Path) -> Path:
+    (place / "config").write_text(json.dumps(WORK))
+    place.chmod(0o555)
+    return place
+
+
+def a_folder_to_be_made_in_one_for_reading(place: Path) -> Path:
+    place.chmod(0o555)
+    return place
+
+
+def a_folder_that_is_closed(place: Path) -> Path:
+    place.chmod(0)
+    return place / "config"
+
+
+def a_second_file_that_cannot_be_read(place: Path) -> Path:
+    (place / "second").touch(0)
+    return place / "second"
+
+
+def a_link_to_nowhere(place: Path) -> Path:
+    (place / "config").symlink_to("gone/config")
+    return place / "gone" / "config"
+
+
+def a_device(place: Path) -> Path:
+    (place / "config").symlink_to("/dev/null")
+    return Path("/dev/null")
+
+
+UNUSABLE = [
+    a_link_to_a_file_for_reading, a_folder_for_reading, a_folder_to_be_made_in_one_for_reading,
+    a_folder_that_is_closed, a_second_file_that_cannot_be_read, a_link_to_nowhere, a_device,
+]  # fmt: skip
+WITH_UNUSABLE = """
+import os, sys
+from pathlib import Path
+import ycluster
+host = ycluster.Host(os.environ, ycluster.Output(sys.stdout, sys.stderr))
+files = ycluster.Files(Path(sys.argv[1]), "demo")
+config = ycluster.read_config("name: demo\\ncontext: a context\\n", Path("c.yaml"))
+ycluster.check_context(host, [], config, files)
+host.output.say("checked")
+print(ycluster.merge_kubeconfig(host, ycluster.load_state(files)).kubeconfig, end="")
+"""
+
+
+def by_modes(host: Host, code: str, *argv: object) -> subprocess.CompletedProcess[str]:
+    """Run Python code with the environment of a host, bound by the modes of files."""
+    env = {**host.environ, "PYTHONPATH": str(PROGRAM.parent), "PYTHONDONTWRITEBYTECODE": "1"}
+    words = bound_by_modes(sys.executable, "-c", code, *argv)
+    return subprocess.run(words, env=env, text=True, capture_output=True)
+
+
+@needs_kubectl
+@pytest.mark.parametrize("unusable", UNUSABLE)
+def test_a_kubeconfig_that_cannot_be_used_is_told_before_and_the_cluster_gets_its_own(
+    user: Host, demo: State, tmp_path: Path, unusable: Callable[[Path], Path]
+) -> None:
+    """It was found out after boot and k3s, as a bare "permission denied". (20.7)"""
+    place = tmp_path / "place"
+    place.mkdir()
+    culprit = unusable(place)
+    first = place / "new" / "config" if "to_be_made" in unusable.__name__ else place / "config"
+    before = tree(place)
+    ran = by_modes(with_files(user, first, place / "second"), WITH_UNUSABLE, demo.cache_dir)
+    place.chmod(0o755)
+    assert (ran.returncode, ran.stdout) == (0, ""), ran.stderr
+    told, after = ran.stderr.split("checked\n")
+    assert missing(told, "warning:", culprit, "demo") == []
+    assert missing(after, culprit, f"export KUBECONFIG={demo.files.kubeconfig}") == []
+    assert demo.files.kubeconfig.exists() and ycluster.load_state(demo.files) == demo
+    assert {**tree(place), ".": None} == {**before, ".": None}
+
+
+@needs_kubectl
+@pytest.mark.skipif(os.getuid() != 0, reason="root alone writes whatever the mode")
+def test_root_writes_to_a_file_for_reading_as_it_can(user: Host, demo: State, home: Path) -> None:
+    """What counts is whether it can be written, not its mode. (20.7)"""
+    config_of(home, WORK).chmod(0o444)
+    merged = ycluster.merge_kubeconfig(user, demo)
+    assert "a context" in ycluster._view(user, Path(merged.kubeconfig)).contexts
+
+
+@needs_kubectl
+def test_a_teardown_with_a_kubeconfig_that_became_read_only_names_it(
+    user: Host, demo: State, home: Path
+) -> None:
+    """Its names stay, and that is a warning. (20.7)"""
+    file = config_of(home, WORK)
+    merged = ycluster.merge_kubeconfig(user, demo)
+    file.chmod(0o444)
+    before = file.read_bytes()
+    code = WITH_UNUSABLE.rpartition("config = ")[0]
+    code += "ycluster.leave_kubeconfig(host, ycluster.load_state(files))"
+    ran = by_modes(user, code, merged.cache_dir)
+    assert (ran.returncode, file.read_bytes()) == (0, before)
+    assert missing(ran.stderr, "warning:", f"{file} can't be written to", "demo") == []
+    file.chmod(0o600)
+    ycluster.forget_kubeconfig(user, merged)
+    assert read(user, file) == WORK
+
+
+@needs_kubectl
+def test_a_lock_file_that_cannot_be_made_is_not_taken_for_one_that_is_held(
+    user: Host, tmp_path: Path
+) -> None:
+    """Where the folder can't be written to, another try changes nothing. (20.7)"""
+    calls, real = tmp_path / "calls", shutil.which("kubectl")
+    kubectl = tmp_path / "bin" / "kubectl"
+    kubectl.write_text(f'#!/bin/sh\necho >> {calls}\nexec {real} "$@"\n')
+    kubectl.chmod(0o755)
+    closed = tmp_path / "closed"
+    closed.mkdir(0o555)
+    code = WITH_UNUSABLE.partition("files = ")[0]
+    code += "ycluster._kubectl(host, sys.argv[1], 'set-context', 'x', '--cluster=x')"
+    ran = by_modes(user, code, closed / "config")
+    assert ran.returncode == 1 and "permission denied" in ran.stderr
+    assert calls.read_text() == "\n"
+
+
 @needs_kubectl
 def test_another_kubeconfig_takes_the_place_of_the_first(
     home: Path, user: Host, demo: State
@@ -450,9 +815,7 @@ def test_another_kubeconfig_takes_the_place_of_the_first(
     second = home / "second"
     elsewhere = Host({**user.environ, "KUBECONFIG": f"{second}:{first}"}, user.output)
     assert ycluster.merge_kubeconfig(elsewhere, merged).kubeconfig == str(second)
-    assert read(user, first) == WORK and set(ycluster._view(user, second)["contexts"]) == {
-        "a context"
-    }
+    assert read(user, first) == WORK and set(ycluster._view(user, second).contexts) == {"a context"}
 
 
 @needs_kubectl

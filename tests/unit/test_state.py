@@ -808,6 +808,70 @@ def test_what_is_no_cluster_is_not_discovered(cache: Path, host: Clocked) -> Non
     assert ycluster.discover(host) == [Files(cache, "demo")]
 
 
+GATEWAY = json.dumps(  # what the sibling's prepare-export writes
+    {"gateways": [{"name": "y-cluster"}], "fetchedAt": "2026-01-01T00:00:00Z", "schemaVersion": "1"}
+)
+
+
+@pytest.mark.parametrize(
+    "name, content, seen",
+    [
+        ("demo-gateway-state", GATEWAY, False),
+        ("demo-gateway-state", GATEWAY[:-5], False),
+        ("package", '{"name": "an-app", "version": "1.0.0"}', False),
+        ("notes", "[1, 2]", False),
+        ("notes", "{}", False),
+        ("notes", GATEWAY[:-5], True),
+        ("empty", "", True),
+        ("copied", '{"version": 1, "name": "demo", "sshPort": "2222"}', True),
+        ("newer", '{"version": 9, "name": "newer"}', True),
+        ("unnamed", '{"version": 9, "cacheDir": "/c"}', True),
+        ("dev-gateway-state", '{"version": 1, "name": "dev-gateway-state"}', True),
+    ],
+)
+def test_a_json_that_never_was_a_state_file_is_no_cluster_and_a_damaged_one_is(
+    cache: Path, host: Clocked, name: str, content: str, seen: bool
+) -> None:
+    """The sibling's record of a gateway is no cluster; what may be one's state is named. (20.5)"""
+    (cache / f"{name}.json").write_text(content)
+    assert ycluster.discover(host) == [Files(cache, name)] * seen
+
+
+@pytest.mark.parametrize("part", [".qcow2", "-ssh", ".pid", ".vm.lock"])
+def test_a_json_beside_the_files_of_a_cluster_is_its_state_whatever_it_holds(
+    cache: Path, host: Clocked, part: str
+) -> None:
+    """Where a cluster has left more, its state file may have been overwritten. (20.5)"""
+    for name in ("notes", "demo-gateway-state"):
+        (cache / f"{name}.json").write_text("[1")
+        (cache / f"{name}{part}").touch()
+    assert {files.name for files in ycluster.discover(host)} == {"notes", "demo-gateway-state"}
+
+
+def test_a_pipe_in_the_place_of_a_state_file_is_named_and_not_waited_for(
+    cache: Path, host: Clocked
+) -> None:
+    """Reading from it would wait for a writer. (20.5)"""
+    os.mkfifo(cache / "pipe.json")
+    assert ycluster.discover(host) == [Files(cache, "pipe")]
+
+
+def test_the_state_of_a_cluster_that_is_named_like_anothers_file_is_its_own(cache: Path) -> None:
+    """A teardown of `demo` removes the sibling's record, and no cluster's state. (20.5)"""
+    record = Files(cache, "demo").sibling_gateway
+    record.write_text(GATEWAY)
+    assert record in Files(cache, "demo").disposable()
+    other = Files(cache, "demo-gateway-state")
+    writing = cache / f".{record.name}.0a1b2c3d.tmp"
+    writing.touch()
+    assert other.sidecar == record and writing in Files(cache, "demo").disposable()
+    other.lock.touch()
+    assert not {record, writing} & set(Files(cache, "demo").disposable())
+    other.lock.unlink()
+    made(cache, name=other.name)
+    assert not {record, writing} & set(Files(cache, "demo").disposable())
+
+
 @pytest.mark.parametrize(
     "name", ["Demo", "a_b", "-a", "a.b", "two words", "100%", "$HOME", "it's", "größe", "n" * 200]
 )
