@@ -4910,7 +4910,7 @@ if mountpoint -q {DATA_DIR}; then umount {DATA_DIR} || true; fi
 fstrim -a 2>/dev/null || true
 sync
 """
-PREPARE_OFFLINE = f"""\
+PREPARE_OFFLINE = """\
 set -eu
 
 # cloud-init starts afresh elsewhere, and chooses among all datasources again.
@@ -4923,7 +4923,7 @@ rm -f /etc/udev/rules.d/70-persistent-net.rules /etc/netplan/50-cloud-init.yaml 
 
 # Network cards have other names elsewhere: ask for an address on any of them.
 if [ -d /etc/netplan ]; then
-  echo 'network: {{version: 2, ethernets: {{any: {{match: {{name: "e*"}}, dhcp4: true}}}}}}' \\
+  echo 'network: {version: 2, ethernets: {any: {match: {name: "e*"}, dhcp4: true}}}' \\
     >/etc/netplan/90-any-dhcp.yaml
   chmod 0600 /etc/netplan/90-any-dhcp.yaml
 elif [ -d /etc/systemd/network ]; then
@@ -4931,8 +4931,8 @@ elif [ -d /etc/systemd/network ]; then
     >/etc/systemd/network/90-any-dhcp.network
 fi
 
-# The data disk is not part of the export.
-sed -i '/^LABEL={DATA_LABEL} /d' /etc/fstab
+# The fstab entry of the data volume stays: without it an appliance would write its data to the boot
+# disk. The volume itself is not part of the export, and a boot does not wait for it.
 
 # What its users left behind.
 rm -rf /root/.bash_history /home/*/.bash_history /root/.cache /home/*/.cache \\
@@ -4941,7 +4941,7 @@ rm -rf /root/.bash_history /home/*/.bash_history /root/.cache /home/*/.cache \\
 # Package lists, journals, and the random seed, which no two machines may share. Other logs are
 # emptied but stay, since the owner and mode of a log file are part of the installation.
 rm -rf /var/cache/apt/*.bin /var/lib/apt/lists/* /var/log/journal/* /var/lib/systemd/random-seed
-find /var/log -type f -exec truncate -s 0 {{}} +
+find /var/log -type f -exec truncate -s 0 {} +
 """
 
 
