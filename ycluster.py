@@ -5257,8 +5257,9 @@ def console_tail(files: Files, lines: int = 12) -> str:
 
 # === 16 k3s =======================================================================================
 # Downloads, and k3s: its release on this host, its installation in the guest. A file of the release
-# takes its name only once it is whole and checked: what the release's list names, by its digest;
-# install.sh, which is not in the list, by its first bytes. Until then it is a `.part` beside it.
+# is checked at each use, and takes its name only once it is whole and checked: what the release's
+# list names, by its digest; install.sh, which is not in the list, by its first bytes; the list
+# itself by whether it has those digests. Until then it is a `.part` beside it.
 
 
 # --- downloads: of k3s here, of disk images in section 18
@@ -5302,18 +5303,22 @@ def _fetch(
 ) -> str:
     """Fetch what follows the first `have` bytes of `part`, and return the SHA-256 of the whole.
 
-    The result is empty if the server has nothing after these bytes. Raises PrerequisiteError.
+    The result is empty if the server has nothing after these bytes. Raises PrerequisiteError; its
+    hint is `hint` unless it is this host that failed.
     """
     from http import HTTPStatus
     from http.client import HTTPException
 
     try:
         _ask_and_copy(host, url, part, have)
-        listed = host.run(["sha256sum", "--", str(part)], timeout=3600).stdout
-        return listed.lstrip("\\")[:64]  # a backslash marks an escaped file name
-    except (OSError, ValueError, HTTPException) as error:
+        return digest_of(host, part)
+    except PrerequisiteError:
         if not wanted:
             remove(part)  # it could not be resumed
+        raise
+    except (OSError, ValueError, HTTPException) as error:
+        if not wanted:
+            remove(part)
         status = getattr(error, "code", 0)
         if have and status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             return ""  # what is here is the whole file, or not the beginning of this one
@@ -5350,7 +5355,10 @@ def _copy(
     start: int,
     what: str,
 ) -> None:
-    """Copy an answer to a file, from the byte `start` on; OSError if it is cut off."""
+    """Copy an answer to a file, from the byte `start` on; OSError if it is cut off.
+
+    PrerequisiteError, which names the file, if it can't be written.
+    """
     size = start
     total = 0  # unknown
     total_mib = "?"
@@ -5359,20 +5367,35 @@ def _copy(
         total = start + int(length)
         total_mib = str(total >> 20)
     steps = Steps(host.output, host.monotonic)
-    fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(fd, "r+b") as file:
-        file.truncate(start)
-        file.seek(start)
-        while block := answer.read(1 << 20):
-            _write_sparse(file, block)
-            size += len(block)
-            steps.waiting(f"fetching {what}: {size >> 20} of {total_mib} MiB")
-        file.truncate(size)  # a hole at the end counts only now
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(fd, "r+b") as file:
+            file.truncate(start)
+            file.seek(start)
+            for block in _blocks(answer):
+                _write_sparse(file, block)
+                size += len(block)
+                steps.waiting(f"fetching {what}: {size >> 20} of {total_mib} MiB")
+            file.truncate(size)  # a hole at the end counts only now
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        why = f"{part}: it can't be written: {error.strerror or error}"
+        raise PrerequisiteError(why, hint="see `df` and the folder's permissions") from error
     if total and size != total:
         raise OSError(f"cut off after {size} of {total} bytes")
     steps.done(f"{what} of {size >> 20} MiB")
+
+
+def _blocks(answer: Any) -> Iterator[bytes]:
+    """What is read of an answer. HTTPException if that fails, so that OSError means writing it."""
+    from http.client import HTTPException
+
+    try:
+        while block := answer.read(1 << 20):
+            yield block
+    except OSError as error:
+        raise HTTPException(str(error)) from error
 
 
 def _write_sparse(file: IO[bytes], block: bytes) -> None:
@@ -5383,9 +5406,46 @@ def _write_sparse(file: IO[bytes], block: bytes) -> None:
         file.write(block)
 
 
+def digest_of(host: Host, path: Path) -> str:
+    """The SHA-256 of a file. Raises ProgramFailed if it can't be read."""
+    steps = Steps(host.output, host.monotonic)
+    waiting = partial(steps.waiting, f"checking {path.name}")
+    listed = host.run(["sha256sum", "--", str(path)], timeout=3600, waiting=waiting).stdout
+    return listed.lstrip("\\")[:64]  # a backslash marks an escaped file name
+
+
+# --- files that are kept: checked at each use, since anybody may have put them there
+def digest_fault(host: Host, path: Path, wanted: str) -> str:
+    """What is wrong with a file that must have a SHA-256; empty where nothing is."""
+    try:
+        found = digest_of(host, path)
+    except ProgramFailed as error:
+        return str(error)
+    return "" if found == wanted else f"its SHA-256 is {found}, and not {wanted}"
+
+
+@contextlib.contextmanager
+def replacing(host: Host, path: Path, fault: str) -> Iterator[None]:
+    """Fetch another file in the block, in the place of one with a fault.
+
+    The user learns of that, and of both where no other can be had. Without a fault, only do it.
+    """
+    if fault:
+        host.output.warn(f"{path}: {fault}; it is fetched anew")
+    try:
+        yield
+    except PrerequisiteError as error:
+        if not fault:
+            raise
+        why = f"{path}: {fault}; and no other can be fetched: {error}"
+        raise PrerequisiteError(why, hint=error.hint) from error
+
+
 # --- the release
 K3S_LISTING = "sha256sum-amd64.txt"  # the release's own list of digests
-K3S_FILES = (K3S_LISTING, "install.sh", "k3s", "k3s-airgap-images-amd64.tar.zst")
+K3S_INSTALL = "install.sh"  # which the list does not have
+K3S_LISTED = ("k3s", "k3s-airgap-images-amd64.tar.zst")
+K3S_FILES = (K3S_LISTING, K3S_INSTALL, *K3S_LISTED)
 K3S_HINT = (
     "k3s.source can name a folder or a mirror with the release's files; "
     "`k3s: {install: none}` gives a plain VM"
@@ -5404,16 +5464,27 @@ def check_implemented(config: QemuConfig) -> None:
 
 
 def fetch_k3s(host: Host, version: str, source: str) -> Path:
-    """Fetch what is missing of a k3s release, and return its folder in the user's cache.
+    """Fetch what is missing or wrong of a k3s release; returns its folder in the user's cache.
 
-    Raises PrerequisiteError if a file is not available, ConfigError if it is not what it should be.
+    Another program shares that cache, so each file is checked at each call. One that is wrong stays
+    until there is another. Raises PrerequisiteError if a file is not available, ConfigError if it
+    is not what it should be.
     """
     folder = host.home() / ".cache" / "y-cluster" / "k3s" / version
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    listing, *others = [partial(_fetch_k3s_file, host, folder, name) for name in K3S_FILES]
     with locked(host, folder / ".lock", timeout=3600):
-        for name in K3S_FILES:
-            if not (folder / name).exists():
-                _fetch_k3s_file(host, folder, name, version, source)
+        list_is_new = listing(version, source)
+        try:
+            for fetch in others:
+                fetch(version, source)
+        except ConfigError:
+            if list_is_new:
+                raise
+            # The list that was in the cache may be the one that is wrong.
+            listing(version, source, anew=True)
+            for fetch in others:
+                fetch(version, source)
     return folder
 
 
@@ -5423,30 +5494,52 @@ def _fetch_k3s_file(
     name: str,
     version: str,
     source: str,
-) -> None:
-    """Fetch one file of a release, and check it."""
+    *,
+    anew: bool = False,
+) -> bool:
+    """Fetch one file of a release, and check it, unless the one in the cache is right.
+
+    Returns whether it was fetched.
+    """
+    path, part = folder / name, folder / f".{name}.part"
     url = _k3s_url(name, version, source)
-    listing = folder / K3S_LISTING
-    part = folder / f".{name}.part"
+    fault = ""
+    if os.path.lexists(path):
+        fault = _k3s_fault(host, path, folder)
+        if not fault and not anew:
+            return False
+    wanted = "" if name in (K3S_LISTING, K3S_INSTALL) else _k3s_digest(folder / K3S_LISTING, name)
+    with replacing(host, path, fault):
+        download(host, url, part, K3S_HINT, wanted, K3S_LISTING)
+    if not wanted:
+        fault = _k3s_fault(host, part, folder, name)
+        if fault:
+            remove(part)
+            raise ConfigError(f"{url}: {fault}", hint=K3S_HINT)
+    part.replace(path)
+    return True
+
+
+def _k3s_fault(host: Host, path: Path, folder: Path, name: str = "") -> str:
+    """What is wrong with a file of a release; empty where nothing is. `name`: as in the release."""
+    name = name or path.name
     try:
-        digest = "" if name == K3S_LISTING else _k3s_digest(listing, name)
-        if name.startswith("k3s") and not digest:
-            listed = _k3s_url(K3S_LISTING, version, source)
-            raise ConfigError(f"{listed}: it has no digest of {name}", hint=K3S_HINT)
-        download(host, url, part, K3S_HINT, digest, K3S_LISTING)
-        if name == "install.sh" and not part.read_bytes().startswith(b"#!"):
-            raise ConfigError(f"{url}: it is not a script", hint=K3S_HINT)
-    except ConfigError:
-        remove(listing)  # it may be the list that is wrong: the next try fetches both
-        raise
-    part.replace(folder / name)
+        if name == K3S_LISTING:
+            unlisted = [file for file in K3S_LISTED if not _k3s_digest(path, file)]
+            return f"it has no digest of {unlisted[0]}" if unlisted else ""
+        if name == K3S_INSTALL:
+            with open(path, "rb") as file:
+                return "" if file.read(2) == b"#!" else "it is not a script"
+    except OSError as error:
+        return f"it can't be read: {error.strerror}"
+    return digest_fault(host, path, _k3s_digest(folder / K3S_LISTING, name))
 
 
 def _k3s_url(name: str, version: str, source: str) -> str:
     """Where a file of a release comes from: `source`, or GitHub if that is empty."""
     if source:
         return f"{source}/{name}"
-    if name == "install.sh":  # it is in the repository, and not among the files of a release
+    if name == K3S_INSTALL:  # it is in the repository, and not among the files of a release
         return f"https://raw.githubusercontent.com/k3s-io/k3s/{version}/{name}"
     tag = version.replace("+", "%2B")
     return f"https://github.com/k3s-io/k3s/releases/download/{tag}/{name}"
@@ -5454,11 +5547,9 @@ def _k3s_url(name: str, version: str, source: str) -> str:
 
 def _k3s_digest(listing: Path, name: str) -> str:
     """The digest of a file in the release's list; empty if it is not listed."""
-    for line in listing.read_text("utf-8", "replace").splitlines():
-        words = line.split()
-        if len(words) == 2 and words[1] == name:
-            return words[0]
-    return ""
+    pattern = rf"(?m)^([0-9a-f]{{64}}) [ *]{re.escape(name)}$"  # as sha256sum writes a line
+    found = re.search(pattern, listing.read_text("utf-8", "replace"))
+    return found[1] if found else ""
 
 
 # --- in the guest
@@ -5477,7 +5568,9 @@ get() {
 """
 K3S_FROM_RELEASE = f"""\
 for file in {" ".join(K3S_FILES)}; do get "$1/$file" >$file; done
-sha256sum --quiet --ignore-missing -c {K3S_LISTING}
+for file in {" ".join(K3S_LISTED)}; do grep "^[0-9a-f]* [ *]$file\\$" {K3S_LISTING}; done >listed
+sha256sum --quiet -c listed
+[ "$(head -c 2 {K3S_INSTALL})" = '#!' ]
 """
 K3S_SCRIPT = """\
 get https://get.k3s.io >install.sh
@@ -5836,22 +5929,26 @@ def _merge_by_kubectl(
 def fetch_image(host: Host, config: QemuConfig, cache_dir: Path) -> Path:
     """The cloud image, in a file named by its SHA-256, as disks are overlays on it.
 
-    A download of known digest that was cut off is resumed. Raises PrerequisiteError if the image is
-    not available, ConfigError if its digest differs.
+    One that is there is checked first; if it is wrong it stays until there is another, as VMs may
+    run on it. A download of known digest that was cut off is resumed. Raises PrerequisiteError if
+    the image is not available, ConfigError if its digest differs.
     """
     images = cache_dir / "images"
     images.mkdir(mode=0o700, parents=True, exist_ok=True)
     with locked(host, images / ".lock", timeout=3600):
-        known = images / config.image_sha256
-        if config.image_sha256 and known.is_file():
-            return known
+        known, fault = images / config.image_sha256, ""
+        if config.image_sha256 and os.path.lexists(known):
+            fault = digest_fault(host, known, config.image_sha256)
+            if not fault:
+                return known
         part = images / f".{sha256_of(config.image.encode())[:16]}.part"
         # Those of other images: the lock is ours, so nobody is using them.
         for leftover in {*images.glob(".*.part")} - {part}:
             remove(leftover)
         hint = "`image` (and imageSha256) in the config can name any cloud image that this host "
         hint += "can reach;\nscripts/build-guest-image.sh makes one of Debian packages"
-        digest = download(host, config.image, part, hint, config.image_sha256, "imageSha256")
+        with replacing(host, known, fault):
+            digest = download(host, config.image, part, hint, config.image_sha256, "imageSha256")
         part.chmod(0o400)
         return part.replace(images / digest)
 

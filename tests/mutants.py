@@ -784,23 +784,40 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     # --- 16 k3s
     (
-        "a k3s without a digest is refused",
-        'if name.startswith("k3s") and not digest:',
-        "if False:",
-        "test_k3s.py::test_what_differs_from_the_releases_list_is_not_kept test_k3s.py::test_a_"
-        "list_that_is_none_is_told_and_asked_for_again",
+        "a list without the digests that it must have is refused",
+        'return f"it has no digest of {unlisted[0]}" if unlisted else ""',
+        'return ""',
+        "test_k3s.py::test_a_list_that_is_none_is_told_and_asked_for_again",
     ),
     (
         "a page is not taken for the install script",
-        'if name == "install.sh" and not',
-        'if name == "install" and not',
+        'return "" if file.read(2) == b"#!" else "it is not a script"',
+        'return ""',
         "test_k3s.py::test_a_page_in_the_place_of_the_script_is_not_kept",
     ),
     (
-        "a list that may be wrong is not kept",
-        "remove(listing)  #",
-        "pass  #",
-        "test_k3s.py::test_a_list_that_is_none_is_told_and_asked_for_again",
+        "a list that may be wrong is fetched anew",
+        "listing(version, source, anew=True)",
+        "pass",
+        "test_k3s.py::test_a_list_of_another_release_in_the_cache_is_fetched_anew",
+    ),
+    (
+        "what is in the cache is checked at each use",
+        "fault = _k3s_fault(host, path, folder)\n",
+        'fault = ""\n',
+        "test_k3s.py::test_what_is_wrong_in_the_cache_is_told_and_fetched_anew",
+    ),
+    (
+        "an image in the cache is checked at each use",
+        "fault = digest_fault(host, known, config.image_sha256)",
+        'fault = ""',
+        "test_machine.py::test_an_image_in_the_cache_that_is_not_what_its_name_says_is_fetched_anew",
+    ),
+    (
+        "a full disk proposes no other image",
+        '    except OSError as error:\n        why = f"{part}: it',
+        '    except KeyError as error:\n        why = f"{part}: it',
+        "test_machine.py::test_an_error_of_this_hosts_disk_is_not_the_images",
     ),
     (
         "a guest that gives no answer is not taken for one without k3s",

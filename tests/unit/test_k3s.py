@@ -10,6 +10,7 @@ import http.server
 import json
 import os
 import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -118,7 +119,7 @@ def test_what_differs_from_the_releases_list_is_not_kept(
         ycluster.fetch_k3s(host, VERSION, mirror)
     digests = [hashlib.sha256(data).hexdigest() for data in (Release.files[wrong], right)]
     assert missing(str(caught.value), *digests) == []
-    assert not {LISTING, wrong} & set(kept(home)) and f".{wrong}.part" not in kept(home)
+    assert not {wrong, f".{wrong}.part"} & set(kept(home))
     Release.files[wrong] = right
     ycluster.fetch_k3s(host, VERSION, mirror)
     assert kept(home) == Release.files
@@ -134,6 +135,61 @@ def test_a_list_that_is_none_is_told_and_asked_for_again(
     Release.files[LISTING] = right
     ycluster.fetch_k3s(host, VERSION, mirror)
     assert kept(home) == Release.files
+
+
+@pytest.mark.parametrize("name", [LISTING, INSTALL, BINARY, IMAGES])
+@pytest.mark.parametrize("rubbish", [b"", b"<html>", b"\x7fELF of another release"])
+def test_what_is_wrong_in_the_cache_is_told_and_fetched_anew(
+    home: Path, host: Clocked, mirror: str, name: str, rubbish: bytes
+) -> None:
+    """It goes into a guest, whoever put it there. (20.8)"""
+    folder = ycluster.fetch_k3s(host, VERSION, mirror)
+    Release.asked.clear()
+    (folder / name).write_bytes(rubbish)
+    with refused(PrerequisiteError, folder / name):
+        ycluster.fetch_k3s(host, VERSION, "http://127.0.0.1:1")
+    assert (folder / name).read_bytes() == rubbish, "nothing goes before there is another"
+    ycluster.fetch_k3s(host, VERSION, mirror)
+    assert kept(home) == Release.files and Release.asked == [name]
+    assert f"warning: {folder / name}: " in host.log.getvalue()
+
+
+def test_a_list_of_another_release_in_the_cache_is_fetched_anew(
+    home: Path, host: Clocked, mirror: str
+) -> None:
+    """What differs from it may be right: the list itself is doubted, too. (20.8)"""
+    folder = ycluster.fetch_k3s(host, VERSION, mirror)
+    (folder / LISTING).write_bytes(listing({BINARY: b"another", IMAGES: b"another"}))
+    ycluster.fetch_k3s(host, VERSION, mirror)
+    assert kept(home) == Release.files
+
+
+def test_a_file_in_the_cache_that_cannot_be_read_is_fetched_anew(
+    home: Path, host: Clocked, mirror: str
+) -> None:
+    """A link that leads nowhere stands for what another user may have put there. (20.8)"""
+    folder = ycluster.fetch_k3s(host, VERSION, mirror)
+    for name in (LISTING, INSTALL, BINARY):
+        (folder / name).unlink()
+        (folder / name).symlink_to("/nonexistent")
+    ycluster.fetch_k3s(host, VERSION, mirror)
+    assert kept(home) == Release.files
+
+
+@pytest.mark.parametrize("wrong", ["", BINARY, IMAGES, INSTALL, LISTING, "unlisted"])
+def test_the_guest_checks_each_file_of_a_release_that_it_fetches(
+    tmp_path: Path, mirror: str, wrong: str
+) -> None:
+    """A list that names only some of them vouches for no other. (20.8)"""
+    if wrong == "unlisted":
+        lines = Release.files[LISTING].splitlines(keepends=True)
+        Release.files[LISTING] = b"".join(line for line in lines if IMAGES.encode() not in line)
+    elif wrong:
+        Release.files[wrong] = b"<html>"
+    script = ycluster.K3S_GET + ycluster.K3S_FROM_RELEASE + "touch installed\n"
+    argv = ["sh", "-eu", "-c", script, "k3s", mirror, VERSION]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, timeout=60)
+    assert (done.returncode == 0, (tmp_path / "installed").exists()) == (not wrong, not wrong)
 
 
 def test_a_page_in_the_place_of_the_script_is_not_kept(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.server
 import json
@@ -16,6 +17,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -692,6 +694,25 @@ def test_an_image_is_copied_under_its_digest_with_holes_kept(
     assert again == found
 
 
+def test_an_image_in_the_cache_that_is_not_what_its_name_says_is_fetched_anew(
+    tmp_path: Path, host: Clocked
+) -> None:
+    """It is checked at each provision, whoever put it there or damaged it. (20.8)"""
+    source, digest = tmp_path / "cloud.img", hashlib.sha256(b"right").hexdigest()
+    kept = tmp_path / "c" / "images" / digest
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"wrong")
+    wanted = config(str(source), imageSha256=digest)
+    with refused(ycluster.PrerequisiteError, kept, source):
+        ycluster.fetch_image(host, wanted, tmp_path / "c")
+    assert kept.read_bytes() == b"wrong", "nothing goes before there is another"
+    source.write_bytes(b"right")
+    with open(kept, "rb") as in_use:
+        assert ycluster.fetch_image(host, wanted, tmp_path / "c") == kept
+        assert (kept.read_bytes(), in_use.read()) == (b"right", b"wrong"), "it is replaced"
+    assert f"warning: {kept}: " in host.log.getvalue()
+
+
 def test_an_image_with_another_digest_is_refused_and_not_kept(
     tmp_path: Path, host: Clocked
 ) -> None:
@@ -821,6 +842,34 @@ def test_a_download_never_writes_through_a_link(
         with pytest.raises(ycluster.PrerequisiteError):
             ycluster.fetch_image(host, wanted, tmp_path)
         assert (theirs.read_bytes() if theirs.exists() else None) == content
+
+
+@pytest.mark.parametrize("digest", [DIGEST, ""], ids=["known", "unknown"])
+@pytest.mark.parametrize("call", ["write", "fsync", "open"])
+def test_an_error_of_this_hosts_disk_is_not_the_images(
+    tmp_path: Path, host: Clocked, mirror: str, monkeypatch: pytest.MonkeyPatch, call: str, digest: str
+) -> None:  # fmt: skip
+    """A full disk takes no other image either, so none is proposed. (20.25)"""
+
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    wanted = config(mirror + "a.img", imageSha256=digest)
+    images = tmp_path / "images"
+    part = images / f".{hashlib.sha256(wanted.image.encode()).hexdigest()[:16]}.part"
+    if call == "open":
+        part.mkdir(parents=True)  # what root meets, too, in the place of a folder that is closed
+    else:
+        monkeypatch.setattr(
+            *{"write": (ycluster, "_write_sparse"), "fsync": (os, "fsync")}[call], full
+        )
+    with refused(ycluster.PrerequisiteError, part) as caught:
+        ycluster.fetch_image(host, wanted, tmp_path)
+    assert not {"image", "imageSha256"} & set(re.findall(r"\w+", caught.value.hint))
+    if part.is_dir():
+        part.rmdir()
+    monkeypatch.undo()
+    assert ycluster.fetch_image(host, wanted, tmp_path).read_bytes() == Mirror.content
 
 
 def test_without_a_digest_no_beginning_is_kept(
