@@ -2107,6 +2107,11 @@ _SORTS = {
 }
 
 
+# What is substituted in a text with a ${: a variable, maybe with a default, or $$ for a $.
+# Source: pkg/envsubst of the sibling.
+_REFERENCE = r"\$\$|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}"
+
+
 class Item(Record):
     """A node of the config, with all that its kind needs to read it."""
 
@@ -2134,8 +2139,13 @@ class Item(Record):
             value = WRONG
         return value
 
-    def entries(self, kinds: Mapping[str, Kind[Any]]) -> dict[str, Any]:
-        """The values of a mapping. A key without a value is absent, and so keeps its default."""
+    def entries(
+        self, kinds: Mapping[str, Kind[Any]], *, keep_empty: bool = False
+    ) -> dict[str, Any]:
+        """The values of a mapping. A key without a value is absent, and so keeps its default.
+
+        With `keep_empty` it has the value None.
+        """
         values: dict[str, Any] = {}
         for name, node in self.mapping().items():
             if name not in kinds:
@@ -2143,6 +2153,8 @@ class Item(Record):
                 self.below(at_key, f".{name}").refuse(f"no such key{_nearest(name, kinds)}")
             elif node.value is not None:
                 values[name] = self.below(node, f".{name}").read(kinds[name])
+            elif keep_empty:
+                values[name] = None
         return values
 
     def value(self, sort: type[Value], wanted: str) -> Value:
@@ -2181,8 +2193,8 @@ class Item(Record):
     def template(self) -> str:
         """A scalar that may hold ${VAR}. It is filled in when used, so that no secret is stored."""
         text = self.scalar()
-        if re.search(r"\$\{(?![A-Za-z_][A-Za-z0-9_]*\})", text):
-            raise ValueError("${ wants the name of a variable and a }")
+        if "${" in re.sub(_REFERENCE, "", text):
+            raise ValueError("${ wants a variable, as in ${VAR} or ${VAR:-default}; or write $${")
         return text
 
     def file(self, text: str) -> Path:
@@ -2306,22 +2318,31 @@ def _schema_of_keys(keys: Mapping[str, Key[Any]]) -> dict[str, Any]:
 
 
 def shape(kinds: Mapping[str, Kind[Any]]) -> Kind[Mapping[str, Any]]:
-    """The kind of a mapping that stays a mapping, each of its keys checked."""
+    """The kind of a mapping that stays as it is, each of its keys checked."""
 
     def read(item: Item) -> Mapping[str, Any]:
-        return item.entries(kinds)
+        return item.entries(kinds, keep_empty=True)
 
-    schema = _object_schema({name: kind.schema for name, kind in kinds.items()})
+    schema = _object_schema({name: _or_nothing(kind.schema) for name, kind in kinds.items()})
     return Kind(read, schema, dict)
+
+
+def _or_nothing(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of what may be left empty."""
+    return {"anyOf": [schema, {"type": "null"}]}
 
 
 def map_of(kind: Kind[Value]) -> Kind[Mapping[str, Value]]:
     """The kind of a mapping with keys of the user's own."""
 
     def read(item: Item) -> Mapping[str, Value]:
-        return item.entries(dict.fromkeys(item.mapping(), kind))
+        names = item.mapping()
+        for name, node in names.items():
+            if "${" in name:
+                item.below(node, f".{name}").refuse("${...} is not substituted in a key")
+        return item.entries(dict.fromkeys(names, kind), keep_empty=True)
 
-    return Kind(read, {"type": "object", "additionalProperties": kind.schema}, dict)
+    return Kind(read, {"type": "object", "additionalProperties": _or_nothing(kind.schema)}, dict)
 
 
 def list_of(kind: Kind[Value]) -> Kind[tuple[Value, ...]]:
@@ -2487,7 +2508,8 @@ _REGISTRY = shape(
                 "username": _TEMPLATE,
                 "password": _TEMPLATE,
                 "auth": _TEMPLATE,
-                "identitytoken": _TEMPLATE,
+                "identity_token": _TEMPLATE,
+                "identitytoken": _TEMPLATE,  # as the sibling calls it
             }
         ),
         "tls": shape(
@@ -2629,7 +2651,8 @@ class Config(Record):
 
     registries: Mapping[str, Any] = key(
         _REGISTRIES,
-        "Content of k3s's registries.yaml; ${VAR} is substituted in endpoints and credentials.",
+        "Content of k3s's registries.yaml; ${VAR}, ${VAR:-default} and, beside these, $$ are "
+        "substituted in endpoints and credentials.",
         {},
     )
 
@@ -2860,7 +2883,7 @@ def ignored_keys(config: Config) -> list[str]:
 
 
 def expand_variables(value: Any, environ: Mapping[str, str], path: str = "registries") -> Any:
-    """A copy with every ${VAR} filled in. Raises ConfigError for a variable that is not set."""
+    """A copy with variables filled in. Raises ConfigError for a variable that is not set."""
     if isinstance(value, Mapping):
         return {
             name: expand_variables(child, environ, f"{path}.{name}")
@@ -2877,11 +2900,38 @@ def expand_variables(value: Any, environ: Mapping[str, str], path: str = "regist
 
 
 def _expand_text(text: str, environ: Mapping[str, str], path: str) -> str:
+    if "${" not in text:
+        return text  # where a $$ is a part of a password
+
+    def value(found: re.Match[str]) -> str:
+        name, default = found[1], found[2]
+        if name is None:
+            return "$"
+        if name not in environ and default is not None:
+            return default.replace("$$", "$")
+        return environ[name]  # set is set, even to nothing
+
     try:
-        return re.sub(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}", lambda match: environ[match[1]], text)
+        return re.sub(_REFERENCE, value, text)
     except KeyError as error:
         why = f"{path}: the variable {error.args[0]} is not set"
-        raise ConfigError(why, hint="export it, or leave it out") from None
+        hint = "export it, leave it out, or give a default: ${VAR:-default}"
+        raise ConfigError(why, hint=hint) from None
+
+
+def registries_yaml(registries: Mapping[str, Any], environ: Mapping[str, str]) -> Any:
+    """What k3s's registries.yaml is to hold: variables filled in, and keys as k3s knows them.
+
+    Source: rancher/wharfie, pkg/registries: k3s reads `identity_token`, and passes over what it
+    does not know. Raises ConfigError for a variable that is not set.
+    """
+    filled = expand_variables(registries, environ)
+    for config in (filled.get("configs") or {}).values():
+        auth = (config or {}).get("auth") or {}
+        if "identitytoken" in auth:
+            token = auth.pop("identitytoken")
+            auth.setdefault("identity_token", token)
+    return filled
 
 
 def show_config(config: Config) -> Any:
@@ -6529,7 +6579,7 @@ def provision(host: Host, directory: Path) -> None:
     _check_host(host)
     files = files_of(host, config)
     state = state_from_config(config, files.cache_dir)
-    registries = expand_variables(config.registries, host.environ)
+    registries = registries_yaml(config.registries, host.environ)
     sweep(host, by="next command", spare=files)
     check_context(host, [other for _, other in readable(host)], config, files)
     imported = _refuse_existing(host, files)

@@ -180,8 +180,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     # --- 7 config
     (
         "a variable that is not set is refused",
-        "lambda match: environ[match[1]], text)",
-        'lambda match: environ.get(match[1], ""), text)',
+        "return environ[name]",
+        'return environ.get(name, "")',
         "test_config.py::test_a_variable_that_is_not_set_is_named",
     ),
     (
@@ -191,8 +191,26 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "test_config.py::test_a_variable_elsewhere_is_refused",
     ),
     (
+        "a $$ that is part of a password stays",
+        'if "${" not in text:',
+        "if False:",
+        "test_config.py::test_variables_mean_what_they_mean_to_the_sibling",
+    ),
+    (
+        "a name with nothing behind it is handed on",
+        "            elif keep_empty:",
+        "            elif False:",
+        "test_config.py::test_what_is_in_the_registries_is_handed_on_as_it_is",
+    ),
+    (
+        "k3s reads the identity token",
+        'auth.setdefault("identity_token", token)',
+        'auth.setdefault("identitytoken", token)',
+        "test_config.py::test_what_is_in_the_registries_is_handed_on_as_it_is",
+    ),
+    (
         "provision fills the variables in",
-        "expand_variables(config.registries, host.environ)\n    sweep",
+        "registries_yaml(config.registries, host.environ)\n    sweep",
         "config.registries\n    sweep",
         "test_faults.py::test_a_provision_keeps_what_its_config_says_and_no_credential",
     ),

@@ -595,6 +595,77 @@ def test_variables_are_filled_in_where_they_are_used_and_shown_as_they_stand() -
     assert filled["configs"]["eu.gcr.io"]["auth"]["password"] == "s3cret"
 
 
+@pytest.mark.parametrize(
+    "text, filled",
+    [
+        ("plain", "plain"), ("${SET}", "value"), ("a-${SET}-b${SET}", "a-value-bvalue"), ("${EMPTY}", ""),
+        ("${UNSET:-fall back}", "fall back"), ("${UNSET:-}", ""), ("${SET:-no}", "value"),
+        ("${EMPTY:-no}", ""),  # as the sibling has it: set is set
+        ("${UNSET:-${SET}}", "${SET}"),  # no nesting: the first } ends it, and nothing is looked at twice
+        ("${UNSET:-a:-b}", "a:-b"), ("${REF}", "${SET} $$"), ("${UNSET:-$$}", "$"),
+        ("$${SET}", "${SET}"), ("$$${SET}", "$value"), ("$$ ${SET} $1", "$ value $1"), ("$$$$ ${SET}", "$$ value"),
+        ("pa$$word", "pa$$word"), ("$SET", "$SET"),  # the sibling touches nothing without a ${
+    ],
+)  # fmt: skip
+def test_variables_mean_what_they_mean_to_the_sibling(text: str, filled: str) -> None:
+    """With defaults and escapes, unset and empty. Source: its pkg/envsubst. (20.9)"""
+    environ = {"SET": "value", "EMPTY": "", "REF": "${SET} $$"}
+    config = read(json.dumps({"registries": {"configs": {"r": {"auth": {"password": text}}}}}))
+    done = ycluster.registries_yaml(config.registries, environ)
+    assert done == {"configs": {"r": {"auth": {"password": filled}}}}
+    assert config.registries["configs"]["r"]["auth"]["password"] == text, "it is shown as it stands"
+
+
+@pytest.mark.parametrize("text", ["${", "${1}", "${A", "${A:default}", "${A:-b", "$$${}", "${A }"])
+def test_a_reference_that_is_none_is_refused(text: str) -> None:
+    """The sibling would hand it on as it is, where a mistake is more likely. (20.9)"""
+    config = {"registries": {"configs": {"r": {"auth": {"password": text}}}}}
+    assert "password" in problems(json.dumps(config))[0]
+
+
+def test_a_variable_in_a_key_is_refused() -> None:
+    """As in the sibling: a name is never substituted. (20.9)"""
+    assert "mirrors.${R}" in problems("registries: {mirrors: {'${R}': {}}}")[0]
+
+
+WRITTEN = """\
+registries:
+  mirrors:
+    docker.io:
+    quay.io: {}
+    ghcr.io: {endpoint: [], rewrite: {"^a$": ""}}
+  configs:
+    a: {auth: {username: "", password: }, tls: }
+    b: {auth: {identitytoken: old}}
+    c: {auth: {identity_token: "${T:-new}"}}
+    d:
+"""
+
+
+def test_what_is_in_the_registries_is_handed_on_as_it_is() -> None:
+    """Names with nothing behind them and empty texts too; `identity_token` is what k3s reads. (20.9)"""
+    config = read(WRITTEN)
+    mirrors = {
+        "docker.io": None,
+        "quay.io": {},
+        "ghcr.io": {"endpoint": [], "rewrite": {"^a$": ""}},
+    }
+    empty = {"auth": {"username": "", "password": None}, "tls": None}
+    handed_on = ycluster.registries_yaml(config.registries, {})
+    assert handed_on == {
+        "mirrors": mirrors,
+        "configs": {
+            "a": empty,
+            "b": {"auth": {"identity_token": "old"}},
+            "c": {"auth": {"identity_token": "new"}},
+            "d": None,
+        },
+    }
+    shown = json.loads(ycluster.to_json(show_config(config)))["registries"]
+    assert (shown["mirrors"], shown["configs"]["a"]) == (mirrors, empty)
+    assert shown["configs"]["b"] == {"auth": {"identitytoken": "old"}}, "as in the file"
+
+
 def test_a_variable_that_is_not_set_is_named() -> None:
     with pytest.raises(
         ConfigError,

@@ -785,7 +785,7 @@ lifetime: {maxRun: 8h, warn: '0'}
 def test_a_provision_keeps_what_its_config_says_and_no_credential(
     cli: Cli, tmp_path: Path, no_qemu: None, timer: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    auth = "registries: {configs: {r.example: {auth: {password: '${TOKEN}'}}}}\n"
+    auth = "registries: {mirrors: {docker.io: }, configs: {r.example: {auth: {identitytoken: '${TOKEN}'}}}}\n"
     (tmp_path / "y-cluster-provision.yaml").write_text(DEMO + "dataDisk: data.qcow2\n" + auth)
     monkeypatch.setenv("TOKEN", "hush")
     for name in ("check_data_disk", "make_data_disk"):
@@ -799,6 +799,12 @@ def test_a_provision_keeps_what_its_config_says_and_no_credential(
     every = [path for path in files.cache_dir.rglob("*") if path.is_file()]
     holds = [path for path in every if b"hush" in path.read_bytes()]
     assert holds == [files.seed / "user-data"], "filled in for the guest, and nowhere else"
+    seed = json.loads(holds[0].read_text().partition("\n")[2])
+    (registries,) = [
+        file for file in seed["write_files"] if file["path"].endswith("registries.yaml")
+    ]
+    auth_of = {"r.example": {"auth": {"identity_token": "hush"}}}
+    assert json.loads(registries["content"]) == {"mirrors": {"docker.io": None}, "configs": auth_of}
     (shown,) = json.loads(cli("list", "-o", "json").out)["clusters"]
     assert shown["name"] == "demo", "it is seen where no config names its place"
 
