@@ -315,8 +315,24 @@ class Interrupted(BaseException):
 # undo the work that it reports. Data that can't be written is an error.
 
 
+_USERINFO = r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s/?#]*@"  # as RFC 3986 places it in a URL
+
+
+def masked(text: str) -> str:
+    """A text as it may be shown: without the user and the password of the URLs in it."""
+    return re.sub(_USERINFO, r"\1***@", text) if "://" in text else text
+
+
+def without_password(url: str) -> str:
+    """A URL without its user and its password."""
+    return re.sub(_USERINFO, r"\1", url)
+
+
 class Output:
-    """The two streams. `live` and `shown` tell whether stderr and stdout are terminals."""
+    """The two streams, to which no password in a URL gets.
+
+    `live` and `shown` tell whether stderr and stdout are terminals.
+    """
 
     def __init__(
         self,
@@ -339,13 +355,13 @@ class Output:
             text = f"\x1b[{colour}m{text}\x1b[m"
         if text and not text.endswith("\n"):
             text += "\n"
-        self.stdout.write(text)
+        self.stdout.write(masked(text))
         self.stdout.flush()
 
     def say(self, text: str, end: str = "\n") -> None:
         """Write a message to stderr."""
         try:
-            self.stderr.write(text + end)
+            self.stderr.write(masked(text) + end)
             self.stderr.flush()
         except (OSError, ValueError):
             # The reader has gone (EPIPE), or the stream is closed: messages are best effort.
@@ -370,7 +386,7 @@ class Output:
         """Redraw the live line; an empty text wipes it. Does nothing if stderr is no terminal."""
         if self.live:
             width = columns() - 1
-            self.say("\r\x1b[K" + text[:width], end="")
+            self.say("\r\x1b[K" + masked(text)[:width], end="")
 
 
 class Steps:
@@ -2454,6 +2470,11 @@ def _read_url(item: Item) -> str:
 
     text = item.text()
     if re.fullmatch(r"https?://[^\x00-\x20]*", text):
+        try:
+            _ = urllib.parse.urlsplit(text).port
+        except ValueError:  # whose message may have a part of the password
+            why = "its host is none; a user or a password in a URL has %2F for /, and so on"
+            raise ValueError(why) from None
         return text
     if not text:
         raise ValueError("wants a URL or a path of a cloud image")
@@ -2553,7 +2574,10 @@ class K3s(Record):
     )
 
     source: str = key(
-        _BASE_URL, "A base URL or a folder with the release's files, for mirrors.", ""
+        _BASE_URL,
+        "A base URL or a folder with the release's files, for mirrors. User and password as in "
+        "image.",
+        "",
     )
 
 
@@ -2693,7 +2717,10 @@ class QemuConfig(Config):
     )
 
     image: str = key(
-        _URL, "URL or path of a cloud image (cloud-init, sshd, BIOS boot).", DEFAULT_IMAGE
+        _URL,
+        "URL or path of a cloud image (cloud-init, sshd, BIOS boot). A user and a password in it, "
+        "or those of its host in ~/.netrc, are sent to that host alone, and never shown or kept.",
+        DEFAULT_IMAGE,
     )
 
     image_sha256: str = key(
@@ -3151,8 +3178,15 @@ def object_of(cls: type[AnyRecord], **fields: Field[Any]) -> Field[AnyRecord]:
     return Field(decode, encode)
 
 
+def _encode_k3s(k3s: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the password of its source, which is for the provision at hand alone."""
+    source = k3s.get("Source")
+    return {**k3s, "Source": without_password(source)} if isinstance(source, str) else {**k3s}
+
+
 _TEXT = Field(_decode_text)
-_OBJECT: Field[Mapping[str, Any]] = Field(_decode_object)
+_URL_TEXT = Field(_decode_text, without_password)
+_K3S_RELEASE: Field[Mapping[str, Any]] = Field(_decode_object, _encode_k3s)
 _BUDGET = Field(_decode_budget)
 _PORT = Field(_decode_port, str)
 _ACTION = Field(_decode_action)
@@ -3247,7 +3281,7 @@ class State(Record):
     ssh_port: int = stored(_PORT, 2222)
     port_forwards: tuple[PortForward, ...] = stored(_FORWARDS, ())
     bind_address: str = BIND_ADDRESS
-    k3s: Mapping[str, Any] = stored(_OBJECT, {})  # Version, Install, Source
+    k3s: Mapping[str, Any] = stored(_K3S_RELEASE, {})  # Version, Install, Source
     kubeconfig: str = ""  # the user's file that this cluster was merged into
 
     # The budget, as the config gives it: Go durations, where "" and "0" mean none.
@@ -3264,7 +3298,7 @@ class State(Record):
     warned: int | None = stored(_TIME, None)  # the deadline of which the user has been warned
 
     # The machine.
-    image: str = ""  # a URL
+    image: str = stored(_URL_TEXT, "")
     imported: str = ""  # the disk that `import` took the boot disk from
     prepared: str = ""  # `live` or `done`: how far `prepare-export` has come since the last boot
     data_disk: str = ""
@@ -3505,7 +3539,7 @@ def log_event(host: Host, state: State, event: str, **facts: object) -> None:
         "cacheDir": state.cache_dir,
         **facts,
     }
-    line = json.dumps(about).encode() + b"\n"
+    line = masked(json.dumps(about)).encode() + b"\n"
     appending = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     with contextlib.suppress(OSError, YclusterError):  # nothing depends on the log
         log = _event_log(host)
@@ -5324,6 +5358,8 @@ def download(
     """Copy what a URL names to the file `part`, and return its SHA-256.
 
     `wanted` is the digest that it must have, empty if any will do, and `by` names what gives it.
+    A user and a password are sent to the host of the URL alone, as `credentials` finds them.
+
     With a digest, a `part` that is there already is resumed. Raises PrerequisiteError with `hint`
     if the file is not available, ConfigError if its digest differs.
     """
@@ -5372,6 +5408,9 @@ def _fetch(
         status = getattr(error, "code", 0)
         if have and status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             return ""  # what is here is the whole file, or not the beginning of this one
+        if status == HTTPStatus.UNAUTHORIZED:
+            known = "a user and a password go into the URL (%2F for /, %40 for @), or into ~/.netrc"
+            hint = f"{known}; or\n{hint}"
         if status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
             gone = "there is no such release, or no longer (dated images vanish after some months)"
             hint = f"{gone}: choose another, with its digest; or\n{hint}"
@@ -5389,13 +5428,73 @@ def _ask_and_copy(
     import urllib.request
     from http import HTTPStatus
 
-    request = urllib.request.Request(url)
+    bare = without_password(url)
+    request = urllib.request.Request(bare)
     if have:
         request.add_header("Range", f"bytes={have}-")
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    known = credentials(host, url)
+    if known:
+        request.add_unredirected_header("Authorization", _basic(*known))
+    with _opener().open(request, timeout=60) as answer:
         # A server that does not know ranges sends the file from its beginning.
         start = have if answer.status == HTTPStatus.PARTIAL_CONTENT else 0
-        _copy(host, answer, part, start, url.rpartition("/")[2])
+        _copy(host, answer, part, start, bare.rpartition("/")[2])
+
+
+def _basic(user: str, password: str) -> str:
+    """The value of an Authorization header (RFC 7617)."""
+    import base64
+
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode("ascii")
+
+
+def _opener() -> Any:
+    """What opens URLs. A password follows a redirect on the same server, and none to another."""
+    import urllib.request
+
+    class SameServer(urllib.request.HTTPRedirectHandler):
+        def redirect_request(self, req: Any, *answer: Any) -> Any:
+            further = super().redirect_request(req, *answer)
+            known = req.get_header("Authorization")
+            if further and known and (further.type, further.host) == (req.type, req.host):
+                further.add_unredirected_header("Authorization", known)
+            return further
+
+    return urllib.request.build_opener(SameServer)
+
+
+def credentials(host: Host, url: str) -> tuple[str, str] | None:
+    """The user and the password for a URL: its own, or those of its host in ~/.netrc; or None."""
+    import urllib.parse
+
+    parts = urllib.parse.urlsplit(url)
+    if parts.username is None:
+        return _from_netrc(host, parts.hostname or "")
+    return urllib.parse.unquote(parts.username), urllib.parse.unquote(parts.password or "")
+
+
+def _from_netrc(host: Host, machine: str) -> tuple[str, str] | None:
+    """What ~/.netrc has for a machine; its `default` is not for whoever a config names."""
+    import netrc
+
+    try:
+        found = netrc.netrc(str(host.home() / ".netrc")).hosts.get(machine)
+    except (OSError, ValueError, netrc.NetrcParseError, YclusterError) as error:
+        host.output.debug(f"~/.netrc is not used: {error}")
+        return None
+    return (found[0], found[2] or "") if found else None
+
+
+def with_credentials(host: Host, url: str) -> str:
+    """A URL with the user and the password that `credentials` finds for it."""
+    import urllib.parse
+
+    known = credentials(host, url)
+    if not known:
+        return url
+    user, password = (urllib.parse.quote(word, safe="") for word in known)
+    scheme, _, rest = without_password(url).partition("://")
+    return f"{scheme}://{user}:{password}@{rest}"
 
 
 def _copy(
@@ -5610,21 +5709,23 @@ else echo absent
 fi
 """
 # The installation: `sh -eu` runs one of these combinations as root in a folder of its own, with the
-# source of the release as "$1" and its version as "$2". A guest may have curl or wget.
+# version of the release as "$1". Its source, which may have a password that no argv should have, is
+# a line of stdin. A guest may have curl or wget.
 K3S_GET = """\
 get() {
   if command -v curl >/dev/null; then curl -sfL "$1"; else wget -qO- "$1"; fi
 }
 """
 K3S_FROM_RELEASE = f"""\
-for file in {" ".join(K3S_FILES)}; do get "$1/$file" >$file; done
+IFS= read -r source
+for file in {" ".join(K3S_FILES)}; do get "$source/$file" >$file; done
 for file in {" ".join(K3S_LISTED)}; do grep "^[0-9a-f]* [ *]$file\\$" {K3S_LISTING}; done >listed
 sha256sum --quiet -c listed
 [ "$(head -c 2 {K3S_INSTALL})" = '#!' ]
 """
 K3S_SCRIPT = """\
 get https://get.k3s.io >install.sh
-INSTALL_K3S_VERSION="$2" sh install.sh
+INSTALL_K3S_VERSION="$1" sh install.sh
 """
 K3S_AIRGAP = """\
 install -d /var/lib/rancher/k3s/agent/images
@@ -5705,15 +5806,17 @@ def _copy_k3s(host: Host, state: State, waiting: Waiting) -> None:
 def _run_k3s_install(host: Host, state: State, waiting: Waiting) -> None:
     """Run the installation in the guest, in its folder, which is removed once that succeeds."""
     version, source = _k3s_release(state)
+    told = None
     if state.k3s["Install"] == "airgap":
         script = K3S_AIRGAP
     elif source:
         script = K3S_GET + K3S_FROM_RELEASE + K3S_AIRGAP
+        told = with_credentials(host, source) + "\n"
     else:
         script = K3S_GET + K3S_SCRIPT
-    install = shlex.join(["sudo", "sh", "-euc", script, "k3s", source, version])
+    install = shlex.join(["sudo", "sh", "-euc", script, "k3s", version])
     command = f"cd k3s-install && {install} && rm -r ../k3s-install"
-    host.run(ssh_argv(state, command), timeout=1800, waiting=waiting)
+    host.run(ssh_argv(state, command), timeout=1800, stdin=told, waiting=waiting)
 
 
 # === 17 kubeconfig ================================================================================
@@ -5991,7 +6094,8 @@ def fetch_image(host: Host, config: QemuConfig, cache_dir: Path) -> Path:
             fault = digest_fault(host, known, config.image_sha256)
             if not fault:
                 return known
-        part = images / f".{sha256_of(config.image.encode())[:16]}.part"
+        bare = without_password(config.image)
+        part = images / f".{sha256_of(bare.encode())[:16]}.part"
         # Those of other images: the lock is ours, so nobody is using them.
         for leftover in {*images.glob(".*.part")} - {part}:
             remove(leftover)
@@ -8449,7 +8553,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if output.verbose:
             import traceback
 
-            traceback.print_exc()
+            output.say(traceback.format_exc(), end="")
         shown = _as_ours(error)
         output.draw("")
         output.error(shown)

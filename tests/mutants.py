@@ -40,15 +40,39 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "the live line takes the place of the one before it",
-        'self.say("\\r\\x1b[K" + text',
-        'self.say("\\r" + text',
+        'self.say("\\r\\x1b[K" + masked',
+        'self.say("\\r" + masked',
         "test_timers.py::test_the_output_of_a_live_terminal_is_wiped",
     ),
     (
         "the live line is one line",
-        "text[:width]",
-        "text",
+        "masked(text)[:width]",
+        "masked(text)",
         "test_timers.py::test_the_output_of_a_live_terminal_is_wiped",
+    ),
+    (
+        "the live line is masked before it is cut off",
+        "masked(text)[:width]",
+        "masked(text[:width])",
+        "test_faults.py::test_the_live_line_hides_a_password_that_it_would_cut_in_two",
+    ),
+    (
+        "no message has the password of a URL",
+        "self.stderr.write(masked(text) + end)",
+        "self.stderr.write(text + end)",
+        "test_faults.py::test_the_password_of_a_url_is_used_and_neither_shown_nor_stored",
+    ),
+    (
+        "no state file has the password of a URL",
+        "_URL_TEXT = Field(_decode_text, without_password)",
+        "_URL_TEXT = Field(_decode_text)",
+        "test_faults.py::test_the_password_of_a_url_is_used_and_neither_shown_nor_stored",
+    ),
+    (
+        "a password follows no redirect to another host",
+        "if further and known and (further.type, further.host) == (req.type, req.host):",
+        "if further and known:",
+        "test_k3s.py::test_a_password_does_not_follow_to_another_host",
     ),
     (
         "a log has no live line in it",
