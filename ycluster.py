@@ -2852,6 +2852,7 @@ def _wants_k3s(config: Config) -> bool:
 
 def _check_rules(root: Item, config: Config) -> None:
     """Check the rules between keys."""
+    _check_lifetime(root, config.lifetime)
     if not isinstance(config, QemuConfig) or config.provider is WRONG:
         return
     keys = root.mapping()
@@ -2860,6 +2861,17 @@ def _check_rules(root: Item, config: Config) -> None:
     place = root.below(keys.get(name, root.node), f".{name}")
     for why in _broken_port_rules(config):
         place.refuse(why)
+
+
+def _check_lifetime(root: Item, lifetime: Lifetime) -> None:
+    """Refuse an upper limit that the budget itself is over."""
+    if lifetime is WRONG or WRONG in (lifetime.max_run, lifetime.max_total):
+        return
+    limit, most = budget(lifetime.max_run), budget(lifetime.max_total)
+    if limit is not None and most is not None and most < limit:
+        keys = root.below(root.mapping()["lifetime"], ".lifetime")
+        place = keys.below(keys.mapping()["maxTotal"], ".maxTotal")
+        place.refuse(f"{lifetime.max_total} is less than maxRun, {lifetime.max_run}")
 
 
 def _broken_port_rules(config: QemuConfig) -> Iterator[str]:
@@ -2907,6 +2919,37 @@ def ignored_keys(config: Config) -> list[str]:
     if config.registries and config.k3s.install == "none":
         warnings.append("registries: ignored, there is no k3s in a plain VM")
     return warnings
+
+
+def idle_keys(config: Config) -> list[str]:
+    """A warning for each key of the lifetime that the file has, and that can have no effect."""
+    lifetime = config.lifetime
+    limit, lead = budget(lifetime.max_run), budget(lifetime.warn)
+    set_to = {
+        "onExpiry": lifetime.on_expiry,
+        "warn": lead,
+        "onWarn": lifetime.on_warn,
+        "maxTotal": budget(lifetime.max_total),
+    }
+    names = [name for name in set_to if set_to[name] and written(config, "lifetime", name)]
+    if limit is None:
+        return [f"lifetime.{name}: ignored, as there is no lifetime.maxRun" for name in names]
+    if "warn" in names and lead is not None and lead >= limit:
+        why = f"{lifetime.warn} before the deadline is no time within maxRun, {lifetime.max_run}"
+        return [f"lifetime.warn: it never comes: {why}"]
+    return []
+
+
+def written(config: Config, *keys: str) -> object:
+    """The value that the file itself has under a key, given by the way to it; None: it has none."""
+    node: Any = parse_yaml(config.file.read_text("utf-8"), str(config.file))
+    for name in keys:
+        below = node.value.get(name) if isinstance(node.value, dict) else None
+        if below is None:
+            return None
+        node = below
+    value: object = node.value
+    return value
 
 
 def expand_variables(value: Any, environ: Mapping[str, str], path: str = "registries") -> Any:
@@ -4276,10 +4319,15 @@ def gcp_warnings(config: Config, on_expiry: object) -> dict[str, str]:
 
     `on_expiry` is what the file has under lifetime.onExpiry, None where it has nothing.
     """
+    if budget(config.lifetime.max_run) is None:
+        return {"budget": "lifetime.maxRun is not set: NOTHING will delete the instance"}
     restart = "a restart after a host error begins a new budget, "
     restart += "unless you add --no-restart-on-failure"
     warnings = {"restart": restart}
-    if on_expiry not in (None, "teardown"):
+    if on_expiry is None:
+        local = f"is not set, which means {config.lifetime.on_expiry} on this host"
+        warnings["onExpiry"] = f"lifetime.onExpiry {local}; the cloud deletes the instance"
+    elif on_expiry != "teardown":
         text = f"lifetime.onExpiry: {on_expiry} is ignored in the cloud, the instance is deleted"
         warnings["onExpiry"] = text
     if isinstance(config, QemuConfig) and config.data_disk:
@@ -6678,7 +6726,7 @@ def provision(host: Host, directory: Path) -> None:
     """Make a cluster and boot it, with everything checked before anything is made."""
     config = require_qemu(load_config(directory, host.home))
     check_implemented(config)
-    for warning in ignored_keys(config):
+    for warning in [*ignored_keys(config), *idle_keys(config)]:
         host.output.warn(warning)
     _check_host(host)
     files = files_of(host, config)
@@ -7758,6 +7806,7 @@ def describe(host: Host, state: State) -> dict[str, Any]:
         "remainingSeconds": left,
         "warnsAt": "" if warns_at == NEVER else format_time(warns_at),
         "disarmed": state.disarmed,
+        "armed": bool(agenda(state)) and is_armed(host, state),
         "reaped": _encode_record(state.reaped),
         "sshPort": state.ssh_port,
         "portForwards": ports,
@@ -7781,10 +7830,12 @@ def left_words(shown: Mapping[str, Any], *, bar: bool = False) -> str:
     """What `list` has under LEFT; with a bar of how much of its time has passed."""
     left = shown["remainingSeconds"]
     if left is None:
-        return "-"
+        return "-" if shown["state"] == "stopped" else "no limit"
     if shown.get("disarmed"):
         return "disarmed"
     words = in_words(left) if left > 0 else f"OVERDUE {in_words(left)}"
+    if not shown.get("armed", True):
+        words += " (NO TIMER)"
     if not bar or not shown["startedAt"]:
         return words
     whole = max(1, parse_time(shown["expiresAt"]) - parse_time(shown["startedAt"]))
@@ -7819,7 +7870,9 @@ def _list_line(shown: Mapping[str, Any], *, bar: bool) -> Line:
         port_words(shown),
         shown["cacheDir"],
     )
-    if left_words(shown).startswith("OVERDUE"):
+    left = left_words(shown)
+    unenforced = left.endswith("(NO TIMER)") and shown["state"] != "stopped"
+    if left.startswith("OVERDUE") or unenforced:
         return Line(cells, RED)
     colours = {"stopped": DIM, "paused": YELLOW, "unresponsive": RED, "unseen": YELLOW}
     return Line(cells, colours.get(shown["state"], ""))
@@ -8131,11 +8184,15 @@ CLUSTER_CHECKS: tuple[Callable[[Host, Survey], Iterator[Finding]], ...] = (
         action="append",
         const="all",
         default=[],
-        choices=("all", "onExpiry", "dataDisk", "restart"),
+        choices=("all", "onExpiry", "dataDisk", "restart", "budget"),
         help="leave out the warnings, or one of them",
     ),
+    argument(
+        "--require-budget", action="store_true", help="fail (3) where the config has no budget"
+    ),
     example=(
-        "flags=$(ycluster lifetime gcp-flags -c DIR) && gcloud compute instances create vm $flags"
+        "flags=$(ycluster lifetime gcp-flags --require-budget -c DIR) && "
+        "gcloud compute instances create vm $flags"
     ),
 )
 def print_gcp_flags(
@@ -8143,25 +8200,22 @@ def print_gcp_flags(
     directory: Path,
     form: str,
     quiet: Sequence[str],
+    *,
+    require_budget: bool = False,
 ) -> None:
     """The flags on one line (shell), one a line (lines) or as JSON; nothing without a budget."""
     config = load_config(directory, host.home)
     flags = gcp_flags(config.lifetime.max_run, f"{config.file}: lifetime.maxRun")
-    if flags:
-        for what, text in gcp_warnings(config, _written_on_expiry(config)).items():
-            if not {what, "all"} & set(quiet):
-                host.output.warn(f"{text} (hide this with --quiet={what})")
+    if require_budget and not flags:
+        why = f"{config.file}: lifetime.maxRun is not set, and a budget is required"
+        raise ConfigError(why, hint="such as `lifetime: {maxRun: 8h}`")
+    for what, text in gcp_warnings(config, written(config, "lifetime", "onExpiry")).items():
+        if not {what, "all"} & set(quiet):
+            host.output.warn(f"{text} (hide this with --quiet={what})")
     if form == "json":
         host.output.data(to_json(flags))
     else:
         host.output.data((" " if form == "shell" else "\n").join(flags))
-
-
-def _written_on_expiry(config: Config) -> object:
-    """`lifetime.onExpiry` as the file has it; None where it has none."""
-    document: Any = parse_yaml(config.file.read_text("utf-8"), str(config.file))
-    written = document.value["lifetime"].value.get("onExpiry")
-    return written.value if written else None
 
 
 @verb(
@@ -8257,11 +8311,14 @@ def _gcp_rows(shown: Mapping[str, Any]) -> list[tuple[str, str]]:
 def config_check(host: Host, directory: Path) -> None:
     """One line where the config is good; ConfigError with every problem where it isn't."""
     config = load_config(directory, host.home)
-    for warning in ignored_keys(config):
+    for warning in [*ignored_keys(config), *idle_keys(config)]:
         host.output.warn(warning)
     expand_variables(config.registries, host.environ)
     limit = "none"
-    if budget(config.lifetime.max_run):
+    if budget(config.lifetime.max_run) is None:
+        text = "lifetime.maxRun is not set: nothing will end this cluster"
+        host.output.warn(f"{text}; such as `lifetime: {{maxRun: 8h}}`")
+    else:
         limit = f"{config.lifetime.max_run}, then {config.lifetime.on_expiry}"
     what = f"{config.provider} cluster {config.name}, lifetime {limit}"
     host.output.data(f"{config.file}: ok: {what}")

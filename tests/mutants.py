@@ -233,6 +233,30 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "test_config.py::test_what_is_in_the_registries_is_handed_on_as_it_is",
     ),
     (
+        "an upper limit is no less than the budget",
+        "most is not None and most < limit:",
+        "most is not None and False:",
+        "test_config.py::test_an_upper_limit_below_the_budget_is_refused_at_its_place",
+    ),
+    (
+        "a VM that nothing ends is not shown as one that is off",
+        'return "-" if shown["state"] == "stopped" else "no limit"',
+        'return "-"',
+        "test_telling.py::test_list_tells_what_nothing_will_end",
+    ),
+    (
+        "a deadline that no timer keeps is shown as that",
+        'if not shown.get("armed", True):',
+        "if False:",
+        "test_telling.py::test_list_tells_what_nothing_will_end",
+    ),
+    (
+        "a budget can be required",
+        "if require_budget and not flags:",
+        "if False:",
+        "test_gcp.py::test_a_budget_can_be_required",
+    ),
+    (
         "provision fills the variables in",
         "registries_yaml(config.registries, host.environ)\n    sweep",
         "config.registries\n    sweep",

@@ -582,6 +582,54 @@ def test_what_is_only_the_siblings_is_warned_about_and_not_refused() -> None:
     ] == ["registries"]
 
 
+@pytest.mark.parametrize("provider", ycluster.PROVIDERS)
+@pytest.mark.parametrize(
+    "lifetime, place",
+    [
+        ("lifetime: {maxRun: 8h, maxTotal: 1h}", "2:34"),
+        ("lifetime:\n  maxTotal: 7h59m\n  maxRun: 8h", "3:13"),
+        ("lifetime: {maxRun: 8h, maxTotal: 8h}", ""),
+        ("lifetime: {maxRun: 8h, maxTotal: '0'}", ""),
+        ("lifetime: {maxTotal: 1h}", ""),
+    ],
+)
+def test_an_upper_limit_below_the_budget_is_refused_at_its_place(
+    provider: str, lifetime: str, place: str
+) -> None:
+    """Either would contradict the other. (20.14)"""
+    text = f"provider: {provider}\n{lifetime}\n"
+    if place:
+        (problem,) = problems(text)
+        assert problem.startswith(f"{place}: lifetime.maxTotal:")
+    else:
+        assert read(text).lifetime.max_total
+
+
+@pytest.mark.parametrize(
+    "lifetime, warned",
+    [
+        ("{maxRun: 8h, onExpiry: stop, warn: 5m, onWarn: true, maxTotal: 9h}", set()),
+        ("{onExpiry: teardown, warn: 5m, onWarn: 'true', maxTotal: 9h}",
+         {"onExpiry", "warn", "onWarn", "maxTotal"}),
+        ("{maxRun: '0', onExpiry: stop}", {"onExpiry"}),
+        ("{warn: '0', maxTotal: ''}", set()),
+        ("{maxRun: 5m}", set()),  # the default of 10m is nobody's mistake
+        ("{maxRun: 5m, warn: 10m}", {"warn"}),
+        ("{maxRun: 5m, warn: 5m}", {"warn"}),
+        ("{maxRun: 5m, warn: 4m}", set()),
+        ("", set()),
+    ],
+)  # fmt: skip
+def test_a_lifetime_that_can_have_no_effect_is_warned_about(
+    tmp_path: Path, lifetime: str, warned: set[str]
+) -> None:
+    """An onExpiry without a maxRun, a warning that never comes. (20.15, 20.14)"""
+    file = tmp_path / "y-cluster-provision.yaml"
+    file.write_text(f"lifetime: {lifetime.replace('onWarn: true', 'onWarn: date')}\n")
+    said = ycluster.idle_keys(ycluster.load_config(tmp_path))
+    assert {text.split(":")[0] for text in said} == {f"lifetime.{name}" for name in warned}
+
+
 def test_variables_are_filled_in_where_they_are_used_and_shown_as_they_stand() -> None:
     config = read(SIBLING)
     assert "${TOKEN}" in ycluster.to_json(show_config(config))

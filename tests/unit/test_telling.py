@@ -390,6 +390,35 @@ def test_list_has_bars_and_colours_on_a_terminal_and_none_elsewhere(
     assert "\x1b" not in piped and "#" not in piped and "OVERDUE" in piped
 
 
+def test_list_tells_what_nothing_will_end(
+    cli: Cli, cache: Path, timer: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No budget is not as no VM, and a deadline without a timer not as one with it. (20.15)"""
+    made(cache, "armed", expires_at=FAR_AHEAD)
+    assert cli("lifetime", "arm", "--name", "armed").code == 0
+    made(cache, "lost", expires_at=FAR_AHEAD, timers=(ArmedTimer("memory", "gone", FAR_AHEAD),))
+    made(cache, "bare", lifetime="")
+    made(cache, "off", expires_at=FAR_AHEAD, timers=(ArmedTimer("none", "", FAR_AHEAD),))
+
+    def left(state: str) -> dict[str, str]:
+        monkeypatch.setattr(ycluster, "vm_status", lambda host, files: state)
+        rows = [re.split(r"  +", line) for line in cli("list").out.splitlines()]
+        return {row[0]: row[2] for row in rows[1:]}
+
+    running = left("running")
+    assert (running["bare"], running["off"]) == ("no limit", "disarmed")
+    assert running["lost"] == f"{running['armed']} (NO TIMER)"
+    assert [left(state)["bare"] for state in ("paused", "stopped")] == ["no limit", "-"]
+    shown = json.loads(cli("list", "-o", "json").out)["clusters"]
+    assert {one["name"]: one["armed"] for one in shown} == {
+        "armed": True,
+        "bare": False,
+        "lost": False,
+        "off": False,
+    }
+    assert "(NO TIMER)" in cli("status", "--name", "lost").out
+
+
 def test_a_narrow_terminal_shows_what_matters_most_and_wraps_nothing(
     home: Path, cache: Path
 ) -> None:
