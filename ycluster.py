@@ -5185,6 +5185,35 @@ def in_guest(
         return None
 
 
+# --- its clock
+# A guest's clock stands still while its CPUs do, in a pause or while the host sleeps. Its RTC does
+# not: QEMU's follows the host's clock, unless -rtc says otherwise (source: system/rtc.c of QEMU).
+# A guest without one takes the host's time, which is "$1".
+GUEST_CLOCK = """\
+now=$(cat /sys/class/rtc/rtc0/since_epoch 2>/dev/null) || now=$1
+late=$((now - $(date +%s)))
+if [ ${late#-} -gt 2 ]; then date -s @$now >/dev/null && echo $late; fi
+"""
+
+
+def set_guest_clock(host: Host, state: State) -> None:
+    """Set the guest's clock if it is off by more than 2 s. Best effort, for up to half a minute.
+
+    For after its CPUs stood still; outside of the cluster's lock, which others may wait for.
+    """
+    try:
+        if not ssh_banner(state.dial_address, state.ssh_port, 5.0):
+            return  # a guest without sshd, or one that is about to shut down
+        clock = shlex.join(["sudo", "sh", "-c", GUEST_CLOCK, "clock", str(int(host.now()))])
+        off = in_guest(host, state, clock, lambda: None)
+        if off is None:
+            host.output.warn(f"{state.name}: its clock could not be set, and may be late")
+        elif off.strip():
+            host.output.say(f"  {state.name}: its clock was off by {off.strip()} s, and is set")
+    except (YclusterError, OSError) as error:
+        host.output.warn(f"{state.name}: its clock was not looked at: {error}")
+
+
 # --- the wait for the boot
 class Stage(Record):
     """A step of a boot, and the question that is asked until it answers yes."""
@@ -7035,6 +7064,8 @@ def resume(host: Host, files: Files) -> None:
             _wake(host, state, vm)
     host.output.say(f"{state.name} runs")
     say_deadline(host, state)
+    if halted:
+        set_guest_clock(host, state)
 
 
 def _used_up(state: State, now: float) -> bool:

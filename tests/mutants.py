@@ -848,6 +848,18 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "test_machine.py::test_a_boot_is_waited_for_up_to_its_bound_and_not_once_its_kernel_has_"
         "panicked",
     ),
+    (
+        "a resume sets the guest's clock",
+        "    if halted:\n        set_guest_clock(host, state)",
+        "    if False:\n        set_guest_clock(host, state)",
+        "test_vm.py::test_a_resume_sets_the_clock_of_the_guest_once_the_lock_is_free",
+    ),
+    (
+        "a guest's clock that is right enough is left as it is",
+        "if [ ${late#-} -gt 2 ]",
+        "if [ ${late#-} -gt 0 ]",
+        "test_machine.py::test_a_guests_clock_is_set_by_its_rtc",
+    ),
     # --- 16 k3s
     (
         "a list without the digests that it must have is refused",

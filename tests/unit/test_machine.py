@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import http.server
@@ -22,10 +23,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from unit_support import Clocked, Processes, folded, plain, refused, try_kvm
+from unit_support import NOW, Clocked, Processes, folded, plain, refused, try_kvm
 
 import ycluster
-from ycluster import ACTIONS, Host, PortForward, State, YclusterError, qemu_argv
+from ycluster import ACTIONS, Host, PortForward, State, YclusterError, qemu_argv, replace
 
 FORWARDS = (PortForward(host=6443, guest=6443), PortForward(host=0, guest=80))
 
@@ -491,6 +492,77 @@ def test_ssh_reads_the_paths_as_they_are(tmp_path: Path, name: str) -> None:
         shown.stderr
     )
     assert f"identity file {demo.files.ssh_key} type" in said
+
+
+# --- the guest's clock
+
+
+@pytest.fixture
+def clock(tmp_path: Path, host: Clocked, monkeypatch: pytest.MonkeyPatch) -> Iterator[State]:
+    """A cluster whose ssh runs a command here, with a clock and an RTC that are files."""
+    programs = {
+        "ssh": 'for last; do :; done; exec sh -c "$last"',
+        "sudo": 'exec "$@"',
+        "date": f'case $1 in -s) echo "${{2#@}}" >{tmp_path}/clock ;; *) cat {tmp_path}/clock ;; esac',
+    }
+    (tmp_path / "bin").mkdir()
+    for name, script in programs.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    script = ycluster.GUEST_CLOCK.replace("/sys/class/rtc/rtc0/since_epoch", f"{tmp_path}/rtc")
+    monkeypatch.setattr(ycluster, "GUEST_CLOCK", script)
+    host.environ["PATH"] = f"{tmp_path / 'bin'}:{host.environ['PATH']}"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):  # the server is closed in the end
+                while True:
+                    conn, _address = server.accept()
+                    with conn:
+                        conn.sendall(b"SSH-2.0-x\r\n")
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield state(tmp_path, ssh_port=server.getsockname()[1])
+        server.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize(
+    "shows, rtc, after",
+    [
+        (1000, 5000, 5000),
+        (9000, 5000, 5000),
+        (4998, 5000, 4998),
+        (5002, 5000, 5002),
+        (1000, None, int(NOW)),
+    ],
+    ids=["late", "early", "a little late", "a little early", "no RTC"],
+)
+def test_a_guests_clock_is_set_by_its_rtc(
+    tmp_path: Path, host: Clocked, clock: State, shows: int, rtc: int | None, after: int
+) -> None:
+    """Where it is off by more than 2 s; without an RTC, by the host's. (20.20)"""
+    (tmp_path / "clock").write_text(f"{shows}\n")
+    if rtc is not None:
+        (tmp_path / "rtc").write_text(f"{rtc}\n")
+    ycluster.set_guest_clock(host, clock)
+    assert int((tmp_path / "clock").read_text()) == after
+    assert "warning" not in host.log.getvalue()
+
+
+@pytest.mark.parametrize("why", ["no sshd", "no ssh", "no login"])
+def test_a_clock_that_cannot_be_set_is_no_error(
+    tmp_path: Path, host: Clocked, clock: State, why: str
+) -> None:
+    """Best effort. (20.20)"""
+    if why == "no sshd":
+        clock = replace(clock, ssh_port=1)
+    elif why == "no ssh":
+        host.environ["PATH"] = str(tmp_path)
+    else:
+        (tmp_path / "bin" / "ssh").write_text("#!/bin/sh\nexit 255\n")
+    ycluster.set_guest_clock(host, clock)
+    assert not (tmp_path / "clock").exists()
+    assert len(host.log.getvalue().splitlines()) <= 1
 
 
 # --- readiness
