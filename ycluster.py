@@ -3408,7 +3408,7 @@ _FIELDS = _fields_of_state()
 # --- reading and writing the state file
 def _unreadable(path: Path, why: object) -> StateError:
     way_out = f"a VM that may still run is found by `pgrep -af {path.stem}.pid`"
-    return StateError(f"{path}: {why!s:.200}", hint=f"fix or remove {path}; {way_out}")
+    return StateError(f"{path}: {why!s:.200}", hint=f"fix {path}, or move it away; {way_out}")
 
 
 def decode_state(text: str, path: Path) -> State:
@@ -8150,16 +8150,20 @@ def _low_space(host: Host, survey: Survey) -> Iterator[Finding]:
         free = found.f_bavail * found.f_frsize >> 30
         if free < 10:
             text = f"{place} has {free} GiB left; a disk grows to its diskSize"
-            yield Finding("room", "warning", text, "ycluster teardown")
+            yield Finding("room", "warning", text, "ycluster list   (shows whose disks are there)")
 
 
 def _unclaimed_disks(host: Host, survey: Survey) -> Iterator[Finding]:
+    """Disks in a cacheDir of which no cluster knows. They may hold data: none is to be removed."""
+    if len(survey.states) < len(survey.clusters):
+        return  # a cluster whose state can't be read may claim any of them
+    claimed = {os.path.realpath(state.data_disk) for state in survey.states if state.data_disk}
     for place in survey.places:
         for disk in place.glob("*.qcow2"):
-            if not disk.with_suffix(".json").exists():
-                copy = f"ycluster import {shlex.quote(str(disk))} -c DIR"
-                remedy = f"{copy}   (a copy; then remove it)"
-                yield Finding("disk", "warning", f"{disk}: no cluster claims it", remedy)
+            if not disk.with_suffix(".json").exists() and os.path.realpath(disk) not in claimed:
+                text = f"{disk}: no cluster claims it, and it may hold data"
+                remedy = f"ycluster import {shlex.quote(str(disk))} -c DIR   (makes a copy)"
+                yield Finding("disk", "warning", text, remedy)
 
 
 def _lost_vms(host: Host, survey: Survey) -> Iterator[Finding]:
@@ -8427,16 +8431,24 @@ def arguments_of(path: str) -> list[Argument]:
 
 
 # --- completion: what bash, zsh and fish load; each asks us what the last of its words may be
+# bash inserts a word as it is given. A context is any text, so each word is quoted, and compared
+# with what has been typed so far in that form; we are asked for what begins as that does only where
+# nothing in it is quoted. fish quotes by itself; so does zsh, which first takes our quotes away.
 _BASH = """\
 _ycluster() {
-  local word; COMPREPLY=()
-  while IFS= read -r word; do COMPREPLY+=("$word"); done < <(
-    ycluster completion words "${COMP_WORDS[@]:1:$COMP_CWORD}" 2>/dev/null)
+  local word last=${COMP_WORDS[COMP_CWORD]} asked; COMPREPLY=()
+  case $last in *[!-A-Za-z0-9_./]*) asked= ;; *) asked=$last ;; esac
+  while IFS= read -r word; do
+    printf -v word %q "$word"
+    case $word in "$last"*) COMPREPLY+=("$word") ;; esac
+  done < <(
+    ycluster completion words "${COMP_WORDS[@]:1:$COMP_CWORD-1}" "$asked" 2>/dev/null)
 }
 complete -o default -F _ycluster ycluster"""
 _FISH = """\
 complete -c ycluster -f -a '(
-  ycluster completion words (commandline -opc)[2..-1] (commandline -ct) 2>/dev/null
+  ycluster completion words (commandline -opc)[2..-1] (
+    commandline -ct | string unescape) 2>/dev/null
   or __fish_complete_path (commandline -ct))'"""
 _SHELLS: Mapping[str, str] = {
     "bash": _BASH,

@@ -257,6 +257,24 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "test_gcp.py::test_a_budget_can_be_required",
     ),
     (
+        "a data disk is no leftover",
+        " and os.path.realpath(disk) not in claimed:",
+        ":",
+        "test_telling.py::test_doctor_takes_no_disk_that_may_hold_data_for_a_leftover",
+    ),
+    (
+        "a state that can't be read may claim any disk",
+        "if len(survey.states) < len(survey.clusters):",
+        "if False:",
+        "test_telling.py::test_doctor_takes_no_disk_that_may_hold_data_for_a_leftover",
+    ),
+    (
+        "what is completed is quoted",
+        'printf -v word %q "$word"',
+        ":",
+        "test_completion.py::test_what_is_typed_is_completed",
+    ),
+    (
         "provision fills the variables in",
         "registries_yaml(config.registries, host.environ)\n    sweep",
         "config.registries\n    sweep",
