@@ -193,7 +193,7 @@ def test_a_verb_refuses_a_sidecar_that_is_cut_off(
     sidecar = Files(cache, "demo").sidecar
     sidecar.write_text(FULL[: int(len(FULL) * part)])
     before = tree(cache)
-    told(cli(*verb.split()), 4, sidecar, "JSON", "remove")
+    told(cli(*verb.split()), 4, sidecar, "JSON", "move it away")
     assert {**tree(cache), "demo.lock": None} == {**before, "demo.lock": None}
 
 
