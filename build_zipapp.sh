@@ -1,15 +1,14 @@
 #!/usr/bin/env bash
 # Build dist/ycluster: the module in one executable archive, by shiv, and dist/SHA256SUMS.
-# One commit gives the same bytes on every host: shiv is pinned, times are the commit's, and order and permissions are
-# fixed. The main program is scripts/zipapp_main.py, which unpacks nothing, in the place of shiv's, which would unpack
-# the module into the user's home.
+# The same sources give the same bytes on every host: shiv is pinned, and order, permissions and times are set, whatever
+# those of the files and of shiv's environment are. The main program is scripts/zipapp_main.py, which unpacks nothing, in
+# the place of shiv's, which would unpack the module into the user's home.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 python=${PYTHON:-python3}
 cache=${YCLUSTER_BUILD_CACHE:-${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/ycluster-build}
 pins=(shiv==1.0.8 click==8.1.8 pip==24.3.1 setuptools==75.3.0)
-sources=(ycluster.py build_zipapp.sh scripts/zipapp_main.py scripts/zipapp_pack.py)
 
 # A private environment, named after what is in it: a changed pin makes a new one.
 tools=$cache/shiv-$(printf '%s\n' "${pins[@]}" "$("$python" --version)" | sha256sum | cut -c1-12)
@@ -32,9 +31,8 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir "$work/site"
 cp ycluster.py "$work/site"
-# The time of the last commit that changed what goes in; outside of a repository the first that a zip archive can hold.
-SOURCE_DATE_EPOCH=$(git log -1 --format=%ct -- "${sources[@]}" 2>/dev/null || true)
-export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-315532800}
+# The first time that a zip archive can hold. A commit's would depend on how much of the history a clone has.
+export SOURCE_DATE_EPOCH=315532800
 
 "$tools/bin/shiv" --site-packages "$work/site" --reproducible --compressed \
     --python '/usr/bin/env python3' --entry-point ycluster:main --output-file "$work/ycluster" >&2

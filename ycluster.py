@@ -319,8 +319,24 @@ class Interrupted(BaseException):
 # undo the work that it reports. Data that can't be written is an error.
 
 
+_USERINFO = r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s/?#]*@"  # as RFC 3986 places it in a URL
+
+
+def masked(text: str) -> str:
+    """A text as it may be shown: without the user and the password of the URLs in it."""
+    return re.sub(_USERINFO, r"\1***@", text) if "://" in text else text
+
+
+def without_password(url: str) -> str:
+    """A URL without its user and its password."""
+    return re.sub(_USERINFO, r"\1", url)
+
+
 class Output:
-    """The two streams. `live` and `shown` tell whether stderr and stdout are terminals."""
+    """The two streams, to which no password in a URL gets.
+
+    `live` and `shown` tell whether stderr and stdout are terminals.
+    """
 
     def __init__(
         self,
@@ -344,13 +360,13 @@ class Output:
             text = f"\x1b[{colour}m{text}\x1b[m"
         if text and not text.endswith("\n"):
             text += "\n"
-        self.stdout.write(text)
+        self.stdout.write(masked(text))
         self.stdout.flush()
 
     def say(self, text: str, end: str = "\n") -> None:
         """Write a message to stderr."""
         try:
-            self.stderr.write(text + end)
+            self.stderr.write(masked(text) + end)
             self.stderr.flush()
         except (OSError, ValueError):
             # The reader has gone (EPIPE), or the stream is closed: messages are best effort.
@@ -381,7 +397,7 @@ class Output:
         """Redraw the live line; an empty text wipes it. Does nothing if stderr is no terminal."""
         if self.live:
             width = columns() - 1
-            self.say("\r\x1b[K" + text[:width], end="")
+            self.say("\r\x1b[K" + masked(text)[:width], end="")
 
 
 class Steps:
@@ -2172,6 +2188,11 @@ _SORTS = {
 }
 
 
+# What is substituted in a text with a ${: a variable, maybe with a default, or $$ for a $.
+# Source: pkg/envsubst of the sibling.
+_REFERENCE = r"\$\$|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}"
+
+
 class Item(Record):
     """A node of the config, with all that its kind needs to read it."""
 
@@ -2199,8 +2220,13 @@ class Item(Record):
             value = WRONG
         return value
 
-    def entries(self, kinds: Mapping[str, Kind[Any]]) -> dict[str, Any]:
-        """The values of a mapping. A key without a value is absent, and so keeps its default."""
+    def entries(
+        self, kinds: Mapping[str, Kind[Any]], *, keep_empty: bool = False
+    ) -> dict[str, Any]:
+        """The values of a mapping. A key without a value is absent, and so keeps its default.
+
+        With `keep_empty` it has the value None.
+        """
         values: dict[str, Any] = {}
         for name, node in self.mapping().items():
             if name not in kinds:
@@ -2208,6 +2234,8 @@ class Item(Record):
                 self.below(at_key, f".{name}").refuse(f"no such key{_nearest(name, kinds)}")
             elif node.value is not None:
                 values[name] = self.below(node, f".{name}").read(kinds[name])
+            elif keep_empty:
+                values[name] = None
         return values
 
     def value(self, sort: type[Value], wanted: str) -> Value:
@@ -2246,8 +2274,8 @@ class Item(Record):
     def template(self) -> str:
         """A scalar that may hold ${VAR}. It is filled in when used, so that no secret is stored."""
         text = self.scalar()
-        if re.search(r"\$\{(?![A-Za-z_][A-Za-z0-9_]*\})", text):
-            raise ValueError("${ wants the name of a variable and a }")
+        if "${" in re.sub(_REFERENCE, "", text):
+            raise ValueError("${ wants a variable, as in ${VAR} or ${VAR:-default}; or write $${")
         return text
 
     def file(self, text: str) -> Path:
@@ -2371,22 +2399,31 @@ def _schema_of_keys(keys: Mapping[str, Key[Any]]) -> dict[str, Any]:
 
 
 def shape(kinds: Mapping[str, Kind[Any]]) -> Kind[Mapping[str, Any]]:
-    """The kind of a mapping that stays a mapping, each of its keys checked."""
+    """The kind of a mapping that stays as it is, each of its keys checked."""
 
     def read(item: Item) -> Mapping[str, Any]:
-        return item.entries(kinds)
+        return item.entries(kinds, keep_empty=True)
 
-    schema = _object_schema({name: kind.schema for name, kind in kinds.items()})
+    schema = _object_schema({name: _or_nothing(kind.schema) for name, kind in kinds.items()})
     return Kind(read, schema, dict)
+
+
+def _or_nothing(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of what may be left empty."""
+    return {"anyOf": [schema, {"type": "null"}]}
 
 
 def map_of(kind: Kind[Value]) -> Kind[Mapping[str, Value]]:
     """The kind of a mapping with keys of the user's own."""
 
     def read(item: Item) -> Mapping[str, Value]:
-        return item.entries(dict.fromkeys(item.mapping(), kind))
+        names = item.mapping()
+        for name, node in names.items():
+            if "${" in name:
+                item.below(node, f".{name}").refuse("${...} is not substituted in a key")
+        return item.entries(dict.fromkeys(names, kind), keep_empty=True)
 
-    return Kind(read, {"type": "object", "additionalProperties": kind.schema}, dict)
+    return Kind(read, {"type": "object", "additionalProperties": _or_nothing(kind.schema)}, dict)
 
 
 def list_of(kind: Kind[Value]) -> Kind[tuple[Value, ...]]:
@@ -2498,6 +2535,11 @@ def _read_url(item: Item) -> str:
 
     text = item.text()
     if re.fullmatch(r"https?://[^\x00-\x20]*", text):
+        try:
+            _ = urllib.parse.urlsplit(text).port
+        except ValueError:  # whose message may have a part of the password
+            why = "its host is none; a user or a password in a URL has %2F for /, and so on"
+            raise ValueError(why) from None
         return text
     if not text:
         raise ValueError("wants a URL or a path of a cloud image")
@@ -2552,7 +2594,8 @@ _REGISTRY = shape(
                 "username": _TEMPLATE,
                 "password": _TEMPLATE,
                 "auth": _TEMPLATE,
-                "identitytoken": _TEMPLATE,
+                "identity_token": _TEMPLATE,
+                "identitytoken": _TEMPLATE,  # as the sibling calls it
             }
         ),
         "tls": shape(
@@ -2596,7 +2639,10 @@ class K3s(Record):
     )
 
     source: str = key(
-        _BASE_URL, "A base URL or a folder with the release's files, for mirrors.", ""
+        _BASE_URL,
+        "A base URL or a folder with the release's files, for mirrors. User and password as in "
+        "image.",
+        "",
     )
 
 
@@ -2694,7 +2740,8 @@ class Config(Record):
 
     registries: Mapping[str, Any] = key(
         _REGISTRIES,
-        "Content of k3s's registries.yaml; ${VAR} is substituted in endpoints and credentials.",
+        "Content of k3s's registries.yaml; ${VAR}, ${VAR:-default} and, beside these, $$ are "
+        "substituted in endpoints and credentials.",
         {},
     )
 
@@ -2738,7 +2785,10 @@ class QemuConfig(Config):
     )
 
     image: str = key(
-        _URL, "URL or path of a cloud image (cloud-init, sshd, BIOS boot).", DEFAULT_IMAGE
+        _URL,
+        "URL or path of a cloud image (cloud-init, sshd, BIOS boot). A user and a password in it, "
+        "or those of its host in ~/.netrc, are sent to that host alone, and never shown or kept.",
+        DEFAULT_IMAGE,
     )
 
     image_sha256: str = key(
@@ -2870,6 +2920,7 @@ def _wants_k3s(config: Config) -> bool:
 
 def _check_rules(root: Item, config: Config) -> None:
     """Check the rules between keys."""
+    _check_lifetime(root, config.lifetime)
     if not isinstance(config, QemuConfig) or config.provider is WRONG:
         return
     keys = root.mapping()
@@ -2878,6 +2929,17 @@ def _check_rules(root: Item, config: Config) -> None:
     place = root.below(keys.get(name, root.node), f".{name}")
     for why in _broken_port_rules(config):
         place.refuse(why)
+
+
+def _check_lifetime(root: Item, lifetime: Lifetime) -> None:
+    """Refuse an upper limit that the budget itself is over."""
+    if lifetime is WRONG or WRONG in (lifetime.max_run, lifetime.max_total):
+        return
+    limit, most = budget(lifetime.max_run), budget(lifetime.max_total)
+    if limit is not None and most is not None and most < limit:
+        keys = root.below(root.mapping()["lifetime"], ".lifetime")
+        place = keys.below(keys.mapping()["maxTotal"], ".maxTotal")
+        place.refuse(f"{lifetime.max_total} is less than maxRun, {lifetime.max_run}")
 
 
 def _broken_port_rules(config: QemuConfig) -> Iterator[str]:
@@ -3008,8 +3070,39 @@ def ignored_keys(config: Config) -> list[str]:
     return warnings
 
 
+def idle_keys(config: Config) -> list[str]:
+    """A warning for each key of the lifetime that the file has, and that can have no effect."""
+    lifetime = config.lifetime
+    limit, lead = budget(lifetime.max_run), budget(lifetime.warn)
+    set_to = {
+        "onExpiry": lifetime.on_expiry,
+        "warn": lead,
+        "onWarn": lifetime.on_warn,
+        "maxTotal": budget(lifetime.max_total),
+    }
+    names = [name for name in set_to if set_to[name] and written(config, "lifetime", name)]
+    if limit is None:
+        return [f"lifetime.{name}: ignored, as there is no lifetime.maxRun" for name in names]
+    if "warn" in names and lead is not None and lead >= limit:
+        why = f"{lifetime.warn} before the deadline is no time within maxRun, {lifetime.max_run}"
+        return [f"lifetime.warn: it never comes: {why}"]
+    return []
+
+
+def written(config: Config, *keys: str) -> object:
+    """The value that the file itself has under a key, given by the way to it; None: it has none."""
+    node: Any = parse_yaml(config.file.read_text("utf-8"), str(config.file))
+    for name in keys:
+        below = node.value.get(name) if isinstance(node.value, dict) else None
+        if below is None:
+            return None
+        node = below
+    value: object = node.value
+    return value
+
+
 def expand_variables(value: Any, environ: Mapping[str, str], path: str = "registries") -> Any:
-    """A copy with every ${VAR} filled in. Raises ConfigError for a variable that is not set."""
+    """A copy with variables filled in. Raises ConfigError for a variable that is not set."""
     if isinstance(value, Mapping):
         return {
             name: expand_variables(child, environ, f"{path}.{name}")
@@ -3026,11 +3119,38 @@ def expand_variables(value: Any, environ: Mapping[str, str], path: str = "regist
 
 
 def _expand_text(text: str, environ: Mapping[str, str], path: str) -> str:
+    if "${" not in text:
+        return text  # where a $$ is a part of a password
+
+    def value(found: re.Match[str]) -> str:
+        name, default = found[1], found[2]
+        if name is None:
+            return "$"
+        if name not in environ and default is not None:
+            return default.replace("$$", "$")
+        return environ[name]  # set is set, even to nothing
+
     try:
-        return re.sub(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}", lambda match: environ[match[1]], text)
+        return re.sub(_REFERENCE, value, text)
     except KeyError as error:
         why = f"{path}: the variable {error.args[0]} is not set"
-        raise ConfigError(why, hint="export it, or leave it out") from None
+        hint = "export it, leave it out, or give a default: ${VAR:-default}"
+        raise ConfigError(why, hint=hint) from None
+
+
+def registries_yaml(registries: Mapping[str, Any], environ: Mapping[str, str]) -> Any:
+    """What k3s's registries.yaml is to hold: variables filled in, and keys as k3s knows them.
+
+    Source: rancher/wharfie, pkg/registries: k3s reads `identity_token`, and passes over what it
+    does not know. Raises ConfigError for a variable that is not set.
+    """
+    filled = expand_variables(registries, environ)
+    for config in (filled.get("configs") or {}).values():
+        auth = (config or {}).get("auth") or {}
+        if "identitytoken" in auth:
+            token = auth.pop("identitytoken")
+            auth.setdefault("identity_token", token)
+    return filled
 
 
 def show_config(config: Config) -> Any:
@@ -3266,8 +3386,15 @@ def object_of(cls: type[AnyRecord], **fields: Field[Any]) -> Field[AnyRecord]:
     return Field(decode, encode)
 
 
+def _encode_k3s(k3s: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the password of its source, which is for the provision at hand alone."""
+    source = k3s.get("Source")
+    return {**k3s, "Source": without_password(source)} if isinstance(source, str) else {**k3s}
+
+
 _TEXT = Field(_decode_text)
-_OBJECT: Field[Mapping[str, Any]] = Field(_decode_object)
+_URL_TEXT = Field(_decode_text, without_password)
+_K3S_RELEASE: Field[Mapping[str, Any]] = Field(_decode_object, _encode_k3s)
 _BUDGET = Field(_decode_budget)
 _PORT = Field(_decode_port, str)
 _ACTION = Field(_decode_action)
@@ -3362,7 +3489,7 @@ class State(Record):
     ssh_port: int = stored(_PORT, 2222)
     port_forwards: tuple[PortForward, ...] = stored(_FORWARDS, ())
     bind_address: str = BIND_ADDRESS
-    k3s: Mapping[str, Any] = stored(_OBJECT, {})  # Version, Install, Source
+    k3s: Mapping[str, Any] = stored(_K3S_RELEASE, {})  # Version, Install, Source
     kubeconfig: str = ""  # the user's file that this cluster was merged into
 
     # The budget, as the config gives it: Go durations, where "" and "0" mean none.
@@ -3381,7 +3508,7 @@ class State(Record):
     ending: str = ""
 
     # The machine.
-    image: str = ""  # a URL
+    image: str = stored(_URL_TEXT, "")
     imported: str = ""  # the disk that `import` took the boot disk from
     prepared: str = ""  # `live` or `done`: how far `prepare-export` has come since the last boot
     data_disk: str = ""
@@ -3447,7 +3574,7 @@ _FIELDS = _fields_of_state()
 # --- reading and writing the state file
 def _unreadable(path: Path, why: object) -> StateError:
     way_out = f"a VM that may still run is found by `pgrep -af {path.stem}.pid`"
-    return StateError(f"{path}: {why!s:.200}", hint=f"fix or remove {path}; {way_out}")
+    return StateError(f"{path}: {why!s:.200}", hint=f"fix {path}, or move it away; {way_out}")
 
 
 def decode_state(text: str, path: Path, copy: str = "") -> State:
@@ -3799,7 +3926,7 @@ def log_event(host: Host, state: State, event: str, **facts: object) -> None:
         "cacheDir": state.cache_dir,
         **facts,
     }
-    line = json.dumps(about).encode() + b"\n"
+    line = masked(json.dumps(about)).encode() + b"\n"
     appending = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     with contextlib.suppress(OSError, YclusterError):  # nothing depends on the log
         log = _event_log(host)
@@ -4685,10 +4812,15 @@ def gcp_warnings(config: Config, on_expiry: object) -> dict[str, str]:
 
     `on_expiry` is what the file has under lifetime.onExpiry, None where it has nothing.
     """
+    if budget(config.lifetime.max_run) is None:
+        return {"budget": "lifetime.maxRun is not set: NOTHING will delete the instance"}
     restart = "a restart after a host error begins a new budget, "
     restart += "unless you add --no-restart-on-failure"
     warnings = {"restart": restart}
-    if on_expiry not in (None, "teardown"):
+    if on_expiry is None:
+        local = f"is not set, which means {config.lifetime.on_expiry} on this host"
+        warnings["onExpiry"] = f"lifetime.onExpiry {local}; the cloud deletes the instance"
+    elif on_expiry != "teardown":
         text = f"lifetime.onExpiry: {on_expiry} is ignored in the cloud, the instance is deleted"
         warnings["onExpiry"] = text
     if isinstance(config, QemuConfig) and config.data_disk:
@@ -5465,7 +5597,7 @@ if mountpoint -q {DATA_DIR}; then umount {DATA_DIR} || true; fi
 fstrim -a 2>/dev/null || true
 sync
 """
-PREPARE_OFFLINE = f"""\
+PREPARE_OFFLINE = """\
 set -eu
 
 # cloud-init starts afresh elsewhere, and chooses among all datasources again.
@@ -5478,7 +5610,7 @@ rm -f /etc/udev/rules.d/70-persistent-net.rules /etc/netplan/50-cloud-init.yaml 
 
 # Network cards have other names elsewhere: ask for an address on any of them.
 if [ -d /etc/netplan ]; then
-  echo 'network: {{version: 2, ethernets: {{any: {{match: {{name: "e*"}}, dhcp4: true}}}}}}' \\
+  echo 'network: {version: 2, ethernets: {any: {match: {name: "e*"}, dhcp4: true}}}' \\
     >/etc/netplan/90-any-dhcp.yaml
   chmod 0600 /etc/netplan/90-any-dhcp.yaml
 elif [ -d /etc/systemd/network ]; then
@@ -5486,8 +5618,8 @@ elif [ -d /etc/systemd/network ]; then
     >/etc/systemd/network/90-any-dhcp.network
 fi
 
-# The data disk is not part of the export.
-sed -i '/^LABEL={DATA_LABEL} /d' /etc/fstab
+# The fstab entry of the data volume stays: without it an appliance would write its data to the boot
+# disk. The volume itself is not part of the export, and a boot does not wait for it.
 
 # What its users left behind.
 rm -rf /root/.bash_history /home/*/.bash_history /root/.cache /home/*/.cache \\
@@ -5496,7 +5628,7 @@ rm -rf /root/.bash_history /home/*/.bash_history /root/.cache /home/*/.cache \\
 # Package lists, journals, and the random seed, which no two machines may share. Other logs are
 # emptied but stay, since the owner and mode of a log file are part of the installation.
 rm -rf /var/cache/apt/*.bin /var/lib/apt/lists/* /var/log/journal/* /var/lib/systemd/random-seed
-find /var/log -type f -exec truncate -s 0 {{}} +
+find /var/log -type f -exec truncate -s 0 {} +
 """
 
 
@@ -5606,6 +5738,35 @@ def in_guest(
         return host.run(ssh_argv(state, command), timeout=30, waiting=waiting).stdout
     except (TimedOut, ProgramFailed):
         return None
+
+
+# --- its clock
+# A guest's clock stands still while its CPUs do, in a pause or while the host sleeps. Its RTC does
+# not: QEMU's follows the host's clock, unless -rtc says otherwise (source: system/rtc.c of QEMU).
+# A guest without one takes the host's time, which is "$1".
+GUEST_CLOCK = """\
+now=$(cat /sys/class/rtc/rtc0/since_epoch 2>/dev/null) || now=$1
+late=$((now - $(date +%s)))
+if [ ${late#-} -gt 2 ]; then date -s @$now >/dev/null && echo $late; fi
+"""
+
+
+def set_guest_clock(host: Host, state: State) -> None:
+    """Set the guest's clock if it is off by more than 2 s. Best effort, for up to half a minute.
+
+    For after its CPUs stood still; outside of the cluster's lock, which others may wait for.
+    """
+    try:
+        if not ssh_banner(state.dial_address, state.ssh_port, 5.0):
+            return  # a guest without sshd, or one that is about to shut down
+        clock = shlex.join(["sudo", "sh", "-c", GUEST_CLOCK, "clock", str(int(host.now()))])
+        off = in_guest(host, state, clock, lambda: None)
+        if off is None:
+            host.output.warn(f"{state.name}: its clock could not be set, and may be late")
+        elif off.strip():
+            host.output.say(f"  {state.name}: its clock was off by {off.strip()} s, and is set")
+    except (YclusterError, OSError) as error:
+        host.output.warn(f"{state.name}: its clock was not looked at: {error}")
 
 
 # --- the wait for the boot
@@ -5813,8 +5974,9 @@ def console_tail(files: Files, lines: int = 12) -> str:
 
 # === 16 k3s =======================================================================================
 # Downloads, and k3s: its release on this host, its installation in the guest. A file of the release
-# takes its name only once it is whole and checked: what the release's list names, by its digest;
-# install.sh, which is not in the list, by its first bytes. Until then it is a `.part` beside it.
+# is checked at each use, and takes its name only once it is whole and checked: what the release's
+# list names, by its digest; install.sh, which is not in the list, by its first bytes; the list
+# itself by whether it has those digests. Until then it is a `.part` beside it.
 
 
 # --- downloads: of k3s here, of disk images in section 18
@@ -5829,6 +5991,8 @@ def download(
     """Copy what a URL names to the file `part`, and return its SHA-256.
 
     `wanted` is the digest that it must have, empty if any will do, and `by` names what gives it.
+    A user and a password are sent to the host of the URL alone, as `credentials` finds them.
+
     With a digest, a `part` that is there already is resumed. Raises PrerequisiteError with `hint`
     if the file is not available, ConfigError if its digest differs.
     """
@@ -5858,21 +6022,28 @@ def _fetch(
 ) -> str:
     """Fetch what follows the first `have` bytes of `part`, and return the SHA-256 of the whole.
 
-    The result is empty if the server has nothing after these bytes. Raises PrerequisiteError.
+    The result is empty if the server has nothing after these bytes. Raises PrerequisiteError; its
+    hint is `hint` unless it is this host that failed.
     """
     from http import HTTPStatus
     from http.client import HTTPException
 
     try:
         _ask_and_copy(host, url, part, have)
-        listed = host.run(["sha256sum", "--", str(part)], timeout=3600).stdout
-        return listed.lstrip("\\")[:64]  # a backslash marks an escaped file name
-    except (OSError, ValueError, HTTPException) as error:
+        return digest_of(host, part)
+    except PrerequisiteError:
         if not wanted:
             remove(part)  # it could not be resumed
+        raise
+    except (OSError, ValueError, HTTPException) as error:
+        if not wanted:
+            remove(part)
         status = getattr(error, "code", 0)
         if have and status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             return ""  # what is here is the whole file, or not the beginning of this one
+        if status == HTTPStatus.UNAUTHORIZED:
+            known = "a user and a password go into the URL (%2F for /, %40 for @), or into ~/.netrc"
+            hint = f"{known}; or\n{hint}"
         if status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
             gone = "there is no such release, or no longer (dated images vanish after some months)"
             hint = f"{gone}: choose another, with its digest; or\n{hint}"
@@ -5890,13 +6061,73 @@ def _ask_and_copy(
     import urllib.request
     from http import HTTPStatus
 
-    request = urllib.request.Request(url)
+    bare = without_password(url)
+    request = urllib.request.Request(bare)
     if have:
         request.add_header("Range", f"bytes={have}-")
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    known = credentials(host, url)
+    if known:
+        request.add_unredirected_header("Authorization", _basic(*known))
+    with _opener().open(request, timeout=60) as answer:
         # A server that does not know ranges sends the file from its beginning.
         start = have if answer.status == HTTPStatus.PARTIAL_CONTENT else 0
-        _copy(host, answer, part, start, url.rpartition("/")[2])
+        _copy(host, answer, part, start, bare.rpartition("/")[2])
+
+
+def _basic(user: str, password: str) -> str:
+    """The value of an Authorization header (RFC 7617)."""
+    import base64
+
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode("ascii")
+
+
+def _opener() -> Any:
+    """What opens URLs. A password follows a redirect on the same server, and none to another."""
+    import urllib.request
+
+    class SameServer(urllib.request.HTTPRedirectHandler):
+        def redirect_request(self, req: Any, *answer: Any) -> Any:
+            further = super().redirect_request(req, *answer)
+            known = req.get_header("Authorization")
+            if further and known and (further.type, further.host) == (req.type, req.host):
+                further.add_unredirected_header("Authorization", known)
+            return further
+
+    return urllib.request.build_opener(SameServer)
+
+
+def credentials(host: Host, url: str) -> tuple[str, str] | None:
+    """The user and the password for a URL: its own, or those of its host in ~/.netrc; or None."""
+    import urllib.parse
+
+    parts = urllib.parse.urlsplit(url)
+    if parts.username is None:
+        return _from_netrc(host, parts.hostname or "")
+    return urllib.parse.unquote(parts.username), urllib.parse.unquote(parts.password or "")
+
+
+def _from_netrc(host: Host, machine: str) -> tuple[str, str] | None:
+    """What ~/.netrc has for a machine; its `default` is not for whoever a config names."""
+    import netrc
+
+    try:
+        found = netrc.netrc(str(host.home() / ".netrc")).hosts.get(machine)
+    except (OSError, ValueError, netrc.NetrcParseError, YclusterError) as error:
+        host.output.debug(f"~/.netrc is not used: {error}")
+        return None
+    return (found[0], found[2] or "") if found else None
+
+
+def with_credentials(host: Host, url: str) -> str:
+    """A URL with the user and the password that `credentials` finds for it."""
+    import urllib.parse
+
+    known = credentials(host, url)
+    if not known:
+        return url
+    user, password = (urllib.parse.quote(word, safe="") for word in known)
+    scheme, _, rest = without_password(url).partition("://")
+    return f"{scheme}://{user}:{password}@{rest}"
 
 
 def _copy(
@@ -5906,7 +6137,10 @@ def _copy(
     start: int,
     what: str,
 ) -> None:
-    """Copy an answer to a file, from the byte `start` on; OSError if it is cut off."""
+    """Copy an answer to a file, from the byte `start` on; OSError if it is cut off.
+
+    PrerequisiteError, which names the file, if it can't be written.
+    """
     size = start
     total = 0  # unknown
     total_mib = "?"
@@ -5915,20 +6149,35 @@ def _copy(
         total = start + int(length)
         total_mib = str(total >> 20)
     steps = Steps(host.output, host.monotonic)
-    fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(fd, "r+b") as file:
-        file.truncate(start)
-        file.seek(start)
-        while block := answer.read(1 << 20):
-            _write_sparse(file, block)
-            size += len(block)
-            steps.waiting(f"fetching {what}: {size >> 20} of {total_mib} MiB")
-        file.truncate(size)  # a hole at the end counts only now
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(fd, "r+b") as file:
+            file.truncate(start)
+            file.seek(start)
+            for block in _blocks(answer):
+                _write_sparse(file, block)
+                size += len(block)
+                steps.waiting(f"fetching {what}: {size >> 20} of {total_mib} MiB")
+            file.truncate(size)  # a hole at the end counts only now
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        why = f"{part}: it can't be written: {error.strerror or error}"
+        raise PrerequisiteError(why, hint="see `df` and the folder's permissions") from error
     if total and size != total:
         raise OSError(f"cut off after {size} of {total} bytes")
     steps.done(f"{what} of {size >> 20} MiB")
+
+
+def _blocks(answer: Any) -> Iterator[bytes]:
+    """What is read of an answer. HTTPException if that fails, so that OSError means writing it."""
+    from http.client import HTTPException
+
+    try:
+        while block := answer.read(1 << 20):
+            yield block
+    except OSError as error:
+        raise HTTPException(str(error)) from error
 
 
 def _write_sparse(file: IO[bytes], block: bytes) -> None:
@@ -5939,9 +6188,46 @@ def _write_sparse(file: IO[bytes], block: bytes) -> None:
         file.write(block)
 
 
+def digest_of(host: Host, path: Path) -> str:
+    """The SHA-256 of a file. Raises ProgramFailed if it can't be read."""
+    steps = Steps(host.output, host.monotonic)
+    waiting = partial(steps.waiting, f"checking {path.name}")
+    listed = host.run(["sha256sum", "--", str(path)], timeout=3600, waiting=waiting).stdout
+    return listed.lstrip("\\")[:64]  # a backslash marks an escaped file name
+
+
+# --- files that are kept: checked at each use, since anybody may have put them there
+def digest_fault(host: Host, path: Path, wanted: str) -> str:
+    """What is wrong with a file that must have a SHA-256; empty where nothing is."""
+    try:
+        found = digest_of(host, path)
+    except ProgramFailed as error:
+        return str(error)
+    return "" if found == wanted else f"its SHA-256 is {found}, and not {wanted}"
+
+
+@contextlib.contextmanager
+def replacing(host: Host, path: Path, fault: str) -> Iterator[None]:
+    """Fetch another file in the block, in the place of one with a fault.
+
+    The user learns of that, and of both where no other can be had. Without a fault, only do it.
+    """
+    if fault:
+        host.output.warn(f"{path}: {fault}; it is fetched anew")
+    try:
+        yield
+    except PrerequisiteError as error:
+        if not fault:
+            raise
+        why = f"{path}: {fault}; and no other can be fetched: {error}"
+        raise PrerequisiteError(why, hint=error.hint) from error
+
+
 # --- the release
 K3S_LISTING = "sha256sum-amd64.txt"  # the release's own list of digests
-K3S_FILES = (K3S_LISTING, "install.sh", "k3s", "k3s-airgap-images-amd64.tar.zst")
+K3S_INSTALL = "install.sh"  # which the list does not have
+K3S_LISTED = ("k3s", "k3s-airgap-images-amd64.tar.zst")
+K3S_FILES = (K3S_LISTING, K3S_INSTALL, *K3S_LISTED)
 K3S_HINT = (
     "k3s.source can name a folder or a mirror with the release's files; "
     "`k3s: {install: none}` gives a plain VM"
@@ -5960,16 +6246,27 @@ def check_implemented(config: QemuConfig) -> None:
 
 
 def fetch_k3s(host: Host, version: str, source: str) -> Path:
-    """Fetch what is missing of a k3s release, and return its folder in the user's cache.
+    """Fetch what is missing or wrong of a k3s release; returns its folder in the user's cache.
 
-    Raises PrerequisiteError if a file is not available, ConfigError if it is not what it should be.
+    Another program shares that cache, so each file is checked at each call. One that is wrong stays
+    until there is another. Raises PrerequisiteError if a file is not available, ConfigError if it
+    is not what it should be.
     """
     folder = host.home() / ".cache" / "y-cluster" / "k3s" / version
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    listing, *others = [partial(_fetch_k3s_file, host, folder, name) for name in K3S_FILES]
     with locked(host, folder / ".lock", timeout=3600):
-        for name in K3S_FILES:
-            if not (folder / name).exists():
-                _fetch_k3s_file(host, folder, name, version, source)
+        list_is_new = listing(version, source)
+        try:
+            for fetch in others:
+                fetch(version, source)
+        except ConfigError:
+            if list_is_new:
+                raise
+            # The list that was in the cache may be the one that is wrong.
+            listing(version, source, anew=True)
+            for fetch in others:
+                fetch(version, source)
     return folder
 
 
@@ -5979,30 +6276,52 @@ def _fetch_k3s_file(
     name: str,
     version: str,
     source: str,
-) -> None:
-    """Fetch one file of a release, and check it."""
+    *,
+    anew: bool = False,
+) -> bool:
+    """Fetch one file of a release, and check it, unless the one in the cache is right.
+
+    Returns whether it was fetched.
+    """
+    path, part = folder / name, folder / f".{name}.part"
     url = _k3s_url(name, version, source)
-    listing = folder / K3S_LISTING
-    part = folder / f".{name}.part"
+    fault = ""
+    if os.path.lexists(path):
+        fault = _k3s_fault(host, path, folder)
+        if not fault and not anew:
+            return False
+    wanted = "" if name in (K3S_LISTING, K3S_INSTALL) else _k3s_digest(folder / K3S_LISTING, name)
+    with replacing(host, path, fault):
+        download(host, url, part, K3S_HINT, wanted, K3S_LISTING)
+    if not wanted:
+        fault = _k3s_fault(host, part, folder, name)
+        if fault:
+            remove(part)
+            raise ConfigError(f"{url}: {fault}", hint=K3S_HINT)
+    part.replace(path)
+    return True
+
+
+def _k3s_fault(host: Host, path: Path, folder: Path, name: str = "") -> str:
+    """What is wrong with a file of a release; empty where nothing is. `name`: as in the release."""
+    name = name or path.name
     try:
-        digest = "" if name == K3S_LISTING else _k3s_digest(listing, name)
-        if name.startswith("k3s") and not digest:
-            listed = _k3s_url(K3S_LISTING, version, source)
-            raise ConfigError(f"{listed}: it has no digest of {name}", hint=K3S_HINT)
-        download(host, url, part, K3S_HINT, digest, K3S_LISTING)
-        if name == "install.sh" and not part.read_bytes().startswith(b"#!"):
-            raise ConfigError(f"{url}: it is not a script", hint=K3S_HINT)
-    except ConfigError:
-        remove(listing)  # it may be the list that is wrong: the next try fetches both
-        raise
-    part.replace(folder / name)
+        if name == K3S_LISTING:
+            unlisted = [file for file in K3S_LISTED if not _k3s_digest(path, file)]
+            return f"it has no digest of {unlisted[0]}" if unlisted else ""
+        if name == K3S_INSTALL:
+            with open(path, "rb") as file:
+                return "" if file.read(2) == b"#!" else "it is not a script"
+    except OSError as error:
+        return f"it can't be read: {error.strerror}"
+    return digest_fault(host, path, _k3s_digest(folder / K3S_LISTING, name))
 
 
 def _k3s_url(name: str, version: str, source: str) -> str:
     """Where a file of a release comes from: `source`, or GitHub if that is empty."""
     if source:
         return f"{source}/{name}"
-    if name == "install.sh":  # it is in the repository, and not among the files of a release
+    if name == K3S_INSTALL:  # it is in the repository, and not among the files of a release
         return f"https://raw.githubusercontent.com/k3s-io/k3s/{version}/{name}"
     tag = version.replace("+", "%2B")
     return f"https://github.com/k3s-io/k3s/releases/download/{tag}/{name}"
@@ -6010,11 +6329,9 @@ def _k3s_url(name: str, version: str, source: str) -> str:
 
 def _k3s_digest(listing: Path, name: str) -> str:
     """The digest of a file in the release's list; empty if it is not listed."""
-    for line in listing.read_text("utf-8", "replace").splitlines():
-        words = line.split()
-        if len(words) == 2 and words[1] == name:
-            return words[0]
-    return ""
+    pattern = rf"(?m)^([0-9a-f]{{64}}) [ *]{re.escape(name)}$"  # as sha256sum writes a line
+    found = re.search(pattern, listing.read_text("utf-8", "replace"))
+    return found[1] if found else ""
 
 
 # --- in the guest
@@ -6025,19 +6342,23 @@ else echo absent
 fi
 """
 # The installation: `sh -eu` runs one of these combinations as root in a folder of its own, with the
-# source of the release as "$1" and its version as "$2". A guest may have curl or wget.
+# version of the release as "$1". Its source, which may have a password that no argv should have, is
+# a line of stdin. A guest may have curl or wget.
 K3S_GET = """\
 get() {
   if command -v curl >/dev/null; then curl -sfL "$1"; else wget -qO- "$1"; fi
 }
 """
 K3S_FROM_RELEASE = f"""\
-for file in {" ".join(K3S_FILES)}; do get "$1/$file" >$file; done
-sha256sum --quiet --ignore-missing -c {K3S_LISTING}
+IFS= read -r source
+for file in {" ".join(K3S_FILES)}; do get "$source/$file" >$file; done
+for file in {" ".join(K3S_LISTED)}; do grep "^[0-9a-f]* [ *]$file\\$" {K3S_LISTING}; done >listed
+sha256sum --quiet -c listed
+[ "$(head -c 2 {K3S_INSTALL})" = '#!' ]
 """
 K3S_SCRIPT = """\
 get https://get.k3s.io >install.sh
-INSTALL_K3S_VERSION="$2" sh install.sh
+INSTALL_K3S_VERSION="$1" sh install.sh
 """
 K3S_AIRGAP = """\
 install -d /var/lib/rancher/k3s/agent/images
@@ -6118,15 +6439,17 @@ def _copy_k3s(host: Host, state: State, waiting: Waiting) -> None:
 def _run_k3s_install(host: Host, state: State, waiting: Waiting) -> None:
     """Run the installation in the guest, in its folder, which is removed once that succeeds."""
     version, source = _k3s_release(state)
+    told = None
     if state.k3s["Install"] == "airgap":
         script = K3S_AIRGAP
     elif source:
         script = K3S_GET + K3S_FROM_RELEASE + K3S_AIRGAP
+        told = with_credentials(host, source) + "\n"
     else:
         script = K3S_GET + K3S_SCRIPT
-    install = shlex.join(["sudo", "sh", "-euc", script, "k3s", source, version])
+    install = shlex.join(["sudo", "sh", "-euc", script, "k3s", version])
     command = f"cd k3s-install && {install} && rm -r ../k3s-install"
-    host.run(ssh_argv(state, command), timeout=1800, waiting=waiting)
+    host.run(ssh_argv(state, command), timeout=1800, stdin=told, waiting=waiting)
 
 
 # === 17 kubeconfig ================================================================================
@@ -6531,22 +6854,27 @@ def _merge_by_kubectl(
 def fetch_image(host: Host, config: QemuConfig, cache_dir: Path) -> Path:
     """The cloud image, in a file named by its SHA-256, as disks are overlays on it.
 
-    A download of known digest that was cut off is resumed. Raises PrerequisiteError if the image is
-    not available, ConfigError if its digest differs.
+    One that is there is checked first; if it is wrong it stays until there is another, as VMs may
+    run on it. A download of known digest that was cut off is resumed. Raises PrerequisiteError if
+    the image is not available, ConfigError if its digest differs.
     """
     images = cache_dir / "images"
     images.mkdir(mode=0o700, parents=True, exist_ok=True)
     with locked(host, images / ".lock", timeout=3600):
-        known = images / config.image_sha256
-        if config.image_sha256 and known.is_file():
-            return known
-        part = images / f".{sha256_of(config.image.encode())[:16]}.part"
+        known, fault = images / config.image_sha256, ""
+        if config.image_sha256 and os.path.lexists(known):
+            fault = digest_fault(host, known, config.image_sha256)
+            if not fault:
+                return known
+        bare = without_password(config.image)
+        part = images / f".{sha256_of(bare.encode())[:16]}.part"
         # Those of other images: the lock is ours, so nobody is using them.
         for leftover in {*images.glob(".*.part")} - {part}:
             remove(leftover)
         hint = "`image` (and imageSha256) in the config can name any cloud image that this host "
         hint += "can reach;\nscripts/build-guest-image.sh makes one of Debian packages"
-        digest = download(host, config.image, part, hint, config.image_sha256, "imageSha256")
+        with replacing(host, known, fault):
+            digest = download(host, config.image, part, hint, config.image_sha256, "imageSha256")
         part.chmod(0o400)
         return part.replace(images / digest)
 
@@ -7335,13 +7663,13 @@ def provision(host: Host, directory: Path) -> None:
     """Make a cluster and boot it, with everything checked before anything is made."""
     config = require_qemu(load_config(directory, host.home))
     check_implemented(config)
-    for warning in ignored_keys(config):
+    for warning in [*ignored_keys(config), *idle_keys(config)]:
         host.output.warn(warning)
     _check_host(host)
     files = files_of(host, config)
     refuse_sudo(host, files.sidecar)
     state = state_from_config(config, files.cache_dir)
-    registries = expand_variables(config.registries, host.environ)
+    registries = registries_yaml(config.registries, host.environ)
     hand_over(host, spare=files)
     check_context(host, [other for _, other in readable(host)], config, files)
     imported = _refuse_existing(host, files)
@@ -7691,6 +8019,8 @@ def resume(host: Host, which: Selector) -> None:
             _wake(host, state, vm)
     host.output.say(f"{state.name} runs")
     say_deadline(host, state)
+    if halted:
+        set_guest_clock(host, state)
 
 
 def _used_up(state: State, now: float) -> bool:
@@ -8443,6 +8773,7 @@ class Watcher:
         self.vm: Vm | None = None  # the VM that is held
         self.login: dict[str, bytes] = {}  # the files by which ssh logs in to it
         self.trouble = ""  # what was said last, so that it is not said again at each look
+        self.slept = self._sleep_of_host()
 
     def run(self, fd: int | None = None) -> None:
         """Wait until there is nothing left to wait for; then release the watch lock, `fd`."""
@@ -8452,6 +8783,7 @@ class Watcher:
                 if self._has_ended(fd):
                     return
                 wake = self._act()
+                self._follow_clock()
             except Exception as error:  # if this ended, perhaps nothing would enforce the deadline
                 self._say_once(error)
             self.host.sleep(max(0.02, min(WATCH_INTERVAL, wake - self.host.now())))
@@ -8537,6 +8869,17 @@ class Watcher:
             self._stop_without_files(state, self.vm)
         return self.host.now() + WATCH_INTERVAL
 
+    def _sleep_of_host(self) -> float:
+        """For how many seconds of this boot the host has been suspended."""
+        return self.host.uptime() - self.host.monotonic()
+
+    def _follow_clock(self) -> None:
+        """Set the guest's clock where the host has slept, as its CPUs stood still meanwhile."""
+        before, self.slept = self.slept, self._sleep_of_host()
+        if self.slept > before + 2 and self.vm is not None and self.by == "watcher":
+            if vm_status(self.host, self.files) == "running":
+                set_guest_clock(self.host, self.known)
+
     def _stop_without_files(self, state: State, vm: Vm) -> None:
         """Stop the VM at the deadline that is known, whatever the expiry would be: nothing goes."""
         import tempfile
@@ -8602,6 +8945,7 @@ def describe(host: Host, state: State) -> dict[str, Any]:
         "remainingSeconds": left,
         "warnsAt": "" if warns_at == NEVER else format_time(warns_at),
         "disarmed": state.disarmed,
+        "armed": bool(agenda(state)) and is_armed(host, state),
         "reaped": _encode_record(state.reaped),
         "sshPort": state.ssh_port,
         "portForwards": ports,
@@ -8625,10 +8969,12 @@ def left_words(shown: Mapping[str, Any], *, bar: bool = False) -> str:
     """What `list` has under LEFT; with a bar of how much of its time has passed."""
     left = shown["remainingSeconds"]
     if left is None:
-        return "-"
+        return "-" if shown["state"] == "stopped" else "no limit"
     if shown.get("disarmed"):
         return "disarmed"
     words = in_words(left) if left > 0 else f"OVERDUE {in_words(left)}"
+    if not shown.get("armed", True):
+        words += " (NO TIMER)"
     if not bar or not shown["startedAt"]:
         return words
     whole = max(1, parse_time(shown["expiresAt"]) - parse_time(shown["startedAt"]))
@@ -8665,7 +9011,9 @@ def _list_line(shown: Mapping[str, Any], *, bar: bool) -> Line:
         port_words(shown),
         shown["cacheDir"],
     )
-    if left_words(shown).startswith("OVERDUE"):
+    left = left_words(shown)
+    unenforced = left.endswith("(NO TIMER)") and shown["state"] != "stopped"
+    if left.startswith("OVERDUE") or unenforced:
         return Line(cells, RED)
     colours = {"stopped": DIM, "paused": YELLOW, "unresponsive": RED, "unseen": YELLOW}
     return Line(cells, colours.get(shown["state"], ""))
@@ -8926,16 +9274,20 @@ def _low_space(host: Host, survey: Survey) -> Iterator[Finding]:
         free = found.f_bavail * found.f_frsize >> 30
         if free < 10:
             text = f"{place} has {free} GiB left; a disk grows to its diskSize"
-            yield Finding("room", "warning", text, "ycluster teardown")
+            yield Finding("room", "warning", text, "ycluster list   (shows whose disks are there)")
 
 
 def _unclaimed_disks(host: Host, survey: Survey) -> Iterator[Finding]:
+    """Disks in a cacheDir of which no cluster knows. They may hold data: none is to be removed."""
+    if len(survey.states) < len(survey.clusters):
+        return  # a cluster whose state can't be read may claim any of them
+    claimed = {os.path.realpath(state.data_disk) for state in survey.states if state.data_disk}
     for place in survey.places:
         for disk in place.glob("*.qcow2"):
-            if not disk.with_suffix(".json").exists():
-                copy = f"ycluster import {shlex.quote(str(disk))} -c DIR"
-                remedy = f"{copy}   (a copy; then remove it)"
-                yield Finding("disk", "warning", f"{disk}: no cluster claims it", remedy)
+            if not disk.with_suffix(".json").exists() and os.path.realpath(disk) not in claimed:
+                text = f"{disk}: no cluster claims it, and it may hold data"
+                remedy = f"ycluster import {shlex.quote(str(disk))} -c DIR   (makes a copy)"
+                yield Finding("disk", "warning", text, remedy)
 
 
 def _lost_vms(host: Host, survey: Survey) -> Iterator[Finding]:
@@ -8985,11 +9337,15 @@ CLUSTER_CHECKS: tuple[Callable[[Host, Survey], Iterator[Finding]], ...] = (
         action="append",
         const="all",
         default=[],
-        choices=("all", "onExpiry", "dataDisk", "restart"),
+        choices=("all", "onExpiry", "dataDisk", "restart", "budget"),
         help="leave out the warnings, or one of them",
     ),
+    argument(
+        "--require-budget", action="store_true", help="fail (3) where the config has no budget"
+    ),
     example=(
-        "flags=$(ycluster lifetime gcp-flags -c DIR) && gcloud compute instances create vm $flags"
+        "flags=$(ycluster lifetime gcp-flags --require-budget -c DIR) && "
+        "gcloud compute instances create vm $flags"
     ),
 )
 def print_gcp_flags(
@@ -8997,25 +9353,22 @@ def print_gcp_flags(
     directory: Path,
     form: str,
     quiet: Sequence[str],
+    *,
+    require_budget: bool = False,
 ) -> None:
     """The flags on one line (shell), one a line (lines) or as JSON; nothing without a budget."""
     config = load_config(directory, host.home)
     flags = gcp_flags(config.lifetime.max_run, f"{config.file}: lifetime.maxRun")
-    if flags:
-        for what, text in gcp_warnings(config, _written_on_expiry(config)).items():
-            if not {what, "all"} & set(quiet):
-                host.output.warn(f"{text} (hide this with --quiet={what})")
+    if require_budget and not flags:
+        why = f"{config.file}: lifetime.maxRun is not set, and a budget is required"
+        raise ConfigError(why, hint="such as `lifetime: {maxRun: 8h}`")
+    for what, text in gcp_warnings(config, written(config, "lifetime", "onExpiry")).items():
+        if not {what, "all"} & set(quiet):
+            host.output.warn(f"{text} (hide this with --quiet={what})")
     if form == "json":
         host.output.data(to_json(flags))
     else:
         host.output.data((" " if form == "shell" else "\n").join(flags))
-
-
-def _written_on_expiry(config: Config) -> object:
-    """`lifetime.onExpiry` as the file has it; None where it has none."""
-    document: Any = parse_yaml(config.file.read_text("utf-8"), str(config.file))
-    written = document.value["lifetime"].value.get("onExpiry")
-    return written.value if written else None
 
 
 @verb(
@@ -9111,11 +9464,14 @@ def _gcp_rows(shown: Mapping[str, Any]) -> list[tuple[str, str]]:
 def config_check(host: Host, directory: Path) -> None:
     """One line where the config is good; ConfigError with every problem where it isn't."""
     config = load_config(directory, host.home)
-    for warning in ignored_keys(config):
+    for warning in [*ignored_keys(config), *idle_keys(config)]:
         host.output.warn(warning)
     expand_variables(config.registries, host.environ)
     limit = "none"
-    if budget(config.lifetime.max_run):
+    if budget(config.lifetime.max_run) is None:
+        text = "lifetime.maxRun is not set: nothing will end this cluster"
+        host.output.warn(f"{text}; such as `lifetime: {{maxRun: 8h}}`")
+    else:
         limit = f"{config.lifetime.max_run}, then {config.lifetime.on_expiry}"
     what = f"{config.provider} cluster {config.name}, lifetime {limit}"
     host.output.data(f"{config.file}: ok: {what}")
@@ -9193,16 +9549,24 @@ def arguments_of(path: str) -> list[Argument]:
 
 
 # --- completion: what bash, zsh and fish load; each asks us what the last of its words may be
+# bash inserts a word as it is given. A context is any text, so each word is quoted, and compared
+# with what has been typed so far in that form; we are asked for what begins as that does only where
+# nothing in it is quoted. fish quotes by itself; so does zsh, which first takes our quotes away.
 _BASH = """\
 _ycluster() {
-  local word; COMPREPLY=()
-  while IFS= read -r word; do COMPREPLY+=("$word"); done < <(
-    ycluster completion words "${COMP_WORDS[@]:1:$COMP_CWORD}" 2>/dev/null)
+  local word last=${COMP_WORDS[COMP_CWORD]} asked; COMPREPLY=()
+  case $last in *[!-A-Za-z0-9_./]*) asked= ;; *) asked=$last ;; esac
+  while IFS= read -r word; do
+    printf -v word %q "$word"
+    case $word in "$last"*) COMPREPLY+=("$word") ;; esac
+  done < <(
+    ycluster completion words "${COMP_WORDS[@]:1:$COMP_CWORD-1}" "$asked" 2>/dev/null)
 }
 complete -o default -F _ycluster ycluster"""
 _FISH = """\
 complete -c ycluster -f -a '(
-  ycluster completion words (commandline -opc)[2..-1] (commandline -ct) 2>/dev/null
+  ycluster completion words (commandline -opc)[2..-1] (
+    commandline -ct | string unescape) 2>/dev/null
   or __fish_complete_path (commandline -ct))'"""
 _SHELLS: Mapping[str, str] = {
     "bash": _BASH,
@@ -9408,7 +9772,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if output.verbose:
             import traceback
 
-            traceback.print_exc()
+            output.say(traceback.format_exc(), end="")
         shown = _as_ours(error)
         output.draw("")
         output.error(shown)

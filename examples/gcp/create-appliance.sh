@@ -73,18 +73,13 @@ check --zone "$zone" "$resource"
 [[ -z $data_disk ]] || check --data-disk "$data_disk" "$resource"
 command -v "$ycluster" >/dev/null || die "$ycluster: no such program; set YCLUSTER to where it is"
 
-# In `gcloud ... $(ycluster ...)` a ycluster that fails leaves an instance without a limit. An assignment stops here.
-# The restart and the data disk are settled below.
-lines=$("$ycluster" lifetime gcp-flags -c "$config" -o lines --quiet=restart --quiet=dataDisk)
-flags=()
-if [[ $lines ]]; then
-    mapfile -t flags <<<"$lines"
-    budget=${flags[0]#--max-run-duration=}
-    flags+=(--no-restart-on-failure) # a restart after a host error would begin a new budget
-    labels+=,max-run=$budget
-else
-    say "WARNING: lifetime.maxRun is not set in $config: NOTHING ENDS $name; it costs money until you delete it"
-fi
+# In `gcloud ... $(ycluster ...)` a ycluster that fails leaves an instance without a limit. An assignment stops here,
+# and so does a config without a budget. The restart and the data disk are settled below.
+lines=$("$ycluster" lifetime gcp-flags --require-budget -c "$config" -o lines --quiet=restart --quiet=dataDisk)
+mapfile -t flags <<<"$lines"
+budget=${flags[0]#--max-run-duration=}
+flags+=(--no-restart-on-failure) # a restart after a host error would begin a new budget
+labels+=,max-run=$budget
 
 command=(gcloud compute instances create "$name" "--zone=$zone")
 if [[ $project ]]; then command+=("--project=$project"); fi
@@ -97,11 +92,11 @@ command+=("--labels=$labels" "${flags[@]}" "${extra[@]}")
 
 if $dry_run; then
     printf '%q ' "${command[@]}" && echo
-    say "dry run: nothing was created${budget:+; it would be deleted $budget after its start}"
+    say "dry run: nothing was created; it would be deleted $budget after its start"
     exit
 fi
 "${command[@]}"
 
 say "when $name ends:"
 "$ycluster" lifetime gcp-status "$name" "--zone=$zone" ${project:+"--project=$project"} ||
-    say "$name was created, but its end could not be looked up${budget:+; it is to be deleted $budget after its start}"
+    say "$name was created, but its end could not be looked up; it is to be deleted $budget after its start"

@@ -149,6 +149,14 @@ def test_pause_frees_the_cpu_keeps_the_deadline_and_twice_is_once(vm: Cluster) -
     assert vm.run("ssh", "--", "echo back").stdout == "back\n"
 
 
+def test_a_resume_sets_the_clock_of_the_guest(vm: Cluster) -> None:
+    """As after a pause of an hour, which made it that late. (20.20)"""
+    vm.run("ssh", "--", "sudo systemctl stop systemd-timesyncd; sudo date -s '-1 hour'")
+    vm.run("pause")
+    vm.run("resume")
+    assert abs(int(vm.run("ssh", "--", "date +%s").stdout) - time.time()) < 1800
+
+
 def test_start_of_a_running_cluster_changes_nothing(vm: Cluster) -> None:
     before = vm.sidecar()
     assert "already runs" in vm.run("start").stderr

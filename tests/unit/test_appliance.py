@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -229,6 +230,26 @@ def test_a_prepare_that_fails_half_way_says_how_to_go_on_and_can_be_had_again(
 def test_the_guests_scripts_are_sh_and_run_any_number_of_times(tmp_path: Path) -> None:
     for script in (ycluster.PREPARE_LIVE, ycluster.PREPARE_OFFLINE, ycluster.MOUNT_DATA):
         subprocess.run(["sh", "-n"], input=script, text=True, check=True)
+
+
+def test_a_prepared_disk_keeps_the_entry_of_its_data_volume(tmp_path: Path) -> None:
+    """An appliance that lost it writes its data to the boot disk, which the cloud deletes. (20.3)"""
+    root, (entry,) = tmp_path / "root", re.findall(r'"(LABEL=.*)"', ycluster.MOUNT_DATA)
+    for folder in ("etc/netplan", "etc/rancher/k3s", "var/log", "root", "home/dev", "tmp"):
+        (root / folder).mkdir(parents=True)
+    fstab = f"LABEL=cloudimg-rootfs / ext4 defaults 0 1\n{entry}\n"
+    (root / "etc/fstab").write_text(fstab)
+    (root / "etc/rancher/k3s/registries.yaml").write_text("{}")
+    inside = re.sub(
+        r"(?<=[\s>])/(?=(?:etc|var|root|home|tmp)/)", f"{root}/", ycluster.PREPARE_OFFLINE
+    )
+    named = re.findall(r"(?<=[\s>])/[a-z]+/\S+", inside)
+    assert all(path.startswith(f"{root}/") for path in named), "nothing of this host is touched"
+    subprocess.run(["sh", "-c", inside], check=True, timeout=60)
+    assert (root / "etc/fstab").read_text() == fstab
+    assert not (root / "etc/rancher/k3s/registries.yaml").exists(), "it ran"
+    options = entry.split()[3].split(",")
+    assert {"nofail", "x-systemd.device-timeout=30"} <= set(options)
 
 
 # --- the data disk

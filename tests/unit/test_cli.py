@@ -411,6 +411,17 @@ def test_config_check_and_show(cli: Cli, at: Path) -> None:
     assert json.loads(cli("config", "show", "-c", "good").out)["lifetime"]["maxRun"] == "8h"
 
 
+def test_config_check_warns_of_what_nothing_would_end(cli: Cli, tmp_path: Path) -> None:
+    """It is a good config all the same. (20.15)"""
+    file = tmp_path / "y-cluster-provision.yaml"
+    for text, facts in [("", ["maxRun"]), ("lifetime: {onExpiry: stop}", ["maxRun", "onExpiry"])]:
+        file.write_text(text + "\n")
+        ran = cli("config", "check", "-c", tmp_path)
+        assert (ran.code, missing(ran.err, "warning:", *facts)) == (0, [])
+    file.write_text("lifetime: {maxRun: 8h}\n")
+    assert cli("config", "check", "-c", tmp_path).err == ""
+
+
 @pytest.mark.parametrize("which", ["common", *ycluster.PROVIDERS])
 def test_schema_prints_one_schema(cli: Cli, which: str) -> None:
     assert json.loads(cli("schema", which).out) == ycluster.schema_for(which)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import re
@@ -9,6 +10,7 @@ import select
 import shutil
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -30,13 +32,20 @@ TYPED = {
     "ycluster list -o j": "ycluster list -o json",
     "ycluster schema mul": "ycluster schema multipass",
 }
+HARM = '$(touch harm) `touch harm` ; "it\'s" & *'  # what is inserted, and what it begins with
+QUOTED = {
+    "ycluster stop --context zed": f"ycluster stop --context zed {HARM}",
+    "ycluster stop --context zed\\ \\$\\(to": f"ycluster stop --context zed {HARM}",
+    "ycluster stop --context \\$": f"ycluster stop --context {HARM}",
+}
 
 
 @pytest.fixture
 def env(home: Path, cache: Path, tmp_path: Path) -> dict[str, str]:
     """A host with `ycluster` on its PATH, and two clusters."""
     made(cache, "alpha", context="work")
-    made(cache, "beta", context=f"$(touch {tmp_path}/harm)")
+    made(cache, "beta", context=HARM)
+    made(cache, "gamma", context=f"zed {HARM}")
     program = tmp_path / "bin" / "ycluster"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec {sys.executable} {PROGRAM} "$@"\n')
@@ -82,38 +91,47 @@ def need(shell: str) -> None:
 
 def read_until(leader: int, wanted: str) -> str:
     """What the terminal shows, up to a line that matches."""
-    shown, until = "", time.monotonic() + 120
+    written, shown, until = b"", "", time.monotonic() + 120
     while not (found := re.search(wanted, shown, re.MULTILINE)):
         assert time.monotonic() < until, f"no {wanted} in {shown!r}"
         if select.select([leader], [], [], 1)[0]:
-            text = os.read(leader, 65536).decode("utf-8", "replace")
-            shown += re.sub(r"\r|\x1b\[[?0-9;]*[A-Za-z]|\x1b[=>]", "", text)
+            written += os.read(leader, 65536)
+            text = written.decode("utf-8", "replace")
+            escapes = r"\r|\x1b\[[?0-9;]*[A-Za-z]|\x1b[=>]|\x1b\(B|\x1b\][^\x07]*\x07"
+            shown = re.sub(escapes, "", text)
     return found[1]
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def takes_terminal() -> None:
+    """Make stdin the terminal that controls this process, which fish wants."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_what_is_typed_is_completed(env: dict[str, str], tmp_path: Path, shell: str) -> None:
+    """And quoted: on Enter nothing of a context runs. (20.24)"""
     need(shell)
     leader, follower = pty.openpty()
-    argv = [shell, "-f"] if shell == "zsh" else [shell, "--norc", "--noprofile"]
+    argv = {"bash": ["--norc", "--noprofile"], "zsh": ["-f"], "fish": ["--no-config"]}[shell]
     process = subprocess.Popen(
-        [*argv, "-i"],
+        [shell, *argv, "-i"],
         stdin=follower,
         stdout=follower,
         stderr=follower,
         env=env,
         cwd=tmp_path,
         start_new_session=True,
+        preexec_fn=takes_terminal,
     )
     try:
-        os.write(leader, f"{LOAD[shell]}; echo REA''DY\n".encode())
+        os.write(leader, f"{LOAD[shell]}; echo REA''DY\r".encode())
         read_until(leader, "^(READY)$")
-        for typed, completed in TYPED.items():
+        for typed, completed in {**TYPED, **QUOTED}.items():
             os.write(
                 leader, f"{typed}\t\x01echo SA''ID \n".encode()
             )  # Ctrl-A: what the line has become is printed
             assert read_until(leader, r"^SAID (.*)\n").strip() == completed
-        os.write(leader, b"ycluster stop --context \t\x15echo NO''NE\n")
+        os.write(leader, b"ycluster stop --context \t\x15echo NO''NE\r")
         read_until(leader, "^(NONE)$")
     finally:
         process.kill()
@@ -132,4 +150,10 @@ def test_fish_completes_what_is_typed(env: dict[str, str], tmp_path: Path) -> No
         )
         words = [line.split("\t")[0] for line in done.stdout.splitlines()]
         assert words == [completed.split()[-1]], done.stderr
+    for typed, completed in QUOTED.items():
+        argv = ["fish", "--no-config", "-c", f"{LOAD['fish']}; complete -C $argv", typed]
+        done = subprocess.run(
+            argv, env=env, cwd=tmp_path, text=True, capture_output=True, timeout=120
+        )
+        assert done.stdout == completed.partition("--context ")[2] + "\n", done.stderr
     assert not (tmp_path / "harm").exists()

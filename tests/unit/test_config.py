@@ -582,6 +582,54 @@ def test_what_is_only_the_siblings_is_warned_about_and_not_refused() -> None:
     ] == ["registries"]
 
 
+@pytest.mark.parametrize("provider", ycluster.PROVIDERS)
+@pytest.mark.parametrize(
+    "lifetime, place",
+    [
+        ("lifetime: {maxRun: 8h, maxTotal: 1h}", "2:34"),
+        ("lifetime:\n  maxTotal: 7h59m\n  maxRun: 8h", "3:13"),
+        ("lifetime: {maxRun: 8h, maxTotal: 8h}", ""),
+        ("lifetime: {maxRun: 8h, maxTotal: '0'}", ""),
+        ("lifetime: {maxTotal: 1h}", ""),
+    ],
+)
+def test_an_upper_limit_below_the_budget_is_refused_at_its_place(
+    provider: str, lifetime: str, place: str
+) -> None:
+    """Either would contradict the other. (20.14)"""
+    text = f"provider: {provider}\n{lifetime}\n"
+    if place:
+        (problem,) = problems(text)
+        assert problem.startswith(f"{place}: lifetime.maxTotal:")
+    else:
+        assert read(text).lifetime.max_total
+
+
+@pytest.mark.parametrize(
+    "lifetime, warned",
+    [
+        ("{maxRun: 8h, onExpiry: stop, warn: 5m, onWarn: true, maxTotal: 9h}", set()),
+        ("{onExpiry: teardown, warn: 5m, onWarn: 'true', maxTotal: 9h}",
+         {"onExpiry", "warn", "onWarn", "maxTotal"}),
+        ("{maxRun: '0', onExpiry: stop}", {"onExpiry"}),
+        ("{warn: '0', maxTotal: ''}", set()),
+        ("{maxRun: 5m}", set()),  # the default of 10m is nobody's mistake
+        ("{maxRun: 5m, warn: 10m}", {"warn"}),
+        ("{maxRun: 5m, warn: 5m}", {"warn"}),
+        ("{maxRun: 5m, warn: 4m}", set()),
+        ("", set()),
+    ],
+)  # fmt: skip
+def test_a_lifetime_that_can_have_no_effect_is_warned_about(
+    tmp_path: Path, lifetime: str, warned: set[str]
+) -> None:
+    """An onExpiry without a maxRun, a warning that never comes. (20.15, 20.14)"""
+    file = tmp_path / "y-cluster-provision.yaml"
+    file.write_text(f"lifetime: {lifetime.replace('onWarn: true', 'onWarn: date')}\n")
+    said = ycluster.idle_keys(ycluster.load_config(tmp_path))
+    assert {text.split(":")[0] for text in said} == {f"lifetime.{name}" for name in warned}
+
+
 def test_variables_are_filled_in_where_they_are_used_and_shown_as_they_stand() -> None:
     config = read(SIBLING)
     assert "${TOKEN}" in ycluster.to_json(show_config(config))
@@ -593,6 +641,77 @@ def test_variables_are_filled_in_where_they_are_used_and_shown_as_they_stand() -
         "rewrite": {"^library/(.*)": "hub/$1"},
     }
     assert filled["configs"]["eu.gcr.io"]["auth"]["password"] == "s3cret"
+
+
+@pytest.mark.parametrize(
+    "text, filled",
+    [
+        ("plain", "plain"), ("${SET}", "value"), ("a-${SET}-b${SET}", "a-value-bvalue"), ("${EMPTY}", ""),
+        ("${UNSET:-fall back}", "fall back"), ("${UNSET:-}", ""), ("${SET:-no}", "value"),
+        ("${EMPTY:-no}", ""),  # as the sibling has it: set is set
+        ("${UNSET:-${SET}}", "${SET}"),  # no nesting: the first } ends it, and nothing is looked at twice
+        ("${UNSET:-a:-b}", "a:-b"), ("${REF}", "${SET} $$"), ("${UNSET:-$$}", "$"),
+        ("$${SET}", "${SET}"), ("$$${SET}", "$value"), ("$$ ${SET} $1", "$ value $1"), ("$$$$ ${SET}", "$$ value"),
+        ("pa$$word", "pa$$word"), ("$SET", "$SET"),  # the sibling touches nothing without a ${
+    ],
+)  # fmt: skip
+def test_variables_mean_what_they_mean_to_the_sibling(text: str, filled: str) -> None:
+    """With defaults and escapes, unset and empty. Source: its pkg/envsubst. (20.9)"""
+    environ = {"SET": "value", "EMPTY": "", "REF": "${SET} $$"}
+    config = read(json.dumps({"registries": {"configs": {"r": {"auth": {"password": text}}}}}))
+    done = ycluster.registries_yaml(config.registries, environ)
+    assert done == {"configs": {"r": {"auth": {"password": filled}}}}
+    assert config.registries["configs"]["r"]["auth"]["password"] == text, "it is shown as it stands"
+
+
+@pytest.mark.parametrize("text", ["${", "${1}", "${A", "${A:default}", "${A:-b", "$$${}", "${A }"])
+def test_a_reference_that_is_none_is_refused(text: str) -> None:
+    """The sibling would hand it on as it is, where a mistake is more likely. (20.9)"""
+    config = {"registries": {"configs": {"r": {"auth": {"password": text}}}}}
+    assert "password" in problems(json.dumps(config))[0]
+
+
+def test_a_variable_in_a_key_is_refused() -> None:
+    """As in the sibling: a name is never substituted. (20.9)"""
+    assert "mirrors.${R}" in problems("registries: {mirrors: {'${R}': {}}}")[0]
+
+
+WRITTEN = """\
+registries:
+  mirrors:
+    docker.io:
+    quay.io: {}
+    ghcr.io: {endpoint: [], rewrite: {"^a$": ""}}
+  configs:
+    a: {auth: {username: "", password: }, tls: }
+    b: {auth: {identitytoken: old}}
+    c: {auth: {identity_token: "${T:-new}"}}
+    d:
+"""
+
+
+def test_what_is_in_the_registries_is_handed_on_as_it_is() -> None:
+    """Names with nothing behind them and empty texts too; `identity_token` is what k3s reads. (20.9)"""
+    config = read(WRITTEN)
+    mirrors = {
+        "docker.io": None,
+        "quay.io": {},
+        "ghcr.io": {"endpoint": [], "rewrite": {"^a$": ""}},
+    }
+    empty = {"auth": {"username": "", "password": None}, "tls": None}
+    handed_on = ycluster.registries_yaml(config.registries, {})
+    assert handed_on == {
+        "mirrors": mirrors,
+        "configs": {
+            "a": empty,
+            "b": {"auth": {"identity_token": "old"}},
+            "c": {"auth": {"identity_token": "new"}},
+            "d": None,
+        },
+    }
+    shown = json.loads(ycluster.to_json(show_config(config)))["registries"]
+    assert (shown["mirrors"], shown["configs"]["a"]) == (mirrors, empty)
+    assert shown["configs"]["b"] == {"auth": {"identitytoken": "old"}}, "as in the file"
 
 
 def test_a_variable_that_is_not_set_is_named() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -35,7 +36,7 @@ from unit_support import (
 )
 
 import ycluster
-from ycluster import ArmedTimer, Files, Host, PortForward, Reaped, State
+from ycluster import ArmedTimer, Files, Host, PortForward, Reaped, State, YclusterError
 
 LONG_AGO = ycluster.parse_time("2020-01-01T00:00:00Z")
 FAR_AHEAD = ycluster.parse_time("2100-01-01T00:00:00Z")
@@ -200,7 +201,7 @@ def test_a_verb_refuses_a_sidecar_that_is_cut_off(
     sidecar = Files(cache, "demo").sidecar
     sidecar.write_text(FULL[: int(len(FULL) * part)])
     before = tree(cache)
-    told(cli(*verb.split()), 4, sidecar, "JSON", "remove")
+    told(cli(*verb.split()), 4, sidecar, "JSON", "move it away")
     assert {**tree(cache), "demo.lock": None} == {**before, "demo.lock": None}
 
 
@@ -890,7 +891,7 @@ lifetime: {maxRun: 8h, warn: '0'}
 def test_a_provision_keeps_what_its_config_says_and_no_credential(
     cli: Cli, tmp_path: Path, no_qemu: None, timer: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    auth = "registries: {configs: {r.example: {auth: {password: '${TOKEN}'}}}}\n"
+    auth = "registries: {mirrors: {docker.io: }, configs: {r.example: {auth: {identitytoken: '${TOKEN}'}}}}\n"
     (tmp_path / "y-cluster-provision.yaml").write_text(DEMO + "dataDisk: data.qcow2\n" + auth)
     monkeypatch.setenv("TOKEN", "hush")
     for name in ("check_data_disk", "make_data_disk"):
@@ -904,8 +905,83 @@ def test_a_provision_keeps_what_its_config_says_and_no_credential(
     every = [path for path in files.cache_dir.rglob("*") if path.is_file()]
     holds = [path for path in every if b"hush" in path.read_bytes()]
     assert holds == [files.seed / "user-data"], "filled in for the guest, and nowhere else"
+    seed = json.loads(holds[0].read_text().partition("\n")[2])
+    (registries,) = [
+        file for file in seed["write_files"] if file["path"].endswith("registries.yaml")
+    ]
+    auth_of = {"r.example": {"auth": {"identity_token": "hush"}}}
+    assert json.loads(registries["content"]) == {"mirrors": {"docker.io": None}, "configs": auth_of}
     (shown,) = json.loads(cli("list", "-o", "json").out)["clusters"]
     assert shown["name"] == "demo", "it is seen where no config names its place"
+
+
+PASSWORDS = """\
+name: demo
+cacheDir: cache
+image: https://me:hush@image.invalid/a.img
+k3s: {install: script, source: "https://hush:hush@k3s.invalid/x"}
+lifetime: {maxRun: 8h}
+registries: {mirrors: {a: {endpoint: ["http://me:hush@mirror.invalid"]}}}
+"""
+
+
+@needs_keygen
+def test_the_password_of_a_url_is_used_and_neither_shown_nor_stored(
+    cli: Cli, tmp_path: Path, no_qemu: None, timer: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In no message, state file, log of events, or disk but the guest's. (20.10)"""
+    (tmp_path / "y-cluster-provision.yaml").write_text(PASSWORDS)
+    used: list[str] = []
+
+    def fetch(host: Host, config: ycluster.QemuConfig, cache_dir: Path) -> Path:
+        used.append(config.image)
+        host.output.debug(f"curl {config.image}")
+        return Path("/image")
+
+    def wait(host: Host, state: State, **options: object) -> None:
+        used.append(state.k3s["Source"])
+        ycluster.log_event(host, state, "failed", error=f"{state.image}: no route")
+        raise YclusterError(f"{state.k3s['Source']}: no route", hint=state.image)
+
+    monkeypatch.setattr(ycluster, "fetch_image", fetch)
+    monkeypatch.setattr(ycluster, "wait_ready", wait)
+    ran = cli("provision", "--verbose", "-c", tmp_path)
+    urls = ("https://***@k3s.invalid/x: no route", "https://***@image.invalid/a.img")
+    assert (ran.code, ran.out, missing(ran.err, *urls)) == (1, "", [])
+    assert "Traceback" in ran.err and "hush" not in ran.err
+    assert used == ["https://me:hush@image.invalid/a.img", "https://hush:hush@k3s.invalid/x"]
+    state = ycluster.load_state(Files(tmp_path / "cache", "demo"))
+    assert (state.image, state.k3s["Source"]) == (
+        "https://image.invalid/a.img",
+        "https://k3s.invalid/x",
+    )
+    every = [path for path in tmp_path.rglob("*") if path.is_file()]
+    holds = {path.name for path in every if b"hush" in path.read_bytes()}
+    assert holds == {"y-cluster-provision.yaml", "user-data"}
+    shown = json.loads(cli("config", "show", "-c", tmp_path).out)
+    assert "hush" not in str(shown) and shown["image"] == "https://***@image.invalid/a.img"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://me:hu/sh@a.invalid/x", "ftp://me:hush@a.invalid/x", "https://[me:hush@a.invalid/x"],
+)
+def test_a_url_that_is_refused_is_shown_without_its_password(
+    cli: Cli, tmp_path: Path, url: str
+) -> None:
+    """A slash in it would otherwise be taken for the end of the host. (20.10)"""
+    (tmp_path / "y-cluster-provision.yaml").write_text(f"image: '{url}'\n")
+    told(cli("config", "check", "-c", tmp_path), 3, "image:")
+    assert not re.search("hu/?sh", cli("config", "check", "-c", tmp_path).err)
+
+
+def test_the_live_line_hides_a_password_that_it_would_cut_in_two() -> None:
+    """Masked first, cut off then. (20.10)"""
+    written = io.StringIO()
+    output = ycluster.Output(io.StringIO(), written)
+    output.live = True
+    output.draw("x" * 60 + " https://me:hush-hush-hush-hush@a.invalid/")
+    assert "***" in written.getvalue() and "hush" not in written.getvalue()
 
 
 @needs_keygen

@@ -81,7 +81,7 @@ def test_the_shell_form_is_the_default_and_json_a_list(cli: Cli, tmp_path: Path)
     assert cli("lifetime", "gcp-flags", "-c", tmp_path).out == f"{shlex.join(flags)}\n"
     assert json.loads(cli("lifetime", "gcp-flags", "-c", tmp_path, "-o", "json").out) == flags
     (tmp_path / "y-cluster-provision.yaml").write_text("")
-    assert cli("lifetime", "gcp-flags", "-c", tmp_path, "-o", "json") == (0, "[]\n", "")
+    assert cli("lifetime", "gcp-flags", "-c", tmp_path, "-o", "json").out == "[]\n"
 
 
 @pytest.mark.parametrize("max_run", ["29s", "2881h"])
@@ -105,19 +105,21 @@ def test_gcp_flags_need_no_path_no_home_and_leave_nothing_behind(tmp_path: Path)
 
 
 RESTART, ON_EXPIRY, DATA_DISK = "--no-restart-on-failure", "lifetime.onExpiry", "auto-delete=no"
+BUDGET = "NOTHING will delete"
 
 
 @pytest.mark.parametrize(
     "config, warned",
     [
-        ("lifetime: {maxRun: 8h}", {RESTART}),
+        ("lifetime: {maxRun: 8h}", {RESTART, ON_EXPIRY}),  # locally it would be stopped (20.15)
         ("lifetime: {maxRun: 8h, onExpiry: stop}", {RESTART, ON_EXPIRY}),
         ("lifetime: {maxRun: 8h, onExpiry: pause}", {RESTART, ON_EXPIRY}),
         ("lifetime: {maxRun: 8h, onExpiry: teardown}", {RESTART}),
-        ("lifetime: {maxRun: 8h}\ndataDisk: data.qcow2", {RESTART, DATA_DISK}),
+        ("lifetime: {maxRun: 8h, onExpiry: teardown}\ndataDisk: data.qcow2", {RESTART, DATA_DISK}),
         ("provider: docker\nlifetime: {maxRun: 8h, onExpiry: pause}", {RESTART, ON_EXPIRY}),
-        ("lifetime: {onExpiry: pause}\ndataDisk: data.qcow2", set()),
-        ("dataDisk: data.qcow2", set()),
+        ("lifetime: {onExpiry: pause}\ndataDisk: data.qcow2", {BUDGET}),
+        ("lifetime: {maxRun: 0}", {BUDGET}),
+        ("dataDisk: data.qcow2", {BUDGET}),
     ],
 )
 @pytest.mark.parametrize("form", ["shell", "lines", "json"])
@@ -127,11 +129,25 @@ def test_a_warning_is_one_line_on_stderr_and_only_where_it_applies(
     (tmp_path / "y-cluster-provision.yaml").write_text(config + "\n")
     loud = cli("lifetime", "gcp-flags", "-c", tmp_path, "-o", form)
     lines = loud.err.splitlines()
-    assert {word for word in (RESTART, ON_EXPIRY, DATA_DISK) if word in loud.err} == warned
+    every = (RESTART, ON_EXPIRY, DATA_DISK, BUDGET)
+    assert {word for word in every if word in loud.err} == warned
     assert len(lines) == len(warned)
     assert all(line.split()[:2] == ["ycluster:", "warning:"] for line in lines)
     assert cli("lifetime", "gcp-flags", "-c", tmp_path, "-o", form, "--quiet") == (0, loud.out, "")
     assert "warning" not in loud.out
+
+
+@pytest.mark.parametrize("config", ["", "lifetime: {maxRun: '0'}", "lifetime: {onExpiry: stop}"])
+def test_a_budget_can_be_required(cli: Cli, tmp_path: Path, config: str) -> None:
+    """In `gcloud ... $(...)` what is not there looks healthy. (20.15)"""
+    file = tmp_path / "y-cluster-provision.yaml"
+    file.write_text(config + "\n")
+    without = cli("lifetime", "gcp-flags", "-c", tmp_path)
+    assert (without.code, without.out.strip(), BUDGET in without.err) == (0, "", True)
+    told(cli("lifetime", "gcp-flags", "--require-budget", "-c", tmp_path), 3, file, "maxRun")
+    file.write_text("lifetime: {maxRun: 8h}\n")
+    ran = cli("lifetime", "gcp-flags", "--require-budget", "-c", tmp_path, "--quiet")
+    assert ran == (0, f"--max-run-duration=28800s {DELETE}\n", "")
 
 
 def test_each_warning_says_the_word_that_settles_it_alone(cli: Cli, tmp_path: Path) -> None:
@@ -457,7 +473,7 @@ def wrap(tmp_path: Path) -> Any:
     for name, budget in (("12h", "12h"), ("none", "0"), ("year", "8760h")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "y-cluster-provision.yaml").write_text(
-            f'lifetime: {{maxRun: "{budget}"}}\n'
+            f'lifetime: {{maxRun: "{budget}", onExpiry: teardown}}\n'
         )
 
     def run(command: str, gcloud: str = "") -> Ran:
@@ -506,10 +522,10 @@ def test_an_instance_that_is_not_created_has_no_end(wrap: Any) -> None:
     assert (ran.code, ran.out, ran.err) == (3, "", "quota\n")
 
 
-def test_a_dry_run_without_a_budget_has_no_flags_and_says_so_loudly(wrap: Any) -> None:
-    ran = wrap("-c none --zone z-a --dry-run vm")
-    assert ran.code == 0 and "max-run" not in ran.out and "''" not in ran.out
-    assert "WARNING" in ran.err and "NOTHING ENDS vm" in ran.err
+def test_the_wrapper_makes_nothing_that_nothing_would_delete(wrap: Any) -> None:
+    """Not even as a dry run. (20.15)"""
+    for more in ("--dry-run", ""):
+        told(wrap(f"-c none --zone z-a {more} vm"), 3, "lifetime.maxRun is not set")
 
 
 @pytest.mark.parametrize(

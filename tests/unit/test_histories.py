@@ -153,7 +153,7 @@ class Histories(RuleBasedStateMachine):
         self.patch.setattr(ycluster, "TIMERS", (self.world,))
         for attr in ("save_state", "remove"):
             self.patch.setattr(ycluster, attr, self.fatal(getattr(ycluster, attr)))
-        for attr in ("make_keys", "make_seed", "wait_ready", "install_program"):
+        for attr in ("make_keys", "make_seed", "wait_ready", "install_program", "set_guest_clock"):
             self.patch.setattr(ycluster, attr, lambda *args, **options: None)
         self.patch.setattr(ycluster, "fetch_image", lambda *args: Path("/image"))
         self.patch.setattr(

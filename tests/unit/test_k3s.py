@@ -34,15 +34,21 @@ class Release(http.server.BaseHTTPRequestHandler):
     files: dict[str, bytes]
     cut: dict[str, int]
     asked: list[str]
+    sent: list[tuple[str, str | None]]  # to which host, and with which Authorization
+    wants = ""
 
     def do_GET(self) -> None:
         folder, _, name = self.path[1:].rpartition("/")
         wanted = self.headers.get("Range", "")
         self.asked.append(name + wanted.replace("bytes=", " from "))
-        if folder == "moved":
+        self.sent.append((self.headers["Host"].split(":")[0], self.headers.get("Authorization")))
+        if folder.startswith("moved"):
+            elsewhere = f"http://localhost:{self.server.server_address[1]}"
             self.send_response(302)
-            self.send_header("Location", f"/{name}")
+            self.send_header("Location", f"{elsewhere * (folder == 'moved-away')}/{name}")
             return self.end_headers()
+        if self.wants and self.headers.get("Authorization") != self.wants:
+            return self.send_error(401)
         if name not in self.files:
             return self.send_error(404)
         first = int(wanted[len("bytes=") : -1]) if wanted else 0
@@ -73,6 +79,7 @@ def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(Release, "files", {**files, LISTING: listing(files)}, raising=False)
     monkeypatch.setattr(Release, "cut", {}, raising=False)
     monkeypatch.setattr(Release, "asked", [], raising=False)
+    monkeypatch.setattr(Release, "sent", [], raising=False)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Release) as server:
         threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -120,7 +127,7 @@ def test_what_differs_from_the_releases_list_is_not_kept(
         ycluster.fetch_k3s(host, VERSION, mirror)
     digests = [hashlib.sha256(data).hexdigest() for data in (Release.files[wrong], right)]
     assert missing(str(caught.value), *digests) == []
-    assert not {LISTING, wrong} & set(kept(home)) and f".{wrong}.part" not in kept(home)
+    assert not {wrong, f".{wrong}.part"} & set(kept(home))
     Release.files[wrong] = right
     ycluster.fetch_k3s(host, VERSION, mirror)
     assert kept(home) == Release.files
@@ -136,6 +143,63 @@ def test_a_list_that_is_none_is_told_and_asked_for_again(
     Release.files[LISTING] = right
     ycluster.fetch_k3s(host, VERSION, mirror)
     assert kept(home) == Release.files
+
+
+@pytest.mark.parametrize("name", [LISTING, INSTALL, BINARY, IMAGES])
+@pytest.mark.parametrize("rubbish", [b"", b"<html>", b"\x7fELF of another release"])
+def test_what_is_wrong_in_the_cache_is_told_and_fetched_anew(
+    home: Path, host: Clocked, mirror: str, name: str, rubbish: bytes
+) -> None:
+    """It goes into a guest, whoever put it there. (20.8)"""
+    folder = ycluster.fetch_k3s(host, VERSION, mirror)
+    Release.asked.clear()
+    (folder / name).write_bytes(rubbish)
+    with refused(PrerequisiteError, folder / name):
+        ycluster.fetch_k3s(host, VERSION, "http://127.0.0.1:1")
+    assert (folder / name).read_bytes() == rubbish, "nothing goes before there is another"
+    ycluster.fetch_k3s(host, VERSION, mirror)
+    assert kept(home) == Release.files and Release.asked == [name]
+    assert f"warning: {folder / name}: " in host.log.getvalue()
+
+
+def test_a_list_of_another_release_in_the_cache_is_fetched_anew(
+    home: Path, host: Clocked, mirror: str
+) -> None:
+    """What differs from it may be right: the list itself is doubted, too. (20.8)"""
+    folder = ycluster.fetch_k3s(host, VERSION, mirror)
+    (folder / LISTING).write_bytes(listing({BINARY: b"another", IMAGES: b"another"}))
+    ycluster.fetch_k3s(host, VERSION, mirror)
+    assert kept(home) == Release.files
+
+
+def test_a_file_in_the_cache_that_cannot_be_read_is_fetched_anew(
+    home: Path, host: Clocked, mirror: str
+) -> None:
+    """A link that leads nowhere stands for what another user may have put there. (20.8)"""
+    folder = ycluster.fetch_k3s(host, VERSION, mirror)
+    for name in (LISTING, INSTALL, BINARY):
+        (folder / name).unlink()
+        (folder / name).symlink_to("/nonexistent")
+    ycluster.fetch_k3s(host, VERSION, mirror)
+    assert kept(home) == Release.files
+
+
+@pytest.mark.parametrize("wrong", ["", BINARY, IMAGES, INSTALL, LISTING, "unlisted"])
+def test_the_guest_checks_each_file_of_a_release_that_it_fetches(
+    tmp_path: Path, mirror: str, wrong: str
+) -> None:
+    """A list that names only some of them vouches for no other. (20.8)"""
+    if wrong == "unlisted":
+        lines = Release.files[LISTING].splitlines(keepends=True)
+        Release.files[LISTING] = b"".join(line for line in lines if IMAGES.encode() not in line)
+    elif wrong:
+        Release.files[wrong] = b"<html>"
+    script = ycluster.K3S_GET + ycluster.K3S_FROM_RELEASE + "touch installed\n"
+    argv = ["sh", "-eu", "-c", script, "k3s", VERSION]
+    done = subprocess.run(
+        argv, cwd=tmp_path, capture_output=True, timeout=60, input=f"{mirror}\n".encode()
+    )
+    assert (done.returncode == 0, (tmp_path / "installed").exists()) == (not wrong, not wrong)
 
 
 def test_a_page_in_the_place_of_the_script_is_not_kept(
@@ -181,6 +245,93 @@ def test_of_several_callers_one_fetches(home: Path, mirror: str) -> None:
     for caller in callers:
         caller.join(60)
     assert kept(home) == Release.files and Release.asked == list(ycluster.K3S_FILES)
+
+
+# --- user and password
+
+BASIC = "Basic " + base64.b64encode(b"me:p/s s:@w\xc3\xb6rd").decode()
+USER = "me:p%2Fs%20s:%40w%C3%B6rd@"
+
+
+@pytest.fixture
+def closed(mirror: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A mirror that wants a user and a password."""
+    monkeypatch.setattr(Release, "wants", BASIC)
+    return mirror
+
+
+def test_the_password_of_a_url_is_sent_as_basic_authentication(
+    home: Path, host: Clocked, closed: str
+) -> None:
+    """And a redirect on the same server wants it again. (20.10)"""
+    source = closed.replace("//", f"//{USER}")
+    with refused(PrerequisiteError, "Unauthorized") as caught:
+        ycluster.fetch_k3s(host, VERSION, closed)
+    assert "~/.netrc" in caught.value.hint
+    Release.sent.clear()
+    ycluster.fetch_k3s(host, VERSION, f"{source}/moved")
+    assert kept(home) == Release.files
+    assert Release.sent == [("127.0.0.1", BASIC)] * 8
+
+
+def test_a_password_does_not_follow_to_another_host(home: Path, host: Clocked, mirror: str) -> None:
+    """Whatever a mirror redirects to has no part in it. (20.10)"""
+    source = mirror.replace("//", f"//{USER}")
+    ycluster.fetch_k3s(host, VERSION, f"{source}/moved-away")
+    assert kept(home) == Release.files
+    assert Release.sent == [("127.0.0.1", BASIC), ("localhost", None)] * 4
+
+
+@pytest.mark.parametrize(
+    "text, sent",
+    [
+        ("machine 127.0.0.1 login me password netrc's\n", "me:netrc's"),
+        ("machine example.org login me password x\ndefault login you password y\n", None),
+        ("machine 127.0.0.1 gibberish\n", None),
+        ("\xff\n", None),
+        (None, None),
+    ],
+    ids=["its own", "another's", "broken", "not UTF-8", "none"],
+)
+def test_a_url_without_a_password_gets_that_of_the_netrc(
+    home: Path, host: Clocked, mirror: str, text: str | None, sent: str | None
+) -> None:
+    """Where it names that very host, and can be read. (20.10)"""
+    if text is not None:
+        (home / ".netrc").write_bytes(text.encode("latin-1"))
+    wanted = sent and "Basic " + base64.b64encode(sent.encode()).decode()
+    ycluster.fetch_k3s(host, VERSION, mirror)
+    assert Release.sent == [("127.0.0.1", wanted)] * 4
+    Release.sent.clear()
+    ycluster.download(host, f"{mirror.replace('//', f'//{USER}')}/k3s", home / "part", "")
+    assert Release.sent == [("127.0.0.1", BASIC)], "its own goes first"
+
+
+def test_a_source_with_a_password_gets_into_the_guest_by_stdin(
+    home: Path, tmp_path: Path, demo: State
+) -> None:
+    """Everybody on this host can read the argv of ssh. (20.10)"""
+    ssh = tmp_path / "bin" / "ssh"
+    ssh.parent.mkdir()
+    keep = f'printf "%s\\n" "$@" >>{tmp_path}/argv\n'
+    answer = f"case $* in *is-enabled*) echo absent ;; *read*) cat >>{tmp_path}/stdin ;; esac"
+    ssh.write_text(f"#!/bin/sh\n{keep}{answer}\n")
+    ssh.chmod(0o755)
+    path = f"{ssh.parent}:{os.environ['PATH']}"
+    host = Host({"HOME": str(home), "PATH": path}, Clocked(home).output)
+    host.output.verbose = True
+    (home / ".netrc").write_text("machine far.example login you password hush\n")
+    for source, told in [
+        ("https://me:hush%2F@r.example/k3s", "https://me:hush%2F@r.example/k3s"),
+        ("https://far.example/k3s", "https://you:hush@far.example/k3s"),
+        ("https://r.example/k3s", "https://r.example/k3s"),
+    ]:
+        (tmp_path / "stdin").write_text("")
+        state = replace(demo, k3s={"Install": "script", "Source": source, "Version": VERSION})
+        assert ycluster.install_k3s(host, state, lambda: None)
+        assert (tmp_path / "stdin").read_text() == f"{told}\n"
+    argv = (tmp_path / "argv").read_text()
+    assert "hush" not in argv and "r.example" not in argv and VERSION in argv
 
 
 # --- into the guest

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import http.server
 import json
@@ -16,14 +18,15 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from unit_support import Clocked, Processes, folded, plain, refused, try_kvm
+from unit_support import NOW, Clocked, Processes, folded, plain, refused, try_kvm
 
 import ycluster
-from ycluster import ACTIONS, Host, PortForward, State, YclusterError, qemu_argv
+from ycluster import ACTIONS, Host, PortForward, State, YclusterError, qemu_argv, replace
 
 FORWARDS = (PortForward(host=6443, guest=6443), PortForward(host=0, guest=80))
 
@@ -598,6 +601,77 @@ def test_ssh_reads_the_paths_as_they_are(tmp_path: Path, name: str) -> None:
     assert f"identity file {demo.files.ssh_key} type" in said
 
 
+# --- the guest's clock
+
+
+@pytest.fixture
+def clock(tmp_path: Path, host: Clocked, monkeypatch: pytest.MonkeyPatch) -> Iterator[State]:
+    """A cluster whose ssh runs a command here, with a clock and an RTC that are files."""
+    programs = {
+        "ssh": 'for last; do :; done; exec sh -c "$last"',
+        "sudo": 'exec "$@"',
+        "date": f'case $1 in -s) echo "${{2#@}}" >{tmp_path}/clock ;; *) cat {tmp_path}/clock ;; esac',
+    }
+    (tmp_path / "bin").mkdir()
+    for name, script in programs.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    script = ycluster.GUEST_CLOCK.replace("/sys/class/rtc/rtc0/since_epoch", f"{tmp_path}/rtc")
+    monkeypatch.setattr(ycluster, "GUEST_CLOCK", script)
+    host.environ["PATH"] = f"{tmp_path / 'bin'}:{host.environ['PATH']}"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):  # the server is closed in the end
+                while True:
+                    conn, _address = server.accept()
+                    with conn:
+                        conn.sendall(b"SSH-2.0-x\r\n")
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield state(tmp_path, ssh_port=server.getsockname()[1])
+        server.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize(
+    "shows, rtc, after",
+    [
+        (1000, 5000, 5000),
+        (9000, 5000, 5000),
+        (4998, 5000, 4998),
+        (5002, 5000, 5002),
+        (1000, None, int(NOW)),
+    ],
+    ids=["late", "early", "a little late", "a little early", "no RTC"],
+)
+def test_a_guests_clock_is_set_by_its_rtc(
+    tmp_path: Path, host: Clocked, clock: State, shows: int, rtc: int | None, after: int
+) -> None:
+    """Where it is off by more than 2 s; without an RTC, by the host's. (20.20)"""
+    (tmp_path / "clock").write_text(f"{shows}\n")
+    if rtc is not None:
+        (tmp_path / "rtc").write_text(f"{rtc}\n")
+    ycluster.set_guest_clock(host, clock)
+    assert int((tmp_path / "clock").read_text()) == after
+    assert "warning" not in host.log.getvalue()
+
+
+@pytest.mark.parametrize("why", ["no sshd", "no ssh", "no login"])
+def test_a_clock_that_cannot_be_set_is_no_error(
+    tmp_path: Path, host: Clocked, clock: State, why: str
+) -> None:
+    """Best effort. (20.20)"""
+    if why == "no sshd":
+        clock = replace(clock, ssh_port=1)
+    elif why == "no ssh":
+        host.environ["PATH"] = str(tmp_path)
+    else:
+        (tmp_path / "bin" / "ssh").write_text("#!/bin/sh\nexit 255\n")
+    ycluster.set_guest_clock(host, clock)
+    assert not (tmp_path / "clock").exists()
+    assert len(host.log.getvalue().splitlines()) <= 1
+
+
 # --- readiness
 
 
@@ -799,6 +873,25 @@ def test_an_image_is_copied_under_its_digest_with_holes_kept(
     assert again == found
 
 
+def test_an_image_in_the_cache_that_is_not_what_its_name_says_is_fetched_anew(
+    tmp_path: Path, host: Clocked
+) -> None:
+    """It is checked at each provision, whoever put it there or damaged it. (20.8)"""
+    source, digest = tmp_path / "cloud.img", hashlib.sha256(b"right").hexdigest()
+    kept = tmp_path / "c" / "images" / digest
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"wrong")
+    wanted = config(str(source), imageSha256=digest)
+    with refused(ycluster.PrerequisiteError, kept, source):
+        ycluster.fetch_image(host, wanted, tmp_path / "c")
+    assert kept.read_bytes() == b"wrong", "nothing goes before there is another"
+    source.write_bytes(b"right")
+    with open(kept, "rb") as in_use:
+        assert ycluster.fetch_image(host, wanted, tmp_path / "c") == kept
+        assert (kept.read_bytes(), in_use.read()) == (b"right", b"wrong"), "it is replaced"
+    assert f"warning: {kept}: " in host.log.getvalue()
+
+
 def test_an_image_with_another_digest_is_refused_and_not_kept(
     tmp_path: Path, host: Clocked
 ) -> None:
@@ -928,6 +1021,34 @@ def test_a_download_never_writes_through_a_link(
         with pytest.raises(ycluster.PrerequisiteError):
             ycluster.fetch_image(host, wanted, tmp_path)
         assert (theirs.read_bytes() if theirs.exists() else None) == content
+
+
+@pytest.mark.parametrize("digest", [DIGEST, ""], ids=["known", "unknown"])
+@pytest.mark.parametrize("call", ["write", "fsync", "open"])
+def test_an_error_of_this_hosts_disk_is_not_the_images(
+    tmp_path: Path, host: Clocked, mirror: str, monkeypatch: pytest.MonkeyPatch, call: str, digest: str
+) -> None:  # fmt: skip
+    """A full disk takes no other image either, so none is proposed. (20.25)"""
+
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    wanted = config(mirror + "a.img", imageSha256=digest)
+    images = tmp_path / "images"
+    part = images / f".{hashlib.sha256(wanted.image.encode()).hexdigest()[:16]}.part"
+    if call == "open":
+        part.mkdir(parents=True)  # what root meets, too, in the place of a folder that is closed
+    else:
+        monkeypatch.setattr(
+            *{"write": (ycluster, "_write_sparse"), "fsync": (os, "fsync")}[call], full
+        )
+    with refused(ycluster.PrerequisiteError, part) as caught:
+        ycluster.fetch_image(host, wanted, tmp_path)
+    assert not {"image", "imageSha256"} & set(re.findall(r"\w+", caught.value.hint))
+    if part.is_dir():
+        part.rmdir()
+    monkeypatch.undo()
+    assert ycluster.fetch_image(host, wanted, tmp_path).read_bytes() == Mirror.content
 
 
 def test_without_a_digest_no_beginning_is_kept(

@@ -36,9 +36,12 @@ def fits(schema: Any, value: Any) -> bool:
         "object": dict,
         "array": list,
         "boolean": bool,
+        "null": type(None),
     }
     if not isinstance(value, types[schema["type"]]) or value not in schema.get("enum", [value]):
         return False
+    if value is None:
+        return True
     if isinstance(value, str):
         return re.search(schema.get("pattern", ""), value) is not None
     if isinstance(value, int):
@@ -124,6 +127,9 @@ def test_the_common_keys_are_in_every_providers_schema() -> None:
         ({"gateway": {"skip": True}}, True), ({"gateway": {"skip": "yes"}}, False), ({"network": {"bindAddress": "0.0.0.0"}}, True),
         ({"network": {"bindAddress": "256.0.0.1"}}, False), ({"network": {"bindAddress": "1.2.3"}}, False),
         ({"registries": {"mirrors": {"a": {"endpoint": ["http://b"]}}}}, True), ({"registries": {"mirrors": {"a": []}}}, False),
+        ({"registries": {"mirrors": {"a": None}}}, True), ({"registries": {"configs": {"a": {"auth": {"password": None}}}}}, True),
+        ({"registries": {"configs": {"a": {"auth": {"identity_token": "t"}}}}}, True), ({"storage": {"reclaimPolicy": None}}, True),
+        ({"registries": {"configs": {"a": {"auth": {"password": "${A:-b}"}}}}}, True),
     ],
 )  # fmt: skip
 def test_schema_and_reader_agree(config: dict[str, Any], ok: bool) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -390,6 +391,35 @@ def test_list_has_bars_and_colours_on_a_terminal_and_none_elsewhere(
     assert "\x1b" not in piped and "#" not in piped and "OVERDUE" in piped
 
 
+def test_list_tells_what_nothing_will_end(
+    cli: Cli, cache: Path, timer: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No budget is not as no VM, and a deadline without a timer not as one with it. (20.15)"""
+    made(cache, "armed", expires_at=FAR_AHEAD)
+    assert cli("lifetime", "arm", "--name", "armed").code == 0
+    made(cache, "lost", expires_at=FAR_AHEAD, timers=(ArmedTimer("memory", "gone", FAR_AHEAD),))
+    made(cache, "bare", lifetime="")
+    made(cache, "off", expires_at=FAR_AHEAD, timers=(ArmedTimer("none", "", FAR_AHEAD),))
+
+    def left(state: str) -> dict[str, str]:
+        monkeypatch.setattr(ycluster, "vm_status", lambda host, files: state)
+        rows = [re.split(r"  +", line) for line in cli("list").out.splitlines()]
+        return {row[0]: row[2] for row in rows[1:]}
+
+    running = left("running")
+    assert (running["bare"], running["off"]) == ("no limit", "disarmed")
+    assert running["lost"] == f"{running['armed']} (NO TIMER)"
+    assert [left(state)["bare"] for state in ("paused", "stopped")] == ["no limit", "-"]
+    shown = json.loads(cli("list", "-o", "json").out)["clusters"]
+    assert {one["name"]: one["armed"] for one in shown} == {
+        "armed": True,
+        "bare": False,
+        "lost": False,
+        "off": False,
+    }
+    assert "(NO TIMER)" in cli("status", "--name", "lost").out
+
+
 def test_a_narrow_terminal_shows_what_matters_most_and_wraps_nothing(
     home: Path, cache: Path
 ) -> None:
@@ -498,7 +528,6 @@ def test_doctor_finds_what_is_left_over(
     made(cache, "unguarded", expires_at=FAR_AHEAD)
     made(cache, "disarmed", expires_at=FAR_AHEAD, timers=(ArmedTimer("none", "", FAR_AHEAD),))
     (cache / "broken.json").write_text("{")
-    (cache / "nobodys.qcow2").touch()
     gone = Files(cache, "gone")
     gone.vm_lock.touch()
     pid = processes.start("", "-pidfile", str(gone.pidfile)).pid
@@ -520,14 +549,45 @@ def test_doctor_finds_what_is_left_over(
         "ycluster lifetime arm --name unguarded",
     )
     assert found["broken"]["level"] == "failure" and "JSON" in found["broken"]["text"]
-    assert (
-        found["disk"]["level"] == "warning"
-        and f"ycluster import {cache}/nobodys.qcow2" in found["disk"]["remedy"]
-    )
     assert (found["vm"]["text"].split()[0], found["vm"]["remedy"]) == ("gone", f"kill {pid}")
     # Not that of a sidecar which is there, and can't be read: it may guard.
     stale = "ycluster-reap-gone.timer ycluster-reap-unguarded.timer"
     assert found["timers"]["remedy"] == f"systemctl --user stop {stale}"
+
+
+def test_doctor_takes_no_disk_that_may_hold_data_for_a_leftover(
+    cli: Cli, cache: Path, tmp_path: Path, quick: None
+) -> None:
+    """A dataDisk of any cluster, wherever it lies; none at all while a state can't be read. (20.24)"""
+    (tmp_path / "link.qcow2").symlink_to(cache / "linked.qcow2")
+    made(cache, "a", data_disk=str(cache / "data.qcow2"))
+    made(cache, "b", data_disk=str(tmp_path / "link.qcow2"))
+    for name in ("a", "data", "linked", "nobody's"):
+        (cache / f"{name}.qcow2").touch()
+    found = json.loads(cli("doctor", "-o", "json").out)["findings"]
+    [disk] = [finding for finding in found if finding["name"] == "disk"]
+    assert disk["text"].startswith(f"{cache}/nobody's.qcow2:")
+    nobodys = shlex.quote(f"{cache}/nobody's.qcow2")
+    assert disk["remedy"].split("   ")[0] == f"ycluster import {nobodys} -c DIR"
+    (cache / "broken.json").write_text("{")
+    assert "disk" not in findings(cli)[1]
+
+
+def test_no_remedy_of_doctors_removes_what_may_hold_data(
+    cli: Cli, cache: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Agents run remedies as they stand. (20.24)"""
+    made(cache, "a")
+    (cache / "nobodys.qcow2").touch()
+    full = os.statvfs_result((4096, 4096, 100, 1, 1, 100, 1, 1, 0, 255))
+    monkeypatch.setattr("ycluster.os.statvfs", lambda place: full)
+    _, first = findings(cli)
+    (cache / "broken.json").write_text("{")
+    _, second = findings(cli)
+    assert {"room", "disk"} <= set(first) and "broken" in second
+    for finding in [*first.values(), *second.values()]:
+        words = set(re.findall(r"[a-z]+", finding["remedy"]))
+        assert not words & {"teardown", "rm", "remove", "delete", "kill"}, finding
 
 
 def test_doctor_passes_by_a_vm_whose_files_it_cannot_see(

@@ -1002,6 +1002,45 @@ def test_a_watcher_that_stands_by_leaves_with_its_vm(
     assert host.time < NOW + 60 and ycluster.load_state(state.files).expires_at == NOW + 7200
 
 
+@pytest.mark.parametrize("slept, sets", [(3600, 1), (1, 0)])
+def test_a_watcher_sets_the_guests_clock_after_the_host_has_slept(
+    home: Path,
+    cache: Path,
+    processes: Processes,
+    monkeypatch: pytest.MonkeyPatch,
+    slept: int,
+    sets: int,
+) -> None:
+    """A guest stands still while its host is suspended. (20.20)"""
+
+    class Laptop(Clocked):
+        suspended = 0
+
+        def monotonic(self) -> float:
+            return self.time - self.booted - self.suspended
+
+    host, files, ends = Laptop(home), Files(cache, "demo"), int(NOW) + 7200
+    made(cache, expires_at=ends, timers=(ArmedTimer("watcher", "watch", ends),))
+    vm = processes.start("", "-name", "demo", "-pidfile", str(files.pidfile))
+    files.pidfile.write_text(str(vm.pid))
+    seen = []
+    monkeypatch.setattr(ycluster, "set_guest_clock", lambda host, state: seen.append(state.name))
+
+    def sleep(seconds: float) -> None:
+        host.time += seconds
+        if host.suspended == 0:
+            host.time += slept
+            host.suspended = slept
+        elif host.time > NOW + slept + 60:
+            vm.kill()
+            vm.wait()
+            files.sidecar.unlink()
+
+    monkeypatch.setattr(host, "sleep", sleep)
+    ycluster.Watcher(host, files, "watcher").run()
+    assert seen == ["demo"] * sets
+
+
 def test_arming_any_timer_sees_that_a_watcher_stands_beside(
     watched: Files, cache: Path, home: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]
 ) -> None:

@@ -666,6 +666,29 @@ def test_resume_wakes_a_guest_that_stopped_by_itself_and_gives_it_a_deadline(
     assert len(woken) == 1 and ycluster.load_state(files).expires_at == int(host.now()) + 8 * 3600
 
 
+def test_a_resume_sets_the_clock_of_the_guest_once_the_lock_is_free(
+    host: Clocked,
+    files: Files,
+    processes: Processes,
+    timer: Memory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As late as the pause was long, it would fail at certificates and leases. (20.20)"""
+    qemu(processes, files, MONITOR)
+    made(files.cache_dir, lifetime="")
+    seen: list[object] = []
+
+    def set_clock(host: Host, state: ycluster.State) -> None:
+        seen.extend((ycluster.vm_status(host, files), ycluster.flock_held(files.lock)))
+
+    monkeypatch.setattr(ycluster, "set_guest_clock", set_clock)
+    ycluster.resume(host, files)
+    assert seen == [], "it did not stand still"
+    ycluster.pause(host, files)
+    ycluster.resume(host, files)
+    assert seen == ["running", False]
+
+
 def test_resume_fails_where_the_guest_does_not_go_on(
     host: Clocked, files: Files, processes: Processes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
