@@ -8876,9 +8876,9 @@ class Watcher:
     def _follow_clock(self) -> None:
         """Set the guest's clock where the host has slept, as its CPUs stood still meanwhile."""
         before, self.slept = self.slept, self._sleep_of_host()
-        if self.slept > before + 2 and self.vm is not None and self.by == "watcher":
-            if vm_status(self.host, self.files) == "running":
-                set_guest_clock(self.host, self.known)
+        has_slept = self.by == "watcher" and self.slept > before + 2
+        if has_slept and self.vm is not None and vm_status(self.host, self.files) == "running":
+            set_guest_clock(self.host, self.known)
 
     def _stop_without_files(self, state: State, vm: Vm) -> None:
         """Stop the VM at the deadline that is known, whatever the expiry would be: nothing goes."""
