@@ -201,6 +201,18 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "if not seconds <= _LATEST:",
         "test_state.py::test_a_time_that_could_not_be_written_is_refused",
     ),
+    (
+        "root by sudo makes nothing in its caller's home",
+        "if os.lstat(part).st_uid == int(caller):",
+        "if False:",
+        "test_access.py::test_under_sudo_nothing_is_changed_in_the_home_of_who_called_it",
+    ),
+    (
+        "kubeconfigs are found from every folder",
+        "path = Path(folder, name)",
+        'path = Path("/", name)',
+        "test_k3s.py::test_other_programs_and_timers_get_the_kubeconfigs_by_their_absolute_paths",
+    ),
     # --- 7 config
     (
         "a variable that is not set is refused",
@@ -282,13 +294,53 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "no credential of a registry is kept in the sidecar",
-        "_make_cluster(host, replace(state, imported=imported), image, registries)",
-        "_make_cluster(\n"
-        '            host, replace(state, extra={"registries": registries}), image, registries\n'
-        "        )",
+        "_claim(host, config, replace(state, imported=imported))",
+        '_claim(host, config, replace(state, extra={"registries": registries}))',
         "test_faults.py::test_a_provision_keeps_what_its_config_says_and_no_credential",
     ),
+    (
+        "a key that may be a misspelt cacheDir is no other key",
+        "if not isinstance(keys, dict) or any(_misspells(key, keys) for key in keys):",
+        "if not isinstance(keys, dict):",
+        "test_config.py::test_where_it_is_not_certain_which_cluster_a_config_is_of_its_error_stays",
+    ),
+    (
+        "a text that is no YAML names its cluster, or none",
+        'if "name" not in root.value:',
+        "if False:",
+        "test_config.py::test_where_it_is_not_certain_which_cluster_a_config_is_of_its_error_stays",
+    ),
+    (
+        "a cacheDir whose value is cut off is not the default",
+        " or found[key].value is None",
+        "",
+        "test_config.py::test_where_it_is_not_certain_which_cluster_a_config_is_of_its_error_stays",
+    ),
     # --- 8 state sidecar
+    (
+        "the sibling's record of a gateway is no cluster",
+        "return not path.name.endswith(GATEWAY_STATE)",
+        "return True",
+        "test_state.py::test_a_json_that_never_was_a_state_file_is_no_cluster_and_a_damaged_one_is",
+    ),
+    (
+        "a file beside a cluster's disk is its state",
+        "if any(os.path.lexists(part) for part in parts):",
+        "if False:",
+        "test_state.py::test_a_json_beside_the_files_of_a_cluster_is_its_state_whatever_it_holds",
+    ),
+    (
+        "a teardown leaves the state of a cluster that is called like a file of its own",
+        "if _is_state(other.sidecar) or os.path.lexists(other.lock):",
+        "if False:",
+        "test_state.py::test_the_state_of_a_cluster_that_is_named_like_anothers_file_is_its_own",
+    ),
+    (
+        "a folder that can't be read is not empty",
+        "if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):",
+        "if True:",
+        "test_access.py::test_a_folder_that_cannot_be_read_is_not_taken_for_no_clusters",
+    ),
     (
         "the default cacheDir is always looked into",
         "places += [host.data_home(), host.sibling_home()]",
@@ -944,21 +996,71 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a cluster of the user's that has our name is not replaced",
-        'elif not known and (name in view["clusters"] or name in view["users"]):',
+        "elif file != own and (name in view.clusters or name in view.users):",
         "elif False:",
         "test_k3s.py::test_a_cluster_or_user_of_our_name_that_is_the_users_own_is_not_overwritten",
     ),
     (
         "only what is ours is taken out of the kubeconfig",
-        'if context.get("cluster") != name:',
-        "if not context:",
+        'return bool(entry.get("cluster") == name)',
+        "return bool(entry)",
         "test_k3s.py::test_names_that_the_user_has_taken_over_meanwhile_stay",
     ),
     (
         "the user's current context stays",
-        "if not _current_context(host, every_file):",
-        "if True:",
+        "    if is_first:",
+        "    if True:",
         "test_k3s.py::test_our_names_go_in_beside_the_users_and_come_out_again",
+    ),
+    (
+        "whoever has contexts has chosen that none is current",
+        "any(view.contexts or view.current_context for view in views)",
+        "any(view.current_context for view in views)",
+        "test_k3s.py::test_contexts_with_none_of_them_current_keep_ours_from_becoming_it",
+    ),
+    (
+        "a teardown brings no other current context into force",
+        'if known and _current_context(others) in ("", _current_context(views.values())):',
+        "if known:",
+        "test_k3s.py::test_a_teardown_does_not_bring_another_files_current_context_into_force",
+    ),
+    (
+        "a current context stays where the merged files are not known",
+        "known = len(others) < len(views)",
+        "known = True",
+        "test_k3s.py::test_where_the_merged_files_are_not_known_a_current_context_stays_and_is_"
+        "reported",
+    ),
+    (
+        "our user is in no context of the user's",
+        "if other == context or has_cluster == has_user or (has_cluster and known):",
+        "if True:",
+        "test_k3s.py::test_names_are_checked_in_all_files_that_kubectl_merges",
+    ),
+    (
+        "names are checked in all files",
+        "return {file: _view(host, file) for file in kubeconfig_files(host)}",
+        "return {file: _view(host, file) for file in kubeconfig_files(host)[:1]}",
+        "test_k3s.py::test_names_are_checked_in_all_files_that_kubectl_merges",
+    ),
+    (
+        "a lock file that can't be made is no held lock",
+        'if ".lock: file exists" in error.stderr:',
+        'if ".lock" in error.stderr:',
+        "test_k3s.py::test_a_lock_file_that_cannot_be_made_is_not_taken_for_one_that_is_held",
+    ),
+    (
+        "a kubeconfig that can't be written is told before",
+        "if not os.access(target, os.W_OK):",
+        "if False:",
+        "test_k3s.py::test_a_kubeconfig_that_cannot_be_used_is_told_before_and_the_cluster_gets_"
+        "its_own",
+    ),
+    (
+        "what leads elsewhere is not the sibling's cluster",
+        "return leads_here and (entry",
+        "return (entry",
+        "test_k3s.py::test_what_is_not_provably_of_the_siblings_cluster_stays",
     ),
     (
         "the first backup of the kubeconfig is never overwritten",
@@ -1032,6 +1134,13 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     # --- 19 commands
     (
+        "of two provisions at once one gets the context",
+        "check_context(host, [other for _, other in readable(host)], config, state.files)\n"
+        "        return",
+        "return",
+        "test_faults.py::test_of_two_provisions_at_once_one_alone_gets_the_context",
+    ),
+    (
         "of two clusters none is guessed",
         "if len(found) == 1:",
         "if found:",
@@ -1078,14 +1187,14 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a cluster is known whatever kills its provision",
-        "save_state(state)  # the first",
-        "pass  # the first",
+        "return save_state(state)\n\n\ndef _make_cluster",
+        "return state\n\n\ndef _make_cluster",
         "test_faults.py::test_a_provision_that_is_killed_while_it_makes_the_disk_is_known",
     ),
     (
         "a list sees the clusters of other places",
-        "remember_cache_dir(host, files.cache_dir)\n        state = _make",
-        "state = _make",
+        "remember_cache_dir(host, files.cache_dir)\n        state = _claim",
+        "state = _claim",
         "test_faults.py::test_a_provision_keeps_what_its_config_says_and_no_credential",
     ),
     (
