@@ -329,7 +329,7 @@ def masked(text: str) -> str:
 
 def without_password(url: str) -> str:
     """A URL without its user and its password."""
-    return re.sub(_USERINFO, r"\1", url)
+    return re.sub(rf"\A{_USERINFO}", r"\1", url)
 
 
 class Output:
@@ -5757,7 +5757,7 @@ def set_guest_clock(host: Host, state: State) -> None:
     For after its CPUs stood still; outside of the cluster's lock, which others may wait for.
     """
     try:
-        if not ssh_banner(state.dial_address, state.ssh_port, 5.0):
+        if not ssh_banner(state.dial_address, state.ssh_port, 2.0):
             return  # a guest without sshd, or one that is about to shut down
         clock = shlex.join(["sudo", "sh", "-c", GUEST_CLOCK, "clock", str(int(host.now()))])
         off = in_guest(host, state, clock, lambda: None)
@@ -6113,7 +6113,8 @@ def _from_netrc(host: Host, machine: str) -> tuple[str, str] | None:
     try:
         found = netrc.netrc(str(host.home() / ".netrc")).hosts.get(machine)
     except (OSError, ValueError, netrc.NetrcParseError, YclusterError) as error:
-        host.output.debug(f"~/.netrc is not used: {error}")
+        # Without its message, which may quote a password.
+        host.output.debug(f"~/.netrc is not used: {type(error).__name__}")
         return None
     return (found[0], found[2] or "") if found else None
 

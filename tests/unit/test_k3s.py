@@ -9,6 +9,7 @@ import hashlib
 import http.server
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -299,9 +300,11 @@ def test_a_url_without_a_password_gets_that_of_the_netrc(
     """Where it names that very host, and can be read. (20.10)"""
     if text is not None:
         (home / ".netrc").write_bytes(text.encode("latin-1"))
+    host.output.verbose = True
     wanted = sent and "Basic " + base64.b64encode(sent.encode()).decode()
     ycluster.fetch_k3s(host, VERSION, mirror)
     assert Release.sent == [("127.0.0.1", wanted)] * 4
+    assert not re.search("gibberish|netrc's", host.log.getvalue())
     Release.sent.clear()
     ycluster.download(host, f"{mirror.replace('//', f'//{USER}')}/k3s", home / "part", "")
     assert Release.sent == [("127.0.0.1", BASIC)], "its own goes first"
