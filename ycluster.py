@@ -3783,7 +3783,7 @@ def default_cache_dir(host: Host, name: str) -> Path:
     own, siblings = host.data_home(), host.sibling_home()
     for place in (own, siblings):
         files = Files(place, name)
-        if os.path.lexists(files.sidecar) or files.disk.exists():
+        if os.path.lexists(files.sidecar) or os.path.exists(files.disk):
             return place
     if _clusters_in(siblings) or any(siblings.glob("*.qcow2")):
         return siblings
@@ -8528,7 +8528,7 @@ def _reap_apart(host: Host, state: State) -> None:
     try:
         install_program(host, files)
     except OSError:
-        if not files.program.exists():
+        if not files.launcher.exists():
             raise
         # The disk may be full, or read-only: the copy of before stops a VM as well.
     argv = timer_argv(host, files, "next command", "reap")

@@ -53,9 +53,9 @@ INDEX = ".local/state/ycluster/cachedirs"
 @pytest.mark.parametrize(
     "closed, mode",
     [
-        (".cache", 0o000),
-        (".cache/y-cluster-qemu", 0o000),
-        (".cache/y-cluster-qemu", 0o400),
+        (".local/share", 0o000),
+        (".local/share/ycluster", 0o000),
+        (".local/share/ycluster", 0o400),
         (INDEX, 0o100),
         (INDEX, 0o400),
     ],

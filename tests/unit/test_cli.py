@@ -285,7 +285,8 @@ def test_each_way_of_naming_a_cluster_tears_down_that_one(
     made(cache, context="mine")
     other = made(cache, "other", context="local")
     assert cli("teardown", *argv.split()).code == 0
-    assert set(tree(cache)) == {"other.json"} and ycluster.load_state(other.files) == other
+    assert set(tree(cache)) == {"other.json", "other.ycluster.state"}
+    assert ycluster.load_state(other.files) == other
 
 
 @pytest.mark.parametrize(

@@ -318,7 +318,7 @@ def test_what_is_handed_over_is_said_with_the_place_of_its_log(
     ycluster.hand_over(host, spare=Files(cache, "own"))
     [(argv, log)] = started
     assert missing(host.log.getvalue(), "demo:", words, log) == [] and log == state.files.log
-    assert str(state.files.program) in argv and str(state.files.sidecar) in argv
+    assert str(state.files.launcher) in argv and str(state.files.sidecar) in argv
     assert state.files.program.exists() and ycluster.load_state(state.files) == state
 
 
@@ -327,7 +327,7 @@ def test_a_reap_that_is_handed_over_needs_no_log_and_no_new_copy(
 ) -> None:
     """Its disk is full, or read-only; whether it is reaped does not depend on that. (20.18)"""
     state = made(cache, expires_at=int(NOW) - 5)
-    state.files.program.write_text("an older copy")
+    state.files.launcher.write_text("that of an older copy")
     state.files.log.mkdir()
     logs: list[Path] = []
 
@@ -342,7 +342,7 @@ def test_a_reap_that_is_handed_over_needs_no_log_and_no_new_copy(
     monkeypatch.setattr(Host, "spawn", spawn)
     ycluster.hand_over(host, spare=Files(cache, "own"))
     assert logs == [Path(os.devnull)] and "warning" not in host.log.getvalue()
-    state.files.program.unlink()
+    state.files.launcher.unlink()
     ycluster.hand_over(host, spare=Files(cache, "own"))
     assert len(logs) == 1 and missing(host.log.getvalue(), "warning: demo:", "No space") == []
 
