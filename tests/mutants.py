@@ -478,8 +478,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "an extension ends a retry",
-        "retry_at=None,\n        boot_id=clock.boot_id,",
-        "boot_id=clock.boot_id,",
+        'retry_at=None,\n        ending="",\n        boot_id=clock.boot_id,\n        booted_at=round(clock.booted),\n    )\n    return warned',
+        "boot_id=clock.boot_id,\n        booted_at=round(clock.booted),\n    )\n    return warned",
         "test_lifetime.py::test_a_start_an_extension_and_a_stop_end_a_retry",
     ),
     (
@@ -490,8 +490,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a stop ends a retry",
-        "replace(state, expires_at=None, retry_at=None)",
-        "replace(state, expires_at=None)",
+        'replace(state, expires_at=None, retry_at=None, ending="")\n\n\ndef recounted',
+        'replace(state, expires_at=None, ending="")\n\n\ndef recounted',
         "test_lifetime.py::test_a_start_an_extension_and_a_stop_end_a_retry",
     ),
     (
@@ -521,7 +521,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     # --- 10 timers
     (
         "a private copy is of this version",
-        "or files.program.read_bytes() != source:",
+        "or path.read_bytes() != content:",
         ":",
         "test_timers.py::test_an_old_private_copy_is_replaced_and_a_current_one_kept",
     ),
@@ -599,14 +599,14 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a job of an atd that is gone is no guard",
-        "if not files.program.exists() or not self.daemon_runs:",
-        "if not files.program.exists():",
+        "if not self.daemon_runs:\n            return False",
+        "if False:\n            return False",
         "test_timers.py::test_a_job_that_no_atd_will_run_is_no_guard",
     ),
     (
         "with no atd there is no timer of at",
-        "if not self.daemon_runs:",
-        "if False:",
+        "if not self.daemon_runs:\n            raise",
+        "if False:\n            raise",
         "test_timers.py::test_a_job_that_no_atd_will_run_is_no_guard test_timers.py::test_"
         "programs_that_are_missing_make_a_timer_unusable",
     ),
@@ -624,8 +624,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a timer that is saved is not taken for one that stands",
-        "in backends and _is_there(host, state.files, timer)",
-        "in backends",
+        "return known and not _trouble_of(host, state.files, timer)",
+        "return known",
         "test_timers.py::test_a_timer_that_got_lost_is_armed_again",
     ),
     (
@@ -1399,7 +1399,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a second try stands before the first",
-        "state = arm_timers(host, replace(state, retry_at=again), renew=True)",
+        "state = arm_timers(host, replace(state, retry_at=again, ending=ending), renew=True)",
         "state = arm_timers(host, state, renew=True)",
         "test_faults.py::test_a_second_try_stands_before_the_first_and_only_a_success_takes_it_"
         "away",
@@ -1568,9 +1568,100 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "test_telling.py::test_a_dry_run_says_what_would_be_and_changes_nothing",
     ),
     (
+        "a timer that can't run does not count as armed",
+        'return program_trouble(host, files) if backend.launches else ""',
+        'return ""',
+        "test_timers.py::test_a_timer_whose_last_run_failed_is_told_and_replaced "
+        "test_timers.py::test_a_timer_that_finds_no_python_says_so_and_is_replaced",
+    ),
+    (
+        "a timer that is replaced is not held to what became of the one before",
+        "remove(state.files.timer_failed)",
+        "pass",
+        "test_timers.py::test_a_timer_whose_last_run_failed_is_told_and_replaced",
+    ),
+    (
+        "a watcher stands beside whichever timer is armed",
+        "    _stand_watch(host, state)\n",
+        "",
+        "test_timers.py::test_arming_any_timer_sees_that_a_watcher_stands_beside",
+    ),
+    (
+        "a watcher leaves the deadline to its timer for a while",
+        "wake = time_of(state, DEADLINE) + WATCH_GRACE",
+        "pass",
+        "test_timers.py::test_a_watcher_stands_by_and_leaves_the_deadline_to_the_timer_for_a_while",
+    ),
+    (
+        "a watcher that stands by leaves with its VM",
+        "return not self._stands_by(state) or self.vm is not None",
+        "return True",
+        "test_timers.py::test_a_watcher_that_stands_by_leaves_with_its_vm",
+    ),
+    (
+        "a watcher ends a VM whose files are gone",
+        "self._stop_without_files(state, self.vm)",
+        "pass",
+        "test_timers.py::test_a_watcher_ends_a_vm_whose_files_are_lost_at_the_deadline_it_knows",
+    ),
+    (
+        "a watcher says the same once",
+        "if str(error) != self.trouble:",
+        "if True:",
+        "test_timers.py::test_an_unreadable_sidecar_is_said_once_and_not_at_every_look",
+    ),
+    (
+        "a guest's clock is set after its host has slept",
+        "has_slept = self.by ==",
+        "has_slept = False and self.by ==",
+        "test_timers.py::test_a_watcher_sets_the_guests_clock_after_the_host_has_slept",
+    ),
+    (
+        "a watcher has loaded all that it needs",
+        "    for name in IMPORTED_LATER:\n        __import__(name)\n    os.close",
+        "    os.close",
+        "test_timers.py::test_a_watcher_needs_its_python_no_longer_once_it_is_armed",
+    ),
+    (
+        "what the sibling's save drops comes back",
+        "data = {**_dropped_fields(copy, data, path), **data}",
+        "pass",
+        "test_state.py::test_what_the_sibling_drops_when_it_saves_is_kept_for_us",
+    ),
+    (
+        "a copy of an earlier cluster's state is not used",
+        'or kept["loginKey"] != _login_key(path)',
+        "",
+        "test_state.py::test_a_cluster_that_the_sibling_makes_takes_nothing_from_an_earlier_one",
+    ),
+    (
+        "an expiry under way is not that of another deadline",
+        "gone |= _OF_EXPIRY",
+        "pass",
+        "test_state.py::test_an_expiry_that_was_under_way_is_not_that_of_the_siblings_deadline",
+    ),
+    (
+        "no disk is kept in a cache",
+        "        return siblings\n    return own",
+        "        return siblings\n    return siblings",
+        "test_state.py::test_what_cannot_be_made_again_is_not_kept_in_a_cache",
+    ),
+    (
+        "a VM whose files are gone is in the way of another of its name",
+        "    _refuse_lost(host, files)\n",
+        "",
+        "test_vm.py::test_a_vm_whose_files_are_gone_is_found_by_its_argv",
+    ),
+    (
+        "a deadline without a budget is none",
+        "state.disarmed or budget(state.lifetime) is None:",
+        "state.disarmed:",
+        "test_lifetime.py::test_a_budget_that_is_none_has_no_agenda",
+    ),
+    (
         "a watcher outlives any failure",
-        "except Exception as error:  # if we ended here,",
-        "except YclusterError as error:  # if we ended here,",
+        "except Exception as error:  # if this ended,",
+        "except YclusterError as error:  # if this ended,",
         "test_timers.py::test_a_watcher_stays_whatever_fails_and_whatever_becomes_of_the_sidecar_"
         "while_the_vm_runs",
     ),
@@ -1582,14 +1673,14 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a watcher lets go of its lock under the cluster's",
-        "with cluster_lock(host, files):\n        if _holds",
-        "with contextlib.nullcontext():\n        if _holds",
+        "with cluster_lock(self.host, self.files):\n            if self._is_needed",
+        "with contextlib.nullcontext():\n            if self._is_needed",
         "test_timers.py::test_a_watcher_that_leaves_gives_up_its_lock_before_an_arming_can_look",
     ),
     (
         "a watcher looks at the clock every few seconds",
-        "host.sleep(min(WATCH_INTERVAL, wake - host.now()))",
-        "host.sleep(wake - host.now())",
+        "self.host.sleep(max(0.02, min(WATCH_INTERVAL, wake - self.host.now())))",
+        "self.host.sleep(max(0.02, wake - self.host.now()))",
         "test_timers.py::test_a_suspend_costs_a_watcher_one_interval_at_most",
     ),
     (
@@ -1600,8 +1691,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a watcher stays with a VM whose sidecar can't be read",
-        "return files.sidecar.exists() and running(host, files)",
-        "return False",
+        "if state is None:\n            return self.vm is not None",
+        "if state is None:\n            return False",
         "test_timers.py::test_a_watcher_stays_whatever_fails_and_whatever_becomes_of_the_sidecar_"
         "while_the_vm_runs",
     ),
@@ -1613,8 +1704,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "doctor tells a deadline without a guard",
-        "if agenda(state) and not is_armed(host, state):",
-        "if False:",
+        "        if trouble:\n            text",
+        "        if False:\n            text",
         "test_telling.py::test_doctor_finds_what_is_left_over",
     ),
     (
@@ -1738,8 +1829,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a foreground watch waits for a verb at work",
-        "        if _holds(host, files, condition):\n            return False\n        if fd",
-        "        if fd",
+        "            if self._is_needed():\n                return False\n            if fd",
+        "            if fd",
         "test_timers.py::test_a_watch_waits_for_the_verb_that_is_giving_the_cluster_its_deadline",
     ),
 ]

@@ -379,9 +379,10 @@ def test_sizes_beyond_octal_digits_are_read_by_gnu_tar(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def disk(cache: Path) -> Path:
-    """The disk of a stopped cluster: an overlay with data at both ends and around the window's."""
-    base = qcow2(cache / "images" / "base", "300M", "write -P 1 0 64k", "write -P 2 255M 3M")
+def disk(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The disk of a stopped cluster: an overlay with data at both ends and around a window's."""
+    monkeypatch.setattr(ycluster, "WINDOW", 64 << 20)
+    base = qcow2(cache / "images" / "base", "100M", "write -P 1 0 64k", "write -P 2 63M 3M")
     over = cache / "demo.qcow2"
     argv = [
         "qemu-img",
@@ -394,10 +395,10 @@ def disk(cache: Path) -> Path:
         "-F",
         "qcow2",
         over,
-        "600M",
+        "160M",
     ]
     subprocess.run(argv, check=True, cwd=base.parent.parent)
-    writes = ["-c", "write -P 3 64k 64k", "-c", "write -P 4 599M 1M", "-c", "discard 256M 1M"]
+    writes = ["-c", "write -P 3 64k 64k", "-c", "write -P 4 159M 1M", "-c", "discard 64M 1M"]
     subprocess.run(["qemu-io", *writes, over], check=True, stdout=subprocess.DEVNULL, cwd=cache)
     state = prepared_host(cache, prepared="done")
     for path in (state.files.ssh_key, state.files.ssh_pub, state.files.known_hosts):

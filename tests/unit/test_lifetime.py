@@ -404,3 +404,9 @@ def test_retries_come_within_15_minutes_and_never_more_often_as_time_passes(
     one: float, other: float
 ) -> None:
     assert 60 <= retry_delay(min(one, other)) <= retry_delay(max(one, other)) <= 900
+
+
+@pytest.mark.parametrize("none", ["", "0"])
+def test_a_budget_that_is_none_has_no_agenda(none: str) -> None:
+    """Whatever deadline is left. (20.16)"""
+    assert ycluster.agenda(state(expires_at=int(NOW), lifetime=none, warn="10m")) == []
