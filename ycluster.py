@@ -8732,8 +8732,12 @@ def watch_all(host: Host) -> NoReturn:
     for name in IMPORTED_LATER:
         __import__(name)
     while True:
-        sweep(host, by="watch --all")
-        ahead = [wake_time(state) - host.now() for _, state in readable(host)]
+        ahead: list[float] = []
+        try:
+            sweep(host, by="watch --all")
+            ahead = [wake_time(state) - host.now() for _, state in readable(host)]
+        except Exception as error:  # whatever it is: the deadlines are to be kept all the same
+            host.output.warn(str(error))
         host.sleep(min([WATCH_INTERVAL, *(left for left in ahead if left > 0)]))
 
 
