@@ -682,10 +682,10 @@ def test_a_resume_sets_the_clock_of_the_guest_once_the_lock_is_free(
         seen.extend((ycluster.vm_status(host, files), ycluster.flock_held(files.lock)))
 
     monkeypatch.setattr(ycluster, "set_guest_clock", set_clock)
-    ycluster.resume(host, files)
+    ycluster.resume(host, ycluster.Selector(state_file=files.sidecar))
     assert seen == [], "it did not stand still"
     ycluster.pause(host, files)
-    ycluster.resume(host, files)
+    ycluster.resume(host, ycluster.Selector(state_file=files.sidecar))
     assert seen == ["running", False]
 
 
