@@ -7553,7 +7553,9 @@ def reconfigured(
     """
     if config is None:
         return state, []
-    wanted = state_from_config(config, Path(state.cache_dir))
+    made = state_from_config(config, Path(state.cache_dir))
+    # As it would be saved and read: a password in a URL is none of the differences.
+    wanted = decode_state(encode_state(made), made.files.sidecar)
     applied = _differences(state, wanted, _AT_ONCE)
     at_start = _differences(state, wanted, _AT_START) + _port_differences(state, wanted)
     fixed = _differences(state, wanted, _AT_PROVISION) + _k3s_differences(state, wanted)

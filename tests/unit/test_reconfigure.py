@@ -149,6 +149,18 @@ def test_what_belongs_to_the_disk_is_named_and_not_applied(
         assert getattr(changed, attr) == getattr(cluster(), attr)
 
 
+def test_a_password_that_was_not_saved_is_no_edit() -> None:
+    """Neither in the image's URL nor in that of k3s. (20.10, 20.14)"""
+    edits = {
+        "image": "https://me:hush@host.example/i.qcow2",
+        "k3s": {"source": "https://me:hush@host.example/k3s"},
+        "portForwards": None,
+    }
+    made = cluster(edits)
+    saved = ycluster.decode_state(ycluster.encode_state(made), made.files.sidecar)
+    assert saved != made and reconfigured(saved, runs=False, **edits) == (saved, "")
+
+
 def test_a_default_that_came_with_another_ycluster_is_no_edit() -> None:
     """Whoever follows the advice of a line about it would tear down a disk for nothing. (20.14)"""
     k3s = {"Version": "v1.30.1+k3s1", "Install": "airgap", "Source": ""}
