@@ -133,9 +133,7 @@ READY_TIMEOUT = 600.0  # A cold first boot without KVM takes one to five minutes
 LOCK_TIMEOUT = 300.0  # Longer than a whole stop, so that a verb that waits gets its turn.
 POWERDOWN_TIMEOUT = 100.0  # The guest's systemd gives a service 90 s to end.
 WATCH_INTERVAL = 5.0  # Between two looks of the watcher; so late may it act after a suspend.
-WATCH_GRACE = (
-    60.0  # So long after a moment the watcher leaves it to the timer that is armed for it.
-)
+WATCH_GRACE = 60.0  # For so long the watcher leaves a deadline to the timer that is armed for it.
 AT_EARLY = 120.0  # A job of at(1) starts up to a minute early; it then waits, at most this long.
 CLOCK_STEP = 30.0  # If the wall clock is set by less than this, deadlines stay where they are.
 NOTICE_TIMEOUT = 60.0  # For the command lifetime.onWarn.
@@ -7460,6 +7458,7 @@ def cluster_lock(
     Whatever changes a cluster passes here. What root has made by sudo, root may end by sudo.
     """
     refuse_sudo(host, files.sidecar)
+    host.program_source()  # before a wait, in which an upgrade may replace the file
     return locked(host, files.lock, timeout=patience, belongs_to=files.sidecar)
 
 
@@ -7735,6 +7734,7 @@ def _make_cluster(
 
 def _check_host(host: Host) -> None:
     """Raise, before anything is made, where a VM could not be started, or not be stopped again."""
+    host.program_source()  # before a download, in which an upgrade may replace the file
     host.need(
         {
             QEMU: "qemu-system-x86",
