@@ -5035,7 +5035,8 @@ def _look_for_vm(files: Files) -> Vm | None:
         vm = _vm_of(named, files.pidfile)
         if vm is not None:
             return vm
-    candidates = (_vm_of(pid, files.pidfile) for pid in pids())
+    # Of another user's process only the pidfile, in our own folder, may say that it is ours.
+    candidates = (_vm_of(pid, files.pidfile) for pid in pids() if _is_mine(pid))
     return next((vm for vm in candidates if vm is not None), None)
 
 
