@@ -8259,7 +8259,7 @@ def _leftover_timers(host: Host, survey: Survey) -> Iterator[Finding]:
     """Armed timers that no cluster names.
 
     Those of clusters that can't be read are not judged: their state file is there, but of a newer
-    version, or of another HOME.
+    version, or of another HOME; or nobody can tell whether it is there.
     """
     known = {timer.id for state in survey.states for timer in state.timers}
     ours = {str(state.files.sidecar) for state in survey.states}
@@ -8267,11 +8267,19 @@ def _leftover_timers(host: Host, survey: Survey) -> Iterator[Finding]:
         stale = []
         for ident in sorted(set(backend.jobs(host)) - known):
             found = re.search(r"--state '?(.*?)'? --by ", backend.job_text(host, ident))
-            if found and (found[1] in ours or not os.path.exists(found[1])):
+            if found and (found[1] in ours or _is_gone(Path(found[1]))):
                 stale.append(ident)
         if stale:
             text = f"{len(stale)} timers that belong to no cluster"
             yield Finding("timers", "warning", text, backend.removal(stale))
+
+
+def _is_gone(sidecar: Path) -> bool:
+    """Whether a state file is certainly not there."""
+    try:
+        return not has_state(Files(sidecar.parent, sidecar.stem))
+    except StateError:
+        return False
 
 
 CLUSTER_CHECKS: tuple[Callable[[Host, Survey], Iterator[Finding]], ...] = (
