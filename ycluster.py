@@ -5943,6 +5943,16 @@ def _by_name(items: Sequence[dict[str, Any]] | None, kind: str) -> dict[str, Any
     return {item["name"]: item.get(kind) or {} for item in items}
 
 
+def can_merge(host: Host, name: str) -> bool:
+    """Whether a cluster's names can go into the user's kubeconfig; a warning of what is wrong."""
+    if not host.which("kubectl"):
+        return False
+    unusable = _unusable(host)
+    if unusable:
+        host.output.warn_once(f"{unusable}; {name} gets a kubeconfig of its own")
+    return not unusable
+
+
 def check_context(
     host: Host,
     states: Sequence[State],
@@ -5959,12 +5969,7 @@ def check_context(
             other = f"the cluster {state.name} in {state.cache_dir}"
             why = f"{config.file}: context {context!r} is that of {other}"
             raise ConfigError(why, hint="give this one a context of its own")
-    if config.k3s.install == "none" or not host.which("kubectl"):
-        return
-    unusable = _unusable(host)
-    if unusable:
-        host.output.warn_once(f"{unusable}; {config.name} gets a kubeconfig of its own")
-    else:
+    if config.k3s.install != "none" and can_merge(host, config.name):
         _check_names(_views(host), config.name, context, config.network.bind_address)
 
 
@@ -7020,6 +7025,8 @@ def _with_deadline(host: Host, state: State) -> State:
 def _finish_boot(host: Host, state: State) -> None:
     """Wait without the lock, so that an extend, a stop or a reap gets its turn meanwhile."""
     say_deadline(host, state)
+    if state.has_k3s:
+        can_merge(host, state.name)  # told now, and not after minutes
     try:
         wait_ready(host, state, timeout=READY_TIMEOUT, more=k3s_stages(state))
         if state.has_k3s:

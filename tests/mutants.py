@@ -1448,7 +1448,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "doctor takes no guard for a leftover",
-        "if found and (found[1] in ours or not os.path.exists(found[1])):",
+        "if found and (found[1] in ours or _is_gone(Path(found[1]))):",
         "if found:",
         "test_telling.py::test_doctor_finds_what_is_left_over",
     ),

@@ -761,6 +761,20 @@ def test_a_kubeconfig_that_cannot_be_used_is_told_before_and_the_cluster_gets_it
 
 
 @needs_kubectl
+def test_a_start_tells_of_a_kubeconfig_that_cannot_be_used_before_it_waits_for_the_guest(
+    home: Path, user: Host, demo: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A boot takes minutes, and its user may be gone by its end. (20.7)"""
+    clock = Clocked(home, PATH=user.environ["PATH"], KUBECONFIG="/dev/null")
+    told: list[str] = []
+    wait_ready = lambda *args, **options: told.append(clock.log.getvalue())  # noqa: E731
+    monkeypatch.setattr(ycluster, "wait_ready", wait_ready)
+    ycluster._finish_boot(clock, demo)
+    assert missing(told[0], "warning:", "/dev/null", "demo") == []
+    assert clock.log.getvalue().count("warning:") == 1 and demo.files.kubeconfig.exists()
+
+
+@needs_kubectl
 @pytest.mark.skipif(os.getuid() != 0, reason="root alone writes whatever the mode")
 def test_root_writes_to_a_file_for_reading_as_it_can(user: Host, demo: State, home: Path) -> None:
     """What counts is whether it can be written, not its mode. (20.7)"""
