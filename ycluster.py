@@ -2969,9 +2969,9 @@ def _top_level_keys(text: str, path: str) -> Any:
         key, node = match[2], root
         if key in _IDENTITY:
             found = parse_yaml(block, path).value
-            if key in keys or not isinstance(found, dict) or found[key].value is None:
+            node = found.get(key, root) if isinstance(found, dict) else root
+            if key in keys or node.value in (None, {}):
                 raise ConfigError(f"{path}: {key} is not there once, with a value")
-            node = found[key]
         keys[key] = node
     return replace(root, value=keys)
 
@@ -6107,7 +6107,10 @@ def _leave_context(host: Host, file: Path, context: str) -> None:
     kubectl would then talk to another cluster, which nobody has asked for. With a name that leads
     nowhere it fails. So the name stays, too, if the files that kubectl merges are not known here.
     """
-    views = _views(host)
+    try:
+        views = _views(host)
+    except (YclusterError, ValueError):  # one of them is broken
+        views = {}
     real = os.path.realpath(file)
     others = [view for path, view in views.items() if os.path.realpath(path) != real]
     known = len(others) < len(views)
@@ -6135,7 +6138,7 @@ def merge_kubeconfig(host: Host, state: State) -> State:
     last = Path(state.kubeconfig) if state.kubeconfig else None
     with claim_lock(host):  # Two clusters of one name must not both find it free.
         _check_names(_views(host), state.name, state.context, state.dial_address, last)
-        if last != file:  # $KUBECONFIG may have named another file last time
+        if last not in (None, file):  # $KUBECONFIG may have named another file last time
             leave_kubeconfig(host, state, moving=True)
         # Saved before the file is touched: so a teardown takes our names out whatever happens.
         state = save_state(replace(state, kubeconfig=str(file)))

@@ -228,8 +228,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a cacheDir whose value is cut off is not the default",
-        " or found[key].value is None",
-        "",
+        "node.value in (None, {}):",
+        "node.value == {}:",
         "test_config.py::test_where_it_is_not_certain_which_cluster_a_config_is_of_its_error_stays",
     ),
     # --- 8 state sidecar

@@ -603,6 +603,18 @@ def test_where_the_merged_files_are_not_known_a_current_context_stays_and_is_rep
 
 
 @needs_kubectl
+def test_another_kubeconfig_that_is_broken_keeps_no_teardown_from_its_own(
+    home: Path, user: Host, demo: State
+) -> None:
+    """What would come into force is not known then, so the current context stays. (20.6)"""
+    merged = ycluster.merge_kubeconfig(with_files(user, home / "mine"), demo)
+    (home / "broken").write_text("{")
+    ycluster.forget_kubeconfig(with_files(user, home / "mine", home / "broken"), merged)
+    left = ycluster._view(user, home / "mine")
+    assert left == ycluster.Kubeconfig(current_context="a context")
+
+
+@needs_kubectl
 def test_a_start_leaves_a_current_context_that_its_user_has_unset_or_moved(
     home: Path, user: Host, demo: State
 ) -> None:
