@@ -3049,9 +3049,9 @@ def _top_level_keys(text: str, path: str) -> Any:
         key, node = match[2], root
         if key in _IDENTITY:
             found = parse_yaml(block, path).value
-            if key in keys or not isinstance(found, dict) or found[key].value is None:
+            node = found.get(key, root) if isinstance(found, dict) else root
+            if key in keys or node.value in (None, {}):
                 raise ConfigError(f"{path}: {key} is not there once, with a value")
-            node = found[key]
         keys[key] = node
     return replace(root, value=keys)
 
@@ -6577,6 +6577,16 @@ def _by_name(items: Sequence[dict[str, Any]] | None, kind: str) -> dict[str, Any
     return {item["name"]: item.get(kind) or {} for item in items}
 
 
+def can_merge(host: Host, name: str) -> bool:
+    """Whether a cluster's names can go into the user's kubeconfig; a warning of what is wrong."""
+    if not host.which("kubectl"):
+        return False
+    unusable = _unusable(host)
+    if unusable:
+        host.output.warn_once(f"{unusable}; {name} gets a kubeconfig of its own")
+    return not unusable
+
+
 def check_context(
     host: Host,
     states: Sequence[State],
@@ -6593,12 +6603,7 @@ def check_context(
             other = f"the cluster {state.name} in {state.cache_dir}"
             why = f"{config.file}: context {context!r} is that of {other}"
             raise ConfigError(why, hint="give this one a context of its own")
-    if config.k3s.install == "none" or not host.which("kubectl"):
-        return
-    unusable = _unusable(host)
-    if unusable:
-        host.output.warn_once(f"{unusable}; {config.name} gets a kubeconfig of its own")
-    else:
+    if config.k3s.install != "none" and can_merge(host, config.name):
         _check_names(_views(host), config.name, context, config.network.bind_address)
 
 
@@ -6736,7 +6741,10 @@ def _leave_context(host: Host, file: Path, context: str) -> None:
     kubectl would then talk to another cluster, which nobody has asked for. With a name that leads
     nowhere it fails. So the name stays, too, if the files that kubectl merges are not known here.
     """
-    views = _views(host)
+    try:
+        views = _views(host)
+    except (YclusterError, ValueError):  # one of them is broken
+        views = {}
     real = os.path.realpath(file)
     others = [view for path, view in views.items() if os.path.realpath(path) != real]
     known = len(others) < len(views)
@@ -6764,7 +6772,7 @@ def merge_kubeconfig(host: Host, state: State) -> State:
     last = Path(state.kubeconfig) if state.kubeconfig else None
     with claim_lock(host):  # Two clusters of one name must not both find it free.
         _check_names(_views(host), state.name, state.context, state.dial_address, last)
-        if last != file:  # $KUBECONFIG may have named another file last time
+        if last not in (None, file):  # $KUBECONFIG may have named another file last time
             leave_kubeconfig(host, state, moving=True)
         # Saved before the file is touched: so a teardown takes our names out whatever happens.
         state = save_state(replace(state, kubeconfig=str(file)))
@@ -7875,6 +7883,8 @@ def _with_deadline(host: Host, state: State) -> State:
 def _finish_boot(host: Host, state: State) -> None:
     """Wait without the lock, so that an extend, a stop or a reap gets its turn meanwhile."""
     say_deadline(host, state)
+    if state.has_k3s:
+        can_merge(host, state.name)  # told now, and not after minutes
     try:
         wait_ready(host, state, timeout=READY_TIMEOUT, more=k3s_stages(state))
         if state.has_k3s:
@@ -9308,7 +9318,7 @@ def _leftover_timers(host: Host, survey: Survey) -> Iterator[Finding]:
     """Armed timers that no cluster names.
 
     Those of clusters that can't be read are not judged: their state file is there, but of a newer
-    version, or of another HOME.
+    version, or of another HOME; or nobody can tell whether it is there.
     """
     known = {timer.id for state in survey.states for timer in state.timers}
     ours = {str(state.files.sidecar) for state in survey.states}
@@ -9316,11 +9326,19 @@ def _leftover_timers(host: Host, survey: Survey) -> Iterator[Finding]:
         stale = []
         for ident in sorted(set(backend.jobs(host)) - known):
             found = re.search(r"--state '?(.*?)'? --by ", backend.job_text(host, ident))
-            if found and (found[1] in ours or not os.path.exists(found[1])):
+            if found and (found[1] in ours or _is_gone(Path(found[1]))):
                 stale.append(ident)
         if stale:
             text = f"{len(stale)} timers that belong to no cluster"
             yield Finding("timers", "warning", text, backend.removal(stale))
+
+
+def _is_gone(sidecar: Path) -> bool:
+    """Whether a state file is certainly not there."""
+    try:
+        return not has_state(Files(sidecar.parent, sidecar.stem))
+    except StateError:
+        return False
 
 
 CLUSTER_CHECKS: tuple[Callable[[Host, Survey], Iterator[Finding]], ...] = (

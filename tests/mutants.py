@@ -312,8 +312,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a cacheDir whose value is cut off is not the default",
-        " or found[key].value is None",
-        "",
+        "node.value in (None, {}):",
+        "node.value == {}:",
         "test_config.py::test_where_it_is_not_certain_which_cluster_a_config_is_of_its_error_stays",
     ),
     # --- 8 state sidecar
@@ -1710,7 +1710,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "doctor takes no guard for a leftover",
-        "if found and (found[1] in ours or not os.path.exists(found[1])):",
+        "if found and (found[1] in ours or _is_gone(Path(found[1]))):",
         "if found:",
         "test_telling.py::test_doctor_finds_what_is_left_over",
     ),

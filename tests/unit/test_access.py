@@ -92,6 +92,34 @@ def test_a_cluster_whose_folder_cannot_be_read_is_not_taken_for_none(
     told(by_modes(home, verb, "-c", tmp_path), 4, sidecar, "Permission denied")
 
 
+LEFT_OVER = """
+import os, sys, ycluster
+
+class Stub(ycluster.Timer):
+    name, survives = "stub", {}
+    def jobs(self, host): return sys.argv[1:]
+    def job_text(self, host, ident): return f"python x.ycluster.py --state {ident} --by stub "
+    def removal(self, idents): return " ".join(idents)
+
+ycluster.TIMERS = (Stub(),)
+host = ycluster.Host(os.environ, ycluster.Output(sys.stdout, sys.stderr))
+for finding in ycluster._leftover_timers(host, ycluster.Survey((), ())):
+    print(finding.remedy, end="")
+"""
+
+
+def test_a_timer_of_a_cluster_in_a_folder_that_cannot_be_read_is_no_leftover(
+    home: Path, cache: Path, tmp_path: Path, unlocked: None
+) -> None:
+    """Doctor's remedy would remove the timer of a cluster that runs. (20.13)"""
+    there, gone = made(cache, expires_at=FAR_AHEAD).files.sidecar, tmp_path / "gone.json"
+    cache.chmod(0)
+    words = bound_by_modes(sys.executable, "-c", LEFT_OVER, there, gone)
+    env = {"HOME": str(home), "PYTHONPATH": str(PROGRAM.parent)}
+    ran = subprocess.run(words, env=env, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, str(gone), "")
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to make files of another user's")
 def test_a_folder_that_is_another_users_is_given_back_where_it_is_in_the_home(
     home: Path, cache: Path, tmp_path: Path, host: Clocked

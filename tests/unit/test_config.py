@@ -785,6 +785,7 @@ UNCERTAIN = {
     "a wrong provider": "name: a\nprovider: qmu\n",
     "JSON": '{"name": "a",\n"memory": [\n',
     "a list": "- name: a\n",
+    "no name, though it begins like one": "name:x: a\ncpus: [\n",
     "another name in it": "context: |\n  name: b\nmemory: [\n",
 }
 

@@ -757,6 +757,18 @@ def test_where_the_merged_files_are_not_known_a_current_context_stays_and_is_rep
 
 
 @needs_kubectl
+def test_another_kubeconfig_that_is_broken_keeps_no_teardown_from_its_own(
+    home: Path, user: Host, demo: State
+) -> None:
+    """What would come into force is not known then, so the current context stays. (20.6)"""
+    merged = ycluster.merge_kubeconfig(with_files(user, home / "mine"), demo)
+    (home / "broken").write_text("{")
+    ycluster.forget_kubeconfig(with_files(user, home / "mine", home / "broken"), merged)
+    left = ycluster._view(user, home / "mine")
+    assert left == ycluster.Kubeconfig(current_context="a context")
+
+
+@needs_kubectl
 def test_a_start_leaves_a_current_context_that_its_user_has_unset_or_moved(
     home: Path, user: Host, demo: State
 ) -> None:
@@ -912,6 +924,20 @@ def test_a_kubeconfig_that_cannot_be_used_is_told_before_and_the_cluster_gets_it
     assert missing(after, culprit, f"export KUBECONFIG={demo.files.kubeconfig}") == []
     assert demo.files.kubeconfig.exists() and ycluster.load_state(demo.files) == demo
     assert {**tree(place), ".": None} == {**before, ".": None}
+
+
+@needs_kubectl
+def test_a_start_tells_of_a_kubeconfig_that_cannot_be_used_before_it_waits_for_the_guest(
+    home: Path, user: Host, demo: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A boot takes minutes, and its user may be gone by its end. (20.7)"""
+    clock = Clocked(home, PATH=user.environ["PATH"], KUBECONFIG="/dev/null")
+    told: list[str] = []
+    wait_ready = lambda *args, **options: told.append(clock.log.getvalue())  # noqa: E731
+    monkeypatch.setattr(ycluster, "wait_ready", wait_ready)
+    ycluster._finish_boot(clock, demo)
+    assert missing(told[0], "warning:", "/dev/null", "demo") == []
+    assert clock.log.getvalue().count("warning:") == 1 and demo.files.kubeconfig.exists()
 
 
 @needs_kubectl
