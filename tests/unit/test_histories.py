@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
-from hypothesis import settings
+from hypothesis import settings, stateful
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from unit_support import Clocked
@@ -338,7 +338,10 @@ class Histories(RuleBasedStateMachine):
         config = self.config(name) / "y-cluster-provision.yaml"
         config.write_text(re.sub(r"maxRun: '.*?'", f"maxRun: '{run}'", config.read_text()))
         by_config = Selector(config=self.config(name))
+        before = self.states().get(name)
         end = self.command(lambda: getattr(ycluster, verb)(self.host, by_config), crash)
+        if end == "killed" and before and before.expires_at is None:
+            self.unguarded.add(name)  # its first deadline is saved: the next command arms a timer
         if end != "done":
             return
         state = self.states()[name]
@@ -534,6 +537,12 @@ class Histories(RuleBasedStateMachine):
                 assert standing or name in self.unguarded, f"no timer of {name} will ever fire"
 
 
+def short(rule: stateful.Rule) -> str:
+    """Hypothesis wants the text of every rule at each step, and makes it of deep copies."""
+    return f"Rule({rule.function.__name__})"
+
+
+stateful.Rule.__repr__ = short  # type: ignore[method-assign]
 Histories.TestCase.settings = settings(
     max_examples=settings().max_examples * 3 // 2, stateful_step_count=40, deadline=None
 )
