@@ -7718,7 +7718,11 @@ def _claim(host: Host, config: QemuConfig, state: State) -> State:
     """
     with claim_lock(host):
         check_context(host, [other for _, other in readable(host)], config, state.files)
-        return save_state(state)
+        try:
+            return save_state(state)
+        except BaseException:
+            remove(state.files.copy)  # which comes first, and is of no use alone
+            raise
 
 
 def _make_cluster(

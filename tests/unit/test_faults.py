@@ -661,6 +661,28 @@ def test_a_verb_spares_its_own_cluster_and_reaps_the_one_of_the_same_name_elsewh
     assert ycluster.load_state(own.files).expires_at == LONG_AGO
 
 
+def test_a_provision_whose_state_cannot_be_saved_leaves_no_copy_of_it(
+    cli: Cli,
+    cache: Path,
+    tmp_path: Path,
+    no_qemu: None,
+    timer: Memory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The copy is written first, and the disk is full after it. (20.4)"""
+    (tmp_path / "y-cluster-provision.yaml").write_text("name: demo\nk3s: {install: none}\n")
+    write_file = ycluster.write_file
+
+    def full(path: Path, data: bytes, **options: int) -> None:
+        if path.name == "demo.json":
+            raise OSError(28, "No space left on device", str(path))
+        write_file(path, data, **options)
+
+    monkeypatch.setattr(ycluster, "write_file", full)
+    told(cli("provision", "-c", tmp_path), 1, "No space left")
+    assert [name for name in tree(cache) if "demo" in name] == []
+
+
 @pytest.mark.parametrize(
     "verb, code",
     [("start", 0), ("stop", 0), ("resume", 1), ("provision", 1), ("lifetime extend 1h", 0)],
