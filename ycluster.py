@@ -4284,11 +4284,15 @@ def install_program(host: Host, files: Files) -> None:
             write_file(path, content)
 
 
-def program_trouble(host: Host, files: Files) -> str:
-    """Why a timer could not run the private copy, or has failed to; empty if it is fit to run."""
+def program_trouble(host: Host, state: State) -> str:
+    """Why a timer could not run the private copy, or has failed to; empty if it is fit to run.
+
+    A reap that has armed its own retry has failed to act, and not to run.
+    """
+    files = state.files
     if not files.program.exists() or not files.launcher.exists():
         return "what it would run is not there"
-    if files.timer_failed.exists():
+    if files.timer_failed.exists() and state.retry_at is None:
         return _text_of(files.timer_failed).strip() or "its last run failed"
     if host.attempt(["/bin/sh", str(files.launcher), "probe"], timeout=60) is None:
         return "no Python 3.9 or later can run it"
@@ -4663,14 +4667,14 @@ def timer_trouble(host: Host, state: State) -> str:
     """What is wrong with the timer of the deadline, in words; empty if it will run."""
     if state.timer is None:
         return "none is armed"
-    return _trouble_of(host, state.files, state.timer)
+    return _trouble_of(host, state, state.timer)
 
 
-def _trouble_of(host: Host, files: Files, timer: ArmedTimer) -> str:
+def _trouble_of(host: Host, state: State, timer: ArmedTimer) -> str:
     backend = timer_named(timer.backend)
-    if backend is None or not backend.armed(host, files, timer):
+    if backend is None or not backend.armed(host, state.files, timer):
         return f"{timer.backend} has it no longer"
-    return program_trouble(host, files) if backend.launches else ""
+    return program_trouble(host, state) if backend.launches else ""
 
 
 def arm_timers(host: Host, state: State, *, renew: bool = False) -> State:
@@ -4739,7 +4743,7 @@ def _has_timer(
     for timer in state.timers:
         if (timer.event, timer.deadline) == (moment.event, int(moment.at)):
             known = timer_named(timer.backend) in backends
-            return known and not _trouble_of(host, state.files, timer)
+            return known and not _trouble_of(host, state, timer)
     return False
 
 
@@ -9114,15 +9118,15 @@ def _access_rows(state: State, shown: Mapping[str, Any]) -> list[tuple[str, str]
 
 def _enforcement(host: Host, state: State) -> dict[str, Any]:
     """Which timer enforces the deadline, what it survives, and what would give a better one."""
-    armed = is_armed(host, state)
+    trouble = timer_trouble(host, state)
+    armed = not trouble
+    shown = {"armed": armed, "trouble": trouble, "chosen": state.timer_choice}
     backend = timer_named(state.timer.backend) if state.timer else None
     if backend is None or state.timer is None:
-        shown = {"backend": "", "armed": armed, "nextFire": "", "survives": {}, "improve": ""}
-        return {**shown, "chosen": state.timer_choice}
+        return {"backend": "", **shown, "nextFire": "", "survives": {}, "improve": ""}
     return {
         "backend": backend.name,
-        "chosen": state.timer_choice,
-        "armed": armed,
+        **shown,
         "nextFire": format_time(state.timer.deadline) if armed else "",
         "survives": dict(backend.survives),
         "improve": "" if state.timer_choice else _better_timer(host, backend),
@@ -9141,7 +9145,9 @@ def _better_timer(host: Host, backend: Timer) -> str:
 def _enforcement_rows(state: State, shown: Mapping[str, Any]) -> list[tuple[str, str]]:
     if state.disarmed:
         return [("timer:", "disarmed by hand")]
-    name = shown["backend"] if shown["armed"] else "NONE: `ycluster lifetime arm` fixes it"
+    name = shown["backend"]
+    if not shown["armed"]:
+        name = f"NONE, {shown['trouble']}: `ycluster lifetime arm` fixes it"
     rows = [("timer:", name)]
     if shown["chosen"]:
         way_out = "`YCLUSTER_TIMER=auto ycluster lifetime arm` takes the best"

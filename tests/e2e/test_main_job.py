@@ -258,7 +258,7 @@ def test_start_gives_a_fresh_deadline_later_than_the_first(vm: Cluster) -> None:
     assert vm.status()["remainingSeconds"] > 0
     assert 3600 <= moment(vm.status()["expiresAt"]) - moment(vm.status()["startedAt"]) <= 3601
     assert vm.guard() | {"survives": None} == {
-        "backend": "at", "armed": True, "nextFire": vm.status()["expiresAt"], "survives": None, "improve": "",
+        "backend": "at", "armed": True, "trouble": "", "nextFire": vm.status()["expiresAt"], "survives": None, "improve": "",
         "chosen": "at",
     }  # fmt: skip
     assert (

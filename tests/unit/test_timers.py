@@ -731,7 +731,7 @@ def test_a_timer_whose_python_is_gone_finds_another(home: Path, cache: Path) -> 
     reap = ("lifetime", "reap", "--state", str(state.files.sidecar))
     done = launch(state.files, *reap)
     assert (done.returncode, done.stdout) == (0, "") and "demo:" in done.stderr
-    assert ycluster.program_trouble(host, state.files) == ""
+    assert ycluster.program_trouble(host, state) == ""
 
     without_a_system_python(state.files)
     elsewhere = home / "bin"
@@ -788,6 +788,8 @@ def test_a_timer_whose_last_run_failed_is_told_and_replaced(
     assert failed.returncode == 4
     state.files.sidecar.write_bytes(whole)
     assert "exit 4" in ycluster.timer_trouble(host, state)
+    # One that failed to act, and armed its retry, is no such timer.
+    assert ycluster.is_armed(host, replace(state, retry_at=DEADLINE))
     (finding,) = ycluster._unenforced(host, ycluster.Survey((state.files,), (state,)))
     assert (finding.name, finding.level) == ("demo", "failure") and "exit 4" in finding.text
     after = arm_timers(host, state)
