@@ -8893,7 +8893,7 @@ class Watcher:
             reap(self.host, self.files, by=self.by)
         elif self.vm is not None:
             self._stop_without_files(state, self.vm)
-        return self.host.now() + WATCH_INTERVAL
+        return self.host.now() + 1  # soon, as there may be nothing left to wait for
 
     def _sleep_of_host(self) -> float:
         """For how many seconds of this boot the host has been suspended."""

@@ -771,8 +771,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a VM whose pidfile is lost is found",
-        "(_vm_of(pid, files.pidfile) for pid in pids())",
-        "(_vm_of(pid, files.pidfile) for pid in ())",
+        "(_vm_of(pid, files.pidfile) for pid in pids() if",
+        "(_vm_of(pid, files.pidfile) for pid in () if",
         "test_vm.py::test_a_vm_whose_pidfile_is_lost_is_found_by_its_lock",
     ),
     (
