@@ -8829,8 +8829,9 @@ class Watcher:
         """
         if self._is_needed():
             return False
-        if not self.files.cache_dir.exists():
-            return True
+        lost = fd is not None and not os.path.exists(self.files.watch_lock)
+        if lost or not os.path.exists(self.files.cache_dir):
+            return True  # A cluster that is made there again has another watcher.
         with cluster_lock(self.host, self.files):
             if self._is_needed():
                 return False

@@ -235,7 +235,8 @@ def test_its_user_is_warned_and_extends_it_from_there(
         for event in map(json.loads, log.read_text().splitlines())
         if event["name"] == vm.name
     ]
-    assert told_of[-2:] == ["armed", "extended"] and told_of[-5:].count("warned") == 1
+    # The deadline's own job of at's, which starts up to a minute early, may find it extended and arm again.
+    assert "extended" in told_of[-2:] and told_of[-6:].count("warned") == 1
     vm.set_deadline(3600, warn="0", onWarn="")
     vm.run("lifetime", "arm", YCLUSTER_TIMER="systemd")
     wait_for("one timer", lambda: len(our_timers(vm)) == 1 and our_timers(vm) != armed)

@@ -32,6 +32,7 @@ from unit_support import (
     made,
     missing,
     refused,
+    tree,
 )
 
 import ycluster
@@ -1040,6 +1041,27 @@ def test_a_watcher_sets_the_guests_clock_after_the_host_has_slept(
     monkeypatch.setattr(host, "sleep", sleep)
     ycluster.Watcher(host, files, "watcher").run()
     assert seen == ["demo"] * sets
+
+
+def test_a_watcher_of_a_cluster_that_is_torn_down_makes_no_file_there(
+    host: Clocked, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even a lock, for a moment."""
+    ends = int(NOW) + 7200
+    files = made(cache, expires_at=ends, timers=(ArmedTimer("watcher", "watch", ends),)).files
+    locks = []
+    monkeypatch.setattr(
+        ycluster, "cluster_lock", lambda *args, **options: locks.append(1) or pytest.fail("a lock")
+    )
+
+    def sleep(seconds: float) -> None:
+        host.time += seconds
+        for path in (files.sidecar, files.copy, files.watch_lock):
+            path.unlink()
+
+    monkeypatch.setattr(host, "sleep", sleep)
+    ycluster.run_watcher(host, files)
+    assert locks == [] and tree(cache) == {}
 
 
 def test_arming_any_timer_sees_that_a_watcher_stands_beside(
