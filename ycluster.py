@@ -5066,12 +5066,22 @@ def _vm_of(pid: int, pidfile: Path) -> Vm | None:
     return None
 
 
-def pidfiles(pid: int) -> list[str]:
-    """The pidfiles that a process's argv names, as QEMU's does, ours or the sibling's."""
+def command_line(pid: int) -> list[str]:
+    """The argv of a process; empty where it is gone, or may not be seen."""
     try:
-        argv = os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")
+        return os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")
     except OSError:
         return []
+
+
+def monitor_option(files: Files) -> str:
+    """The value of the option that gives a QEMU of ours its monitor."""
+    return f"socket,id=qmp,path={files.qmp.name},server=on,wait=off"
+
+
+def pidfiles(pid: int) -> list[str]:
+    """The pidfiles that a process's argv names, as QEMU's does, ours or the sibling's."""
+    argv = command_line(pid)
     return [path for word, path in zip(argv, argv[1:]) if word == "-pidfile"]
 
 
@@ -5082,7 +5092,8 @@ def lost_vms() -> Iterator[tuple[int, Files]]:
             files = Files(pidfile.parent, pidfile.stem)
             if pidfile.suffix != ".pid" or os.path.lexists(files.sidecar):
                 continue
-            ours = _guest_name(pid) == files.name or os.path.exists(files.vm_lock)
+            # Other programs' QEMUs have a pidfile, too, and no state file of ours beside it.
+            ours = monitor_option(files) in command_line(pid) or os.path.exists(files.vm_lock)
             if ours and _is_mine(pid):
                 yield pid, files
 
@@ -5316,7 +5327,7 @@ def qemu_argv(state: State, accel: str) -> list[str]:
         *_disk_argv("boot", _qcow2(files.disk), ",bootindex=0"),
         *_network_argv(state),
         "-chardev", f"file,id=console,path={files.console.name}", "-serial", "chardev:console",
-        "-chardev", f"socket,id=qmp,path={files.qmp.name},server=on,wait=off",
+        "-chardev", monitor_option(files),
         "-mon", "chardev=qmp,mode=control",
         "-pidfile", str(files.pidfile), "-daemonize",
         *_seed_argv(files),
