@@ -282,6 +282,7 @@ def test_whatever_is_wrong_with_one_cluster_keeps_no_other_from_being_reaped(
         told(cli(*how.split()), code, "b: ")
         for state in others:  # the next command has them reaped, the others do it themselves
             wait_for(how, lambda state=state: not ycluster.load_state(state.files).expires_at)
+            wait_for("its end", lambda state=state: not ycluster.flock_held(state.files.lock))
     assert ycluster.load_state(bad.files) == bad
 
 
