@@ -564,7 +564,7 @@ def test_stop_goes_on_until_no_process_of_the_cluster_is_left(
 @pytest.mark.parametrize("ran_with", ["", "tcg"])
 @pytest.mark.parametrize("ending, kept", [("", True), ("teardown", False)])
 def test_an_expiry_tears_nothing_down_that_it_finds_stopped(
-    host: Clocked, files: Files, ran_with: str, ending: str, kept: bool
+    host: Clocked, files: Files, timer: Memory, ran_with: str, ending: str, kept: bool
 ) -> None:
     """What has stopped costs nothing to run. A teardown of ours that was cut off after it had
     stopped the VM goes on, though. (20.1)"""
@@ -580,7 +580,11 @@ def test_an_expiry_tears_nothing_down_that_it_finds_stopped(
 
 
 def test_a_teardown_that_fails_to_stop_the_vm_is_remembered_as_one_that_found_it(
-    impatient: Clocked, files: Files, processes: Processes, monkeypatch: pytest.MonkeyPatch
+    impatient: Clocked,
+    files: Files,
+    processes: Processes,
+    timer: Memory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its second try tears down what the first has stopped. A verb that gives the cluster another
     end makes it forget. (20.1)"""
