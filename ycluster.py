@@ -3575,16 +3575,15 @@ def _unreadable(path: Path, why: object) -> StateError:
     return StateError(f"{path}: {why!s:.200}", hint=f"fix {path}, or move it away; {way_out}")
 
 
-def decode_state(text: str, path: Path, copy: str = "") -> State:
+def decode_state(text: str, path: Path, copy: Callable[[], str] = str) -> State:
     """The state in a file's text. Raises StateError, which names the file and the bad field.
 
-    `copy` is the text of the copy of the state, empty where there is none.
+    `copy` gives the text of the copy of the state, empty where there is none.
     """
     data = _parse_object(text, path)
     if _WRITER not in data.items():  # the sibling's save has dropped it, and all that is ours
-        data = {**_dropped_fields(copy, data, path), **data}
+        data = {**_dropped_fields(copy(), data, path), **data}
     data.pop(_WRITER[0], None)
-    data.pop("loginKey", None)
     version = data.pop("version", None)
     if version != 1:
         why = f"{path}: version {version!r:.40}, and this ycluster knows version 1"
@@ -3640,7 +3639,7 @@ def _dropped_fields(copy: str, data: Mapping[str, Any], path: Path) -> dict[str,
             return {}
     except (ValueError, LookupError, TypeError, RecursionError):  # there is none, or half of one
         return {}
-    gone = set(_SIBLINGS)
+    gone = {*_SIBLINGS, "loginKey"}
     if kept.get("expiresAt") != data.get("expiresAt"):
         gone |= _OF_EXPIRY
     return {name: value for name, value in kept.items() if name not in gone}
@@ -3656,13 +3655,18 @@ def _login_key(sidecar: Path) -> str:
 
 def encode_state(state: State) -> str:
     """The text of the state file, in ASCII; the inverse of `decode_state`."""
+    return to_json(_state_object(state)) + "\n"
+
+
+def _state_object(state: State) -> dict[str, Any]:
+    """What a state file holds."""
     data: dict[str, Any] = {"version": 1, _WRITER[0]: _WRITER[1]}
     for name, (attr, field) in _FIELDS.items():
         value = getattr(state, attr)
         if _is_unset(attr, value) and attr != "port_forwards":  # which the sibling always writes
             continue
         data[name] = field.encode(value)
-    return to_json({**data, **state.extra}) + "\n"
+    return {**data, **state.extra}
 
 
 def _is_unset(attr: str, value: object) -> bool:
@@ -3695,7 +3699,7 @@ def load_state(files: Files) -> State:
         raise _unreadable(path, error) from None
     except OSError as error:
         raise _unreadable(path, error.strerror or error) from None
-    return decode_state(text, path, _text_of(files.copy))
+    return decode_state(text, path, partial(_text_of, files.copy))
 
 
 def _text_of(path: Path) -> str:
@@ -3710,10 +3714,9 @@ def save_state(state: State) -> State:
 
     The copy goes first: it counts only once the sibling has replaced the state file.
     """
-    text = encode_state(state)
-    copy = {**json.loads(text), "loginKey": _login_key(state.files.sidecar)}
+    copy = {**_state_object(state), "loginKey": _login_key(state.files.sidecar)}
     write_file(state.files.copy, to_json(copy).encode("ascii"))
-    write_file(state.files.sidecar, text.encode("ascii"))
+    write_file(state.files.sidecar, encode_state(state).encode("ascii"))
     return state
 
 
@@ -4257,6 +4260,14 @@ done
 echo 'no Python 3.9 or later is left to run it' >{failed}
 exit 127
 """
+
+
+def load_all(host: Host) -> None:
+    """Load all that a reap needs of this program and its Python: both may be gone by then."""
+    host.program_source()
+    for name in IMPORTED_LATER:
+        __import__(name)
+    os.close(pidfd_open(os.getpid()))  # which some Pythons do by another module
 
 
 def timer_argv(host: Host, files: Files, backend: str, *verb: str) -> list[str]:
@@ -5117,7 +5128,8 @@ def _guest_name(pid: int | str) -> str:
 
 def _runs_with_pidfile(pid: int, pidfile: Path) -> bool:
     """Whether the process is ours. Its argv may spell the directory otherwise: a link, relative."""
-    return os.path.realpath(pidfile) in map(os.path.realpath, pidfiles(pid))
+    named = pidfiles(pid)
+    return bool(named) and os.path.realpath(pidfile) in map(os.path.realpath, named)
 
 
 def _exited(pidfd: int, timeout: float) -> bool:
@@ -6555,7 +6567,8 @@ def _unwritable(file: Path) -> str:
             return f"{target} can't be written to"
     elif file.is_symlink() and not target.parent.is_dir():
         return f"{file} is a link to {target}, and there is no such folder"
-    for folder in (file.parent, file.parent if target.exists() else target.parent):
+    folders = [file.parent] if target.exists() else [file.parent, target.parent]
+    for folder in folders:
         place = existing_part(folder)
         if not os.access(place, os.W_OK | os.X_OK):
             return f"no file can be made in {place}"
@@ -7392,10 +7405,7 @@ def find_cluster(host: Host, which: Selector) -> Files:
     if which.state_file:
         return Files(which.state_file.parent.resolve(), which.state_file.stem)
     if which.config:
-        files = _files_of_config(host, which.config)
-        if not has_state(files):
-            host.output.say(last_teardown(host, files.name, str(files.cache_dir)), end="")
-        return files
+        return _named_by_config(host, _files_of_config(host, which.config))
     every = discover(host)
     if not every:
         raise _no_clusters(host, which)
@@ -7413,10 +7423,17 @@ def find_cluster(host: Host, which: Selector) -> Files:
 
 def find_with_config(host: Host, which: Selector) -> tuple[Files, QemuConfig | None]:
     """The one cluster that is meant, and the config by which it is named, where it is by one."""
-    config = None
-    if which.config:
-        config = require_qemu(load_config(which.config, host.home))
-    return find_cluster(host, which), config
+    if not which.config:
+        return find_cluster(host, which), None
+    config = require_qemu(load_config(which.config, host.home))
+    return _named_by_config(host, files_of(host, config)), config
+
+
+def _named_by_config(host: Host, files: Files) -> Files:
+    """The files; where there is no such cluster, what became of it is said."""
+    if not has_state(files):
+        host.output.say(last_teardown(host, files.name, str(files.cache_dir)), end="")
+    return files
 
 
 def _not_named(path: str, every: Sequence[Files]) -> UsageError:
@@ -7544,8 +7561,6 @@ _DURATIONS = ("lifetime.maxRun", "lifetime.warn", "lifetime.maxTotal")
 _UNSHOWN = ("image", "k3s.source", "lifetime.onWarn")  # a URL or a command may hold a password
 _A_START = "takes a stop and a start"
 _A_PROVISION = "takes a teardown, which removes the disk, and a provision"
-# The fields that a state file of the sibling's has, too; another that is unset in it is unknown.
-_SHARED = ("memory", "cpus", "ssh_port", "port_forwards", "disk_size", "context", "k3s")
 
 
 class Difference(Record):
@@ -7613,9 +7628,10 @@ def _with_new_deadline(
 
 def _what_takes(how: str, state: State, differences: Sequence[Difference]) -> list[str]:
     """A line on each difference that takes more. One in what the state does not know is none."""
-    ours = bool(state.image)
-    known = [item for item in differences if ours or not set(item.fields).isdisjoint(_SHARED)]
-    return [f"{difference} {how}" for difference in known]
+    if not state.image:  # the sibling's: a field that it does not write is unknown
+        shared = [{*map(camel_case, item.fields)} & _SIBLINGS for item in differences]
+        differences = [item for item, known in zip(differences, shared) if known]
+    return [f"{difference} {how}" for difference in differences]
 
 
 def _counted_from(state: State, clock: Clock) -> str:
@@ -8760,9 +8776,7 @@ def watch(host: Host, which: Selector, by: str) -> None:
 def watch_all(host: Host) -> NoReturn:
     """Reap whatever comes to be due, without end: the timer of a host that has none."""
     refuse_sudo(host, host.state_home())
-    host.program_source()  # now, as an upgrade may replace the file
-    for name in IMPORTED_LATER:
-        __import__(name)
+    load_all(host)
     while True:
         ahead: list[float] = []
         try:
@@ -8784,9 +8798,7 @@ def run_watcher(host: Host, files: Files) -> None:
     All that it may need is loaded before it counts as armed: this Python, and the file that it was
     started from, may be gone at the deadline.
     """
-    for name in IMPORTED_LATER:
-        __import__(name)
-    os.close(pidfd_open(os.getpid()))  # which some Pythons do by another module
+    load_all(host)
     watcher = Watcher(host, files, "watcher")
     fd = take_flock(host, files.watch_lock, timeout=2)
     if fd is not None:
@@ -8807,6 +8819,7 @@ class Watcher:
         self.files = files
         self.by = by
         self.known = load_state(files)  # the last that could be read
+        self.readable = True  # whether the last look could read it
         self.vm: Vm | None = None  # the VM that is held
         self.login: dict[str, bytes] = {}  # the files by which ssh logs in to it
         self.trouble = ""  # what was said last, so that it is not said again at each look
@@ -8851,35 +8864,35 @@ class Watcher:
             return True
 
     def _is_needed(self) -> bool:
-        state = self._look()
-        if state is None:
+        self.readable = self._look()
+        if not self.readable:
             return self.vm is not None
-        if not agenda(state):
+        if not agenda(self.known):
             return False
         # Whoever starts a VM has the cluster's lock until it runs, and then this is asked again.
-        return not self._stands_by(state) or self.vm is not None
+        return not self._stands_by(self.known) or self.vm is not None
 
     def _stands_by(self, state: State) -> bool:
         """Whether another timer is armed for the deadline."""
         other = state.timer is not None and state.timer.backend != self.by
         return self.by == "watcher" and other
 
-    def _look(self) -> State | None:
-        """Look at the VM and at the state; None where that can't be read, or is another VM's."""
+    def _look(self) -> bool:
+        """Look at the VM and at the state; False where that can't be read, or is another VM's."""
         if self.vm is not None and _exited(self.vm.pidfd, 0):
             os.close(self.vm.pidfd)
             self.vm = None
         if self.vm is None:
             self._hold()
         elif _pid_in(self.files.pidfile) not in (None, self.vm.pid):
-            return None  # its folder was lost, and another VM has been made in that place
+            return False  # its folder was lost, and another VM has been made in that place
         try:
-            state = load_state(self.files)
+            self.known = load_state(self.files)
         except StateError as error:
             self._say_once(error)
-            return None
-        self.known = state
-        return state
+            return False
+        self.trouble = ""
+        return True
 
     def _hold(self) -> None:
         """Hold the VM, if it runs, with or without its files, and keep what a login takes."""
@@ -8892,16 +8905,13 @@ class Watcher:
 
     def _act(self) -> float:
         """Reap what is due; returns when to look again, in seconds since the epoch."""
-        readable = self._look()
         state = adjusted(self.known, self.host.clock())
         wake = wake_time(state)
-        if readable is not None:
-            self.trouble = ""
         if self._stands_by(state):
             wake = time_of(state, DEADLINE) + WATCH_GRACE
         if wake > self.host.now():
             return wake
-        if readable is not None:
+        if self.readable:
             reap(self.host, self.files, by=self.by)
         elif self.vm is not None:
             self._stop_without_files(state, self.vm)
@@ -8966,8 +8976,13 @@ def show_as(
             host.output.data("    " + text)
 
 
-def describe(host: Host, state: State) -> dict[str, Any]:
-    """What `list -o json` and `status -o json` show of a cluster (shape version 1)."""
+def describe(host: Host, state: State, *, armed: bool | None = None) -> dict[str, Any]:
+    """What `list -o json` and `status -o json` show of a cluster (shape version 1).
+
+    `armed`: whether its timer is, where that is known; to ask it starts other programs.
+    """
+    if armed is None:
+        armed = bool(agenda(state)) and is_armed(host, state)
     left = None if state.expires_at is None else int(state.expires_at - host.now())
     warns_at = time_of(state, WARNING)
     ports = [{"host": forward.host, "guest": forward.guest} for forward in state.port_forwards]
@@ -8983,7 +8998,7 @@ def describe(host: Host, state: State) -> dict[str, Any]:
         "remainingSeconds": left,
         "warnsAt": "" if warns_at == NEVER else format_time(warns_at),
         "disarmed": state.disarmed,
-        "armed": bool(agenda(state)) and is_armed(host, state),
+        "armed": armed,
         "reaped": _encode_record(state.reaped),
         "sshPort": state.ssh_port,
         "portForwards": ports,
@@ -9082,7 +9097,11 @@ def status(host: Host, files: Files, form: str) -> None:
 def lifetime_status(host: Host, files: Files, form: str) -> None:
     """One cluster's deadline, and the timer that enforces it."""
     state = current(host, files)
-    shown = {**describe(host, state), "enforcement": _enforcement(host, state)}
+    trouble = timer_trouble(host, state)
+    shown = {
+        **describe(host, state, armed=bool(agenda(state)) and not trouble),
+        "enforcement": _enforcement(host, state, trouble),
+    }
 
     def lines() -> list[Line]:
         rows = _status_rows(state, shown, bar=host.output.shown)
@@ -9128,9 +9147,11 @@ def _access_rows(state: State, shown: Mapping[str, Any]) -> list[tuple[str, str]
     return [*rows, ("disk:", shown["disk"])]
 
 
-def _enforcement(host: Host, state: State) -> dict[str, Any]:
-    """Which timer enforces the deadline, what it survives, and what would give a better one."""
-    trouble = timer_trouble(host, state)
+def _enforcement(host: Host, state: State, trouble: str) -> dict[str, Any]:
+    """Which timer enforces the deadline, what it survives, and what would give a better one.
+
+    `trouble` is what is wrong with it; empty if nothing is.
+    """
     armed = not trouble
     shown = {"armed": armed, "trouble": trouble, "chosen": state.timer_choice}
     backend = timer_named(state.timer.backend) if state.timer else None

@@ -355,8 +355,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "fields that are unknown here are written back",
-        "to_json({**data, **state.extra})",
-        "to_json(data)",
+        "return {**data, **state.extra}",
+        "return data",
         "test_state.py::test_fields_of_others_are_kept_as_they_are",
     ),
     (
@@ -753,13 +753,13 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a VM is known by its own pidfile",
-        "return os.path.realpath(pidfile) in map(os.path.realpath, pidfiles(pid))",
-        "return bool(pidfiles(pid))",
+        "return bool(named) and os.path.realpath(pidfile) in map(os.path.realpath, named)",
+        "return bool(named)",
         "test_vm.py::test_the_vm_of_another_cluster_is_not_ours",
     ),
     (
         "whoever has a stale pid is left alone",
-        "return os.path.realpath(pidfile) in map(os.path.realpath, pidfiles(pid))",
+        "return bool(named) and os.path.realpath(pidfile) in map(os.path.realpath, named)",
         "return True",
         "test_vm.py::test_a_foreign_process_in_the_pidfile_is_never_taken_for_the_vm",
     ),
@@ -1594,7 +1594,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a watcher that stands by leaves with its VM",
-        "return not self._stands_by(state) or self.vm is not None",
+        "return not self._stands_by(self.known) or self.vm is not None",
         "return True",
         "test_timers.py::test_a_watcher_that_stands_by_leaves_with_its_vm",
     ),
@@ -1624,7 +1624,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "what the sibling's save drops comes back",
-        "data = {**_dropped_fields(copy, data, path), **data}",
+        "data = {**_dropped_fields(copy(), data, path), **data}",
         "pass",
         "test_state.py::test_what_the_sibling_drops_when_it_saves_is_kept_for_us",
     ),
@@ -1691,8 +1691,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a watcher stays with a VM whose sidecar can't be read",
-        "if state is None:\n            return self.vm is not None",
-        "if state is None:\n            return False",
+        "if not self.readable:\n            return self.vm is not None",
+        "if not self.readable:\n            return False",
         "test_timers.py::test_a_watcher_stays_whatever_fails_and_whatever_becomes_of_the_sidecar_"
         "while_the_vm_runs",
     ),

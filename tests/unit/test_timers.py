@@ -715,6 +715,15 @@ def without_a_system_python(files: Files) -> None:
     files.launcher.write_text(re.sub(r"/usr/(local/)?bin/python3", "/nowhere/python3", text))
 
 
+@pytest.fixture
+def launching(monkeypatch: pytest.MonkeyPatch, log: list[str]) -> Memory:
+    """The only timer there is: in memory, and one that starts the program when it fires."""
+    memory = Memory("memory", log)
+    memory.launches = True
+    use(monkeypatch, memory)
+    return memory
+
+
 class Armed(Clocked):
     """A host whose program was armed by a Python of its own."""
 
@@ -749,12 +758,9 @@ def test_a_timer_whose_python_is_gone_finds_another(home: Path, cache: Path) -> 
     ids=["too old, or without its library", "not there"],
 )
 def test_a_timer_that_finds_no_python_says_so_and_is_replaced(
-    home: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, log: list[str], python: str
+    home: Path, cache: Path, launching: Memory, python: str
 ) -> None:
     """(20.11)"""
-    memory = Memory("memory", log)
-    memory.launches = True
-    use(monkeypatch, memory)
     host = Armed(home)
     host.python = str(home / "python3")
     state = arm_timers(host, made(cache, expires_at=DEADLINE))
@@ -775,12 +781,9 @@ def test_a_timer_that_finds_no_python_says_so_and_is_replaced(
 
 
 def test_a_timer_whose_last_run_failed_is_told_and_replaced(
-    home: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]
+    home: Path, cache: Path, launching: Memory
 ) -> None:
     """(20.11)"""
-    memory = Memory("memory", log)
-    memory.launches = True
-    use(monkeypatch, memory)
     host = Clocked(home)
     state = arm_timers(host, made(cache, expires_at=DEADLINE))
     whole = state.files.sidecar.read_bytes()
@@ -798,12 +801,9 @@ def test_a_timer_whose_last_run_failed_is_told_and_replaced(
 
 
 def test_a_timer_without_its_launcher_is_replaced(
-    home: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]
+    home: Path, cache: Path, launching: Memory
 ) -> None:
     """As those that an earlier version has armed. (20.11)"""
-    memory = Memory("memory", log)
-    memory.launches = True
-    use(monkeypatch, memory)
     host = Clocked(home)
     state = arm_timers(host, made(cache, expires_at=DEADLINE))
     state.files.launcher.unlink()
@@ -918,7 +918,7 @@ def test_a_watcher_ends_a_vm_whose_files_are_lost_at_the_deadline_it_knows(
     watcher = ycluster.Watcher(host, files, "watcher")
     looks = []
 
-    def then_it_is_lost() -> ycluster.State | None:
+    def then_it_is_lost() -> bool:
         looks.append(1)
         if len(looks) == 2:
             if lost == "folder":
