@@ -24,7 +24,7 @@ The sections. Each uses only what stands above it.
                         `load_identity`, as much of it as tells the cluster; `schema_for`
    8 state sidecar      `State` <-> <cacheDir>/<name>.json; `Files`, what a cluster owns on disk;
                         `discover`; `log_event` and `last_teardown`, the log of events
-   9 lifetime decisions `agenda`, `adjusted`, `decide`, `anchored`, `extended`, `retry_delay`: pure
+   9 lifetime decisions `agenda`, `adjusted`, `decide`, `anchored`, `moved`, `retry_delay`: pure
   10 timers             systemd --user, at(1) and the watcher, each a `Timer`; `arm_timers`
   11 gcloud flags       `gcp_flags`, `gcp_warnings`, and `gcp_lifetime` of an instance: pure
   12 QMP                `Qmp`, the client of QEMU's monitor
@@ -4159,41 +4159,46 @@ def warned_by_hand(state: State, now: float) -> State:
 
 
 class HowFar(Record):
-    """How far `extend` pushes a deadline out; exactly one of its fields is set."""
+    """Where a deadline is to go; exactly one of the first four fields is set."""
 
     by: int | None = None  # nanoseconds after the deadline, or after now where that has passed
     from_now: int | None = None  # nanoseconds
     until: str = ""  # HH:MM, or an RFC 3339 time
     moment: int | None = None  # seconds since the epoch
+    exact: bool = False  # exactly there, which may be earlier than it was; else never earlier
 
     def fixed(self, now: float) -> HowFar:
         """The same as a moment, unless it counts from the deadline."""
         if self.until:
-            return HowFar(moment=parse_until(self.until, now))
+            return HowFar(moment=parse_until(self.until, now), exact=self.exact)
         if self.from_now is not None:
-            return HowFar(moment=int(now) + seconds_up(self.from_now))
+            now_up = -int(-now // 1)  # a fraction of a second is given, not taken
+            return HowFar(moment=now_up + seconds_up(self.from_now), exact=self.exact)
         return self
 
     def deadline(self, expires_at: int, now: float) -> int:
-        """The deadline that it makes of another, never earlier; seconds since the epoch."""
+        """The deadline that it makes of another; seconds since the epoch."""
         moment = self.fixed(now).moment
         if moment is not None:
-            return max(expires_at, moment)
+            return moment if self.exact else max(expires_at, moment)
         return max(expires_at, int(now)) + seconds_up(self.by or 0)
 
 
-def extended(state: State, how_far: HowFar, clock: Clock) -> State:
-    """The state with its deadline pushed out.
+def moved(state: State, how_far: HowFar, clock: Clock) -> State:
+    """The state with its deadline pushed out, or exactly where it is wanted.
 
     Raises YclusterError if no deadline is set, or past lifetime.maxTotal; UsageError if the new
     deadline is absurd.
     """
     if state.expires_at is None:
-        why = f"{state.name}: no deadline is set, so there is none to extend{last_expiry(state)}"
+        why = f"{state.name}: no deadline is set, so there is none to move{last_expiry(state)}"
         hint = "`ycluster start` gives a fresh budget; `ycluster lifetime arm -c DIR` applies the "
         hint += "lifetime.maxRun of its config"
         raise YclusterError(why, hint=hint)
     expires_at = how_far.deadline(state.expires_at, clock.now)
+    if how_far.exact and expires_at <= clock.now:
+        hint = f"`ycluster stop --name {state.name}` stops it now"
+        raise UsageError(f"{local_time(expires_at)} has passed", hint=hint)
     if expires_at > clock.now + 100 * 365 * 86400:
         hint = "`ycluster lifetime disarm` means never"
         raise UsageError("that is more than a hundred years from now", hint=hint)
@@ -4205,6 +4210,7 @@ def extended(state: State, how_far: HowFar, clock: Clock) -> State:
         ending="",
         boot_id=clock.boot_id,
         booted_at=round(clock.booted),
+        timers=() if how_far.exact and state.disarmed else state.timers,
     )
     return warned_by_hand(state, clock.now)
 
@@ -8650,6 +8656,9 @@ def _until(text: str) -> HowFar:
     return HowFar(until=text)
 
 
+DRY_RUN = argument("--dry-run", action="store_true", help="show what it would be; change nothing")
+
+
 HOW_FAR = OneOf(
     "how_far",
     (
@@ -8674,37 +8683,78 @@ HOW_FAR = OneOf(
 )
 
 
+EXACTLY_WHEN = OneOf(
+    "how_far",
+    (
+        argument(
+            "duration",
+            nargs="?",
+            metavar="DURATION",
+            type=_from_now,
+            help="how long from now, as a Go duration: 10m, 1h30m",
+        ),
+        argument(
+            "--until",
+            metavar="TIME",
+            type=_until,
+            help="at TIME: HH:MM (its next occurrence) or RFC 3339",
+        ),
+    ),
+    required=True,
+)
+
+
 @verb(
     "lifetime extend",
     "push the deadline out",
     ONE,
     HOW_FAR,
-    argument("--dry-run", action="store_true", help="show what it would be; change nothing"),
+    DRY_RUN,
     example="ycluster lifetime extend 2h --name demo",
     usage="%(prog)s (DURATION | --from-now DURATION | --until TIME) [--dry-run] [--name NAME|...]",
 )
-def extend(
-    host: Host,
-    files: Files,
-    how_far: HowFar,
-    *,
-    dry_run: bool = False,
-) -> None:
+def extend(host: Host, files: Files, how_far: HowFar, *, dry_run: bool = False) -> None:
     """Push the deadline out and re-arm. It never reaps first, even where that has passed."""
-    how_far = how_far.fixed(host.now())  # what is meant by now does not wait for the lock
-    with opened(host, files) as before:
-        state = extended(before, how_far, host.clock())
-        by = (state.expires_at or 0) - (before.expires_at or 0)
-        if not dry_run:
-            state = _with_timers(host, save_state(state))
-            expires_at = _encode_time(state.expires_at)
-            log_event(host, state, "extended", seconds=by, expiresAt=expires_at)
+    by, state = _move_deadline(host, files, how_far, "extended", dry_run=dry_run)
     if by:
         done = "would be extended" if dry_run else "extended"
         host.output.say(f"{state.name}: {done} by {in_words(by)}")
     else:
         host.output.say(f"{state.name}: its deadline is that late already; nothing changed")
     say_deadline(host, state)
+
+
+@verb(
+    "lifetime set",
+    "set the deadline, earlier or later than it is",
+    ONE,
+    EXACTLY_WHEN,
+    DRY_RUN,
+    example="ycluster lifetime set 10m --name demo",
+    usage="%(prog)s (DURATION | --until TIME) [--dry-run] [--name NAME|...]",
+)
+def set_deadline(host: Host, files: Files, how_far: HowFar, *, dry_run: bool = False) -> None:
+    """Set the deadline and arm it, also where it was disarmed. It never reaps first."""
+    how_far = replace(how_far, exact=True)
+    by, state = _move_deadline(host, files, how_far, "set", dry_run=dry_run)
+    done = "would be set" if dry_run else "set"
+    host.output.say(f"{state.name}: {done} {in_words(by)} {'later' if by >= 0 else 'earlier'}")
+    say_deadline(host, state)
+
+
+def _move_deadline(
+    host: Host, files: Files, how_far: HowFar, event: str, *, dry_run: bool
+) -> tuple[int, State]:
+    """By how many seconds the deadline was moved, and the state with it."""
+    how_far = how_far.fixed(host.now())  # what is meant by now does not wait for the lock
+    with opened(host, files) as before:
+        state = moved(before, how_far, host.clock())
+        by = (state.expires_at or 0) - (before.expires_at or 0)
+        if not dry_run:
+            state = _with_timers(host, save_state(state))
+            expires_at = _encode_time(state.expires_at)
+            log_event(host, state, event, seconds=by, expiresAt=expires_at)
+    return by, state
 
 
 @verb(

@@ -102,7 +102,7 @@ if wants e2e; then
         here=(unshare --mount --propagation private tests/e2e/in-namespace.sh)
     fi
     (($#)) && exec "${here[@]}" "${pytest[@]}" tests/e2e "$@"
-    # The guest that plays the host mostly waits for its deadlines, so does quickstart, and libguestfs's is one CPU: four lanes.
+    # The guest that plays the host mostly waits for its deadlines, and libguestfs's is one CPU: four lanes.
     lanes=('tests/e2e/test_quickstart.py' 'tests/e2e/test_real_host.py tests/e2e/test_k3s.py' tests/e2e/test_appliance.py) rest=()
     for lane in "${lanes[@]}"; do
         read -ra files <<<"$lane"

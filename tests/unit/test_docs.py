@@ -168,6 +168,7 @@ def test_the_log_of_events_is_as_documented(
     host.time += 3100
     ycluster.reap(host, state.files, by="memory")
     ycluster.extend(host, state.files, ycluster.HowFar(by=10**9))
+    ycluster.set_deadline(host, state.files, ycluster.HowFar(from_now=501 * 10**9))
     host.time += 1000
     with monkeypatch.context() as broken, pytest.raises(ycluster.YclusterError):
         broken.setitem(ycluster.END_BY, "stop", refuse)

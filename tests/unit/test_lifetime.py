@@ -48,7 +48,12 @@ def at(now: float, *, stepped: float = 0, boot: str = "boot") -> Clock:
 def extended(state: State, by: int, clock: Clock, until: int | None = None) -> State:
     """Extended by so many nanoseconds, or until a moment."""
     how_far = HowFar(by=by) if until is None else HowFar(until=ycluster.format_time(until))
-    return ycluster.extended(state, how_far, clock)
+    return ycluster.moved(state, how_far, clock)
+
+
+def exactly(state: State, until: int, clock: Clock) -> State:
+    """With its deadline at a moment."""
+    return ycluster.moved(state, HowFar(moment=until, exact=True), clock)
 
 
 # --- decide
@@ -294,6 +299,39 @@ def test_no_chain_of_extensions_passes_a_hundred_years() -> None:
     far = extended(state(expires_at=int(NOW)), ycluster.parse_duration("800000h"), at(NOW))
     with refused(ycluster.UsageError, "hundred years"):
         extended(far, ycluster.parse_duration("800000h"), at(NOW))
+
+
+@given(
+    moments.map(int),
+    moments,
+    st.integers(1, 10**8),
+    st.sampled_from([(), (DISARMED,), (STANDING,)]),
+)
+def test_set_puts_the_deadline_exactly_there_and_arms_it(
+    deadline: int, now: float, ahead: int, timers: tuple[ArmedTimer, ...]
+) -> None:
+    before = state(expires_at=deadline, timers=timers, retry_at=deadline + 60)
+    after = exactly(before, int(now) + ahead, at(now))
+    assert (after.expires_at, after.retry_at) == (int(now) + ahead, None)
+    assert not after.disarmed and (before.disarmed or after.timers == timers)
+
+
+@pytest.mark.parametrize(
+    "deadline, moment, error",
+    [
+        (LATER, int(NOW), ycluster.UsageError),
+        (LATER, int(NOW) - HOUR, ycluster.UsageError),
+        (LATER, int(NOW) + 6 * HOUR + 1, ycluster.YclusterError),
+        (None, LATER, ycluster.YclusterError),
+    ],
+    ids=["now", "past", "beyond maxTotal", "none is set"],
+)
+def test_a_deadline_that_cannot_be_set_is_refused(
+    deadline: int | None, moment: int, error: type[Exception]
+) -> None:
+    one = state(expires_at=deadline, started_at=int(NOW), max_total="6h")
+    with pytest.raises(error):
+        exactly(one, moment, at(NOW))
 
 
 # --- a clock that is set

@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -343,6 +344,27 @@ def test_extend_wants_exactly_one_way_of_saying_it(cli: Cli, cache: Path, more: 
     state = made(cache, expires_at=FAR_AHEAD)
     ran = cli("lifetime", "extend", *more.split())
     assert (ran.code, ran.out) == (2, "") and ycluster.load_state(state.files) == state
+
+
+def test_set_makes_the_deadline_earlier_and_arms_what_was_disarmed(
+    cli: Cli, cache: Path, timer: Memory
+) -> None:
+    state = made(cache, expires_at=FAR_AHEAD)
+    assert cli("lifetime", "disarm").code == 0
+    assert cli("lifetime", "set", "10m", "--dry-run").code == 0 and timer.standing == {}
+    told(cli("lifetime", "set", "10m"), 0, "demo: set", "earlier")
+    after = ycluster.load_state(state.files)
+    assert after.expires_at and 0 < after.expires_at - time.time() <= 601 and not after.disarmed
+    assert list(timer.standing.values()) == [after.expires_at]
+    told(cli("lifetime", "set", "--until", "2100-01-01T00:00:00Z"), 0, "later", "2100-01-01")
+    assert list(timer.standing.values()) == [4102444800]
+
+
+@pytest.mark.parametrize("more", ["", "--until 2020-01-01T00:00:00Z", "0s", "1h --until 18:00"])
+def test_set_wants_one_moment_to_come(cli: Cli, cache: Path, timer: Memory, more: str) -> None:
+    state = made(cache, expires_at=FAR_AHEAD)
+    assert cli("lifetime", "set", *more.split()).code == 2
+    assert ycluster.load_state(state.files) == state and timer.standing == {}
 
 
 # --- how it looks
