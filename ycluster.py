@@ -133,7 +133,7 @@ READY_TIMEOUT = 600.0  # A cold first boot without KVM takes one to five minutes
 LOCK_TIMEOUT = 300.0  # Longer than a whole stop, so that a verb that waits gets its turn.
 POWERDOWN_TIMEOUT = 100.0  # The guest's systemd gives a service 90 s to end.
 WATCH_INTERVAL = 5.0  # Between two looks of the watcher; so late may it act after a suspend.
-WATCH_GRACE = 60.0  # For so long the watcher leaves a deadline to the timer that is armed for it.
+WATCH_GRACE = 30.0  # For so long the watcher leaves a deadline to the timer that is armed for it.
 AT_EARLY = 120.0  # A job of at(1) starts up to a minute early; it then waits, at most this long.
 CLOCK_STEP = 30.0  # If the wall clock is set by less than this, deadlines stay where they are.
 NOTICE_TIMEOUT = 60.0  # For the command lifetime.onWarn.
@@ -8860,7 +8860,8 @@ class Watcher:
 
     The detached one stands beside the VM, and outlives its files: it holds the VM itself, the last
     state that could be read and what a login takes. It ends with the VM, or when a state that can
-    be read has no deadline. Where another timer is armed it comes second, after WATCH_GRACE.
+    be read has no deadline. Where another timer is armed it comes second, after WATCH_GRACE, but
+    for a state that can't be read, which that timer can't read either.
     """
 
     def __init__(self, host: Host, files: Files, by: str) -> None:
@@ -8958,7 +8959,7 @@ class Watcher:
         state = adjusted(self.known, self.host.clock())
         wake = wake_time(state)
         if self._stands_by(state):
-            wake = time_of(state, DEADLINE) + WATCH_GRACE
+            wake = time_of(state, DEADLINE) + (WATCH_GRACE if self.readable else 0)
         if wake > self.host.now():
             return wake
         if self.readable:

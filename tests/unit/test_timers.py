@@ -981,6 +981,30 @@ def test_a_watcher_stands_by_and_leaves_the_deadline_to_the_timer_for_a_while(
     assert ends + ycluster.WATCH_GRACE <= reaped.at <= ends + ycluster.WATCH_GRACE + 10
 
 
+def test_no_deadline_is_left_to_a_timer_that_cannot_read_it_either(
+    host: Clocked,
+    cache: Path,
+    processes: Processes,
+    monkeypatch: pytest.MonkeyPatch,
+    log: list[str],
+) -> None:
+    """Found by a random history: the files were removed, and systemd's timer had nothing to act on. (21.1.1)"""
+    use(monkeypatch, Memory("memory", log))
+    ends = int(NOW) + 100
+    state = arm_timers(host, made(cache, expires_at=ends))
+    vm = processes.start(GIVES_WAY, "-name", "demo", "-pidfile", str(state.files.pidfile))
+    state.files.pidfile.write_text(str(vm.pid))
+    watcher = ycluster.Watcher(host, state.files, "watcher")
+    watcher._look()
+    state.files.sidecar.write_text("rubbish")
+    asked = []
+    monkeypatch.setattr(
+        ycluster, "stop_vm", lambda *args: asked.append(host.time) or vm.kill() or vm.wait()
+    )
+    watcher.run()
+    assert ends <= asked[0] <= ends + ycluster.WATCH_INTERVAL
+
+
 def test_a_watcher_that_stands_by_leaves_with_its_vm(
     host: Clocked,
     cache: Path,
