@@ -221,6 +221,7 @@ ACTIONS: Mapping[str, Action] = {
     for action in (
         Action("stop", "stopped", in_doubt="stop"),
         Action("pause", "paused", in_doubt="pause"),
+        Action("suspend", "suspended", in_doubt="suspend"),
         Action("teardown", "torn down", in_doubt="stop", erases=True),
     )
 }
@@ -773,6 +774,48 @@ class Host:
         finally:
             process.kill()  # does nothing to a program that has ended
 
+    @contextlib.contextmanager
+    def beside(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: int | None = None,
+        stdout: int | None = None,
+    ) -> Iterator[IO[bytes]]:
+        """Run a program while the block lasts, with our end of the pipe that it has on one side.
+
+        Raises ProgramFailed where the program fails. It is killed where the block does, and where
+        it is not done a minute after it.
+        """
+        import subprocess
+
+        self.output.debug(shlex.join(argv))
+        program = self.which(argv[0])
+        if program is None:
+            raise PrerequisiteError(f"{argv[0]}: no such program on PATH")
+        process = subprocess.Popen(
+            [program, *argv[1:]],
+            stdin=subprocess.PIPE if stdin is None else stdin,
+            stdout=subprocess.PIPE if stdout is None else stdout,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            env=self.child_env(),
+        )
+        ours, errors = process.stdin or process.stdout, process.stderr
+        assert ours is not None and errors is not None
+        try:
+            with ours, errors:
+                yield ours
+                process.wait(60)
+                told = errors.read().decode(errors="replace")
+        except subprocess.TimeoutExpired:
+            raise TimedOut(f"{argv[0]} is not done a minute after its input has ended") from None
+        finally:
+            process.kill()  # does nothing to a program that has ended
+            process.wait()
+        if process.returncode:
+            raise ProgramFailed(argv, process.returncode, told)
+
     def attempt(self, argv: Sequence[str], *, timeout: float) -> str | None:
         """What a program writes to stdout; None if it is missing, fails or takes too long.
 
@@ -932,7 +975,12 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
         with contextlib.suppress(OSError):  # The error above is the one to report.
             os.unlink(beside)
         raise
-    with descriptor(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)) as directory:
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder outlive a loss of power."""
+    with descriptor(os.open(folder, os.O_RDONLY | os.O_DIRECTORY)) as directory:
         os.fsync(directory)
 
 
@@ -3226,6 +3274,10 @@ class Files(Record):
     watch_lock = OwnFile(".watch.lock")  # held by the watcher
     console = OwnFile("-console.log")  # what the guest writes to its serial console
 
+    # The memory of a suspended guest, and what is written before it is whole.
+    memory = OwnFile(".memory")
+    memory_part = OwnFile(".memory.part")
+
     # The guest's first boot: a folder of cloud-init files, and the ssh host key that they bring.
     seed = OwnFile("-seed")
     host_key = OwnFile("-hostkey")
@@ -3475,6 +3527,31 @@ def _encode_record(reaped: Reaped | None) -> dict[str, Any] | None:
 _REAPED: Field[Reaped | None] = Field(_EXPIRY.decode, _encode_record)
 
 
+class Suspended(Record):
+    """What belongs to the memory file of a suspended guest."""
+
+    at: int  # when it was written, in seconds since the epoch
+    packed: str  # the program that unpacks it, zstd; empty: it is as QEMU wrote it
+    digest: str  # its SHA-256; empty where what unpacks it finds every damage
+    fits: Mapping[str, Any]  # what has to be the same when it is loaded, see `memory_fits`
+
+
+_MEMORY_FILE = object_of(
+    Suspended,
+    at=_MOMENT,
+    packed=_TEXT,
+    digest=_TEXT,
+    fits=Field(_decode_object),
+)
+
+
+def _encode_suspended(suspended: Suspended | None) -> dict[str, Any] | None:
+    return None if suspended is None else _MEMORY_FILE.encode(suspended)
+
+
+_SUSPENDED: Field[Suspended | None] = Field(_MEMORY_FILE.decode, _encode_suspended)
+
+
 class State(Record):
     """The content of a cluster's state file, the sidecar. A field with no declaration is a text."""
 
@@ -3524,6 +3601,7 @@ class State(Record):
     timers: tuple[ArmedTimer, ...] = stored(_TIMERS, (), name="timer")
     timer_choice: str = ""  # the backend that YCLUSTER_TIMER has chosen; empty: the best there is
     reaped: Reaped | None = stored(_REAPED, None)
+    suspended: Suspended | None = stored(_SUSPENDED, None)  # while its memory is in a file
 
     extra: Mapping[str, Any] = {}  # the fields that are unknown here, as JSON held them
 
@@ -4190,6 +4268,9 @@ def moved(state: State, how_far: HowFar, clock: Clock) -> State:
     Raises YclusterError if no deadline is set, or past lifetime.maxTotal; UsageError if the new
     deadline is absurd.
     """
+    if state.suspended:
+        hint = f"`ycluster start --name {state.name}` goes on where it was, with a fresh budget"
+        raise YclusterError(f"{state.name} is suspended, and has no deadline", hint=hint)
     if state.expires_at is None:
         why = f"{state.name}: no deadline is set, so there is none to move{last_expiry(state)}"
         hint = "`ycluster start` gives a fresh budget; `ycluster lifetime arm -c DIR` applies the "
@@ -4964,8 +5045,12 @@ class Qmp:
         arguments: Mapping[str, Any] = {},
         *,
         timeout: float = 5.0,
+        fd: int | None = None,
     ) -> Any:
-        """What a command returns. QmpError where it is refused, or after `timeout` seconds."""
+        """What a command returns. QmpError where it is refused, or after `timeout` seconds.
+
+        QEMU gets a copy of the descriptor `fd` with it.
+        """
         self.serial += 1
         request = {"execute": command, "id": self.serial}
         if arguments:
@@ -4973,7 +5058,11 @@ class Qmp:
         until = self.monotonic() + timeout
         try:
             self.sock.settimeout(timeout)
-            self.sock.sendall(json.dumps(request).encode() + b"\n")
+            line = json.dumps(request).encode() + b"\n"
+            if fd is None:
+                self.sock.sendall(line)
+            else:
+                _send_with_descriptor(self.sock, line, fd)
         except OSError as error:
             raise QmpError(f"{command}: {error}") from None
         message = self._message(until)
@@ -4985,6 +5074,10 @@ class Qmp:
                 why = why.get("desc", why)
             raise QmpError(f"{command}: {why}")
         return message.get("return")
+
+    def give(self, name: str, fd: int) -> None:
+        """Let QEMU have a copy of a descriptor, for a `fd:NAME` of a migration."""
+        self.execute("getfd", {"fdname": name}, fd=fd)
 
     def _message(self, until: float) -> dict[str, Any]:
         """The next message. QmpError if a line is not a message, or does not come in time."""
@@ -5012,6 +5105,12 @@ class Qmp:
         if not chunk:
             raise QmpError("QEMU closed the connection")
         return chunk
+
+
+def _send_with_descriptor(sock: Any, line: bytes, fd: int) -> None:
+    import socket
+
+    socket.send_fds(sock, [line], [fd])
 
 
 # === 13 VM process ================================================================================
@@ -5077,7 +5176,7 @@ def _vm_of(pid: int, pidfile: Path) -> Vm | None:
     except ProcessLookupError:
         return None
     # Asked again: the number may have been recycled before it was opened; now it can't be.
-    if _runs_with_pidfile(pid, pidfile) and not _exited(pidfd, 0):
+    if _runs_with_pidfile(pid, pidfile) and not exited(pidfd, 0):
         return Vm(pid, pidfd)
     os.close(pidfd)
     return None
@@ -5138,7 +5237,7 @@ def _runs_with_pidfile(pid: int, pidfile: Path) -> bool:
     return bool(named) and os.path.realpath(pidfile) in map(os.path.realpath, named)
 
 
-def _exited(pidfd: int, timeout: float) -> bool:
+def exited(pidfd: int, timeout: float) -> bool:
     """Whether the process ends within `timeout` seconds; the kernel reports it at once."""
     ended, _, _ = select.select([pidfd], [], [], max(0.0, timeout))
     return bool(ended)
@@ -5187,11 +5286,16 @@ def _status_of(host: Host, files: Files, vm: Vm | None) -> str:
     if not files.qmp.exists():
         return "running"  # started by the sibling, which has no monitor
     try:
-        return str(ask_qemu(host, files, "query-status", timeout=2.0)["status"])
+        status = str(ask_qemu(host, files, "query-status", timeout=2.0)["status"])
+        return "paused" if status in _STANDS_STILL else status
     except QmpError:
-        if _exited(vm.pidfd, 0):
+        if exited(vm.pidfd, 0):
             return "stopped"
         return "busy" if flock_held(files.lock) else "unresponsive"
+
+
+# Run states of QEMU's around a suspend: no instruction of the guest's is executed.
+_STANDS_STILL = ("paused", "postmigrate", "inmigrate", "prelaunch", "finish-migrate")
 
 
 def pause_vm(host: Host, files: Files, vm: Vm) -> str:
@@ -5273,7 +5377,7 @@ def _ends_by(
     until = host.monotonic() + step.patience
     while True:
         left = until - host.monotonic()
-        if _exited(vm.pidfd, min(0.5, left)):
+        if exited(vm.pidfd, min(0.5, left)):
             return True
         if left <= 0:
             return False
@@ -5300,7 +5404,7 @@ def _powerdown(
 def _gone_soon(vm: Vm, steps: Steps) -> bool:
     """Whether QEMU ends within three seconds, until the button is pressed again."""
     for _ in range(6):
-        if _exited(vm.pidfd, 0.5):
+        if exited(vm.pidfd, 0.5):
             return True
         steps.waiting("guest-shutdown: waiting for the guest to power off")
     return False
@@ -5547,10 +5651,10 @@ def _kill(host: Host, files: Files) -> None:
     with find_vm(host, files) as vm:
         if vm is not None:
             send_signal(vm.pidfd, signal.SIGKILL)
-            _exited(vm.pidfd, 10)
+            exited(vm.pidfd, 10)
 
 
-def _spawn_qemu(host: Host, state: State, accel: str) -> None:
+def _spawn_qemu(host: Host, state: State, accel: str, *more: str) -> None:
     """Run QEMU until it is a daemon. It inherits the VM lock, and holds it as long as it lives."""
     files = state.files
     fd = take_flock(host, files.vm_lock, timeout=5)
@@ -5562,7 +5666,8 @@ def _spawn_qemu(host: Host, state: State, accel: str) -> None:
         remove(files.pidfile)
         # Made here, as QEMU's daemon has a umask of its own, 027.
         os.close(os.open(files.console, os.O_WRONLY | os.O_CREAT, 0o600))
-        host.run(qemu_argv(state, accel), timeout=60, cwd=files.cache_dir, pass_fds=(fd,))
+        argv = [*qemu_argv(state, accel), *more]
+        host.run(argv, timeout=60, cwd=files.cache_dir, pass_fds=(fd,))
         files.qmp.chmod(0o600)
 
 
@@ -5579,6 +5684,205 @@ def with_ports(host: Host, state: State) -> State:
     ]
     ssh_port = chosen.get(22, state.ssh_port)
     return replace(state, ssh_port=ssh_port, port_forwards=tuple(ports))
+
+
+# --- suspend: the guest's memory to a file, and back
+# A memory file belongs to one state of the disks alone. From when it is whole until it is removed
+# the guest executes nothing; it is removed before the guest goes on.
+MEMORY_TIMEOUT = 900.0  # seconds; 64 GiB at 100 MB/s take eleven minutes
+_PIPE = "memory"  # what QEMU knows the descriptor by
+
+
+def memory_fits(host: Host, state: State) -> dict[str, str]:
+    """What a memory file goes with: QEMU, the machine that it makes, and the state of its disks."""
+    version = host.run([QEMU, "--version"], timeout=20).stdout.partition("\n")[0]
+    fits = {
+        "QEMU": version,
+        "machine type": state.machine,
+        "accelerator": state.ran_with,
+        "CPU model": state.cpu_model,
+        "number of CPUs": state.cpus,
+        "memory size": state.memory,
+        "disk": _disk_state(state.files.disk),
+    }
+    if state.ran_with == "kvm":
+        fits["CPU of this host"] = _host_cpu()
+    if state.data_disk:
+        fits["data disk"] = _disk_state(Path(state.data_disk))
+    return fits
+
+
+def _disk_state(disk: Path) -> str:
+    """What changes whenever a disk is written to: its size, and its modification time in ns."""
+    try:
+        found = disk.stat()
+    except OSError as error:
+        return f"{disk}: {error.strerror}"
+    return f"{found.st_size} {found.st_mtime_ns}"
+
+
+def _host_cpu() -> str:
+    """The model and the features of this host's CPU, which a guest of KVM's may use."""
+    import hashlib
+
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    of_one = lines[: lines.index("")] if "" in lines else lines
+    facts = [line for line in of_one if line.startswith(("model name", "flags"))]
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
+
+
+def write_memory(host: Host, state: State, vm: Vm) -> Suspended:
+    """Write the guest's memory to its file, whole or not at all; the guest then stands still.
+
+    Raises YclusterError or OSError; a guest that ran then runs on.
+    """
+    files = state.files
+    ran = vm_status(host, files) == "running"
+    _check_room(files, vm)
+    remove(files.memory_part)
+    _continue(vm)
+    try:
+        with Qmp.connect(files.qmp, host.monotonic, timeout=5.0) as qmp:
+            qmp.execute("stop")
+            packed = _write_part(host, files, qmp)
+        digest = "" if packed else _digest(host, files.memory_part)
+        files.memory_part.replace(files.memory)
+        sync_folder(files.cache_dir)
+    except BaseException:
+        _give_up_memory(host, files, ran=ran)
+        raise
+    return Suspended(int(host.now()), packed, digest, memory_fits(host, state))
+
+
+def _give_up_memory(host: Host, files: Files, *, ran: bool) -> None:
+    """After a suspend that failed: no file, and a guest that runs on if it ran."""
+    with contextlib.suppress(OSError):  # the failure of the suspend is the one to report
+        remove(files.memory_part)
+        remove(files.memory)
+    if ran and not files.memory.exists():
+        with contextlib.suppress(YclusterError):
+            ask_qemu(host, files, "cont")
+
+
+def _check_room(files: Files, vm: Vm) -> None:
+    """Raise where the memory can't have room. Zero pages take none, and zstd packs the others."""
+    status = Path(f"/proc/{vm.pid}/status").read_text(encoding="utf-8")
+    found = re.search(r"^VmRSS:\s+([0-9]+) kB$", status, re.MULTILINE)
+    most = int(found[1]) << 10 if found else 0
+    disk = os.statvfs(files.cache_dir)
+    free = disk.f_bavail * disk.f_frsize
+    if free < most // 4:
+        why = f"{files.name}: its memory takes up to {most >> 20} MiB, and {files.cache_dir} has "
+        raise YclusterError(f"{why}{free >> 20} MiB left", hint="make room, or `ycluster stop` it")
+
+
+def _write_part(host: Host, files: Files, qmp: Qmp) -> str:
+    """Write the memory to the file that is not whole yet; returns what it was packed with."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    packed = "zstd" if host.which("zstd") else ""
+    with descriptor(os.open(files.memory_part, flags, 0o600)) as fd:
+        if packed:
+            with host.beside([packed, "-q", "-1", "-T0", "-c"], stdout=fd) as pipe:
+                qmp.give(_PIPE, pipe.fileno())
+                pipe.close()  # zstd ends when QEMU closes its copy
+                _migrate(host, qmp, files)
+        else:
+            qmp.give(_PIPE, fd)
+            _migrate(host, qmp, files)
+        os.fsync(fd)
+    return packed
+
+
+def _migrate(host: Host, qmp: Qmp, files: Files) -> None:
+    """Have QEMU write its memory to the descriptor that it was given, and wait until it has."""
+    qmp.execute("migrate-set-parameters", {"max-bandwidth": 1 << 40})  # it would go at 128 MiB/s
+    qmp.execute("migrate", {"uri": f"fd:{_PIPE}"})
+    steps = Steps(host.output, host.monotonic)
+    until = host.monotonic() + MEMORY_TIMEOUT
+    while True:
+        found = qmp.execute("query-migrate")
+        status = found.get("status")
+        if status == "completed":
+            steps.done(f"memory of {files.name}")
+            return
+        if status in ("failed", "cancelled"):
+            why = found.get("error-desc") or f"the migration has {status}"
+            raise YclusterError(f"{files.name}: QEMU could not write its memory: {why}")
+        if host.monotonic() > until:
+            qmp.execute("migrate_cancel")
+            raise TimedOut(f"{files.name}: its memory is not written in {MEMORY_TIMEOUT:.0f} s")
+        ram = found.get("ram", {})
+        steps.waiting(f"memory: {ram.get('transferred', 0) >> 20} MiB")
+        host.sleep(0.02)
+
+
+def _digest(host: Host, path: Path) -> str:
+    done = host.run(["sha256sum", str(path)], timeout=MEMORY_TIMEOUT, progress="checksum")
+    return done.stdout.split()[0].lstrip("\\")  # it begins with one where a name is escaped
+
+
+def memory_fault(host: Host, state: State) -> str:
+    """Why the memory of a suspended guest can't be loaded; empty where it can."""
+    suspended, files = state.suspended, state.files
+    if suspended is None:
+        return "it is not suspended"
+    if not files.memory.is_file():
+        return f"{files.memory} is gone"
+    now = memory_fits(host, state)
+    changed = [what for what, was in suspended.fits.items() if now.get(what) != was]
+    if changed or now.keys() != suspended.fits.keys():
+        other = changed or sorted(now.keys() ^ suspended.fits.keys())
+        return f"it fits no more, as this has changed since: {', '.join(other)}"
+    if suspended.packed and not host.which(suspended.packed):
+        return f"it is packed by {suspended.packed}, which is not installed"
+    if suspended.digest and _digest(host, files.memory) != suspended.digest:
+        return f"{files.memory} is damaged: its SHA-256 is another"
+    return ""
+
+
+def launch_from_memory(host: Host, state: State) -> State:
+    """Start QEMU with the guest's memory in it; the guest stands still. Returns as `launch`.
+
+    YclusterError: nothing is left running, and the memory file is as it was.
+    """
+    try:
+        _spawn_qemu(host, state, state.ran_with, "-incoming", "defer")
+        _read_memory(host, state)
+        return with_ports(host, state)
+    except BaseException:
+        _kill(host, state.files)
+        raise
+
+
+def _read_memory(host: Host, state: State) -> None:
+    files = state.files
+    packed = state.suspended.packed if state.suspended else ""
+    memory = descriptor(os.open(files.memory, os.O_RDONLY | os.O_NOFOLLOW))
+    with memory as fd, Qmp.connect(files.qmp, host.monotonic, timeout=5.0) as qmp:
+        if packed:
+            with host.beside([packed, "-q", "-d", "-c"], stdin=fd) as pipe:
+                qmp.give(_PIPE, pipe.fileno())
+                pipe.close()  # zstd fails where QEMU reads no further
+                _load(host, qmp, files)
+        else:
+            qmp.give(_PIPE, fd)
+            _load(host, qmp, files)
+
+
+def _load(host: Host, qmp: Qmp, files: Files) -> None:
+    """Have QEMU read its memory from the descriptor that it was given, and wait until it has."""
+    steps = Steps(host.output, host.monotonic)
+    until = host.monotonic() + MEMORY_TIMEOUT
+    try:
+        qmp.execute("migrate-incoming", {"uri": f"fd:{_PIPE}"}, timeout=60.0)
+        while qmp.execute("query-status", timeout=60.0)["status"] != "paused":
+            if host.monotonic() > until:
+                raise TimedOut(f"{files.name}: its memory is not read in {MEMORY_TIMEOUT:.0f} s")
+            steps.waiting("reading its memory")
+            host.sleep(0.02)
+    except QmpError as error:  # QEMU ends where it can't make sense of what it reads
+        raise YclusterError(f"{files.name}: QEMU could not read its memory: {error}") from None
+    steps.done(f"memory of {files.name}")
 
 
 def port_owner(host: Host, port: int) -> str:
@@ -5920,12 +6224,12 @@ class BootWait:
         self.until = self.host.monotonic() + self.timeout
         while not stage.reached(self.host, self.state, self.look):
             self.look()
-            _exited(self.vm.pidfd, 0.1)  # a pause, which the end of QEMU cuts short
+            exited(self.vm.pidfd, 0.1)  # a pause, which the end of QEMU cuts short
         self.steps.done(stage.name)
 
     def look(self) -> None:
         """Show the stage; raise TimedOut past its bound, YclusterError if the boot has failed."""
-        ended = _exited(self.vm.pidfd, 0)
+        ended = exited(self.vm.pidfd, 0)
         if ended or self.host.monotonic() > self.looked + 1:
             self.check()
             self.looked = self.host.monotonic()
@@ -5949,7 +6253,7 @@ class BootWait:
 
     def _trouble(self) -> str:
         """What keeps the guest from booting; empty if nothing is known to."""
-        if _exited(self.vm.pidfd, 0):
+        if exited(self.vm.pidfd, 0):
             return "QEMU ended"
         status = vm_status(self.host, self.state.files)
         if status == "stopped":
@@ -7524,10 +7828,17 @@ def opened(host: Host, files: Files, *, patience: float = LOCK_TIMEOUT) -> Itera
         yield state
 
 
+DISCARD_MEMORY = argument(
+    "--discard-memory",
+    action="store_true",
+    help="drop what ran in a suspended cluster; its disk is as after a power cut",
+)
+
 # For each state, the verb to use first, and its effect.
 WAYS_OUT: Mapping[str, tuple[str, str]] = {
     "stopped": ("start", "starts it, with a fresh budget"),
     "paused": ("resume", "wakes it"),
+    "suspended": ("start", "goes on where it was"),
     "running": ("stop", "stops it"),
 }
 
@@ -7537,6 +7848,12 @@ def wrong_state(state: State, now: str, why: str = "") -> YclusterError:
     verb_out, effect = WAYS_OUT.get(now, ("status", "shows more"))
     hint = f"`ycluster {verb_out} --name {state.name}` {effect}"
     return YclusterError(f"{state.name} is {now}{why}{last_expiry(state)}", hint=hint)
+
+
+def status_of(host: Host, state: State) -> str:
+    """What `vm_status` says of the cluster's VM; `suspended` where its memory is in a file."""
+    now = vm_status(host, state.files)
+    return "suspended" if now == "stopped" and state.suspended else now
 
 
 # --- a config that was edited since its cluster was made
@@ -7956,22 +8273,30 @@ def say_deadline(host: Host, state: State) -> None:
 
 @verb(
     "start",
-    "boot a stopped cluster, with a fresh budget; with -c by the config as it is now",
+    "boot a stopped cluster, or go on with a suspended one, with a fresh budget; with -c by the "
+    "config as it is now",
     ONE_OR_CONFIG,
+    DISCARD_MEMORY,
     example="ycluster start --name dev",
 )
-def start(host: Host, which: Selector) -> None:
+def start(host: Host, which: Selector, *, discard_memory: bool = False) -> None:
     """Boot a stopped cluster; for one that runs, see to its timers and its k3s."""
     files, config = find_with_config(host, which)
     _check_host(host)
     hand_over(host, spare=files)
     with opened(host, files) as state:
-        now = vm_status(host, files)
+        state = _settled(host, state)
+        if discard_memory:
+            state = _discarded(host, state)
+        now = status_of(host, state)
         if now == "paused":
             raise wrong_state(state, now)
         runs = now != "stopped"
         state, changes = reconfigured(state, config, host.clock(), runs=runs)
-        if not runs:
+        if now == "suspended":
+            say_changes(host, changes)
+            state = _go_on(host, state)
+        elif not runs:
             _check_disks(state)
             _check_ports(host, state)
             say_changes(host, changes)
@@ -7984,6 +8309,8 @@ def start(host: Host, which: Selector) -> None:
                 say_deadline(host, state)
                 return
             # Its install may have been cut short: finished below.
+    if now == "suspended":
+        set_guest_clock(host, state)
     _finish_boot(host, state)
 
 
@@ -8004,11 +8331,25 @@ def _require_disk(state: State) -> None:
         raise StateError(why, hint=hint)
 
 
-@verb("stop", "power a cluster off; its disk stays", ONE, example="ycluster stop --name dev")
-def stop(host: Host, files: Files) -> None:
+@verb(
+    "stop",
+    "power a cluster off; its disk stays",
+    ONE,
+    DISCARD_MEMORY,
+    example="ycluster stop --name dev",
+)
+def stop(host: Host, files: Files, *, discard_memory: bool = False) -> None:
     """Power the guest off; the disk stays."""
     hand_over(host, spare=files)
     with opened(host, files) as state:
+        state = _settled(host, state)
+        if discard_memory:
+            state = _discarded(host, state)
+        if status_of(host, state) == "suspended":
+            why = f"{state.name} is suspended: what ran in it is in {files.memory}"
+            hint = f"`ycluster start --name {state.name}` goes on with it; "
+            hint += f"`ycluster stop --discard-memory --name {state.name}` drops it"
+            raise YclusterError(why, hint=hint)
         how = _halt(host, state)
         swap_timers(host, stopped(state), ())
     if how:
@@ -8041,23 +8382,168 @@ def _halt(host: Host, state: State) -> str:
 @verb("pause", "freeze a cluster; its memory stays", ONE, example="ycluster pause --name dev")
 def pause(host: Host, files: Files) -> None:
     """Freeze the guest: its memory stays, its CPUs stand still. The deadline stays, too."""
-    with opened(host, files) as state, find_vm(host, files) as vm:
-        if vm is None:
-            raise wrong_state(state, "stopped")
-        pause_vm(host, files, vm)
+    with opened(host, files) as state:
+        state = _settled(host, state)
+        with find_vm(host, files) as vm:
+            if vm is None:
+                raise wrong_state(state, status_of(host, state))
+            pause_vm(host, files, vm)
     host.output.say(f"{state.name} is paused")
     say_deadline(host, state)
 
 
+# --- suspend
+@verb(
+    "suspend",
+    "write a cluster's memory to disk and end its VM; start goes on where it was",
+    ONE,
+    example="ycluster suspend --name dev",
+)
+def suspend(host: Host, files: Files) -> None:
+    """Write the guest's memory beside its disk, and end the VM. A failure lets the guest run on."""
+    hand_over(host, spare=files)
+    with opened(host, files) as state:
+        state = _settled(host, state)
+        with find_vm(host, files) as vm:
+            if vm is not None:
+                state = _suspend(host, state, vm)
+        if state.suspended is None:
+            raise wrong_state(state, status_of(host, state))
+        swap_timers(host, stopped(state), ())
+    host.output.say(f"{state.name} is suspended: its memory takes {mebibytes(files.memory)}")
+    host.output.say(f"  `ycluster start --name {state.name}` goes on where it was")
+
+
+def _suspend(host: Host, state: State, vm: Vm) -> State:
+    """Write the memory, save what belongs to it, and only then end QEMU.
+
+    A guest whose monitor does not answer runs on: that is the error.
+    """
+    suspended = write_memory(host, state, vm)
+    try:
+        state = save_state(replace(state, suspended=suspended))
+    except BaseException:
+        _give_up(host, state)
+        raise
+    _end_still(host, state)
+    log_event(host, state, "suspended", size=state.files.memory.stat().st_size)
+    return _stamped(host, state)
+
+
+def _give_up(host: Host, state: State) -> None:
+    """Without its state saved a memory file is of no use; the guest runs on."""
+    with contextlib.suppress(OSError, YclusterError):  # the failure of the save is to be reported
+        remove(state.files.memory)
+        ask_qemu(host, state.files, "cont")
+
+
+def _end_still(host: Host, state: State) -> None:
+    """End a QEMU whose guest stands still and has its memory in the file: nothing is lost."""
+    files = state.files
+    with find_vm(host, files) as vm:
+        if vm is None:
+            return
+        with contextlib.suppress(YclusterError):  # the signal is what follows a failure
+            ask_qemu(host, files, "quit")
+        if not exited(vm.pidfd, 10):
+            send_signal(vm.pidfd, signal.SIGKILL)
+            exited(vm.pidfd, 10)
+    remove(files.pidfile)
+    remove(files.qmp)
+
+
+def _stamped(host: Host, state: State) -> State:
+    """The state, saved, with its disks as they are now that a QEMU which ran nothing has ended."""
+    if state.suspended is None:
+        return state
+    fits = memory_fits(host, state)
+    if fits == state.suspended.fits:
+        return state
+    return save_state(replace(state, suspended=replace(state.suspended, fits=fits)))
+
+
+def _settled(host: Host, state: State) -> State:
+    """The state of a cluster whose suspend, or start from one, was cut off.
+
+    A VM that stands still beside its memory file has executed nothing since that was written: it is
+    ended, and the file is what counts. Where the file was removed, the VM is what counts.
+    """
+    if state.suspended is None or not running(host, state.files):
+        return state
+    if not state.files.memory.exists():
+        return save_state(replace(state, suspended=None))
+    if vm_status(host, state.files) != "paused":
+        return state  # the disk will have changed, and then nobody can load the memory any more
+    host.output.say(f"{state.name}: its suspend was cut off, or a start from it; it is suspended")
+    _end_still(host, state)
+    return _stamped(host, state)
+
+
+def _discarded(host: Host, state: State) -> State:
+    """The state of a suspended cluster without its memory: its disk is as after a power cut."""
+    if state.suspended is None:
+        return state
+    size = mebibytes(state.files.memory) if state.files.memory.exists() else "nothing"
+    remove(state.files.memory)
+    host.output.say(f"{state.name}: its memory is discarded ({size})")
+    return save_state(replace(state, suspended=None))
+
+
+def _go_on(host: Host, state: State) -> State:
+    """Let a suspended guest go on, with a fresh budget, in the order that `_boot` keeps.
+
+    Where its memory can't be loaded it stays suspended, and nothing is booted in its place.
+    """
+    _check_disks(state)
+    _check_ports(host, state)
+    fault = memory_fault(host, state)
+    if fault:
+        raise _not_loaded(state, fault)
+    kept = {name: getattr(state, name) for name in ("ran_with", "prepared")}
+    fresh = replace(anchored(with_choice(host, state), host.clock()), **kept)
+    try:
+        fresh = arm_timers(host, save_state(fresh))
+        fresh = save_state(launch_from_memory(host, fresh))
+        _run_on(host, fresh)
+        fresh = save_state(replace(fresh, suspended=None))
+    except BaseException as error:
+        if not running(host, state.files):
+            saved = _stamped(host, load_state(state.files))
+            swap_timers(host, stopped(saved), ())
+            if isinstance(error, YclusterError):
+                raise _not_loaded(state, str(error)) from error
+        raise
+    expires_at = _encode_time(fresh.expires_at)
+    log_event(host, fresh, "restored", expiresAt=expires_at, accel=fresh.ran_with)
+    host.output.say(f"{state.name} goes on where it was suspended")
+    return fresh
+
+
+def _run_on(host: Host, state: State) -> None:
+    """Remove the memory file, and only then let the guest execute anything."""
+    remove(state.files.memory)
+    sync_folder(state.files.cache_dir)
+    ask_qemu(host, state.files, "cont")
+
+
+def _not_loaded(state: State, why: str) -> YclusterError:
+    hint = "mend that; or, to boot its disk as after a power cut, without what ran in it: "
+    hint += f"`ycluster start --discard-memory --name {state.name}`"
+    return YclusterError(f"{state.name} stays suspended: {why}", hint=hint)
+
+
 @verb(
     "resume",
-    "continue a paused cluster; with -c by the config's lifetime as it is now",
+    "continue a paused or suspended cluster; with -c by the config's lifetime as it is now",
     ONE_OR_CONFIG,
     example="ycluster resume --name dev",
 )
 def resume(host: Host, which: Selector) -> None:
     """Continue a paused guest; with a fresh budget where the old one is used up."""
     files, config = find_with_config(host, which)
+    if load_state(files).suspended:
+        start(host, which)
+        return
     hand_over(host, spare=files)
     with opened(host, files) as state, find_vm(host, files) as vm:
         if vm is None:
@@ -8115,6 +8601,8 @@ def teardown(host: Host, files: Files, *, keep_disk: bool = False) -> None:
         else:
             # Its VM is stopped; but without a state file nobody can prove that the disk is ours.
             state = State(name=files.name, cache_dir=str(files.cache_dir))
+        if known:
+            state = _settled(host, state)
         _halt(host, state)
         removed = _erase(host, state, keep_disk=keep_disk or not known)
     host.output.say(f"{files.name} is torn down; removed: {' '.join(removed)}")
@@ -8157,7 +8645,7 @@ def prepare_export(host: Host, files: Files) -> None:
     """
     with opened(host, files) as state:
         _require_disk(state)
-        now = vm_status(host, files)
+        now = status_of(host, state)
         if now != "running" and not (now == "stopped" and state.prepared):
             raise wrong_state(state, now, ", so its disk can't be prepared")
         host.need({"virt-customize": "libguestfs-tools"})
@@ -8256,6 +8744,8 @@ def _check_export(host: Host, state: State, bundle: Path) -> None:
     if running(host, state.files):
         hint = f"`ycluster prepare-export --name {state.name}` stops and prepares it"
         raise YclusterError(f"{state.name} is running", hint=hint)
+    if state.suspended:
+        raise wrong_state(state, "suspended", ", and its disk is not whole without its memory")
     _require_disk(state)
     if os.path.lexists(bundle) and (not bundle.is_dir() or any(bundle.iterdir())):
         hint = "nothing is ever overwritten; name a new one"
@@ -8460,9 +8950,13 @@ def _expire(
     except Exception as error:  # whatever it is: the VM is to end all the same
         host.output.warn(f"{state.name}: no second try can be armed: {error}")
     try:
+        state = _settled(host, state)
         how = END_BY[action.name](host, state)
+        state = replace(state, suspended=load_state(state.files).suspended)
     except Exception as error:
         raise _failed(host, state, action, by, "failed", again, error) from error
+    if how and action.name == "suspend" and state.suspended is None:
+        action = ACTIONS["stop"]  # to which it came, see `_suspend_or_stop`
     # What has stopped costs nothing to run, and must not cost a disk: a guest that powered itself
     # off, or a stop by the sibling, which leaves its deadline in the state file.
     if not how and not ending:
@@ -8520,10 +9014,24 @@ def _freeze(host: Host, state: State) -> str:
         return pause_vm(host, state.files, vm) if vm else ""
 
 
+def _suspend_or_stop(host: Host, state: State) -> str:
+    """Suspend the VM; one that can't be, is stopped: it must not outlive its deadline."""
+    try:
+        with find_vm(host, state.files) as vm:
+            if vm is None:
+                return ""
+            _suspend(host, state, vm)
+            return "memory file"
+    except (YclusterError, OSError) as error:
+        host.output.warn(f"{state.name}: it can't be suspended, and is stopped: {error}")
+    return _halt(host, state)
+
+
 # How each of ACTIONS ends a run; what is left on disk is the same for all that do not erase it.
 END_BY: Mapping[str, Callable[[Host, State], str]] = {
     "stop": _halt,
     "pause": _freeze,
+    "suspend": _suspend_or_stop,
     "teardown": _halt,
 }
 
@@ -8930,7 +9438,7 @@ class Watcher:
 
     def _look(self) -> bool:
         """Look at the VM and at the state; False where that can't be read, or is another VM's."""
-        if self.vm is not None and _exited(self.vm.pidfd, 0):
+        if self.vm is not None and exited(self.vm.pidfd, 0):
             os.close(self.vm.pidfd)
             self.vm = None
         if self.vm is None:
@@ -9027,6 +9535,9 @@ def show_as(
             host.output.data("    " + text)
 
 
+OFF = ("stopped", "suspended")  # the states in which there is no QEMU
+
+
 def describe(host: Host, state: State, *, armed: bool | None = None) -> dict[str, Any]:
     """What `list -o json` and `status -o json` show of a cluster (shape version 1).
 
@@ -9040,7 +9551,7 @@ def describe(host: Host, state: State, *, armed: bool | None = None) -> dict[str
     return {
         "name": state.name,
         "context": state.context,
-        "state": vm_status(host, state.files),
+        "state": status_of(host, state),
         "maxRun": state.lifetime,
         "onExpiry": state.on_expiry,
         "startedAt": _encode_time(state.started_at),
@@ -9051,6 +9562,7 @@ def describe(host: Host, state: State, *, armed: bool | None = None) -> dict[str
         "disarmed": state.disarmed,
         "armed": armed,
         "reaped": _encode_record(state.reaped),
+        "suspended": _suspended_facts(state),
         "sshPort": state.ssh_port,
         "portForwards": ports,
         "kubeconfig": state.kubeconfig,
@@ -9058,6 +9570,17 @@ def describe(host: Host, state: State, *, armed: bool | None = None) -> dict[str
         "disk": str(state.files.disk),
         "cacheDir": state.cache_dir,
     }
+
+
+def _suspended_facts(state: State) -> dict[str, Any] | None:
+    """Since when a cluster is suspended, and how many bytes its memory takes."""
+    if state.suspended is None:
+        return None
+    try:
+        size = state.files.memory.stat().st_size
+    except OSError:
+        size = 0
+    return {"at": format_time(state.suspended.at), "bytes": size}
 
 
 def port_words(shown: Mapping[str, Any]) -> str:
@@ -9073,7 +9596,7 @@ def left_words(shown: Mapping[str, Any], *, bar: bool = False) -> str:
     """What `list` has under LEFT; with a bar of how much of its time has passed."""
     left = shown["remainingSeconds"]
     if left is None:
-        return "-" if shown["state"] == "stopped" else "no limit"
+        return "-" if shown["state"] in OFF else "no limit"
     if shown.get("disarmed"):
         return "disarmed"
     words = in_words(left) if left > 0 else f"OVERDUE {in_words(left)}"
@@ -9116,10 +9639,16 @@ def _list_line(shown: Mapping[str, Any], *, bar: bool) -> Line:
         shown["cacheDir"],
     )
     left = left_words(shown)
-    unenforced = left.endswith("(NO TIMER)") and shown["state"] != "stopped"
+    unenforced = left.endswith("(NO TIMER)") and shown["state"] not in OFF
     if left.startswith("OVERDUE") or unenforced:
         return Line(cells, RED)
-    colours = {"stopped": DIM, "paused": YELLOW, "unresponsive": RED, "unseen": YELLOW}
+    colours = {
+        "stopped": DIM,
+        "suspended": DIM,
+        "paused": YELLOW,
+        "unresponsive": RED,
+        "unseen": YELLOW,
+    }
     return Line(cells, colours.get(shown["state"], ""))
 
 
@@ -9166,7 +9695,10 @@ def lifetime_status(host: Host, files: Files, form: str) -> None:
 def _status_rows(state: State, shown: Mapping[str, Any], *, bar: bool) -> list[tuple[str, str]]:
     """What both kinds of status begin with."""
     now = shown["state"]
-    if shown["accel"] and now != "stopped":
+    if state.suspended:
+        size = shown["suspended"]["bytes"] >> 20
+        now = f"{now} since {local_time(state.suspended.at)}; its memory takes {size} MiB"
+    elif shown["accel"] and now != "stopped":
         now = f"{now} ({shown['accel']})"
     limit = f"{state.lifetime} from each start, then {state.on_expiry}"
     if budget(state.lifetime) is None:
@@ -9260,8 +9792,8 @@ def ssh(host: Host, files: Files, command: Sequence[str]) -> int:
     One word is a shell command; of several, each arrives as it is.
     """
     state = load_state(files)
-    now = vm_status(host, files)
-    if now in ("stopped", "paused"):
+    now = status_of(host, state)
+    if now in (*OFF, "paused"):
         raise wrong_state(state, now)
     host.need({"ssh": "openssh-client"})
     words = list(command)
