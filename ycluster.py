@@ -8466,9 +8466,14 @@ def _settled(host: Host, state: State) -> State:
     """The state of a cluster whose suspend, or start from one, was cut off.
 
     A VM that stands still beside its memory file has executed nothing since that was written: it is
-    ended, and the file is what counts. Where the file was removed, the VM is what counts.
+    ended, and the file is what counts. Where the file was removed, the VM is what counts. A file
+    that is not whole, or of which no state knows, goes.
     """
-    if state.suspended is None or not running(host, state.files):
+    remove(state.files.memory_part)
+    if state.suspended is None:
+        remove(state.files.memory)
+        return state
+    if not running(host, state.files):
         return state
     if not state.files.memory.exists():
         return save_state(replace(state, suspended=None))
@@ -8504,8 +8509,7 @@ def _go_on(host: Host, state: State) -> State:
     try:
         fresh = arm_timers(host, save_state(fresh))
         fresh = save_state(launch_from_memory(host, fresh))
-        _run_on(host, fresh)
-        fresh = save_state(replace(fresh, suspended=None))
+        fresh = _run_on(host, fresh)
     except BaseException as error:
         if not running(host, state.files):
             saved = _stamped(host, load_state(state.files))
@@ -8519,11 +8523,13 @@ def _go_on(host: Host, state: State) -> State:
     return fresh
 
 
-def _run_on(host: Host, state: State) -> None:
+def _run_on(host: Host, state: State) -> State:
     """Remove the memory file, and only then let the guest execute anything."""
     remove(state.files.memory)
     sync_folder(state.files.cache_dir)
+    state = save_state(replace(state, suspended=None))
     ask_qemu(host, state.files, "cont")
+    return state
 
 
 def _not_loaded(state: State, why: str) -> YclusterError:
@@ -8541,14 +8547,27 @@ def _not_loaded(state: State, why: str) -> YclusterError:
 def resume(host: Host, which: Selector) -> None:
     """Continue a paused guest; with a fresh budget where the old one is used up."""
     files, config = find_with_config(host, which)
-    if load_state(files).suspended:
+    hand_over(host, spare=files)
+    with opened(host, files) as state:
+        state = _settled(host, state)
+        halted, state = _resume(host, state, config)
+    if state.suspended:
         start(host, which)
         return
-    hand_over(host, spare=files)
-    with opened(host, files) as state, find_vm(host, files) as vm:
+    host.output.say(f"{state.name} runs")
+    say_deadline(host, state)
+    if halted:
+        set_guest_clock(host, state)
+
+
+def _resume(host: Host, state: State, config: QemuConfig | None) -> tuple[bool, State]:
+    """Let a paused VM run; returns whether it was paused. One that is suspended stays so."""
+    with find_vm(host, state.files) as vm:
+        if vm is None and state.suspended:
+            return False, state
         if vm is None:
             raise wrong_state(state, "stopped")
-        halted = vm_status(host, files) != "running"
+        halted = vm_status(host, state.files) != "running"
         changed, changes = reconfigured(state, config, host.clock(), runs=True)
         if changed != state:
             state = save_state(changed)  # also where it is disarmed, and no timer is armed
@@ -8558,10 +8577,7 @@ def resume(host: Host, which: Selector) -> None:
         state = _with_timers(host, state)  # before the guest runs
         if halted:
             _wake(host, state, vm)
-    host.output.say(f"{state.name} runs")
-    say_deadline(host, state)
-    if halted:
-        set_guest_clock(host, state)
+        return halted, state
 
 
 def _used_up(state: State, now: float) -> bool:
@@ -9545,13 +9561,14 @@ def describe(host: Host, state: State, *, armed: bool | None = None) -> dict[str
     """
     if armed is None:
         armed = bool(agenda(state)) and is_armed(host, state)
+    now = status_of(host, state)
     left = None if state.expires_at is None else int(state.expires_at - host.now())
     warns_at = time_of(state, WARNING)
     ports = [{"host": forward.host, "guest": forward.guest} for forward in state.port_forwards]
     return {
         "name": state.name,
         "context": state.context,
-        "state": status_of(host, state),
+        "state": now,
         "maxRun": state.lifetime,
         "onExpiry": state.on_expiry,
         "startedAt": _encode_time(state.started_at),
@@ -9562,7 +9579,7 @@ def describe(host: Host, state: State, *, armed: bool | None = None) -> dict[str
         "disarmed": state.disarmed,
         "armed": armed,
         "reaped": _encode_record(state.reaped),
-        "suspended": _suspended_facts(state),
+        "suspended": _suspended_facts(state) if now == "suspended" else None,
         "sshPort": state.ssh_port,
         "portForwards": ports,
         "kubeconfig": state.kubeconfig,
@@ -9695,7 +9712,7 @@ def lifetime_status(host: Host, files: Files, form: str) -> None:
 def _status_rows(state: State, shown: Mapping[str, Any], *, bar: bool) -> list[tuple[str, str]]:
     """What both kinds of status begin with."""
     now = shown["state"]
-    if state.suspended:
+    if state.suspended and shown["suspended"]:
         size = shown["suspended"]["bytes"] >> 20
         now = f"{now} since {local_time(state.suspended.at)}; its memory takes {size} MiB"
     elif shown["accel"] and now != "stopped":
