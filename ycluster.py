@@ -3475,6 +3475,10 @@ class Files(Record):
         written = [*going, *self.going("last")]
         return [*going, *self._unfinished({path.name for path in written})]
 
+    def unfinished(self) -> list[Path]:
+        """The temporary files of a first save that was killed, before any file claimed a name."""
+        return self._unfinished({self.sidecar.name})
+
     def _unfinished(self, names: set[str]) -> list[Path]:
         """The temporary files that `write_file` makes for files of these names."""
         found = []
@@ -4588,7 +4592,7 @@ def program_trouble(host: Host, state: State) -> str:
     A reap that has armed its own retry has failed to act, and not to run.
     """
     files = state.files
-    if not files.program.exists() or not files.launcher.exists():
+    if not files.program.is_file() or not files.launcher.is_file():
         return "what it would run is not there"
     if files.timer_failed.exists() and state.retry_at is None:
         return _text_of(files.timer_failed).strip() or "its last run failed"
@@ -6513,6 +6517,8 @@ def digest_of(host: Host, path: Path) -> str:
 # --- files that are kept: checked at each use, since anybody may have put them there
 def digest_fault(host: Host, path: Path, wanted: str) -> str:
     """What is wrong with a file that must have a SHA-256; empty where nothing is."""
+    if not path.is_file():  # a FIFO would be waited for
+        return "it is no regular file"
     try:
         found = digest_of(host, path)
     except ProgramFailed as error:
@@ -6568,6 +6574,7 @@ def fetch_k3s(host: Host, version: str, source: str) -> Path:
     """
     folder = host.home() / ".cache" / "y-cluster" / "k3s" / version
     make_folder(folder)
+    check_folder(folder)
     listing, *others = [partial(_fetch_k3s_file, host, folder, name) for name in K3S_FILES]
     with locked(host, folder / ".lock", timeout=3600):
         list_is_new = listing(version, source)
@@ -6619,6 +6626,8 @@ def _fetch_k3s_file(
 def _k3s_fault(host: Host, path: Path, folder: Path, name: str = "") -> str:
     """What is wrong with a file of a release; empty where nothing is. `name`: as in the release."""
     name = name or path.name
+    if not path.is_file():  # a FIFO would be waited for
+        return "it is no regular file"
     try:
         if name == K3S_LISTING:
             unlisted = [file for file in K3S_LISTED if not _k3s_digest(path, file)]
@@ -7194,7 +7203,7 @@ def fetch_image(host: Host, config: QemuConfig, cache_dir: Path) -> Path:
         bare = without_password(config.image)
         part = images / f".{sha256_of(bare.encode())[:16]}.part"
         # Those of other images: the lock is ours, so nobody is using them.
-        for leftover in {*images.glob(".*.part")} - {part}:
+        for leftover in {*images.glob(f".{'[0-9a-f]' * 16}.part")} - {part}:
             remove(leftover)
         hint = "`image` (and imageSha256) in the config can name any cloud image that this host "
         hint += "can reach;\nscripts/build-guest-image.sh makes one of Debian packages"
@@ -8428,12 +8437,17 @@ def teardown(host: Host, files: Files, *, keep_disk: bool = False) -> None:
         _halt(host, state)
         removed = _erase(host, state, keep_disk=keep_disk or not known)
     host.output.say(f"{files.name} is torn down; removed: {' '.join(removed)}")
-    disks = (files.disk, files.ssh_key, state.data_disk)
-    kept = [str(path) for path in disks if path and os.path.exists(path)]
-    if not known:
-        kept += [str(path) for path in files.unclaimed() if path not in disks]
+    kept = _kept(state) if known else files.unclaimed()
     if kept:
-        host.output.say(f"  kept: {' '.join(kept)}")
+        host.output.say(f"  kept: {' '.join(map(str, kept))}")
+
+
+def _kept(state: State) -> list[Path]:
+    """What a teardown has kept of a cluster."""
+    disks = [state.files.disk, state.files.ssh_key]
+    if state.data_disk:
+        disks.append(Path(state.data_disk))
+    return [path for path in disks if path.exists()]
 
 
 def _remove_lock(path: Path) -> bool:
@@ -8450,17 +8464,26 @@ def _erase(host: Host, state: State, *, keep_disk: bool = False) -> list[str]:
     """
     files = state.files
     if not is_claimed(files):
-        return [path.name for path in (files.vm_lock, files.watch_lock) if _remove_lock(path)]
-    first = files.disposable()
-    if not keep_disk:
-        first = [*files.going("with the disk"), *first]
-    if state.data_disk:  # a state of an earlier version, or an edited one, may name it like ours
-        data = os.path.realpath(state.data_disk)
-        first = [path for path in first if not _is_within(data, path)]
+        locks = [path for path in (files.vm_lock, files.watch_lock) if _remove_lock(path)]
+        return [path.name for path in (*locks, *filter(remove, files.unfinished()))]
+    first = _going_first(state, keep_disk=keep_disk)
     removed = [path.name for path in first if remove(path)]
     leave_kubeconfig(host, state)
     cancel_timers(host, state)
     return removed + [path.name for path in files.going("last") if remove(path)]
+
+
+def _going_first(state: State, *, keep_disk: bool) -> list[Path]:
+    """What a teardown removes before that which the timers need; never the data disk."""
+    files = state.files
+    first = files.disposable()
+    if not keep_disk:
+        first = [*files.going("with the disk"), *first]
+    if not state.data_disk:
+        return first
+    # A state of an earlier version, or an edited one, may give it one of our names.
+    data = os.path.realpath(state.data_disk)
+    return [path for path in first if not _is_within(data, path)]
 
 
 # --- a disk that leaves, and one that comes
@@ -8637,9 +8660,9 @@ def import_disk(host: Host, disk: Path, directory: Path) -> None:
     if not disk.is_file():
         hint = "the disk itself is wanted, not the folder of a bundle"
         raise UsageError(f"{disk}: no such file", hint=hint)
+    check_folder(files.cache_dir)
     _refuse_existing(host, files)
     _check_sums(host, disk)
-    check_folder(files.cache_dir)
     make_folder(files.cache_dir)
     with cluster_lock(host, files):
         _refuse_existing(host, files)
@@ -9549,6 +9572,7 @@ def ssh(host: Host, files: Files, command: Sequence[str]) -> int:
     if now in ("stopped", "paused"):
         raise wrong_state(state, now)
     host.need({"ssh": "openssh-client"})
+    os.close(open_own(files.ssh_key, os.O_RDONLY))  # ssh would wait for a FIFO
     words = list(command)
     if words[:1] == ["--"]:
         del words[0]
