@@ -984,7 +984,7 @@ def open_own(path: Path, flags: int) -> int:
         if not flags & os.O_CREAT:
             raise
         fd = os.open(path, flags, 0o600)
-        _keep_owner(fd, path.parent)
+        keep_owner(fd, path.parent)
     try:
         _refuse_foreign(path, os.fstat(fd))
     except OSError:
@@ -1017,8 +1017,8 @@ def read_own(path: Path, limit: int = STATE_SIZE, *, last: bool = False) -> byte
     return data
 
 
-def _keep_owner(fd: int, like: Path) -> None:
-    """Give what root has made to whom the file or folder `like` belongs.
+def keep_owner(made: int | Path, like: Path) -> None:
+    """Give what root has made, a descriptor or a path, to whom the file or folder `like` belongs.
 
     So root, in a user's place, keeps its user from nothing.
     """
@@ -1027,8 +1027,8 @@ def _keep_owner(fd: int, like: Path) -> None:
     # Where there are no other owners (a user namespace, some file systems) it stays root's.
     with contextlib.suppress(OSError):
         status = os.lstat(like)
-        if status.st_uid != os.fstat(fd).st_uid:
-            os.fchown(fd, status.st_uid, status.st_gid)
+        if status.st_uid != os.stat(made).st_uid:
+            os.chown(made, status.st_uid, status.st_gid)
 
 
 def make_folder(path: Path) -> None:
@@ -1037,7 +1037,7 @@ def make_folder(path: Path) -> None:
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     for part in reversed(missing):
         with descriptor(os.open(part, os.O_RDONLY | os.O_DIRECTORY)) as fd:
-            _keep_owner(fd, part.parent)
+            keep_owner(fd, part.parent)
 
 
 def _holds(path: Path, data: bytes, mode: int) -> bool:
@@ -1063,7 +1063,7 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     try:
         with os.fdopen(fd, "wb") as file:
             os.fchmod(fd, mode)
-            _keep_owner(fd, path if os.path.lexists(path) else path.parent)
+            keep_owner(fd, path if os.path.lexists(path) else path.parent)
             file.write(data)
             file.flush()
             os.fsync(fd)
@@ -5849,6 +5849,8 @@ def _spawn_qemu(host: Host, state: State, accel: str) -> None:
         os.close(open_own(files.console, os.O_WRONLY | os.O_CREAT))
         host.run(qemu_argv(state, accel), timeout=60, cwd=files.cache_dir, pass_fds=(fd,))
         files.qmp.chmod(0o600)
+        for path in (files.qmp, files.pidfile):
+            keep_owner(path, files.cache_dir)
 
 
 def with_ports(host: Host, state: State) -> State:
@@ -6003,6 +6005,8 @@ def _make_key(host: Host, file: Path, comment: str) -> None:
     remove(file.with_name(file.name + ".pub"))
     argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(file)]
     host.run(argv, timeout=30)
+    for path in (file, file.with_name(file.name + ".pub")):
+        keep_owner(path, file.parent)
 
 
 def make_seed(state: State, registries: Mapping[str, Any]) -> None:
@@ -7248,6 +7252,7 @@ def make_disk(host: Host, state: State, image: Path) -> None:
         str(state.files.disk), state.disk_size,
     ]  # fmt: skip
     host.run(argv, timeout=120, cwd=Path(state.cache_dir))
+    keep_owner(state.files.disk, Path(state.cache_dir))
 
 
 # --- libguestfs: what it needs of the host, and the data disk
@@ -9211,7 +9216,7 @@ class Watcher:
         if self._is_needed():
             return False
         lost = fd is not None and not os.path.exists(self.files.watch_lock)
-        if lost or not os.path.exists(self.files.cache_dir):
+        if lost or not self._has_folder():
             return True  # A cluster that is made there again has another watcher.
         with cluster_lock(self.host, self.files):
             if self._is_needed():
@@ -9219,6 +9224,14 @@ class Watcher:
             if fd is not None:
                 os.close(fd)
             return True
+
+    def _has_folder(self) -> bool:
+        """Whether the cluster's folder is there, and its user's own: no verb works in another."""
+        try:
+            check_folder(self.files.cache_dir)
+        except StateError:
+            return False
+        return os.path.exists(self.files.cache_dir)
 
     def _is_needed(self) -> bool:
         self.readable = self._look()
