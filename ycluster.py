@@ -1227,7 +1227,11 @@ def locked(
 
     If the file that it belongs to is gone at the end of the block, the lock file is removed, too.
     """
-    fd = take_flock(host, path, timeout=timeout, what=path.stem)
+    try:
+        fd = take_flock(host, path, timeout=timeout, what=path.stem)
+    except PermissionError as error:  # root's, or no file at all
+        hint = f"while no ycluster works on {path.stem}, `rm {shlex.quote(str(path))}` is safe"
+        raise YclusterError(f"{path}: {error.strerror}", hint=hint) from None
     if fd is None:
         hint = f"`fuser {path}` names it"
         raise Busy(f"{path.stem}: another ycluster is working on it", hint=hint)
@@ -5376,9 +5380,14 @@ def command_line(pid: int) -> list[str]:
         return []
 
 
+def one_value(text: str) -> str:
+    """A text as the value of one of QEMU's options, which end at a comma that is not doubled."""
+    return text.replace(",", ",,")
+
+
 def monitor_option(files: Files) -> str:
     """The value of the option that gives a QEMU of ours its monitor."""
-    return f"socket,id=qmp,path={files.qmp.name},server=on,wait=off"
+    return f"socket,id=qmp,path={one_value(files.qmp.name)},server=on,wait=off"
 
 
 def pidfiles(pid: int) -> list[str]:
@@ -5624,12 +5633,13 @@ def qemu_argv(state: State, accel: str) -> list[str]:
     """
     files = state.files
     return [
-        QEMU, "-name", f"guest={state.name}", "-no-user-config", "-nodefaults",
+        QEMU, "-name", f"guest={one_value(state.name)}", "-no-user-config", "-nodefaults",
         "-display", "none", "-vga", "none",
         *_machine_argv(state, accel),
         *_disk_argv("boot", _qcow2(files.disk), ",bootindex=0"),
         *_network_argv(state),
-        "-chardev", f"file,id=console,path={files.console.name}", "-serial", "chardev:console",
+        "-chardev", f"file,id=console,path={one_value(files.console.name)}",
+        "-serial", "chardev:console",
         "-chardev", monitor_option(files),
         "-mon", "chardev=qmp,mode=control",
         "-pidfile", str(files.pidfile), "-daemonize",
@@ -7305,6 +7315,9 @@ def check_data_disk(host: Host, path: str) -> None:
     if not os.path.exists(path):
         host.need({"virt-format": "libguestfs-tools"})
         check_host_kernel(host)
+    elif not (os.path.isfile(path) or stat.S_ISBLK(os.stat(path).st_mode)):
+        hint = "a qcow2 file is wanted; one that is not there is made"
+        raise ConfigError(f"dataDisk {path} is no file", hint=hint)
     elif image_info(host, Path(path))["format"] != "qcow2":
         hint = "`qemu-img convert -O qcow2` makes one of it"
         raise ConfigError(f"dataDisk {path} is no qcow2", hint=hint)

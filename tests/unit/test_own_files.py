@@ -303,6 +303,18 @@ def test_what_is_no_regular_file_at_a_name_of_ours_holds_nobody_up(
     assert theirs.read_text() == "mine"
 
 
+def test_a_lock_that_cannot_be_had_is_named_with_the_way_out(
+    cli: Cli, cache: Path, timer: Memory
+) -> None:
+    """A FIFO, or one that root had made. (21.3.5)"""
+    lock = made(cache, expires_at=FAR_AHEAD).files.lock
+    os.mkfifo(lock)
+    for verb in ("stop", "lifetime extend 1h", "teardown"):
+        told(cli(*verb.split(), "--name", "demo"), 1, lock, f"rm {lock}")
+    lock.unlink()
+    assert cli("stop", "--name", "demo").code == 0
+
+
 def test_a_device_and_a_large_file_are_not_read(cache: Path, host: Clocked) -> None:
     """A .json of 1 GiB in the cacheDir took 2 GB. (21.3.5)"""
     with open(cache / "big.json", "wb") as file:
@@ -385,3 +397,19 @@ def test_a_release_of_k3s_names_no_other_folder(cache: Path) -> None:
 def test_gcloud_gets_no_option_for_an_instance(cli: Cli) -> None:
     """(21.3.4)"""
     assert cli("lifetime", "gcp-status", "--", "--flags-file=x").code == 2
+
+
+def test_the_name_of_a_cluster_is_no_option_of_qemus(cache: Path) -> None:
+    """The sibling may have given it any. (21.3.4)"""
+    argv = ycluster.qemu_argv(made(cache, "a,process=x"), "tcg")
+    assert argv[argv.index("-name") + 1] == "guest=a,,process=x"
+    chardevs = [value for word, value in zip(argv, argv[1:]) if word == "-chardev"]
+    assert len(chardevs) == 2 and all("path=a,,process=x" in value for value in chardevs)
+
+
+def test_a_data_disk_that_is_a_pipe_is_not_waited_for(cli: Cli, project: Path) -> None:
+    """(21.3.5)"""
+    os.mkfifo(project / "data")
+    config = project / "y-cluster-provision.yaml"
+    config.write_text(config.read_text() + "dataDisk: data\n")
+    told(cli("provision", "-c", project), 3, "dataDisk", project / "data")
