@@ -2947,8 +2947,8 @@ class QemuConfig(Config):
 
     cache_dir: Path | None = key(
         _PATH,
-        "Where disks, keys and state are kept. Empty: ~/.local/share/ycluster, or "
-        "~/.cache/y-cluster-qemu where clusters are already.",
+        "Where disks, keys and state are kept: a folder that nobody else can write to. Empty: "
+        "~/.local/share/ycluster, or ~/.cache/y-cluster-qemu where clusters are already.",
         None,
     )
 
