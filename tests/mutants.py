@@ -159,7 +159,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a lock file goes with what it guards",
-        "if belongs_to and not belongs_to.exists():",
+        "if belongs_to and not os.path.lexists(belongs_to) and os.fstat(fd).st_size == 0:",
         "if False:",
         "test_cli.py::test_teardown_removes_the_clusters_files_and_nothing_else test_cli.py::test_"
         "teardown_of_what_is_not_there_is_done_already",
@@ -187,6 +187,32 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "status.st_mode & 0o020 != 0",
         "status.st_mode & 0o200 != 0",
         "test_telling.py::test_the_users_own_terminals_are_told_if_they_take_messages",
+    ),
+    (
+        "a folder that others can write to is passed over",
+        "if status.st_mode & 0o022:",
+        "if False:",
+        "test_own_files.py::test_what_another_could_have_written_is_named_and_neither_believed_nor_"
+        "changed",
+    ),
+    (
+        "root leaves the owner as it was",
+        "os.chown(made, status.st_uid, status.st_gid)",
+        "pass",
+        "test_own_files.py::test_root_leaves_the_owner_of_all_that_it_writes",
+    ),
+    (
+        "what has not changed is not written again",
+        "    if _holds(path, data, mode):\n        return\n",
+        "",
+        "test_own_files.py::test_a_reap_with_nothing_due_writes_nothing_anew",
+    ),
+    (
+        "no link at a name of ours is followed",
+        "flags |= os.O_NOFOLLOW | os.O_NONBLOCK\n    try:\n        "
+        "_refuse_foreign(path, os.lstat(path))  # first, as",
+        "try:\n        pass  # first, as",
+        "test_own_files.py::test_a_log_is_appended_to_and_no_link_is_followed",
     ),
     # --- 5 durations
     (
@@ -288,8 +314,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "provision fills the variables in",
-        "registries_yaml(config.registries, host.environ)\n    hand_over",
-        "config.registries\n    hand_over",
+        "registries_yaml(config.registries, host.environ)\n    check_folder",
+        "config.registries\n    check_folder",
         "test_faults.py::test_a_provision_keeps_what_its_config_says_and_no_credential",
     ),
     (
@@ -379,8 +405,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a pipe in the place of a sidecar is refused",
-        "if not path.is_file():  # reading",
-        "if path.is_dir():  # reading",
+        "_refuse_foreign(path, os.lstat(path))  # first",
+        "pass  # first",
         "test_state.py::test_a_pipe_in_the_place_of_a_sidecar_is_refused_and_not_read",
     ),
     (
@@ -412,6 +438,26 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "if forward.host == 0),",
         "if forward.host != 0),",
         "test_faults.py::test_a_provision_keeps_what_its_config_says_and_no_credential",
+    ),
+    (
+        "dead links leave the index",
+        "if not _is_dead(link):",
+        "if True:",
+        "test_own_files.py::test_dead_links_leave_the_index_and_come_back_with_their_folder",
+    ),
+    (
+        "what no state file claims is not removed",
+        'return bool(kept["name"] == files.name and _WRITER in kept.items())\n'
+        "    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):\n"
+        "        return False",
+        "return True\n    except Exception:\n        return True",
+        "test_own_files.py::test_what_no_state_file_claims_is_in_the_way_and_stays_as_it_is",
+    ),
+    (
+        "a state file's words are no options",
+        "return no_option(_decode_text(raw))",
+        "return _decode_text(raw)",
+        "test_own_files.py::test_a_state_file_holds_no_word_that_is_an_option",
     ),
     # --- 9 lifetime decisions
     (
@@ -521,8 +567,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     # --- 10 timers
     (
         "a private copy is of this version",
-        "or path.read_bytes() != content:",
-        ":",
+        "        write_file(path, content)\n\n\ndef program_trouble",
+        "        path.exists() or write_file(path, content)\n\n\ndef program_trouble",
         "test_timers.py::test_an_old_private_copy_is_replaced_and_a_current_one_kept",
     ),
     (
@@ -844,7 +890,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "the console is the user's alone",
-        "os.close(os.open(files.console, os.O_WRONLY | os.O_CREAT, 0o600))",
+        "os.close(open_own(files.console, os.O_WRONLY | os.O_CREAT))",
         "pass",
         "test_machine.py::test_qemus_monitor_and_console_are_its_users_alone",
     ),
@@ -1116,8 +1162,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a data disk that is there is never formatted",
-        "if path.exists():\n        return\n    path.parent",
-        "path.parent",
+        "if path.exists():\n        return\n    make_folder",
+        "make_folder",
         "test_appliance.py::test_a_data_disk_that_is_there_is_never_formatted",
     ),
     (
@@ -1135,8 +1181,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     # --- 19 commands
     (
         "of two provisions at once one gets the context",
-        "check_context(host, [other for _, other in readable(host)], config, state.files)\n"
-        "        try:",
+        "check_context(host, [other for _, other in readable(host)], config, files)\n        try:",
         "try:",
         "test_faults.py::test_of_two_provisions_at_once_one_alone_gets_the_context",
     ),
@@ -1245,8 +1290,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a disk that no cluster claims is not overwritten",
-        "if files.disk.exists() and not files.disk.is_dir():",
-        "if False:",
+        "for path in files.unclaimed():\n        what",
+        "for path in []:\n        what",
         "test_cli.py::test_provision_never_takes_over_what_is_there",
     ),
     (
@@ -1458,8 +1503,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a provision reaps not the cluster that it would make",
-        "hand_over(host, spare=files)\n    check_context",
-        'sweep(host, by="next command")\n    check_context',
+        "hand_over(host, spare=files)\n    others",
+        'sweep(host, by="next command")\n    others',
         "test_faults.py::test_no_verb_but_a_reap_tears_its_own_cluster_down_because_it_is_overdue",
     ),
     (

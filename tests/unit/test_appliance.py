@@ -629,6 +629,7 @@ def test_an_import_that_was_killed_is_taken_up(
     cli: Cli, cache: Path, config: Path, tmp_path: Path
 ) -> None:
     (cache / "demo.import").mkdir()
+    (cache / "demo.import" / ycluster.IMPORT_MARK).touch()  # what shows that it is ours (21.3.3)
     (cache / "demo.import" / "demo.qcow2").write_text("half")
     assert cli("import", qcow2(tmp_path / "d"), "-c", config).code == 0
     assert not (cache / "demo.import").exists() and ycluster.load_state(

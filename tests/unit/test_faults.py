@@ -410,7 +410,7 @@ def test_a_cluster_that_is_torn_down_while_a_verb_waits_for_its_lock_stays_gone(
 
 CONTEXTS = [
     "local", "Local", "a b", "a  b", " a b", "%h", "%%h", "$HOME", "${HOME}", "$$HOME", "it's", "its", 'say "a"', "back\\slash",
-    "back\\\\slash", "caf\u00e9", "cafe\u0301", "\u65e5\u672c", "x" * 300, "x" * 299, "*", "-x", "--name=c0", "a/b", "a:b",
+    "back\\\\slash", "caf\u00e9", "cafe\u0301", "\u65e5\u672c", "x" * 300, "x" * 299, "*", "x-", "name=c0", "a/b", "a:b",
 ]  # fmt: skip
 ODD = 'a b%h $HOME ${HOME} $$ it\'s "x" back\\slash \\n `id` \u00e9 \u65e5 *;&|<>#~ -n=1'
 PLACES = [

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import settings, stateful
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from unit_support import Clocked
+from unit_support import Clocked, tree
 
 import ycluster
 from ycluster import ArmedTimer, Files, Host, HowFar, Selector, State, Vm, YclusterError, replace
@@ -389,6 +389,27 @@ class Histories(RuleBasedStateMachine):
         )
         self.files[name].disk.unlink() if left else None
         self.unguarded.discard(name)
+
+    @rule(name=names, verb=st.sampled_from(["provision", "reap", "sweep", "stop", "teardown"]))
+    def others_can_write_to_the_folder_for_a_while(self, name: str, verb: str) -> None:
+        """What is in it is neither believed nor changed meanwhile. (21.3.1)"""
+        if not self.cache.exists():
+            return
+        files = self.files[name]
+        verbs: dict[str, Callable[[], object]] = {
+            "provision": lambda: ycluster.provision(self.host, self.config(name)),
+            "reap": lambda: ycluster.reap(self.host, files, by="memory"),
+            "sweep": lambda: ycluster.sweep(self.host, by="hand", every=True),
+            "stop": lambda: ycluster.stop(self.host, files),
+            "teardown": lambda: ycluster.teardown(self.host, files),
+        }
+        self.cache.chmod(0o777)
+        before, ran, timers = tree(self.cache), dict(self.world.vms), dict(self.world.timers)
+        with contextlib.suppress(YclusterError):
+            verbs[verb]()
+        after = tree(self.cache)
+        self.cache.chmod(0o700)
+        assert (after, self.world.vms, self.world.timers) == (before, ran, timers)
 
     # --- expiry
 

@@ -876,11 +876,13 @@ def test_a_watcher_needs_its_python_no_longer_once_it_is_armed(
 # --- the watcher, whatever becomes of the files
 
 
-@pytest.mark.parametrize("lost", ["folder", "sidecar", "rubbish"])
+@pytest.mark.parametrize("lost", ["folder", "sidecar", "rubbish", "opened to all"])
 def test_a_watcher_ends_a_vm_whose_files_are_lost_at_the_deadline_it_knows(
     home: Path, cache: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
-    """`rm -rf ~/.cache/*`, and a sidecar that is damaged. A disk that is left is kept. (20.12)"""
+    """`rm -rf ~/.cache/*`, and a sidecar that is damaged. A disk that is left is kept. (20.12)
+
+    So is a VM whose folder others can write to since it was started. (21.3.1)"""
 
     class Hasty(Clocked):
         """Its time runs with the process, but a hundred times as fast."""
@@ -925,6 +927,8 @@ def test_a_watcher_ends_a_vm_whose_files_are_lost_at_the_deadline_it_knows(
                 shutil.rmtree(cache)
             elif lost == "sidecar":
                 files.sidecar.unlink()
+            elif lost == "opened to all":
+                cache.chmod(0o777)
             else:
                 files.sidecar.write_text("rubbish")
         return look()
