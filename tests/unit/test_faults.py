@@ -20,6 +20,8 @@ from typing import Any, Callable
 import pytest
 import test_histories
 from unit_support import (
+    IMPORTS,
+    LAUNCHER,
     NOW,
     PROGRAM,
     Cli,
@@ -1244,7 +1246,7 @@ def test_looking_and_reaping_need_no_environment_and_no_working_directory(
         f"name: demo\ncacheDir: {tmp_path}\nk3s: {{install: none}}\n"
     )
     process = vm(processes, state.files)
-    python = [sys.executable, "-I", "-S", str(PROGRAM)]
+    python = [sys.executable, "-I", "-S", str(LAUNCHER)]
     gone.mkdir()
     script = 'cd "$1" && /bin/rmdir "$1" && shift && "$@" status -o json -c "$conf" && exec "$@" lifetime reap --state "$state"'
     environ = {
@@ -1519,7 +1521,7 @@ def test_what_an_expiry_needs_goes_last_in_a_teardown(
     for path in (files.disk, files.ssh_key, files.console, files.program, files.launcher):
         path.touch()
     argv = [sys.executable, "-c", ERASES, *verb.split()]
-    env = {"HOME": str(home), "PYTHONPATH": str(PROGRAM.parent)}
+    env = {"HOME": str(home), **IMPORTS}
     ran = subprocess.run(argv, env=env, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     *before, timer, program, launcher, copy, sidecar, lock = ran.stdout.splitlines()

@@ -7,6 +7,7 @@ from a chosen effect on nothing has any effect any more, as after a SIGKILL, unt
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -125,6 +126,14 @@ class World:
         self.timers.pop(timer.id, None)
 
 
+decode_state = functools.lru_cache(maxsize=256)(ycluster.decode_state)
+
+
+def decoded(text: str, path: Path, copy: object = None) -> State:
+    """The state in a text, decoded once: each step reads each state often. The sibling, for which there is a copy, is not here."""
+    return decode_state(text, path)
+
+
 class Histories(RuleBasedStateMachine):
     @initialize(
         actions=st.tuples(*[st.sampled_from(sorted(ycluster.ACTIONS))] * 2),
@@ -162,6 +171,8 @@ class Histories(RuleBasedStateMachine):
         self.patch.setattr(ycluster, "_check_ports", lambda host, state: None)
         self.patch.setattr(ycluster, "_warn", self.warned)
         self.patch.setattr("ycluster.os.fsync", lambda fd: None)
+        self.patch.setattr(ycluster, "decode_state", decoded)
+        self.patch.setattr(ycluster, "lost_vms", lambda: ())  # none of the world's is in /proc
         ycluster.provision(self.host, self.config("a"))
 
     def teardown(self) -> None:
@@ -565,7 +576,9 @@ def short(rule: stateful.Rule) -> str:
 
 stateful.Rule.__repr__ = short  # type: ignore[method-assign]
 Histories.TestCase.settings = settings(
-    max_examples=settings().max_examples * 3 // 2, stateful_step_count=40, deadline=None
+    max_examples=settings().max_examples * 3 // 2,
+    stateful_step_count=40,
+    deadline=None,
 )
 TestHistories = Histories.TestCase
 

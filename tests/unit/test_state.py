@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from unit_support import PROGRAM, Clocked, Processes, made, missing, refused, tree
+from unit_support import IMPORTS, Clocked, Processes, made, missing, refused, tree
 
 import ycluster
 from ycluster import (
@@ -638,12 +638,11 @@ def test_a_save_into_a_directory_that_is_gone_fails_and_makes_none(cache: Path) 
 def test_a_reader_never_sees_a_torn_sidecar(cache: Path) -> None:
     made(cache)
     code = (
-        f"import sys; sys.path.insert(0, {str(PROGRAM.parent)!r})\n"
         "import ycluster; from pathlib import Path\n"
         f"for n in range(150): ycluster.save_state(ycluster.State(name='demo', cache_dir={str(cache)!r},"
         " extra={'pad': str(n) * (n * 99)}))"
     )
-    writers = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
+    writers = [subprocess.Popen([sys.executable, "-c", code], env=IMPORTS) for _ in range(2)]
     reads = 0
     while any(writer.poll() is None for writer in writers):
         load_state(Files(cache, "demo"))

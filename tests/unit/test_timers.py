@@ -573,13 +573,14 @@ def watched(cache: Path) -> Iterator[Files]:
 def test_the_watcher_holds_its_lock_and_leaves_when_it_is_disarmed(
     watched: Files, cache: Path, home: Path
 ) -> None:
-    host, state = arm_watcher(cache, home, expires_at=int(time.time()) + 3600)
+    host, state = arm_watcher(cache, home, expires_at=int(time.time()) + 3)  # then it looks
     assert state.timer == ArmedTimer("watcher", "watch", state.expires_at or 0)
     assert ycluster.flock_held(watched.watch_lock) and ycluster.is_armed(host, state)
     with ycluster.locked(host, watched.lock, timeout=10):
         disarmed = ArmedTimer("none", "", state.expires_at or 0)
         ycluster.swap_timers(host, state, (disarmed,))
     assert poll(lambda: not ycluster.flock_held(watched.watch_lock))
+    assert ycluster.load_state(watched).reaped is None
 
 
 def test_the_watcher_has_a_session_of_its_own(watched: Files, cache: Path, home: Path) -> None:
@@ -857,11 +858,11 @@ def test_a_watcher_needs_its_python_no_longer_once_it_is_armed(
     """The Python that a version manager had is removed; it is to end the VM all the same. (20.11)"""
     python = copied_python(tmp_path / "python")
     host = Host({"HOME": str(home), "PATH": "/usr/bin:/bin"}, Clocked(home).output)
-    deadline = int(time.time()) + 8
-    made(cache, expires_at=deadline, timers=(ArmedTimer("watcher", "watch", deadline),))
     vm = processes.start(GIVES_WAY, "-name", "demo", "-pidfile", str(watched.pidfile))
     watched.pidfile.write_text(str(vm.pid))
     ycluster.install_program(host, watched)
+    deadline = int(time.time()) + 3
+    made(cache, expires_at=deadline, timers=(ArmedTimer("watcher", "watch", deadline),))
     env = host.child_env()
     words = ["lifetime", "watch", "--state", str(watched.sidecar), "--by", "watcher"]
     argv = [str(python), "-I", "-S", str(watched.program), *words]
