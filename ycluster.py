@@ -131,6 +131,7 @@ GCP_MAX_SECONDS = 120 * 86400
 GCP_PIPE = "gcloud compute instances describe NAME --format=json | ycluster lifetime gcp-status"
 
 READY_TIMEOUT = 600.0  # A cold first boot without KVM takes one to five minutes.
+LOCK_BOUND = 20.0  # So long a deadline waits for a lock; a holder that hangs must not keep a VM.
 LOCK_TIMEOUT = 300.0  # Longer than a whole stop, so that a verb that waits gets its turn.
 POWERDOWN_TIMEOUT = 100.0  # The guest's systemd gives a service 90 s to end.
 WATCH_INTERVAL = 5.0  # Between two looks of the watcher; so late may it act after a suspend.
@@ -140,6 +141,7 @@ CLOCK_STEP = 30.0  # If the wall clock is set by less than this, deadlines stay 
 NOTICE_TIMEOUT = 60.0  # For the command lifetime.onWarn.
 WAKE_AFTER = 5.0  # After this wait for a lock, a holder that is stopped (SIGSTOP) is continued.
 EVENTS_SIZE = 1 << 20  # Bytes; a larger log of events is set aside and a new one begun.
+LAST_LINE = b'if __name__ == "__main__":\n    run()\n'  # A copy of this file that has it is whole.
 STATE_SIZE = 1 << 20  # Bytes; no file of ours that is read whole is larger. A state file has 2 KB.
 
 REQUIRED = object()  # marks a key without a default
@@ -794,10 +796,10 @@ class Host:
         import subprocess
 
         self.output.debug(shlex.join(argv) + " &")
-        if log == Path(os.devnull):
-            fd = os.open(log, os.O_WRONLY)
-        else:
+        try:
             fd = open_own(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        except OSError:  # something else stands there: what is started matters more than its log
+            fd = os.open(os.devnull, os.O_WRONLY)
         with descriptor(fd) as to:
             subprocess.Popen(
                 argv,
@@ -1197,17 +1199,34 @@ def flock_held(path: Path) -> bool:
 def wake_holder(path: Path) -> None:
     """Continue each stopped process that has a lock file open, or all others would wait for it."""
     for pid in pids():
-        _, state = process_stat(pid)
-        if state == "T":
-            _continue_if_open(pid, path)
+        if process_stat(pid)[1] == "T":
+            signal_holder(pid, path, signal.SIGCONT)
 
 
-def _continue_if_open(pid: int, path: Path) -> None:
-    """Continue a process if it has a file open."""
+def signal_holder(pid: int, path: Path, sign: signal.Signals) -> None:
+    """Send a signal to a process if it has a file open."""
     # A failure means that it has ended, or that it is another user's.
     with contextlib.suppress(OSError), descriptor(pidfd_open(pid)) as pidfd:
         if _has_open(pid, path):
-            send_signal(pidfd, signal.SIGCONT)
+            send_signal(pidfd, sign)
+
+
+def lock_holder(path: Path) -> int | None:
+    """The pid of the process that has locked a file, by the kernel's list; None where none has."""
+    try:
+        wanted = os.lstat(path)
+        listed = Path("/proc/locks").read_text(encoding="ascii")
+    except OSError:
+        return None
+    for line in listed.splitlines():
+        words = line.split()  # 1: FLOCK ADVISORY WRITE 4711 fe:01:1234 0 EOF
+        if len(words) < 6 or words[1] != "FLOCK" or not words[5].endswith(f":{wanted.st_ino}"):
+            continue
+        pid = int(words[4])
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if _has_open(pid, path):
+                return pid
+    return None
 
 
 def _has_open(pid: int, path: Path) -> bool:
@@ -3401,6 +3420,7 @@ class Files(Record):
     ssh_pub = OwnFile("-ssh.pub", "with the disk")
 
     # The VM. A process is our QEMU if its argv names this pidfile.
+    stop_lock = OwnFile(".stop.lock")  # held while the VM is stopped, with the lock or without it
     pidfile = OwnFile(".pid")
     qmp = OwnFile(".qmp")  # the socket of QEMU's monitor
     vm_lock = OwnFile(".vm.lock")  # held by QEMU itself for as long as it lives
@@ -3446,7 +3466,7 @@ class Files(Record):
 
     def locks(self) -> tuple[Path, ...]:
         """The files that are never written to."""
-        return (self.lock, self.vm_lock, self.watch_lock)
+        return (self.lock, self.vm_lock, self.watch_lock, self.stop_lock)
 
     def unclaimed(self) -> list[Path]:
         """What lies at the names of a cluster that is not there. None of it may be ours.
@@ -4602,13 +4622,21 @@ def program_trouble(host: Host, state: State) -> str:
     A reap that has armed its own retry has failed to act, and not to run.
     """
     files = state.files
-    if not files.program.is_file() or not files.launcher.is_file():
-        return "what it would run is not there"
+    if not files.launcher.is_file() or not _is_whole(files.program):
+        return "what it would run is not there, or not whole"
     if files.timer_failed.exists() and state.retry_at is None:
         return _text_of(files.timer_failed).strip() or "its last run failed"
     if host.attempt(["/bin/sh", str(files.launcher), "probe"], timeout=60) is None:
         return "no Python 3.9 or later can run it"
     return ""
+
+
+def _is_whole(program: Path) -> bool:
+    """Whether a copy of this program is there to its last line."""
+    try:
+        return read_own(program, len(LAST_LINE), last=True) == LAST_LINE
+    except OSError:
+        return False
 
 
 class Timer:
@@ -4848,12 +4876,17 @@ class AtTimer(Timer):
         if not self.daemon_runs:
             return False
         # At the moment when atd renames a job that it starts, atq misses it: look twice.
-        return self._queued(host, timer.id) or self._queued(host, timer.id)
+        queued = self._queued(host, timer.id) or self._queued(host, timer.id)
+        return queued and self._is_ours(host, files, timer.id)
 
     def _queued(self, host: Host, job: str) -> bool:
         # In every queue: a job that runs is listed under `=`, and not under our letter.
         listing = host.attempt(["atq"], timeout=30) or ""
         return any(line.split()[:1] == [job] for line in listing.splitlines())
+
+    def _is_ours(self, host: Host, files: Files, job: str) -> bool:
+        """Whether a job is for this cluster: at gives a number again, in a new spool for one."""
+        return f"--state {shlex.quote(str(files.sidecar))} " in self.job_text(host, job)
 
     def cancel(
         self,
@@ -4861,8 +4894,9 @@ class AtTimer(Timer):
         files: Files,
         timer: ArmedTimer,
     ) -> None:
-        """Remove the job."""
-        host.run(["atrm", timer.id], timeout=30, check=False)
+        """Remove the job, unless its number is another's by now."""
+        if self._is_ours(host, files, timer.id):
+            host.run(["atrm", timer.id], timeout=30, check=False)
 
     def jobs(self, host: Host) -> list[str]:
         """The user's jobs in our queue."""
@@ -4900,7 +4934,15 @@ class WatcherTimer(Timer):
         files: Files,
         moment: int,
     ) -> str:
-        """Start the watcher, unless one runs: it reads its moments from the state file."""
+        """Start the watcher, unless one runs: it reads its moments from the state file.
+
+        One that is stopped (SIGSTOP), or runs the code of before an upgrade, makes room for it.
+        """
+        holder = lock_holder(files.watch_lock)
+        if holder == os.getpid():
+            return "watch"
+        if holder is not None and (_is_stopped(holder) or not _is_installed(host, files)):
+            self._end(host, files, holder)
         if flock_held(files.watch_lock):
             return "watch"
         install_program(host, files)
@@ -4909,14 +4951,22 @@ class WatcherTimer(Timer):
             raise TimedOut(f"the watcher did not come up; see {files.log}")
         return "watch"
 
+    def _end(self, host: Host, files: Files, pid: int) -> None:
+        """End a watcher. It has nothing to clean up, and its lock ends with it."""
+        signal_holder(pid, files.watch_lock, signal.SIGKILL)
+        host.wait_for(lambda: not flock_held(files.watch_lock), timeout=10, interval=0.02)
+
     def armed(
         self,
         host: Host,
         files: Files,
         timer: ArmedTimer,
     ) -> bool:
-        """Whether a watcher holds its lock."""
-        return flock_held(files.watch_lock)
+        """Whether a watcher holds its lock, and is not stopped."""
+        if not flock_held(files.watch_lock):
+            return False
+        holder = lock_holder(files.watch_lock)
+        return holder is None or not _is_stopped(holder)
 
     def cancel(
         self,
@@ -4925,6 +4975,19 @@ class WatcherTimer(Timer):
         timer: ArmedTimer,
     ) -> None:
         """Nothing to do: it reads the state file at every look, and ends when not named there."""
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether a process does not run until it is continued (SIGSTOP)."""
+    return process_stat(pid)[1] in ("T", "t")
+
+
+def _is_installed(host: Host, files: Files) -> bool:
+    """Whether the private copy is this very program."""
+    try:
+        return read_own(files.program) == host.program_source()
+    except OSError:
+        return False
 
 
 TIMERS: tuple[Timer, ...] = (SystemdTimer(), AtTimer(), WatcherTimer())  # best first
@@ -5022,16 +5085,19 @@ def arm_timers(host: Host, state: State, *, renew: bool = False) -> State:
     raise PrerequisiteError(f"{why} ({'; '.join(refused)})", hint=hint)
 
 
-def is_watched(state: State) -> bool:
+def is_watched(host: Host, state: State) -> bool:
     """Whether a watcher runs beside the VM; True where there is no such timer backend."""
-    has_watcher = any(backend.stands_watch for backend in TIMERS)
-    return flock_held(state.files.watch_lock) or not has_watcher
+    beside = ArmedTimer("watcher", "watch", 0)
+    watchers = [backend for backend in TIMERS if backend.stands_watch]
+    return all(backend.armed(host, state.files, beside) for backend in watchers)
 
 
 def _stand_watch(host: Host, state: State) -> None:
     """See that a watcher runs beside the VM: timers outlive a logout, and it outlives the files."""
     for backend in TIMERS:
-        if backend.stands_watch and not is_watched(state):
+        if backend.stands_watch and not (
+            is_watched(host, state) and _is_installed(host, state.files)
+        ):
             try:
                 save_state(state)  # it reads its deadline from there
                 backend.arm(host, state.files, 0)
@@ -5372,7 +5438,7 @@ def _vm_of(pid: int, pidfile: Path) -> Vm | None:
     except ProcessLookupError:
         return None
     # Asked again: the number may have been recycled before it was opened; now it can't be.
-    if _runs_with_pidfile(pid, pidfile) and not _exited(pidfd, 0):
+    if _runs_with_pidfile(pid, pidfile) and not exited(pidfd, 0):
         return Vm(pid, pidfd)
     os.close(pidfd)
     return None
@@ -5438,7 +5504,7 @@ def _runs_with_pidfile(pid: int, pidfile: Path) -> bool:
     return bool(named) and os.path.realpath(pidfile) in map(os.path.realpath, named)
 
 
-def _exited(pidfd: int, timeout: float) -> bool:
+def exited(pidfd: int, timeout: float) -> bool:
     """Whether the process ends within `timeout` seconds; the kernel reports it at once."""
     ended, _, _ = select.select([pidfd], [], [], max(0.0, timeout))
     return bool(ended)
@@ -5489,7 +5555,7 @@ def _status_of(host: Host, files: Files, vm: Vm | None) -> str:
     try:
         return str(ask_qemu(host, files, "query-status", timeout=2.0)["status"])
     except QmpError:
-        if _exited(vm.pidfd, 0):
+        if exited(vm.pidfd, 0):
             return "stopped"
         return "busy" if flock_held(files.lock) else "unresponsive"
 
@@ -5573,7 +5639,7 @@ def _ends_by(
     until = host.monotonic() + step.patience
     while True:
         left = until - host.monotonic()
-        if _exited(vm.pidfd, min(0.5, left)):
+        if exited(vm.pidfd, min(0.5, left)):
             return True
         if left <= 0:
             return False
@@ -5600,7 +5666,7 @@ def _powerdown(
 def _gone_soon(vm: Vm, steps: Steps) -> bool:
     """Whether QEMU ends within three seconds, until the button is pressed again."""
     for _ in range(6):
-        if _exited(vm.pidfd, 0.5):
+        if exited(vm.pidfd, 0.5):
             return True
         steps.waiting("guest-shutdown: waiting for the guest to power off")
     return False
@@ -5848,7 +5914,7 @@ def _kill(host: Host, files: Files) -> None:
     with find_vm(host, files) as vm:
         if vm is not None:
             send_signal(vm.pidfd, signal.SIGKILL)
-            _exited(vm.pidfd, 10)
+            exited(vm.pidfd, 10)
 
 
 def _spawn_qemu(host: Host, state: State, accel: str) -> None:
@@ -6225,12 +6291,12 @@ class BootWait:
         self.until = self.host.monotonic() + self.timeout
         while not stage.reached(self.host, self.state, self.look):
             self.look()
-            _exited(self.vm.pidfd, 0.1)  # a pause, which the end of QEMU cuts short
+            exited(self.vm.pidfd, 0.1)  # a pause, which the end of QEMU cuts short
         self.steps.done(stage.name)
 
     def look(self) -> None:
         """Show the stage; raise TimedOut past its bound, YclusterError if the boot has failed."""
-        ended = _exited(self.vm.pidfd, 0)
+        ended = exited(self.vm.pidfd, 0)
         if ended or self.host.monotonic() > self.looked + 1:
             self.check()
             self.looked = self.host.monotonic()
@@ -6254,7 +6320,7 @@ class BootWait:
 
     def _trouble(self) -> str:
         """What keeps the guest from booting; empty if nothing is known to."""
-        if _exited(self.vm.pidfd, 0):
+        if exited(self.vm.pidfd, 0):
             return "QEMU ended"
         status = vm_status(self.host, self.state.files)
         if status == "stopped":
@@ -8360,7 +8426,16 @@ def stop(host: Host, files: Files) -> None:
 
 
 def _halt(host: Host, state: State) -> str:
-    """Stop the VM; returns the step that ended it, empty where nothing ran."""
+    """Stop the VM; returns the step that ended it, empty where nothing ran.
+
+    One at a time: of two that stop it at once, the second would come to force too soon.
+    """
+    fd = take_flock(host, state.files.stop_lock, timeout=LOCK_TIMEOUT)
+    with descriptor(os.open(os.devnull, os.O_RDONLY) if fd is None else fd):
+        return _stop_guest(host, state)
+
+
+def _stop_guest(host: Host, state: State) -> str:
     files = state.files
 
     def poweroff() -> object:
@@ -8763,6 +8838,32 @@ def reap(
         _warn(host, state)
 
 
+def reap_in_time(host: Host, files: Files, *, by: str, patience: float, wait: float = 0.0) -> None:
+    """Reap as `reap` does, for a timer: it fires once, and its deadline waits for no lock.
+
+    Where another ycluster holds that and hangs, the VM is ended without it, which takes no lock;
+    what is written does, and waits for it for `patience` seconds.
+    """
+    try:
+        reap(host, files, by=by, wait=wait, patience=LOCK_BOUND)
+    except Busy:
+        _end_without_lock(host, files)
+        reap(host, files, by=by, patience=patience)
+
+
+def _end_without_lock(host: Host, files: Files) -> None:
+    """Stop or pause a VM that is due, whoever holds the cluster's lock. No file is touched."""
+    state = current(host, files)
+    decision = decide(state, host.clock())
+    is_under_way = state.retry_at is not None and state.retry_at > host.now()
+    if decision.do not in ACTIONS or is_under_way:  # an expiry has its own second try
+        return
+    text = f"{decision.why}; its lock is held, so it is ended without it"
+    host.output.say(f"{format_time(host.now())} {state.name}: {text}")
+    end = _freeze if decision.do == "pause" else _halt
+    end(host, state)
+
+
 def _arm_again(
     host: Host,
     state: State,
@@ -8997,9 +9098,11 @@ def reap_now(
     if which.every:
         _reap_all(host, by)
         return
-    # A person can try again; a timer fires once, so it waits for the lock without end.
-    patience = LOCK_TIMEOUT if by == "hand" else NEVER
-    reap(host, find_cluster(host, which), by=by, wait=wait / 10**9, patience=patience)
+    files = find_cluster(host, which)
+    if by == "hand":  # a person can try again
+        reap(host, files, by=by, wait=wait / 10**9)
+    else:
+        reap_in_time(host, files, by=by, wait=wait / 10**9, patience=NEVER)
 
 
 def _reap_all(host: Host, by: str) -> None:
@@ -9277,6 +9380,8 @@ class Watcher:
         Both under the cluster's lock: a verb that is at work may be about to set a deadline, and
         whoever arms either finds us watching, or starts another watcher.
         """
+        if fd is not None and self._is_superseded(fd):
+            return True
         if self._is_needed():
             return False
         lost = fd is not None and not os.path.exists(self.files.watch_lock)
@@ -9288,6 +9393,18 @@ class Watcher:
             if fd is not None:
                 os.close(fd)
             return True
+
+    def _is_superseded(self, fd: int) -> bool:
+        """Whether its VM has ended, and its lock file, `fd`, is not the one that is there now.
+
+        The cluster has been torn down and made again: that one has another watcher.
+        """
+        if self.vm is None or not exited(self.vm.pidfd, 0):
+            return False
+        try:
+            return not os.path.samestat(os.fstat(fd), os.lstat(self.files.watch_lock))
+        except OSError:
+            return False  # there is none, see `_has_ended`
 
     def _has_folder(self) -> bool:
         """Whether the cluster's folder is there, and its user's own: no verb works in another."""
@@ -9313,7 +9430,7 @@ class Watcher:
 
     def _look(self) -> bool:
         """Look at the VM and at the state; False where that can't be read, or is another VM's."""
-        if self.vm is not None and _exited(self.vm.pidfd, 0):
+        if self.vm is not None and exited(self.vm.pidfd, 0):
             os.close(self.vm.pidfd)
             self.vm = None
         if self.vm is None:
@@ -9348,7 +9465,7 @@ class Watcher:
         if wake > self.host.now():
             return wake
         if self.readable:
-            reap(self.host, self.files, by=self.by)
+            reap_in_time(self.host, self.files, by=self.by, patience=LOCK_BOUND)
         elif self.vm is not None:
             self._stop_without_files(state, self.vm)
         return self.host.now() + 1  # soon, as there may be nothing left to wait for
@@ -9754,7 +9871,7 @@ def _unenforced(host: Host, survey: Survey) -> Iterator[Finding]:
         if trouble:
             text = f"no timer enforces its deadline: {trouble}"
             yield Finding(state.name, "failure", text, remedy)
-        elif not is_watched(state) and running(host, state.files):
+        elif not is_watched(host, state) and running(host, state.files):
             text = "no watcher runs beside its VM, to end it if its files get lost"
             yield Finding(state.name, "warning", text, remedy)
 
