@@ -8430,8 +8430,12 @@ def _halt(host: Host, state: State) -> str:
 
     One at a time: of two that stop it at once, the second would come to force too soon.
     """
-    fd = take_flock(host, state.files.stop_lock, timeout=LOCK_TIMEOUT)
-    with descriptor(os.open(os.devnull, os.O_RDONLY) if fd is None else fd):
+    if not running(host, state.files):
+        return _stop_guest(host, state)
+    fd = None
+    with contextlib.suppress(OSError):  # what stands there instead must not keep a VM
+        fd = take_flock(host, state.files.stop_lock, timeout=LOCK_TIMEOUT)
+    with contextlib.nullcontext() if fd is None else descriptor(fd):
         return _stop_guest(host, state)
 
 
@@ -8563,7 +8567,8 @@ def _erase(host: Host, state: State, *, keep_disk: bool = False) -> list[str]:
     """
     files = state.files
     if not is_claimed(files):
-        locks = [path for path in (files.vm_lock, files.watch_lock) if _remove_lock(path)]
+        others = [path for path in files.locks() if path != files.lock]
+        locks = [path for path in others if _remove_lock(path)]
         return [path.name for path in (*locks, *filter(remove, files.unfinished()))]
     first = _going_first(state, keep_disk=keep_disk)
     removed = [path.name for path in first if remove(path)]

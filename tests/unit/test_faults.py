@@ -111,7 +111,7 @@ def schedulers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "systemd-run": "",
         "systemctl": "echo SubState=waiting",
         "loginctl": "echo yes",
-        "at": f"/bin/cat >{path}/stdin; echo job 7 at noon >&2",
+        "at": f"[ $1 != -c ] || exec /bin/cat {path}/stdin\n/bin/cat >{path}/stdin; echo job 7 at noon >&2",
         "atq": "printf '7\\tnoon\\n'",
         "atrm": "",
     }
