@@ -3237,13 +3237,18 @@ def _top_level_keys(text: str, path: str) -> Any:
 
 
 # --- using a config
+def used_registries(config: Config) -> Mapping[str, Any]:
+    """The registries of a config for k3s; none in a plain VM, which needs no password of theirs."""
+    return {} if config.k3s.install == "none" else config.registries
+
+
 def ignored_keys(config: Config) -> list[str]:
     """A warning for each key that this program ignores."""
     warnings = []
     for name in ("gateway", "storage"):
         if getattr(config, name):
             warnings.append(f"{name}: ignored, it is for y-cluster")
-    if config.registries and config.k3s.install == "none":
+    if config.registries and not used_registries(config):
         warnings.append("registries: ignored, there is no k3s in a plain VM")
     return warnings
 
@@ -8106,7 +8111,7 @@ def provision(host: Host, directory: Path) -> None:
     files = files_of(host, config)
     refuse_sudo(host, files.sidecar)
     state = state_from_config(config, files.cache_dir)
-    registries = registries_yaml(config.registries, host.environ)
+    registries = registries_yaml(used_registries(config), host.environ)
     check_folder(files.cache_dir)
     hand_over(host, spare=files)
     others = [other for _, other in readable(host)]
@@ -10077,7 +10082,7 @@ def config_check(host: Host, directory: Path) -> None:
     config = load_config(directory, host.home)
     for warning in [*ignored_keys(config), *idle_keys(config)]:
         host.output.warn(warning)
-    expand_variables(config.registries, host.environ)
+    expand_variables(used_registries(config), host.environ)
     limit = "none"
     if budget(config.lifetime.max_run) is None:
         text = "lifetime.maxRun is not set: nothing will end this cluster"
