@@ -7322,7 +7322,7 @@ def parse_size(text: str) -> int:
 
 
 # What a text that tells where a VMDK disk lies begins with; QEMU takes either for one.
-_VMDK_TEXT = re.compile(rb"# Disk DescriptorFile|(?:#[^\n]*\n|[ \r]*\n)*version=[123]")
+_VMDK_TEXT = rb"# Disk DescriptorFile|(?:#[^\n]*\n|[ \r]*\n)*version=[123]"
 # Formats that are not read here, by what they hold at an offset: taken for raw they would not boot.
 OTHER_FORMATS = (
     ("qed", 0, b"QED\0"),
@@ -7353,7 +7353,7 @@ def image_format(head: bytes) -> str:
         if not any(head[12:20]):  # no size of its own: it is as its descriptor says
             raise ValueError("it builds on another file")
         return "vmdk"
-    if _VMDK_TEXT.match(head):
+    if re.match(_VMDK_TEXT, head):
         raise ValueError("it is the descriptor of a disk that is in other files")
     for form, offset, magic in OTHER_FORMATS:
         if head[offset:].startswith(magic):
