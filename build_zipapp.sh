@@ -34,7 +34,7 @@ cp ycluster.py "$work/site"
 # The first time that a zip archive can hold. A commit's would depend on how much of the history a clone has.
 export SOURCE_DATE_EPOCH=315532800
 
-"$tools/bin/shiv" --site-packages "$work/site" --reproducible --compressed \
+"$tools/bin/shiv" --site-packages "$work/site" --reproducible \
     --python '/usr/bin/env python3' --entry-point ycluster:main --output-file "$work/ycluster" >&2
 "$python" scripts/zipapp_pack.py "$work/ycluster" scripts/zipapp_main.py "$SOURCE_DATE_EPOCH"
 chmod 755 "$work/ycluster"

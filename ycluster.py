@@ -59,6 +59,7 @@ import re
 import select
 import shlex
 import signal
+import stat
 import sys
 import time
 from bisect import bisect_right
@@ -130,6 +131,7 @@ GCP_MAX_SECONDS = 120 * 86400
 GCP_PIPE = "gcloud compute instances describe NAME --format=json | ycluster lifetime gcp-status"
 
 READY_TIMEOUT = 600.0  # A cold first boot without KVM takes one to five minutes.
+LOCK_BOUND = 20.0  # So long a deadline waits for a lock; a holder that hangs must not keep a VM.
 LOCK_TIMEOUT = 300.0  # Longer than a whole stop, so that a verb that waits gets its turn.
 POWERDOWN_TIMEOUT = 100.0  # The guest's systemd gives a service 90 s to end.
 WATCH_INTERVAL = 5.0  # Between two looks of the watcher; so late may it act after a suspend.
@@ -139,6 +141,8 @@ CLOCK_STEP = 30.0  # If the wall clock is set by less than this, deadlines stay 
 NOTICE_TIMEOUT = 60.0  # For the command lifetime.onWarn.
 WAKE_AFTER = 5.0  # After this wait for a lock, a holder that is stopped (SIGSTOP) is continued.
 EVENTS_SIZE = 1 << 20  # Bytes; a larger log of events is set aside and a new one begun.
+LAST_LINE = b'if __name__ == "__main__":\n    run()\n'  # A copy of this file that has it is whole.
+STATE_SIZE = 1 << 20  # Bytes; no file of ours that is read whole is larger. A state file has 2 KB.
 
 REQUIRED = object()  # marks a key without a default
 
@@ -259,6 +263,10 @@ class StateError(YclusterError):
     """There is no such cluster, or its state file can't be read."""
 
     exit_code = 4
+
+
+class ForeignError(StateError):
+    """A folder is another user's, so nothing in it is believed, run or written."""
 
 
 class PrerequisiteError(YclusterError):
@@ -831,8 +839,11 @@ class Host:
         import subprocess
 
         self.output.debug(shlex.join(argv) + " &")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        with descriptor(os.open(log, flags, 0o600)) as to:
+        try:
+            fd = open_own(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        except OSError:  # something else stands there: what is started matters more than its log
+            fd = os.open(os.devnull, os.O_WRONLY)
+        with descriptor(fd) as to:
             subprocess.Popen(
                 argv,
                 stdin=subprocess.DEVNULL,
@@ -955,16 +966,149 @@ def sha256_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def _trusted_owners() -> set[int]:
+    """Whose files count as this user's own; for root, those of HOME's owner, too.
+
+    In containers root has a HOME that may be anybody's, who then decides all that root runs there.
+    """
+    me, home = os.geteuid(), os.environ.get("HOME", "")
+    if me == 0 and home.startswith("/") and os.path.isdir(home):
+        return {me, os.stat(home).st_uid}
+    return {me}
+
+
+def not_own(status: os.stat_result) -> str:
+    """Why a file or folder is not used: another user owns it or may write to it; empty if it is."""
+    if status.st_uid not in _trusted_owners():
+        return f"it belongs to uid {status.st_uid}"
+    if status.st_mode & 0o022:
+        return "other users can write to it"
+    return ""
+
+
+_NOBODY = 65534  # whom the files of users outside of a user namespace seem to belong to
+
+
+def check_folder(folder: Path) -> None:
+    """Raise StateError unless a folder is this user's own, and nobody else can write to it.
+
+    ForeignError where it is another's. Nor may another be able to replace it, from a folder above
+    it. One that is not there yet is judged by those above it.
+    """
+    real = Path(os.path.realpath(folder))
+    part = existing_part(real)
+    above = [part, *part.parents]
+    if part == real:
+        above.remove(real)
+        status = os.lstat(real)
+        why = not_own(status)
+        if why and status.st_uid not in _trusted_owners():
+            hint = "nothing in it is believed, run or changed; use another cacheDir"
+            raise ForeignError(f"{folder} is not used: {why}", hint=hint)
+        if why and not stat.S_ISLNK(status.st_mode):  # that leads in a circle
+            hint = f"`chmod go-w {shlex.quote(str(real))}` closes it to them"
+            raise StateError(f"{folder} is not used: {why}", hint=hint)
+    for place in above:
+        status = os.lstat(place)
+        open_to_all = status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX
+        if open_to_all or status.st_uid not in {0, _NOBODY, *_trusted_owners()}:
+            why = f"{folder} is not used: others can replace it, by way of {place}"
+            raise StateError(why, hint="use a cacheDir below a folder that is yours alone")
+
+
+def open_own(path: Path, flags: int) -> int:
+    """Open a regular file of this user's own, private where `flags` make it; follow no link.
+
+    Raises OSError for all else, and waits for nothing: a FIFO would wait for its other end.
+    """
+    flags |= os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        _refuse_foreign(path, os.lstat(path))  # first, as opening a device may have effects
+        fd = os.open(path, flags & ~os.O_CREAT)
+    except FileNotFoundError:
+        if not flags & os.O_CREAT:
+            raise
+        fd = os.open(path, flags, 0o600)
+        keep_owner(fd, path.parent)
+    try:
+        _refuse_foreign(path, os.fstat(fd))
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _refuse_foreign(path: Path, status: os.stat_result) -> None:
+    """Raise OSError unless this is a regular file of this user's own."""
+    why = not_own(status) if stat.S_ISREG(status.st_mode) else "it is no regular file"
+    if why:
+        raise OSError(errno.EPERM, why, str(path))
+
+
+def read_own(path: Path, limit: int = STATE_SIZE, *, last: bool = False) -> bytes:
+    """What a regular file of this user's own holds, or the `last` bytes of it.
+
+    Raises OSError for any other file, and for one that is larger than `limit`, unless `last`.
+    """
+    with descriptor(open_own(path, os.O_RDONLY)) as fd, os.fdopen(os.dup(fd), "rb") as file:
+        size = os.fstat(fd).st_size
+        if last:
+            file.seek(max(0, size - limit))
+        data = file.read(limit + 1)
+    if last:
+        return data[:limit]
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"it is larger than {limit} bytes", str(path))
+    return data
+
+
+def keep_owner(made: int | Path, like: Path) -> None:
+    """Give what root has made, a descriptor or a path, to whom the file or folder `like` belongs.
+
+    So root, in a user's place, keeps its user from nothing.
+    """
+    if os.geteuid() != 0:
+        return
+    # Where there are no other owners (a user namespace, some file systems) it stays root's.
+    with contextlib.suppress(OSError):
+        status = os.lstat(like)
+        if status.st_uid != os.stat(made).st_uid:
+            os.chown(made, status.st_uid, status.st_gid)
+
+
+def make_folder(path: Path) -> None:
+    """Make a private folder, and those above it, unless they are there."""
+    missing = [part for part in (path, *path.parents) if not os.path.lexists(part)]
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for part in reversed(missing):
+        with descriptor(os.open(part, os.O_RDONLY | os.O_DIRECTORY)) as fd:
+            keep_owner(fd, part.parent)
+
+
+def _holds(path: Path, data: bytes, mode: int) -> bool:
+    """Whether a file is as `write_file` would leave it."""
+    try:
+        status = os.lstat(path)
+        same = (status.st_size, stat.S_IMODE(status.st_mode)) == (len(data), mode)
+        return same and read_own(path, len(data)) == data
+    except OSError:
+        return False
+
+
 def write_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Replace a file whole or not at all, also if the host loses power meanwhile.
 
-    It is written beside `path`, synced and renamed, and then the directory is synced.
+    It is written beside `path`, synced and renamed, and then the directory is synced. One that
+    holds just this already stays as it is; and whoever owns it goes on owning it.
     """
+    if _holds(path, data, mode):
+        return
     beside = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(fd, "wb") as file:
             os.fchmod(fd, mode)
+            keep_owner(fd, path if os.path.lexists(path) else path.parent)
             file.write(data)
             file.flush()
             os.fsync(fd)
@@ -1029,7 +1173,9 @@ def try_flock(path: Path, *, shared: bool = False) -> int | None:
     with the last process that has one.
     """
     operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    with descriptor(_open_lock(path)) as fd:
+    # Who only looks at a lock does not care whose it is: root may have started the VM.
+    looks = shared and os.path.lexists(path)
+    with descriptor(os.open(path, _LOOK) if looks else _open_lock(path)) as fd:
         try:
             fcntl.flock(fd, operation | fcntl.LOCK_NB)
             # The file may have been unlinked between open and flock: that lock keeps nobody out.
@@ -1039,14 +1185,17 @@ def try_flock(path: Path, *, shared: bool = False) -> int | None:
         return os.dup(fd) if same else None
 
 
+_LOOK = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
 def _open_lock(path: Path) -> int:
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        return open_own(path, os.O_RDWR | os.O_CREAT)
     except OSError:
         if not path.exists():
             raise
         # The disk may have become read-only. Its VM must be stopped all the same.
-        return os.open(path, os.O_RDONLY)
+        return open_own(path, os.O_RDONLY)
 
 
 def take_flock(
@@ -1079,10 +1228,16 @@ def take_flock(
 
 
 def flock_held(path: Path) -> bool:
-    """Whether somebody holds an exclusive lock on a file; makes no file."""
-    if not path.exists():
+    """Whether somebody holds an exclusive lock on a file; makes no file.
+
+    Nobody does where it is no regular file: it is none of ours.
+    """
+    try:
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            return False
+        fd = try_flock(path, shared=True)
+    except FileNotFoundError:
         return False
-    fd = try_flock(path, shared=True)
     if fd is None:
         return path.exists()  # If it has been removed meanwhile, its lock means nothing.
     os.close(fd)
@@ -1092,17 +1247,34 @@ def flock_held(path: Path) -> bool:
 def wake_holder(path: Path) -> None:
     """Continue each stopped process that has a lock file open, or all others would wait for it."""
     for pid in pids():
-        _, state = process_stat(pid)
-        if state == "T":
-            _continue_if_open(pid, path)
+        if process_stat(pid)[1] == "T":
+            signal_holder(pid, path, signal.SIGCONT)
 
 
-def _continue_if_open(pid: int, path: Path) -> None:
-    """Continue a process if it has a file open."""
+def signal_holder(pid: int, path: Path, sign: signal.Signals) -> None:
+    """Send a signal to a process if it has a file open."""
     # A failure means that it has ended, or that it is another user's.
     with contextlib.suppress(OSError), descriptor(pidfd_open(pid)) as pidfd:
         if _has_open(pid, path):
-            send_signal(pidfd, signal.SIGCONT)
+            send_signal(pidfd, sign)
+
+
+def lock_holder(path: Path) -> int | None:
+    """The pid of the process that has locked a file, by the kernel's list; None where none has."""
+    try:
+        wanted = os.lstat(path)
+        listed = Path("/proc/locks").read_text(encoding="ascii")
+    except OSError:
+        return None
+    for line in listed.splitlines():
+        words = line.split()  # 1: FLOCK ADVISORY WRITE 4711 fe:01:1234 0 EOF
+        if len(words) < 6 or words[1] != "FLOCK" or not words[5].endswith(f":{wanted.st_ino}"):
+            continue
+        pid = int(words[4])
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if _has_open(pid, path):
+                return pid
+    return None
 
 
 def _has_open(pid: int, path: Path) -> bool:
@@ -1122,7 +1294,11 @@ def locked(
 
     If the file that it belongs to is gone at the end of the block, the lock file is removed, too.
     """
-    fd = take_flock(host, path, timeout=timeout, what=path.stem)
+    try:
+        fd = take_flock(host, path, timeout=timeout, what=path.stem)
+    except PermissionError as error:  # root's, or no file at all
+        hint = f"while no ycluster works on {path.stem}, `rm {shlex.quote(str(path))}` is safe"
+        raise YclusterError(f"{path}: {error.strerror}", hint=hint) from None
     if fd is None:
         hint = f"`fuser {path}` names it"
         raise Busy(f"{path.stem}: another ycluster is working on it", hint=hint)
@@ -1130,7 +1306,8 @@ def locked(
         try:
             yield
         finally:
-            if belongs_to and not belongs_to.exists():
+            # What is not empty was no lock of ours before, and a lock is all that it is now.
+            if belongs_to and not os.path.lexists(belongs_to) and os.fstat(fd).st_size == 0:
                 remove(path)
 
 
@@ -2514,6 +2691,26 @@ def matching(pattern: str, wanted: str) -> Callable[[str], str]:
     return rule
 
 
+def no_option(text: str) -> str:
+    """A text that no program takes for an option."""
+    if text.startswith("-"):
+        raise ValueError(f"{text!r} begins with a dash, so it would be taken for an option")
+    return text
+
+
+_ADDRESS = r"(|(?:(?:25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])(?:\.(?!$)|$)){4})"
+_is_address = matching(_ADDRESS, "an IPv4 address")
+
+
+def address(text: str) -> str:
+    """An IPv4 address to listen on; where none is written, BIND_ADDRESS, and never all of them."""
+    return _is_address(text) or BIND_ADDRESS
+
+
+_USER = r"[a-z_][-a-z0-9_]{0,31}"
+user_name = matching(_USER, "a user name")
+
+
 def one_of(*choices: str) -> Callable[[str], str]:
     """The rule that a text is one of these words."""
 
@@ -2666,14 +2863,14 @@ class PortForward(Record):
     host: int = key(_HOST_PORT, "Host port. Empty or 0: QEMU chooses a free one.", 0)
 
 
+_K3S_RELEASE_NAME = r"v[0-9]+\.[0-9]+\.[0-9]+(-[0-9A-Za-z.]+)?\+k3s[0-9]+"
+
+
 class K3s(Record):
     """Which k3s, and how it gets into the guest."""
 
     version: str = key(
-        _pattern(
-            r"v[0-9]+\.[0-9]+\.[0-9]+(-[0-9A-Za-z.]+)?\+k3s[0-9]+",
-            "a k3s release such as v1.35.6+k3s1",
-        ),
+        _pattern(_K3S_RELEASE_NAME, "a k3s release such as v1.35.6+k3s1"),
         "The k3s release.",
         K3S_VERSION,
     )
@@ -2737,9 +2934,7 @@ class Network(Record):
     )
 
     bind_address: str = key(
-        _pattern(
-            r"(|(?:(?:25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])(?:\.(?!$)|$)){4})", "an IPv4 address"
-        ),
+        _text(address, pattern=f"^(?:{_ADDRESS})$"),
         "IPv4 address that the forwarded ports listen on; 0.0.0.0 is every interface.",
         "127.0.0.1",
     )
@@ -2768,7 +2963,11 @@ class Config(Record):
     )
 
     context: str = key(
-        _pattern(r"[^\x00-\x1f\x7f]{1,300}", "a context name"), "The kubeconfig context.", "local"
+        _pattern(
+            r"[^-\x00-\x1f\x7f][^\x00-\x1f\x7f]{0,299}", "a context name, which has no dash first"
+        ),
+        "The kubeconfig context.",
+        "local",
     )
 
     memory: int = key(_number(64, 16777216, "MB"), "Memory of the VM in MB.", 8192)
@@ -2815,8 +3014,8 @@ class QemuConfig(Config):
 
     cache_dir: Path | None = key(
         _PATH,
-        "Where disks, keys and state are kept. Empty: ~/.local/share/ycluster, or "
-        "~/.cache/y-cluster-qemu where clusters are already.",
+        "Where disks, keys and state are kept: a folder that nobody else can write to. Empty: "
+        "~/.local/share/ycluster, or ~/.cache/y-cluster-qemu where clusters are already.",
         None,
     )
 
@@ -2850,13 +3049,13 @@ class QemuConfig(Config):
     )
 
     cpu_model: str = key(
-        _pattern(r"[-_.,=+A-Za-z0-9]*", "a QEMU CPU model"),
+        _pattern(r"([_.,=+A-Za-z0-9][-_.,=+A-Za-z0-9]*)?", "a QEMU CPU model"),
         "QEMU's -cpu. Empty: host with KVM, max with TCG.",
         "",
     )
 
     ssh_user: str = key(
-        _pattern(r"[a-z_][-a-z0-9_]{0,31}", "a user name"),
+        _pattern(_USER, "a user name"),
         "The login that cloud-init makes.",
         "ystack",
     )
@@ -3105,13 +3304,18 @@ def _top_level_keys(text: str, path: str) -> Any:
 
 
 # --- using a config
+def used_registries(config: Config) -> Mapping[str, Any]:
+    """The registries of a config for k3s; none in a plain VM, which needs no password of theirs."""
+    return {} if config.k3s.install == "none" else config.registries
+
+
 def ignored_keys(config: Config) -> list[str]:
     """A warning for each key that this program ignores."""
     warnings = []
     for name in ("gateway", "storage"):
         if getattr(config, name):
             warnings.append(f"{name}: ignored, it is for y-cluster")
-    if config.registries and config.k3s.install == "none":
+    if config.registries and not used_registries(config):
         warnings.append("registries: ignored, there is no k3s in a plain VM")
     return warnings
 
@@ -3251,6 +3455,7 @@ class OwnFile:
 
 
 GATEWAY_STATE = "-gateway-state.json"  # a file of the sibling's
+IMPORT_MARK = ".made-by-ycluster"  # lies in a folder for imports that may be removed
 
 
 class Files(Record):
@@ -3268,6 +3473,7 @@ class Files(Record):
     ssh_pub = OwnFile("-ssh.pub", "with the disk")
 
     # The VM. A process is our QEMU if its argv names this pidfile.
+    stop_lock = OwnFile(".stop.lock")  # held while the VM is stopped, with the lock or without it
     pidfile = OwnFile(".pid")
     qmp = OwnFile(".qmp")  # the socket of QEMU's monitor
     vm_lock = OwnFile(".vm.lock")  # held by QEMU itself for as long as it lives
@@ -3310,6 +3516,37 @@ class Files(Record):
         own = [file for file in vars(Files).values() if isinstance(file, OwnFile)]
         return [file.__get__(self) for file in own if file.removed == removed]
 
+    def names(self) -> list[Path]:
+        """Every path at which the cluster may have something, its disk first."""
+        stages: tuple[Removal, ...] = ("with the disk", "with the cluster", "last", "never")
+        return [path for stage in stages for path in self.going(stage)]
+
+    def locks(self) -> tuple[Path, ...]:
+        """The files that are never written to."""
+        return (self.lock, self.vm_lock, self.watch_lock, self.stop_lock)
+
+    def unclaimed(self) -> list[Path]:
+        """What lies at the names of a cluster that is not there. None of it may be ours.
+
+        An empty lock does not count, for it holds nothing, and whoever waits for it made it.
+        """
+        return [path for path in self.names() if os.path.lexists(path) and not self._is_free(path)]
+
+    def _is_free(self, path: Path) -> bool:
+        status = os.lstat(path)
+        if path in self.locks():
+            return stat.S_ISREG(status.st_mode) and status.st_size == 0
+        if path == self.sibling_gateway:  # it may be the state of a cluster of that name
+            return _is_state(path)
+        return path == self.incoming and self.is_our_import()
+
+    def is_our_import(self) -> bool:
+        """Whether the folder for imports is one that `import` has made, or has nothing in it."""
+        if self.incoming.is_symlink() or not self.incoming.is_dir():
+            return False
+        names = os.listdir(self.incoming)
+        return not names or IMPORT_MARK in names
+
     def disposable(self) -> list[Path]:
         """What goes with the cluster, and the temporary files of killed writes."""
         going = self.going("with the cluster")
@@ -3318,6 +3555,10 @@ class Files(Record):
             going.remove(other.sidecar)  # the state of a cluster called NAME-gateway-state
         written = [*going, *self.going("last")]
         return [*going, *self._unfinished({path.name for path in written})]
+
+    def unfinished(self) -> list[Path]:
+        """The temporary files of a first save that was killed, before any file claimed a name."""
+        return self._unfinished({self.sidecar.name})
 
     def _unfinished(self, names: set[str]) -> list[Path]:
         """The temporary files that `write_file` makes for files of these names."""
@@ -3361,6 +3602,18 @@ def _of_type(raw: object, sort: type[Value], wanted: str) -> Value:
 
 def _decode_text(raw: object) -> str:
     return _of_type(raw, str, "string")
+
+
+def _decode_word(raw: object) -> str:
+    return no_option(_decode_text(raw))
+
+
+def _decode_address(raw: object) -> str:
+    return address(_decode_text(raw))
+
+
+def _decode_user(raw: object) -> str:
+    return user_name(_decode_text(raw))
 
 
 def _decode_object(raw: object) -> dict[str, Any]:
@@ -3443,6 +3696,9 @@ def _encode_k3s(k3s: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _TEXT = Field(_decode_text)
+_WORD = Field(_decode_word)  # for what becomes an argument of another program
+_ADDRESS_TEXT = Field(_decode_address)
+_USER_NAME = Field(_decode_user)
 _URL_TEXT = Field(_decode_text, without_password)
 _K3S_RELEASE: Field[Mapping[str, Any]] = Field(_decode_object, _encode_k3s)
 _BUDGET = Field(_decode_budget)
@@ -3467,8 +3723,8 @@ class ArmedTimer(Record):
     event: str = "deadline"  # or `warning`
 
 
-_OF_DEADLINE = object_of(ArmedTimer, backend=_TEXT, id=_TEXT, deadline=_MOMENT)
-_OTHERS = tuple_of(object_of(ArmedTimer, event=_TEXT, id=_TEXT, deadline=_MOMENT, backend=_TEXT))
+_OF_DEADLINE = object_of(ArmedTimer, backend=_TEXT, id=_WORD, deadline=_MOMENT)
+_OTHERS = tuple_of(object_of(ArmedTimer, event=_TEXT, id=_WORD, deadline=_MOMENT, backend=_TEXT))
 
 
 def _timer_of_deadline(timers: Sequence[ArmedTimer]) -> ArmedTimer | None:
@@ -3486,7 +3742,7 @@ def _decode_timers(raw: object) -> tuple[ArmedTimer, ...]:
     if "others" in found and "backend" not in found:
         return others
     first = _OF_DEADLINE.decode(found)
-    warning = _decode_text(found.get("warning", ""))
+    warning = _decode_word(found.get("warning", ""))
     if warning:
         others = (ArmedTimer(first.backend, warning, 0, "warning"), *others)
     return (first, *others)
@@ -3557,13 +3813,13 @@ class State(Record):
 
     name: str
     cache_dir: str
-    context: str = "local"
-    disk_size: str = "20G"
-    memory: str = "8192"  # MB
-    cpus: str = "4"
+    context: str = stored(_WORD, "local")
+    disk_size: str = stored(_WORD, "20G")
+    memory: str = stored(_WORD, "8192")  # MB
+    cpus: str = stored(_WORD, "4")
     ssh_port: int = stored(_PORT, 2222)
     port_forwards: tuple[PortForward, ...] = stored(_FORWARDS, ())
-    bind_address: str = BIND_ADDRESS
+    bind_address: str = stored(_ADDRESS_TEXT, BIND_ADDRESS)
     k3s: Mapping[str, Any] = stored(_K3S_RELEASE, {})  # Version, Install, Source
     kubeconfig: str = ""  # the user's file that this cluster was merged into
 
@@ -3586,12 +3842,12 @@ class State(Record):
     image: str = stored(_URL_TEXT, "")
     imported: str = ""  # the disk that `import` took the boot disk from
     prepared: str = ""  # `live` or `done`: how far `prepare-export` has come since the last boot
-    data_disk: str = ""
-    ssh_user: str = "ystack"
+    data_disk: str = stored(_WORD, "")
+    ssh_user: str = stored(_USER_NAME, "ystack")
     accel: str = "auto"  # as the config asks
     ran_with: str = ""  # what the last start found to work, kvm or tcg
-    cpu_model: str = ""
-    machine: str = ""
+    cpu_model: str = stored(_WORD, "")
+    machine: str = stored(_WORD, "")
     boot_id: str = ""  # the host's boot in which the deadline was set
     # When that boot began, by the wall clock when this was saved.
     booted_at: int | None = stored(_TIME, None)
@@ -3726,7 +3982,7 @@ def _dropped_fields(copy: str, data: Mapping[str, Any], path: Path) -> dict[str,
 def _login_key(sidecar: Path) -> str:
     """A digest of the key that logs in to a cluster; empty where there is none yet."""
     try:
-        return sha256_of(Files(sidecar.parent, sidecar.stem).ssh_pub.read_bytes())
+        return sha256_of(read_own(Files(sidecar.parent, sidecar.stem).ssh_pub))
     except OSError:
         return ""
 
@@ -3752,6 +4008,17 @@ def _is_unset(attr: str, value: object) -> bool:
     return value in (None, "", ()) and value == State.fields[attr]
 
 
+def is_claimed(files: Files) -> bool:
+    """Whether what lies at a cluster's names is its own: its state file is there, or the copy."""
+    if os.path.lexists(files.sidecar):
+        return True
+    try:
+        kept = json.loads(read_own(files.copy))
+        return bool(kept["name"] == files.name and _WRITER in kept.items())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return False
+
+
 def has_state(files: Files) -> bool:
     """Whether there is a state file, whatever is in it. Raises StateError where nobody can tell."""
     try:
@@ -3769,10 +4036,9 @@ def load_state(files: Files) -> State:
     if not has_state(files):
         why = f"no cluster {files.name} in {files.cache_dir}"
         raise StateError(why, hint="`ycluster list` shows those there are")
-    if not path.is_file():  # reading from a pipe would wait for a writer
-        raise _unreadable(path, "it is no file, or a link that leads to none")
+    check_folder(path.parent)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_own(path).decode("utf-8")
     except UnicodeDecodeError as error:
         raise _unreadable(path, error) from None
     except OSError as error:
@@ -3782,7 +4048,7 @@ def load_state(files: Files) -> State:
 
 def _text_of(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_own(path).decode("utf-8")
     except (OSError, ValueError):
         return ""
 
@@ -3790,11 +4056,16 @@ def _text_of(path: Path) -> str:
 def save_state(state: State) -> State:
     """Replace the state file, whole or not at all. Only under the cluster's lock.
 
-    The copy goes first: it counts only once the sibling has replaced the state file.
+    The copy goes first: it counts only once the sibling has replaced the state file. A new cluster
+    has its state file first, for that is what claims all of its other names.
     """
-    copy = {**_state_object(state), "loginKey": _login_key(state.files.sidecar)}
-    write_file(state.files.copy, to_json(copy).encode("ascii"))
-    write_file(state.files.sidecar, encode_state(state).encode("ascii"))
+    files = state.files
+    copy = {**_state_object(state), "loginKey": _login_key(files.sidecar)}
+    copy_text, text = to_json(copy).encode("ascii"), encode_state(state).encode("ascii")
+    if not os.path.lexists(files.sidecar):
+        write_file(files.sidecar, text)
+    write_file(files.copy, copy_text)
+    write_file(files.sidecar, text)
     return state
 
 
@@ -3816,7 +4087,7 @@ def state_from_config(config: QemuConfig, cache_dir: Path) -> State:
         cpus=str(config.cpus),
         ssh_port=config.ssh_port,
         port_forwards=config.port_forwards,
-        bind_address=config.network.bind_address or BIND_ADDRESS,
+        bind_address=config.network.bind_address,
         k3s=k3s,
         lifetime=config.lifetime.max_run,
         on_expiry=config.lifetime.on_expiry,
@@ -3846,11 +4117,19 @@ def remember_cache_dir(host: Host, cache_dir: Path) -> None:
     """
     try:
         index = _index(host)
-        index.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(index)
+        check_folder(index)
         with contextlib.suppress(FileExistsError):  # then it is in the index already
             (index / sha256_of(os.fsencode(cache_dir))[:16]).symlink_to(cache_dir)
     except (OSError, YclusterError) as error:
         host.output.warn(f"{error}: `list` will not see the clusters in {cache_dir}")
+
+
+def remember_again(host: Host, cache_dir: Path) -> None:
+    """Put a cacheDir into the index that may have been taken out of it while it was away."""
+    with contextlib.suppress(YclusterError):  # no home: then there is no index either
+        if cache_dir not in (host.data_home().resolve(), host.sibling_home().resolve()):
+            remember_cache_dir(host, cache_dir)
 
 
 def default_cache_dir(host: Host, name: str) -> Path:
@@ -3877,7 +4156,8 @@ def claim_lock(host: Host) -> Iterator[None]:
     """
     try:
         path = host.state_home() / "claims.lock"
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(path.parent)
+        check_folder(path.parent)
         fd = take_flock(host, path, timeout=LOCK_TIMEOUT, what="its names")
     except (OSError, YclusterError) as error:
         host.output.debug(f"no lock on claims: {error}")
@@ -3908,30 +4188,69 @@ def _cache_dirs(host: Host) -> list[Path]:
     with contextlib.suppress(YclusterError):  # no home: then it has no clusters
         places += [host.data_home(), host.sibling_home()]
     with contextlib.suppress(OSError, YclusterError):  # no index: then no other cacheDir was used
-        places.extend(sorted(_index(host).iterdir()))
+        places.extend(_indexed(host))
     return places
+
+
+def _indexed(host: Host) -> list[Path]:
+    """The links in the index. One that leads nowhere is removed.
+
+    Whatever changes a cluster puts its cacheDir into the index again, and so does its watcher when
+    that is back from where it was.
+    """
+    index, live = _index(host), []
+    check_folder(index)
+    for link in sorted(index.iterdir()):
+        if not _is_dead(link):
+            live.append(link)
+            continue
+        with contextlib.suppress(OSError, YclusterError):  # then it is passed over the next time
+            refuse_sudo(host, link)
+            link.unlink()
+    return live
+
+
+def _is_dead(link: Path) -> bool:
+    """Whether a link certainly leads nowhere."""
+    try:
+        os.stat(link)
+    except OSError as error:
+        gone = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+        return gone and link.is_symlink()
+    return False
 
 
 def _clusters_in(place: Path) -> set[Files]:
     try:
         cache_dir = place.resolve()
+        check_folder(cache_dir)
         sidecars = list(cache_dir.glob("*.json"))
-    except (OSError, RuntimeError):  # a link that leads nowhere, or in a circle
+    except (OSError, RuntimeError, StateError):  # a link that leads nowhere, or to what is not ours
         return set()
     found = [path for path in sidecars if not path.name.startswith(".")]
     return {Files(cache_dir, path.stem) for path in found if _is_state(path)}
 
 
 def unseen(host: Host) -> dict[Path, StateError]:
-    """The folders that can't be read, and in which there may be clusters; an error for each."""
+    """The folders that can't be read or trusted, and may have clusters in them; an error for each.
+
+    Of a ForeignError the clusters are not this user's, or no longer.
+    """
     places = _cache_dirs(host)
     with contextlib.suppress(YclusterError):  # no home: then it has no index
         places.append(_index(host))
-    found = {}
+    found: dict[Path, StateError] = {}
     for place in places:
         try:
             os.listdir(place)
+            check_folder(place.resolve())
             os.stat(place / "a cluster.json")
+        except ForeignError as error:
+            if place.is_symlink():
+                error.hint += f"; `rm {shlex.quote(str(place))}` forgets it"
+            found[Path(os.path.realpath(place))] = error
+        except StateError as error:
+            found[Path(os.path.realpath(place))] = error
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                 continue  # It is gone, or never was a folder; or there is no such file in it.
@@ -3977,8 +4296,7 @@ def _is_state(path: Path) -> bool:
     if any(os.path.lexists(part) for part in parts):
         return True
     try:
-        # Reading from a pipe would wait for a writer.
-        data = json.loads(path.read_bytes()) if path.is_file() else None
+        data = json.loads(read_own(path))
     except (OSError, ValueError, RecursionError):
         data = None
     if data is None:
@@ -4010,10 +4328,11 @@ def log_event(host: Host, state: State, event: str, **facts: object) -> None:
     with contextlib.suppress(OSError, YclusterError):  # nothing depends on the log
         log = _event_log(host)
         refuse_sudo(host, log)
-        log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(log.parent)
+        check_folder(log.parent)
         if log.exists() and log.stat().st_size > EVENTS_SIZE:
             log.replace(log.with_name("events.1.jsonl"))
-        with descriptor(os.open(log, appending, 0o600)) as fd:
+        with descriptor(open_own(log, appending)) as fd:
             os.write(fd, line)  # in one go, so that the lines of two commands never mix
 
 
@@ -4041,7 +4360,8 @@ def last_teardown(host: Host, name: str = "", place: str = "") -> str:
 def _last_events(host: Host) -> Iterator[State]:
     """The clusters in the log, newest first."""
     try:
-        lines = _event_log(host).read_text(encoding="utf-8", errors="replace").splitlines()
+        text = read_own(_event_log(host), 2 * EVENTS_SIZE, last=True)
+        lines = text.decode("utf-8", "replace").splitlines()
     except (OSError, YclusterError):  # nothing has been logged yet
         return
     for line in reversed(lines):
@@ -4341,9 +4661,10 @@ for python in /usr/bin/python3 {python} python3 /usr/local/bin/python3 /usr/bin/
   esac
   "$python" -I -S {program} "$@" && exit
   status=$?
-  echo "its last run failed: exit $status" >{failed}
+  [ ! -e {program} ] || {{ rm -f {failed}; echo "its last run failed: exit $status" >{failed}; }}
   exit $status
 done
+rm -f {failed}
 echo 'no Python 3.9 or later is left to run it' >{failed}
 exit 127
 """
@@ -4378,8 +4699,7 @@ def install_program(host: Host, files: Files) -> None:
         (files.program, host.program_source()),
         (files.launcher, launcher.encode()),
     ):
-        if not path.exists() or path.read_bytes() != content:
-            write_file(path, content)
+        write_file(path, content)
 
 
 def program_trouble(host: Host, state: State) -> str:
@@ -4388,13 +4708,21 @@ def program_trouble(host: Host, state: State) -> str:
     A reap that has armed its own retry has failed to act, and not to run.
     """
     files = state.files
-    if not files.program.exists() or not files.launcher.exists():
-        return "what it would run is not there"
+    if not files.launcher.is_file() or not _is_whole(files.program):
+        return "what it would run is not there, or not whole"
     if files.timer_failed.exists() and state.retry_at is None:
         return _text_of(files.timer_failed).strip() or "its last run failed"
     if host.attempt(["/bin/sh", str(files.launcher), "probe"], timeout=60) is None:
         return "no Python 3.9 or later can run it"
     return ""
+
+
+def _is_whole(program: Path) -> bool:
+    """Whether a copy of this program is there to its last line."""
+    try:
+        return read_own(program, len(LAST_LINE), last=True) == LAST_LINE
+    except OSError:
+        return False
 
 
 class Timer:
@@ -4634,12 +4962,17 @@ class AtTimer(Timer):
         if not self.daemon_runs:
             return False
         # At the moment when atd renames a job that it starts, atq misses it: look twice.
-        return self._queued(host, timer.id) or self._queued(host, timer.id)
+        queued = self._queued(host, timer.id) or self._queued(host, timer.id)
+        return queued and self._is_ours(host, files, timer.id)
 
     def _queued(self, host: Host, job: str) -> bool:
         # In every queue: a job that runs is listed under `=`, and not under our letter.
         listing = host.attempt(["atq"], timeout=30) or ""
         return any(line.split()[:1] == [job] for line in listing.splitlines())
+
+    def _is_ours(self, host: Host, files: Files, job: str) -> bool:
+        """Whether a job is for this cluster: at gives a number again, in a new spool for one."""
+        return f"--state {shlex.quote(str(files.sidecar))} " in self.job_text(host, job)
 
     def cancel(
         self,
@@ -4647,8 +4980,9 @@ class AtTimer(Timer):
         files: Files,
         timer: ArmedTimer,
     ) -> None:
-        """Remove the job."""
-        host.run(["atrm", timer.id], timeout=30, check=False)
+        """Remove the job, unless its number is another's by now."""
+        if self._is_ours(host, files, timer.id):
+            host.run(["atrm", timer.id], timeout=30, check=False)
 
     def jobs(self, host: Host) -> list[str]:
         """The user's jobs in our queue."""
@@ -4686,7 +5020,15 @@ class WatcherTimer(Timer):
         files: Files,
         moment: int,
     ) -> str:
-        """Start the watcher, unless one runs: it reads its moments from the state file."""
+        """Start the watcher, unless one runs: it reads its moments from the state file.
+
+        One that is stopped (SIGSTOP), or runs the code of before an upgrade, makes room for it.
+        """
+        holder = lock_holder(files.watch_lock)
+        if holder == os.getpid():
+            return "watch"
+        if holder is not None and (_is_stopped(holder) or not _is_installed(host, files)):
+            self._end(host, files, holder)
         if flock_held(files.watch_lock):
             return "watch"
         install_program(host, files)
@@ -4695,14 +5037,22 @@ class WatcherTimer(Timer):
             raise TimedOut(f"the watcher did not come up; see {files.log}")
         return "watch"
 
+    def _end(self, host: Host, files: Files, pid: int) -> None:
+        """End a watcher. It has nothing to clean up, and its lock ends with it."""
+        signal_holder(pid, files.watch_lock, signal.SIGKILL)
+        host.wait_for(lambda: not flock_held(files.watch_lock), timeout=10, interval=0.02)
+
     def armed(
         self,
         host: Host,
         files: Files,
         timer: ArmedTimer,
     ) -> bool:
-        """Whether a watcher holds its lock."""
-        return flock_held(files.watch_lock)
+        """Whether a watcher holds its lock, and is not stopped."""
+        if not flock_held(files.watch_lock):
+            return False
+        holder = lock_holder(files.watch_lock)
+        return holder is None or not _is_stopped(holder)
 
     def cancel(
         self,
@@ -4711,6 +5061,19 @@ class WatcherTimer(Timer):
         timer: ArmedTimer,
     ) -> None:
         """Nothing to do: it reads the state file at every look, and ends when not named there."""
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether a process does not run until it is continued (SIGSTOP)."""
+    return process_stat(pid)[1] in ("T", "t")
+
+
+def _is_installed(host: Host, files: Files) -> bool:
+    """Whether the private copy is this very program."""
+    try:
+        return read_own(files.program) == host.program_source()
+    except OSError:
+        return False
 
 
 TIMERS: tuple[Timer, ...] = (SystemdTimer(), AtTimer(), WatcherTimer())  # best first
@@ -4808,16 +5171,19 @@ def arm_timers(host: Host, state: State, *, renew: bool = False) -> State:
     raise PrerequisiteError(f"{why} ({'; '.join(refused)})", hint=hint)
 
 
-def is_watched(state: State) -> bool:
+def is_watched(host: Host, state: State) -> bool:
     """Whether a watcher runs beside the VM; True where there is no such timer backend."""
-    has_watcher = any(backend.stands_watch for backend in TIMERS)
-    return flock_held(state.files.watch_lock) or not has_watcher
+    beside = ArmedTimer("watcher", "watch", 0)
+    watchers = [backend for backend in TIMERS if backend.stands_watch]
+    return all(backend.armed(host, state.files, beside) for backend in watchers)
 
 
 def _stand_watch(host: Host, state: State) -> None:
     """See that a watcher runs beside the VM: timers outlive a logout, and it outlives the files."""
     for backend in TIMERS:
-        if backend.stands_watch and not is_watched(state):
+        if backend.stands_watch and not (
+            is_watched(host, state) and _is_installed(host, state.files)
+        ):
             try:
                 save_state(state)  # it reads its deadline from there
                 backend.arm(host, state.files, 0)
@@ -5162,7 +5528,7 @@ def _look_for_vm(files: Files) -> Vm | None:
 
 def _pid_in(pidfile: Path) -> int | None:
     try:
-        return int(pidfile.read_text(encoding="ascii"))
+        return int(read_own(pidfile, 64))
     except (OSError, ValueError):
         return None
 
@@ -5190,9 +5556,14 @@ def command_line(pid: int) -> list[str]:
         return []
 
 
+def one_value(text: str) -> str:
+    """A text as the value of one of QEMU's options, which end at a comma that is not doubled."""
+    return text.replace(",", ",,")
+
+
 def monitor_option(files: Files) -> str:
     """The value of the option that gives a QEMU of ours its monitor."""
-    return f"socket,id=qmp,path={files.qmp.name},server=on,wait=off"
+    return f"socket,id=qmp,path={one_value(files.qmp.name)},server=on,wait=off"
 
 
 def pidfiles(pid: int) -> list[str]:
@@ -5443,12 +5814,13 @@ def qemu_argv(state: State, accel: str) -> list[str]:
     """
     files = state.files
     return [
-        QEMU, "-name", f"guest={state.name}", "-no-user-config", "-nodefaults",
+        QEMU, "-name", f"guest={one_value(state.name)}", "-no-user-config", "-nodefaults",
         "-display", "none", "-vga", "none",
         *_machine_argv(state, accel),
         *_disk_argv("boot", _qcow2(files.disk), ",bootindex=0"),
         *_network_argv(state),
-        "-chardev", f"file,id=console,path={files.console.name}", "-serial", "chardev:console",
+        "-chardev", f"file,id=console,path={one_value(files.console.name)}",
+        "-serial", "chardev:console",
         "-chardev", monitor_option(files),
         "-mon", "chardev=qmp,mode=control",
         "-pidfile", str(files.pidfile), "-daemonize",
@@ -5581,7 +5953,7 @@ def _verdict_file(host: Host) -> Path:
 def _kept_verdict(host: Host, conditions: str) -> bool | None:
     """The verdict of a check under the same conditions; None where there is none that holds."""
     try:
-        lines = _verdict_file(host).read_text(encoding="utf-8").splitlines()
+        lines = read_own(_verdict_file(host)).decode("utf-8").splitlines()
     except (OSError, ValueError, YclusterError):
         return None
     if lines[:-1] != [conditions]:
@@ -5597,7 +5969,7 @@ def _kept_verdict(host: Host, conditions: str) -> bool | None:
 def _keep_verdict(host: Host, conditions: str, verdict: str) -> None:
     # Without it the check is made again the next time.
     with contextlib.suppress(OSError, YclusterError):
-        host.state_home().mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(host.state_home())
         write_file(_verdict_file(host), f"{conditions}\n{verdict}\n".encode())
 
 
@@ -5665,10 +6037,12 @@ def _spawn_qemu(host: Host, state: State, accel: str, *more: str) -> None:
         remove(files.qmp)
         remove(files.pidfile)
         # Made here, as QEMU's daemon has a umask of its own, 027.
-        os.close(os.open(files.console, os.O_WRONLY | os.O_CREAT, 0o600))
+        os.close(open_own(files.console, os.O_WRONLY | os.O_CREAT))
         argv = [*qemu_argv(state, accel), *more]
         host.run(argv, timeout=60, cwd=files.cache_dir, pass_fds=(fd,))
         files.qmp.chmod(0o600)
+        for path in (files.qmp, files.pidfile):
+            keep_owner(path, files.cache_dir)
 
 
 def with_ports(host: Host, state: State) -> State:
@@ -5857,7 +6231,7 @@ def launch_from_memory(host: Host, state: State) -> State:
 def _read_memory(host: Host, state: State) -> None:
     files = state.files
     packed = state.suspended.packed if state.suspended else ""
-    memory = descriptor(os.open(files.memory, os.O_RDONLY | os.O_NOFOLLOW))
+    memory = descriptor(open_own(files.memory, os.O_RDONLY))
     with memory as fd, Qmp.connect(files.qmp, host.monotonic, timeout=5.0) as qmp:
         if packed:
             with host.beside([packed, "-q", "-d", "-c"], stdin=fd) as pipe:
@@ -6011,7 +6385,7 @@ def make_keys(host: Host, state: State) -> None:
     files = state.files
     _make_key(host, files.ssh_key, f"ycluster {state.name}")
     _make_key(host, files.host_key, f"root@{state.name}")
-    public = files.host_pub.read_text(encoding="ascii")
+    public = read_own(files.host_pub).decode("ascii")
     algorithm, key = public.split()[:2]
     known_host = f"{state.name} {algorithm} {key}\n"
     write_file(files.known_hosts, known_host.encode())
@@ -6022,16 +6396,18 @@ def _make_key(host: Host, file: Path, comment: str) -> None:
     remove(file.with_name(file.name + ".pub"))
     argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(file)]
     host.run(argv, timeout=30)
+    for path in (file, file.with_name(file.name + ".pub")):
+        keep_owner(path, file.parent)
 
 
 def make_seed(state: State, registries: Mapping[str, Any]) -> None:
     """Make the NoCloud seed, a folder that QEMU shows to the guest as a volume labelled CIDATA."""
     files = state.files
     remove(files.seed)
-    files.seed.mkdir(mode=0o700, parents=True, exist_ok=True)
-    login_key = files.ssh_pub.read_text(encoding="ascii")
-    host_private = files.host_key.read_text(encoding="ascii")
-    host_public = files.host_pub.read_text(encoding="ascii")
+    make_folder(files.seed)
+    login_key = read_own(files.ssh_pub).decode("ascii")
+    host_private = read_own(files.host_key).decode("ascii")
+    host_public = read_own(files.host_pub).decode("ascii")
     data = user_data(state, login_key, host_private, host_public, registries)
     # A new id makes cloud-init apply the new keys even to a disk that has booted before.
     instance = f"{state.name}-{os.urandom(8).hex()}"
@@ -6053,7 +6429,7 @@ def ssh_argv(state: State, *command: str) -> list[str]:
         "-o", f"UserKnownHostsFile={_ssh_path(files.known_hosts)}",
         "-o", "GlobalKnownHostsFile=/dev/null",
         "-o", f"StrictHostKeyChecking={strict}", "-o", f"HostKeyAlias={state.name}",
-        "-o", "ServerAliveInterval=15", f"{state.ssh_user}@{state.dial_address}", *command,
+        "-o", "ServerAliveInterval=15", "--", f"{state.ssh_user}@{state.dial_address}", *command,
     ]  # fmt: skip
 
 
@@ -6115,7 +6491,7 @@ class Stage(Record):
 
 def firmware_speaks(host: Host, state: State, waiting: Waiting) -> bool:
     """Whether anything has been written to the serial console."""
-    written: int = state.files.console.stat().st_size
+    written: int = os.lstat(state.files.console).st_size
     return written > 0
 
 
@@ -6297,10 +6673,10 @@ def wait_ready(
 def console_tail(files: Files, lines: int = 12) -> str:
     """The last lines of the serial console, without what would drive a terminal."""
     try:
-        written = files.console.read_bytes()
+        written = read_own(files.console, 8192, last=True)
     except OSError as error:
         return f"there is no console: {error.strerror}"
-    text = written[-8192:].decode("utf-8", "replace")
+    text = written.decode("utf-8", "replace")
     printable = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|[^\n\x20-\x7e]", "", text)
     shown = [line.rstrip() for line in printable.split("\n") if line.strip()]
     if not shown:
@@ -6398,6 +6774,7 @@ def _ask_and_copy(
     from http import HTTPStatus
 
     bare = without_password(url)
+    _refuse_special(bare)
     request = urllib.request.Request(bare)
     if have:
         request.add_header("Range", f"bytes={have}-")
@@ -6408,6 +6785,16 @@ def _ask_and_copy(
         # A server that does not know ranges sends the file from its beginning.
         start = have if answer.status == HTTPStatus.PARTIAL_CONTENT else 0
         _copy(host, answer, part, start, bare.rpartition("/")[2])
+
+
+def _refuse_special(url: str) -> None:
+    """Raise OSError where a URL names a device or a FIFO: it has no end, or is waited for."""
+    import urllib.parse
+
+    parts = urllib.parse.urlsplit(url)
+    path = urllib.parse.unquote(parts.path)
+    if parts.scheme == "file" and os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(errno.EINVAL, "it is no regular file", path)
 
 
 def _basic(user: str, password: str) -> str:
@@ -6536,6 +6923,8 @@ def digest_of(host: Host, path: Path) -> str:
 # --- files that are kept: checked at each use, since anybody may have put them there
 def digest_fault(host: Host, path: Path, wanted: str) -> str:
     """What is wrong with a file that must have a SHA-256; empty where nothing is."""
+    if not path.is_file():  # a FIFO would be waited for
+        return "it is no regular file"
     try:
         found = digest_of(host, path)
     except ProgramFailed as error:
@@ -6590,7 +6979,8 @@ def fetch_k3s(host: Host, version: str, source: str) -> Path:
     is not what it should be.
     """
     folder = host.home() / ".cache" / "y-cluster" / "k3s" / version
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(folder)
+    check_folder(folder)
     listing, *others = [partial(_fetch_k3s_file, host, folder, name) for name in K3S_FILES]
     with locked(host, folder / ".lock", timeout=3600):
         list_is_new = listing(version, source)
@@ -6642,6 +7032,8 @@ def _fetch_k3s_file(
 def _k3s_fault(host: Host, path: Path, folder: Path, name: str = "") -> str:
     """What is wrong with a file of a release; empty where nothing is. `name`: as in the release."""
     name = name or path.name
+    if not path.is_file():  # a FIFO would be waited for
+        return "it is no regular file"
     try:
         if name == K3S_LISTING:
             unlisted = [file for file in K3S_LISTED if not _k3s_digest(path, file)]
@@ -6755,9 +7147,10 @@ def install_k3s(host: Host, state: State, waiting: Waiting) -> bool:
 
 def _k3s_release(state: State) -> tuple[str, str]:
     """The version of k3s, and the source of its files (empty: the release on GitHub)."""
-    version = state.k3s.get("Version") or K3S_VERSION  # the sibling may leave it empty
-    source = state.k3s.get("Source", "")
-    return str(version), str(source)
+    version = str(state.k3s.get("Version") or K3S_VERSION)  # the sibling may leave it empty
+    if not re.fullmatch(_K3S_RELEASE_NAME, version):  # a folder is named by it
+        raise _unreadable(state.files.sidecar, f"k3s.Version {version!r} is no release of k3s")
+    return version, str(state.k3s.get("Source", ""))
 
 
 def _copy_k3s(host: Host, state: State, waiting: Waiting) -> None:
@@ -7159,7 +7552,7 @@ def _write_certificates(files: Files, cluster: Mapping[str, Any], user: Mapping[
         "client-certificate": user["client-certificate-data"],
         "client-key": user["client-key-data"],
     }
-    files.certificates.mkdir(mode=0o700, exist_ok=True)
+    make_folder(files.certificates)
     for name, data in encoded.items():
         write_file(files.certificates / name, base64.b64decode(data))
 
@@ -7188,7 +7581,7 @@ def _merge_by_kubectl(
         f"--tls-server-name={cluster['tls-server-name']}",
         f"--certificate-authority={certificates / 'certificate-authority'}",
     ]
-    _kubectl(host, file, "set-cluster", name, *options)
+    _kubectl(host, file, "set-cluster", *options, "--", name)
 
 
 # === 18 disk images ===============================================================================
@@ -7205,7 +7598,8 @@ def fetch_image(host: Host, config: QemuConfig, cache_dir: Path) -> Path:
     the image is not available, ConfigError if its digest differs.
     """
     images = cache_dir / "images"
-    images.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(images)
+    check_folder(images)
     with locked(host, images / ".lock", timeout=3600):
         known, fault = images / config.image_sha256, ""
         if config.image_sha256 and os.path.lexists(known):
@@ -7215,7 +7609,7 @@ def fetch_image(host: Host, config: QemuConfig, cache_dir: Path) -> Path:
         bare = without_password(config.image)
         part = images / f".{sha256_of(bare.encode())[:16]}.part"
         # Those of other images: the lock is ours, so nobody is using them.
-        for leftover in {*images.glob(".*.part")} - {part}:
+        for leftover in {*images.glob(f".{'[0-9a-f]' * 16}.part")} - {part}:
             remove(leftover)
         hint = "`image` (and imageSha256) in the config can name any cloud image that this host "
         hint += "can reach;\nscripts/build-guest-image.sh makes one of Debian packages"
@@ -7231,14 +7625,74 @@ def parse_size(text: str) -> int:
     return int(text.rstrip("KMGTkmgt")) << shifts.get(text[-1:].upper(), 0)
 
 
+# What a text that tells where a VMDK disk lies begins with; QEMU takes either for one.
+_VMDK_TEXT = rb"# Disk DescriptorFile|(?:#[^\n]*\n|[ \r]*\n)*version=[123]"
+# Formats that are not read here, by what they hold at an offset: taken for raw they would not boot.
+OTHER_FORMATS = (
+    ("qed", 0, b"QED\0"),
+    ("vhdx", 0, b"vhdxfile"),
+    ("vpc", 0, b"conectix"),
+    ("vmdk of ESX", 0, b"COWD"),
+    ("vdi", 64, b"\x7f\x10\xda\xbe"),
+)
+WHOLE = "`qemu-img convert -O qcow2`, where you trust it, makes a whole one of it"
+
+
+def image_format(head: bytes) -> str:
+    """The format of a disk that begins with `head`: qcow2, vmdk or raw. ValueError says why not.
+
+    qemu-img is given it, and never asked: for it a raw disk that begins with the text of a VMDK
+    descriptor is whichever file of this host that text names. Nor does it open one whose header
+    leads to another file, as it would open that, too.
+    Sources: QEMU's docs/interop/qcow2.txt and block/vmdk.c.
+    """
+    if head.startswith(b"QFI\xfb"):
+        backing = int.from_bytes(head[8:16], "big")
+        version = int.from_bytes(head[4:8], "big")
+        has_data_file = version > 2 and head[79] & 4
+        if backing or has_data_file:
+            raise ValueError("it builds on another file")
+        return "qcow2"
+    if head.startswith(b"KDMV"):
+        if not any(head[12:20]):  # no size of its own: it is as its descriptor says
+            raise ValueError("it builds on another file")
+        return "vmdk"
+    if re.match(_VMDK_TEXT, head):
+        raise ValueError("it is the descriptor of a disk that is in other files")
+    for form, offset, magic in OTHER_FORMATS:
+        if head[offset:].startswith(magic):
+            raise ValueError(f"its format is {form}, and not qcow2, raw or vmdk")
+    return "raw"
+
+
+def _files_named(report: object) -> Iterator[object]:
+    """Every file that a report of qemu-img's names."""
+    if isinstance(report, list):
+        for part in report:
+            yield from _files_named(part)
+    elif isinstance(report, dict):
+        for name, value in report.items():
+            if name.endswith("filename") or name == "data-file":
+                yield value
+            else:
+                yield from _files_named(value)
+
+
 def image_info(host: Host, image: Path, named: str = "") -> dict[str, Any]:
-    """What qemu-img reports of a disk. ConfigError where it builds on another file."""
-    argv = ["qemu-img", "info", "--force-share", "--output=json", str(image)]
-    info: dict[str, Any] = json.loads(host.run(argv, timeout=60).stdout)
-    details = info.get("format-specific", {}).get("data", {})
-    if "backing-filename" in info or "data-file" in details:
-        why = f"{named or image}: the image is not whole, it builds on another file"
-        raise ConfigError(why, hint="`qemu-img convert -O qcow2` makes a whole one of it")
+    """What qemu-img reports of a disk, in the format that it has by its first bytes.
+
+    ConfigError where it is not whole: where it builds on another file, or lies in several.
+    """
+    with open(image, "rb") as file:
+        head = file.read(4096).ljust(80, b"\0")
+    try:
+        form = image_format(head)
+        argv = ["qemu-img", "info", "--force-share", "--output=json", "-f", form, str(image)]
+        info: dict[str, Any] = json.loads(host.run(argv, timeout=60).stdout)
+        if set(_files_named(info)) != {str(image)}:
+            raise ValueError("it builds on another file")
+    except ValueError as error:
+        raise ConfigError(f"{named or image}: the image is not used: {error}", hint=WHOLE) from None
     return info
 
 
@@ -7260,6 +7714,7 @@ def make_disk(host: Host, state: State, image: Path) -> None:
         str(state.files.disk), state.disk_size,
     ]  # fmt: skip
     host.run(argv, timeout=120, cwd=Path(state.cache_dir))
+    keep_owner(state.files.disk, Path(state.cache_dir))
 
 
 # --- libguestfs: what it needs of the host, and the data disk
@@ -7312,6 +7767,9 @@ def check_data_disk(host: Host, path: str) -> None:
     if not os.path.exists(path):
         host.need({"virt-format": "libguestfs-tools"})
         check_host_kernel(host)
+    elif not (os.path.isfile(path) or stat.S_ISBLK(os.stat(path).st_mode)):
+        hint = "a qcow2 file is wanted; one that is not there is made"
+        raise ConfigError(f"dataDisk {path} is no file", hint=hint)
     elif image_info(host, Path(path))["format"] != "qcow2":
         hint = "`qemu-img convert -O qcow2` makes one of it"
         raise ConfigError(f"dataDisk {path} is no qcow2", hint=hint)
@@ -7321,7 +7779,7 @@ def make_data_disk(host: Host, path: Path, size: str) -> None:
     """An empty ext4 volume at `path`, whole or not at all. What is there already stays as it is."""
     if path.exists():
         return
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(path.parent)
     part = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
     argv = [
         "virt-format", "--format=qcow2", "-a", str(part),
@@ -7809,6 +8267,7 @@ def cluster_lock(
     Whatever changes a cluster passes here. What root has made by sudo, root may end by sudo.
     """
     refuse_sudo(host, files.sidecar)
+    check_folder(files.cache_dir)
     host.program_source()  # before a wait, in which an upgrade may replace the file
     return locked(host, files.lock, timeout=patience, belongs_to=files.sidecar)
 
@@ -7819,6 +8278,7 @@ def opened(host: Host, files: Files, *, patience: float = LOCK_TIMEOUT) -> Itera
     load_state(files)  # where there is none, this raises before a lock file is made
     with cluster_lock(host, files, patience=patience):
         saved = load_state(files)  # again: it may have been changed while we waited
+        remember_again(host, files.cache_dir)
         state = adjusted(saved, host.clock())
         step = (state.expires_at or 0) - (saved.expires_at or 0)
         if step:
@@ -8034,9 +8494,13 @@ def provision(host: Host, directory: Path) -> None:
     files = files_of(host, config)
     refuse_sudo(host, files.sidecar)
     state = state_from_config(config, files.cache_dir)
-    registries = registries_yaml(config.registries, host.environ)
+    registries = registries_yaml(used_registries(config), host.environ)
+    check_folder(files.cache_dir)
     hand_over(host, spare=files)
-    check_context(host, [other for _, other in readable(host)], config, files)
+    others = [other for _, other in readable(host)]
+    check_context(host, others, config, files)
+    if state.data_disk:
+        _refuse_data_disk(state.data_disk, [files, *(other.files for other in others)])
     imported = _refuse_existing(host, files)
     _check_ports(host, state)
     if state.data_disk:
@@ -8062,7 +8526,8 @@ def _make_cache_dir(config: QemuConfig, files: Files) -> None:
     folder = files.cache_dir
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{config.file}: cacheDir {folder} is not a directory")
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    check_folder(folder)
+    make_folder(folder)
 
 
 def _claim(host: Host, config: QemuConfig, state: State) -> State:
@@ -8070,12 +8535,15 @@ def _claim(host: Host, config: QemuConfig, state: State) -> State:
 
     From here on a crash leaves a cluster that is listed.
     """
+    files, known = state.files, has_state(state.files)
     with claim_lock(host):
-        check_context(host, [other for _, other in readable(host)], config, state.files)
+        check_context(host, [other for _, other in readable(host)], config, files)
         try:
             return save_state(state)
         except BaseException:
-            remove(state.files.copy)  # which comes first, and is of no use alone
+            remove(files.copy)  # which is of no use alone
+            if not known:
+                remove(files.sidecar)
             raise
 
 
@@ -8154,15 +8622,31 @@ def _refuse_lost(host: Host, files: Files) -> None:
 
 
 def _refuse_unclaimed(files: Files) -> None:
-    """Raise where a disk, or a folder, stands in the place of a file of the cluster's."""
+    """Raise where anything stands in the place of a file of the cluster's: it may be the user's."""
     hint = (
         "move it away, or choose another name; `ycluster import` makes a cluster's disk of a copy"
     )
-    if files.disk.exists() and not files.disk.is_dir():
-        raise YclusterError(f"{files.disk}: a disk is there that no cluster claims", hint=hint)
-    for path in (*files.going("with the disk"), *files.disposable()):
-        if path.is_dir() and path != files.incoming:  # that one is of an import that was killed
-            raise YclusterError(f"{path}: a directory is there that no cluster claims", hint=hint)
+    for path in files.unclaimed():
+        what = "a disk" if path == files.disk and not path.is_dir() else "something"
+        raise YclusterError(f"{path}: {what} is there that no cluster claims", hint=hint)
+
+
+def _refuse_data_disk(data_disk: str, every: Sequence[Files]) -> None:
+    """Raise where a data disk has a name that a cluster gives its own files, which it removes."""
+    real = os.path.realpath(data_disk)
+    for files in every:
+        for path in files.names():
+            if _is_within(real, path):
+                why = (
+                    f"dataDisk {data_disk}: {path.name} is a name of the cluster {files.name}'s own"
+                )
+                raise ConfigError(why, hint="a teardown would remove it; give it another name")
+
+
+def _is_within(real: str, path: Path) -> bool:
+    """Whether a real path is that of `path`, or lies in it."""
+    top = os.path.realpath(path)
+    return real == top or real.startswith(top + os.sep)
 
 
 def _half_made(state: State) -> bool:
@@ -8359,7 +8843,20 @@ def stop(host: Host, files: Files, *, discard_memory: bool = False) -> None:
 
 
 def _halt(host: Host, state: State) -> str:
-    """Stop the VM; returns the step that ended it, empty where nothing ran."""
+    """Stop the VM; returns the step that ended it, empty where nothing ran.
+
+    One at a time: of two that stop it at once, the second would come to force too soon.
+    """
+    if not running(host, state.files):
+        return _stop_guest(host, state)
+    fd = None
+    with contextlib.suppress(OSError):  # what stands there instead must not keep a VM
+        fd = take_flock(host, state.files.stop_lock, timeout=LOCK_TIMEOUT)
+    with contextlib.nullcontext() if fd is None else descriptor(fd):
+        return _stop_guest(host, state)
+
+
+def _stop_guest(host: Host, state: State) -> str:
     files = state.files
 
     def poweroff() -> object:
@@ -8373,9 +8870,10 @@ def _halt(host: Host, state: State) -> str:
                 break
             host.output.say(f"stopping {state.name} (pid {vm.pid})")
             how = stop_vm(host, files, vm, poweroff)
-    with contextlib.suppress(OSError):  # stale, they do no harm; on a read-only disk they stay
-        remove(files.pidfile)
-        remove(files.qmp)
+    if how or is_claimed(files):
+        with contextlib.suppress(OSError):  # stale, they do no harm; on a read-only disk they stay
+            remove(files.pidfile)
+            remove(files.qmp)
     return how
 
 
@@ -8622,25 +9120,54 @@ def teardown(host: Host, files: Files, *, keep_disk: bool = False) -> None:
         _halt(host, state)
         removed = _erase(host, state, keep_disk=keep_disk or not known)
     host.output.say(f"{files.name} is torn down; removed: {' '.join(removed)}")
-    disks = (files.disk, files.ssh_key, state.data_disk)
-    kept = [str(path) for path in disks if path and os.path.exists(path)]
+    kept = _kept(state) if known else files.unclaimed()
     if kept:
-        host.output.say(f"  kept: {' '.join(kept)}")
+        host.output.say(f"  kept: {' '.join(map(str, kept))}")
+
+
+def _kept(state: State) -> list[Path]:
+    """What a teardown has kept of a cluster."""
+    disks = [state.files.disk, state.files.ssh_key]
+    if state.data_disk:
+        disks.append(Path(state.data_disk))
+    return [path for path in disks if path.exists()]
+
+
+def _remove_lock(path: Path) -> bool:
+    """Remove a lock file, unless it is none of ours: those are empty."""
+    is_ours = path.is_file() and not path.is_symlink() and path.stat().st_size == 0
+    return is_ours and remove(path)
 
 
 def _erase(host: Host, state: State, *, keep_disk: bool = False) -> list[str]:
     """Remove the cluster's files; returns their names.
 
-    What its timer needs goes last: a teardown that is cut off is then finished by that timer.
+    What its timer needs goes last: a teardown that is cut off is then finished by that timer. What
+    no state file claims, and no copy of one, stays: it may be the user's.
     """
     files = state.files
-    first = files.disposable()
-    if not keep_disk:
-        first = [*files.going("with the disk"), *first]
+    if not is_claimed(files):
+        others = [path for path in files.locks() if path != files.lock]
+        locks = [path for path in others if _remove_lock(path)]
+        return [path.name for path in (*locks, *filter(remove, files.unfinished()))]
+    first = _going_first(state, keep_disk=keep_disk)
     removed = [path.name for path in first if remove(path)]
     leave_kubeconfig(host, state)
     cancel_timers(host, state)
     return removed + [path.name for path in files.going("last") if remove(path)]
+
+
+def _going_first(state: State, *, keep_disk: bool) -> list[Path]:
+    """What a teardown removes before that which the timers need; never the data disk."""
+    files = state.files
+    first = files.disposable()
+    if not keep_disk:
+        first = [*files.going("with the disk"), *first]
+    if not state.data_disk:
+        return first
+    # A state of an earlier version, or an edited one, may give it one of our names.
+    data = os.path.realpath(state.data_disk)
+    return [path for path in first if not _is_within(data, path)]
 
 
 # --- a disk that leaves, and one that comes
@@ -8808,20 +9335,25 @@ def _fill_bundle(
 def import_disk(host: Host, disk: Path, directory: Path) -> None:
     """Make a cluster's boot disk of `disk`, which `provision` then boots.
 
-    `disk` builds on no other file, and is in any format of qemu-img's, or a tar with a disk.raw. It
-    is checked against the SHA256SUMS beside it. Raises YclusterError if the cluster exists, or
+    `disk` builds on no other file, and is a qcow2, a vmdk, raw, or a gzipped tar with a disk.raw.
+    It is checked against the SHA256SUMS beside it. Raises YclusterError if the cluster exists, or
     `disk` is no file.
     """
     config = require_qemu(load_config(directory, host.home))
     host.need({"qemu-img": "qemu-utils"})
-    files, disk = files_of(host, config), disk.resolve()
+    files = files_of(host, config)
     refuse_sudo(host, files.sidecar)
+    if disk.is_symlink():  # in the bundle of a stranger it could lead to any file of this host's
+        target = shlex.quote(str(disk.resolve()))
+        raise UsageError(f"{disk} is a link", hint=f"import what it leads to, if you mean {target}")
+    disk = disk.resolve()
     if not disk.is_file():
         hint = "the disk itself is wanted, not the folder of a bundle"
         raise UsageError(f"{disk}: no such file", hint=hint)
+    check_folder(files.cache_dir)
     _refuse_existing(host, files)
     _check_sums(host, disk)
-    files.cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(files.cache_dir)
     with cluster_lock(host, files):
         _refuse_existing(host, files)
         try:
@@ -8837,31 +9369,59 @@ def import_disk(host: Host, disk: Path, directory: Path) -> None:
 
 
 def _check_sums(host: Host, disk: Path) -> None:
-    """Raise where a SHA256SUMS beside the disk names it with another digest."""
+    """Raise where a SHA256SUMS beside the disk names it with another digest.
+
+    Only the disk is read, whatever else it names.
+    """
     sums = disk.with_name("SHA256SUMS")
-    if not sums.exists() or disk.name not in sums.read_text(encoding="utf-8", errors="replace"):
+    if not os.path.lexists(sums):
         return
-    argv = ["sha256sum", "-c", "--quiet", "--ignore-missing", sums.name]
-    done = host.run(argv, timeout=3600, cwd=disk.parent, check=False)
-    if done.returncode:
-        hint = "it was damaged or changed on its way here"
-        raise ConfigError(f"{disk}: its SHA-256 is not that of {sums}", hint=hint)
+    if not sums.is_file():
+        hint = "the SHA256SUMS of the bundle is wanted there, or none"
+        raise ConfigError(f"{sums} is no regular file", hint=hint)
+    with open(sums, "rb") as file:
+        text = file.read(STATE_SIZE).decode(errors="replace")
+    name = re.escape(disk.name)
+    lines = rf"^(?:(\w{{64}}) [ *](?:\./)?{name}|SHA256 \((?:\./)?{name}\) = (\w{{64}}))\r?$"
+    for found in re.finditer(lines, text, re.MULTILINE):
+        if digest_fault(host, disk, (found[1] or found[2]).lower()):
+            hint = "it was damaged or changed on its way here"
+            raise ConfigError(f"{disk}: its SHA-256 is not that of {sums}", hint=hint)
 
 
 def _convert_import(host: Host, disk: Path, files: Files) -> Path:
     """A qcow2 of the disk, in the folder for imports; of a gzipped tar, of the disk.raw in it."""
     remove(files.incoming)
-    files.incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(files.incoming)
+    write_file(files.incoming / IMPORT_MARK, b"")
     source, made = disk, files.incoming / files.disk.name
     with open(disk, "rb") as file:
         gzipped = file.read(2) == b"\x1f\x8b"
     if gzipped:
-        source = files.incoming / "disk.raw"
-        argv = ["tar", "-xzf", str(disk), "-C", str(files.incoming), source.name]
-        host.run(argv, timeout=6 * 3600)
+        source = _unpack(host, disk, files.incoming)
     form: str = image_info(host, source)["format"]
     write_disk(host, source, "qcow2", made, form)
     return made
+
+
+def _unpack(host: Host, archive: Path, folder: Path) -> Path:
+    """The disk.raw of a gzipped tar, as a file in `folder`. ConfigError where it is no file there.
+
+    A link, hard or symbolic, would give the guest a file of this host's.
+    """
+    unpacked = folder / "disk.raw"
+    argv = [
+        "tar", "-xzf", str(archive), "-C", str(folder),
+        "--occurrence=1", "--no-recursion", "--no-same-owner", "--no-same-permissions",
+        unpacked.name,
+    ]  # fmt: skip
+    host.run(argv, timeout=6 * 3600)
+    status = os.lstat(unpacked)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+        hint = "a tar with the disk itself is wanted"
+        raise ConfigError(f"{archive}: its disk.raw is no regular file", hint=hint)
+    unpacked.chmod(0o600)  # whatever the archive says
+    return unpacked
 
 
 # --- lifetime
@@ -8896,6 +9456,32 @@ def reap(
         _warn(host, state)
 
 
+def reap_in_time(host: Host, files: Files, *, by: str, patience: float, wait: float = 0.0) -> None:
+    """Reap as `reap` does, for a timer: it fires once, and its deadline waits for no lock.
+
+    Where another ycluster holds that and hangs, the VM is ended without it, which takes no lock;
+    what is written does, and waits for it for `patience` seconds.
+    """
+    try:
+        reap(host, files, by=by, wait=wait, patience=LOCK_BOUND)
+    except Busy:
+        _end_without_lock(host, files)
+        reap(host, files, by=by, patience=patience)
+
+
+def _end_without_lock(host: Host, files: Files) -> None:
+    """Stop or pause a VM that is due, whoever holds the cluster's lock. No file is touched."""
+    state = current(host, files)
+    decision = decide(state, host.clock())
+    is_under_way = state.retry_at is not None and state.retry_at > host.now()
+    if decision.do not in ACTIONS or is_under_way:  # an expiry has its own second try
+        return
+    text = f"{decision.why}; its lock is held, so it is ended without it"
+    host.output.say(f"{format_time(host.now())} {state.name}: {text}")
+    end = _freeze if decision.do == "pause" else _halt
+    end(host, state)
+
+
 def _arm_again(
     host: Host,
     state: State,
@@ -8923,7 +9509,7 @@ def _warn(host: Host, state: State) -> None:
     log_event(host, state, "warned", expiresAt=format_time(expires_at))
     host.tell_terminals(f"ycluster: {end}; {way_out}")
     if host.which("notify-send"):
-        host.attempt(["notify-send", "--app-name=ycluster", end, way_out], timeout=5)
+        host.attempt(["notify-send", "--app-name=ycluster", "--", end, way_out], timeout=5)
     if state.on_warn:
         _run_on_warn(host, state, left)
 
@@ -9148,14 +9734,18 @@ def reap_now(
     if which.every:
         _reap_all(host, by)
         return
-    # A person can try again; a timer fires once, so it waits for the lock without end.
-    patience = LOCK_TIMEOUT if by == "hand" else NEVER
-    reap(host, find_cluster(host, which), by=by, wait=wait / 10**9, patience=patience)
+    files = find_cluster(host, which)
+    if by == "hand":  # a person can try again
+        reap(host, files, by=by, wait=wait / 10**9)
+    else:
+        reap_in_time(host, files, by=by, wait=wait / 10**9, patience=NEVER)
 
 
 def _reap_all(host: Host, by: str) -> None:
     failed = sweep(host, by=by, every=True)
-    failed += [f"what is in {place}" for place in unseen(host)]
+    for place, error in unseen(host).items():
+        if not isinstance(error, ForeignError):  # what is another's is named, and no failure
+            failed.append(f"what is in {place}")
     if failed:
         raise YclusterError(f"not reaped: {', '.join(failed)}")
     if not discover(host):
@@ -9426,10 +10016,12 @@ class Watcher:
         Both under the cluster's lock: a verb that is at work may be about to set a deadline, and
         whoever arms either finds us watching, or starts another watcher.
         """
+        if fd is not None and self._is_superseded(fd):
+            return True
         if self._is_needed():
             return False
         lost = fd is not None and not os.path.exists(self.files.watch_lock)
-        if lost or not os.path.exists(self.files.cache_dir):
+        if lost or not self._has_folder():
             return True  # A cluster that is made there again has another watcher.
         with cluster_lock(self.host, self.files):
             if self._is_needed():
@@ -9437,6 +10029,26 @@ class Watcher:
             if fd is not None:
                 os.close(fd)
             return True
+
+    def _is_superseded(self, fd: int) -> bool:
+        """Whether its VM has ended, and its lock file, `fd`, is not the one that is there now.
+
+        The cluster has been torn down and made again: that one has another watcher.
+        """
+        if self.vm is None or not exited(self.vm.pidfd, 0):
+            return False
+        try:
+            return not os.path.samestat(os.fstat(fd), os.lstat(self.files.watch_lock))
+        except OSError:
+            return False  # there is none, see `_has_ended`
+
+    def _has_folder(self) -> bool:
+        """Whether the cluster's folder is there, and its user's own: no verb works in another."""
+        try:
+            check_folder(self.files.cache_dir)
+        except StateError:
+            return False
+        return os.path.exists(self.files.cache_dir)
 
     def _is_needed(self) -> bool:
         self.readable = self._look()
@@ -9467,6 +10079,8 @@ class Watcher:
             self._say_once(error)
             return False
         self.trouble = ""
+        if not self.readable:  # it is back from where it was
+            remember_again(self.host, self.files.cache_dir)
         return True
 
     def _hold(self) -> None:
@@ -9474,7 +10088,7 @@ class Watcher:
         self.vm = _look_for_vm(self.files)
         for path in (self.files.ssh_key, self.files.host_pub, self.files.known_hosts):
             with contextlib.suppress(OSError):  # the sibling's has no host key
-                self.login[path.name] = path.read_bytes()
+                self.login[path.name] = read_own(path)
 
     # --- what is done
 
@@ -9487,7 +10101,7 @@ class Watcher:
         if wake > self.host.now():
             return wake
         if self.readable:
-            reap(self.host, self.files, by=self.by)
+            reap_in_time(self.host, self.files, by=self.by, patience=LOCK_BOUND)
         elif self.vm is not None:
             self._stop_without_files(state, self.vm)
         return self.host.now() + 1  # soon, as there may be nothing left to wait for
@@ -9813,6 +10427,7 @@ def ssh(host: Host, files: Files, command: Sequence[str]) -> int:
     if now in (*OFF, "paused"):
         raise wrong_state(state, now)
     host.need({"ssh": "openssh-client"})
+    os.close(open_own(files.ssh_key, os.O_RDONLY))  # ssh would wait for a FIFO
     words = list(command)
     if words[:1] == ["--"]:
         del words[0]
@@ -9894,7 +10509,8 @@ def _check_clock(host: Host) -> None:
 def _of_clusters(host: Host) -> Iterator[Finding]:
     """What is wrong with this user's clusters, or left over of others."""
     for place, error in unseen(host).items():
-        yield Finding(str(place), "failure", str(error), error.hint)
+        level = "warning" if isinstance(error, ForeignError) else "failure"
+        yield Finding(str(place), level, str(error), error.hint)
     clusters = discover(host)
     states = []
     for files in clusters:
@@ -9916,7 +10532,7 @@ def _unenforced(host: Host, survey: Survey) -> Iterator[Finding]:
         if trouble:
             text = f"no timer enforces its deadline: {trouble}"
             yield Finding(state.name, "failure", text, remedy)
-        elif not is_watched(state) and running(host, state.files):
+        elif not is_watched(host, state) and running(host, state.files):
             text = "no watcher runs beside its VM, to end it if its files get lost"
             yield Finding(state.name, "warning", text, remedy)
 
@@ -10064,6 +10680,8 @@ def gcp_status(
 ) -> None:
     """What `lifetime status` shows, of an instance of Compute Engine."""
     place = [f"--{name}={value}" for name, value in (("zone", zone), ("project", project)) if value]
+    if instance.startswith("-") and instance != "-":
+        raise UsageError(f"{instance!r} is no name of an instance", hint=GCP_PIPE)
     text = _piped_instance(host, place) if instance == "-" else _instance(host, instance, place)
     try:
         shown = gcp_lifetime(text, host.now())
@@ -10135,7 +10753,7 @@ def config_check(host: Host, directory: Path) -> None:
     config = load_config(directory, host.home)
     for warning in [*ignored_keys(config), *idle_keys(config)]:
         host.output.warn(warning)
-    expand_variables(config.registries, host.environ)
+    expand_variables(used_registries(config), host.environ)
     limit = "none"
     if budget(config.lifetime.max_run) is None:
         text = "lifetime.maxRun is not set: nothing will end this cluster"

@@ -17,6 +17,7 @@ if sys.version_info < (3, 9):
     sys.exit("ycluster: needs Python 3.9 or later; this is %d.%d" % sys.version_info[:2])
 
 import contextlib
+import gc
 import marshal
 import os
 import stat
@@ -118,7 +119,10 @@ def main():
     module = types.ModuleType("ycluster")
     module.__dict__.update(__file__=MODULE, __loader__=loader)
     sys.modules["ycluster"] = module
+    gc.disable()  # Loading makes many objects and no garbage; looking for some takes 1 ms.
     exec(compiled(loader.get_data(MODULE)), module.__dict__)
+    gc.freeze()
+    gc.enable()
     module.run()
 
 

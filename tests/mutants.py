@@ -147,8 +147,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a stopped process that holds no lock is left alone",
-        "if _has_open(pid, path):",
-        "if True:",
+        "if _has_open(pid, path):\n            send_signal",
+        "if True:\n            send_signal",
         "test_state.py::test_a_holder_that_was_put_to_sleep_is_woken_and_no_other_sleeper",
     ),
     (
@@ -159,7 +159,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a lock file goes with what it guards",
-        "if belongs_to and not belongs_to.exists():",
+        "if belongs_to and not os.path.lexists(belongs_to) and os.fstat(fd).st_size == 0:",
         "if False:",
         "test_cli.py::test_teardown_removes_the_clusters_files_and_nothing_else test_cli.py::test_"
         "teardown_of_what_is_not_there_is_done_already",
@@ -187,6 +187,32 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "status.st_mode & 0o020 != 0",
         "status.st_mode & 0o200 != 0",
         "test_telling.py::test_the_users_own_terminals_are_told_if_they_take_messages",
+    ),
+    (
+        "a folder that others can write to is passed over",
+        "if status.st_mode & 0o022:",
+        "if False:",
+        "test_own_files.py::test_what_another_could_have_written_is_named_and_neither_believed_nor_"
+        "changed",
+    ),
+    (
+        "root leaves the owner as it was",
+        "os.chown(made, status.st_uid, status.st_gid)",
+        "pass",
+        "test_own_files.py::test_root_leaves_the_owner_of_all_that_it_writes",
+    ),
+    (
+        "what has not changed is not written again",
+        "    if _holds(path, data, mode):\n        return\n",
+        "",
+        "test_own_files.py::test_a_reap_with_nothing_due_writes_nothing_anew",
+    ),
+    (
+        "no link at a name of ours is followed",
+        "flags |= os.O_NOFOLLOW | os.O_NONBLOCK\n    try:\n        "
+        "_refuse_foreign(path, os.lstat(path))  # first, as",
+        "try:\n        pass  # first, as",
+        "test_own_files.py::test_a_log_is_appended_to_and_no_link_is_followed",
     ),
     # --- 5 durations
     (
@@ -288,8 +314,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "provision fills the variables in",
-        "registries_yaml(config.registries, host.environ)\n    hand_over",
-        "config.registries\n    hand_over",
+        "registries_yaml(used_registries(config), host.environ)\n    check_folder",
+        "used_registries(config)\n    check_folder",
         "test_faults.py::test_a_provision_keeps_what_its_config_says_and_no_credential",
     ),
     (
@@ -379,8 +405,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a pipe in the place of a sidecar is refused",
-        "if not path.is_file():  # reading",
-        "if path.is_dir():  # reading",
+        "_refuse_foreign(path, os.lstat(path))  # first",
+        "pass  # first",
         "test_state.py::test_a_pipe_in_the_place_of_a_sidecar_is_refused_and_not_read",
     ),
     (
@@ -412,6 +438,26 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "if forward.host == 0),",
         "if forward.host != 0),",
         "test_faults.py::test_a_provision_keeps_what_its_config_says_and_no_credential",
+    ),
+    (
+        "dead links leave the index",
+        "if not _is_dead(link):",
+        "if True:",
+        "test_own_files.py::test_dead_links_leave_the_index_and_come_back_with_their_folder",
+    ),
+    (
+        "what no state file claims is not removed",
+        'return bool(kept["name"] == files.name and _WRITER in kept.items())\n'
+        "    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):\n"
+        "        return False",
+        "return True\n    except Exception:\n        return True",
+        "test_own_files.py::test_what_no_state_file_claims_is_in_the_way_and_stays_as_it_is",
+    ),
+    (
+        "a state file's words are no options",
+        "return no_option(_decode_text(raw))",
+        "return _decode_text(raw)",
+        "test_own_files.py::test_a_state_file_holds_no_word_that_is_an_option",
     ),
     # --- 9 lifetime decisions
     (
@@ -447,7 +493,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "--until shortens nothing",
-        "return max(expires_at, moment)",
+        "return moment if self.exact else max(expires_at, moment)",
         "return moment",
         "test_lifetime.py::test_extend_until_a_moment_is_never_a_shortening",
     ),
@@ -478,8 +524,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "an extension ends a retry",
-        'retry_at=None,\n        ending="",\n        boot_id=clock.boot_id,\n        booted_at=round(clock.booted),\n    )\n    return warned',
-        "boot_id=clock.boot_id,\n        booted_at=round(clock.booted),\n    )\n    return warned",
+        'retry_at=None,\n        ending="",\n        boot_id=clock.boot_id,\n        booted_at=round(clock.booted),\n        timers=() if how',
+        "boot_id=clock.boot_id,\n        booted_at=round(clock.booted),\n        timers=() if how",
         "test_lifetime.py::test_a_start_an_extension_and_a_stop_end_a_retry",
     ),
     (
@@ -521,8 +567,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     # --- 10 timers
     (
         "a private copy is of this version",
-        "or path.read_bytes() != content:",
-        ":",
+        "        write_file(path, content)\n\n\ndef program_trouble",
+        "        path.exists() or write_file(path, content)\n\n\ndef program_trouble",
         "test_timers.py::test_an_old_private_copy_is_replaced_and_a_current_one_kept",
     ),
     (
@@ -765,7 +811,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a VM that ends while it is looked for is none",
-        "if _runs_with_pidfile(pid, pidfile) and not _exited(pidfd, 0):",
+        "if _runs_with_pidfile(pid, pidfile) and not exited(pidfd, 0):",
         "if True:",
         "test_vm.py::test_a_vm_that_ends_while_it_is_looked_for_is_not_found",
     ),
@@ -844,7 +890,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "the console is the user's alone",
-        "os.close(os.open(files.console, os.O_WRONLY | os.O_CREAT, 0o600))",
+        "os.close(open_own(files.console, os.O_WRONLY | os.O_CREAT))",
         "pass",
         "test_machine.py::test_qemus_monitor_and_console_are_its_users_alone",
     ),
@@ -1089,8 +1135,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a disk that builds on another is refused",
-        'if "backing-filename" in info or',
-        'if "backing" in info or',
+        "if set(_files_named(info)) != {str(image)}:",
+        "if False:",
         "test_appliance.py::test_what_is_no_whole_disk_is_not_imported",
     ),
     (
@@ -1116,8 +1162,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a data disk that is there is never formatted",
-        "if path.exists():\n        return\n    path.parent",
-        "path.parent",
+        "if path.exists():\n        return\n    make_folder",
+        "make_folder",
         "test_appliance.py::test_a_data_disk_that_is_there_is_never_formatted",
     ),
     (
@@ -1135,8 +1181,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     # --- 19 commands
     (
         "of two provisions at once one gets the context",
-        "check_context(host, [other for _, other in readable(host)], config, state.files)\n"
-        "        try:",
+        "check_context(host, [other for _, other in readable(host)], config, files)\n        try:",
         "try:",
         "test_faults.py::test_of_two_provisions_at_once_one_alone_gets_the_context",
     ),
@@ -1245,8 +1290,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a disk that no cluster claims is not overwritten",
-        "if files.disk.exists() and not files.disk.is_dir():",
-        "if False:",
+        "for path in files.unclaimed():\n        what",
+        "for path in []:\n        what",
         "test_cli.py::test_provision_never_takes_over_what_is_there",
     ),
     (
@@ -1458,8 +1503,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a provision reaps not the cluster that it would make",
-        "hand_over(host, spare=files)\n    check_context",
-        'sweep(host, by="next command")\n    check_context',
+        "hand_over(host, spare=files)\n    others",
+        'sweep(host, by="next command")\n    others',
         "test_faults.py::test_no_verb_but_a_reap_tears_its_own_cluster_down_because_it_is_overdue",
     ),
     (
@@ -1500,8 +1545,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a timer waits for the lock without end",
-        'patience = LOCK_TIMEOUT if by == "hand" else NEVER',
-        "patience = LOCK_TIMEOUT",
+        "wait=wait / 10**9, patience=NEVER)",
+        "wait=wait / 10**9, patience=LOCK_TIMEOUT)",
         "test_timers.py::test_a_timer_waits_for_as_long_as_the_cluster_is_worked_on_and_people_"
         "are_told",
     ),
@@ -1588,9 +1633,51 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a watcher leaves the deadline to its timer for a while",
-        "wake = time_of(state, DEADLINE) + WATCH_GRACE",
+        "wake = time_of(state, DEADLINE) + (WATCH_GRACE if self.readable else 0)",
         "pass",
         "test_timers.py::test_a_watcher_stands_by_and_leaves_the_deadline_to_the_timer_for_a_while",
+    ),
+    (
+        "a deadline that nobody else can read is left to nobody",
+        "(WATCH_GRACE if self.readable else 0)",
+        "WATCH_GRACE",
+        "test_timers.py::test_no_deadline_is_left_to_a_timer_that_cannot_read_it_either",
+    ),
+    (
+        "a job of at's counts only with our text",
+        "return queued and self._is_ours(host, files, timer.id)",
+        "return queued",
+        "test_timers.py::test_a_number_that_at_has_given_to_another_is_neither_believed_nor_removed",
+    ),
+    (
+        "a stopped watcher is no timer",
+        "return holder is None or not _is_stopped(holder)",
+        "return True",
+        "test_timers.py::test_a_watcher_that_is_no_good_is_replaced_by_the_next_verb",
+    ),
+    (
+        "a watcher of an older version is replaced",
+        "is_watched(host, state) and _is_installed(host, state.files)",
+        "is_watched(host, state)",
+        "test_timers.py::test_a_watcher_that_is_no_good_is_replaced_by_the_next_verb",
+    ),
+    (
+        "a deadline waits for no lock",
+        "    except Busy:\n        _end_without_lock(host, files)\n",
+        "    except Busy:\n",
+        "test_timers.py::test_a_deadline_waits_for_no_lock_that_is_held_without_end",
+    ),
+    (
+        "an expiry under way is left to its second try",
+        "if decision.do not in ACTIONS or is_under_way:",
+        "if decision.do not in ACTIONS:",
+        "test_timers.py::test_a_deadline_waits_for_no_lock_that_is_held_without_end",
+    ),
+    (
+        "set arms what was disarmed",
+        "timers=() if how_far.exact and state.disarmed else state.timers",
+        "timers=state.timers",
+        "test_lifetime.py::test_set_puts_the_deadline_exactly_there_and_arms_it",
     ),
     (
         "a watcher that stands by leaves with its VM",
@@ -1740,8 +1827,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "an import is held to its checksums",
-        'if done.returncode:\n        hint = "it was',
-        'if done.returncode > 1:\n        hint = "it was',
+        "if digest_fault(host, disk, (found[1] or found[2]).lower()):",
+        "if False:",
         "test_appliance.py::test_what_is_no_whole_disk_is_not_imported",
     ),
     (
@@ -1793,8 +1880,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a pid is looked at again once it can't be recycled",
-        "if _runs_with_pidfile(pid, pidfile) and not _exited(pidfd, 0):",
-        "if not _exited(pidfd, 0):",
+        "if _runs_with_pidfile(pid, pidfile) and not exited(pidfd, 0):",
+        "if not exited(pidfd, 0):",
         "test_vm.py::test_a_pid_that_comes_to_mean_another_process_during_the_look_is_not_the_vm",
     ),
     (

@@ -74,10 +74,12 @@ if wants unit; then
     title 'unit tests'
     if (($#)); then
         PYTHONPATH=. "${pytest[@]}" tests/unit "$@"
-    else # in two lanes
-        lanes=(tests/unit/test_{faults,histories,state,telling,timers,vm}.py)
-        beside 'unit tests, the rest' env PYTHONPATH=. "${pytest[@]}" -q tests/unit "${lanes[@]/#/--ignore=}"
-        beside 'unit tests that take long' env PYTHONPATH=. "${pytest[@]}" -q "${lanes[@]}"
+    else # in two lanes, and beside them what waits for kubectl, shells and QEMU's programs
+        long=(tests/unit/test_{faults,timers,vm}.py)
+        foreign=(tests/unit/test_{appliance,bounds,completion,k3s,machine}.py)
+        beside 'unit tests, the rest' env PYTHONPATH=. "${pytest[@]}" -q tests/unit "${long[@]/#/--ignore=}" "${foreign[@]/#/--ignore=}"
+        beside 'unit tests that take long' env PYTHONPATH=. "${pytest[@]}" -q "${long[@]}"
+        beside 'unit tests with programs of others' env PYTHONPATH=. "${pytest[@]}" -q "${foreign[@]}"
         collect
     fi
 fi
@@ -103,7 +105,7 @@ if wants e2e; then
     fi
     (($#)) && exec "${here[@]}" "${pytest[@]}" tests/e2e "$@"
     # The guest that plays the host mostly waits for its deadlines, and libguestfs's is one CPU: four lanes.
-    lanes=('tests/e2e/test_quickstart.py' 'tests/e2e/test_real_host.py tests/e2e/test_k3s.py' tests/e2e/test_appliance.py) rest=()
+    lanes=('tests/e2e/test_quickstart.py tests/e2e/test_stubborn.py tests/e2e/test_crashes.py' 'tests/e2e/test_real_host.py tests/e2e/test_k3s.py' tests/e2e/test_appliance.py) rest=()
     for lane in "${lanes[@]}"; do
         read -ra files <<<"$lane"
         beside "$lane" "${here[@]}" "${pytest[@]}" --durations=15 "${files[@]}"

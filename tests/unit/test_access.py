@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from unit_support import (
-    PROGRAM,
+    IMPORTS,
     Cli,
     Clocked,
     Memory,
@@ -33,7 +33,7 @@ FAR_AHEAD = ycluster.parse_time("2100-01-01T00:00:00Z")
 def by_modes(home: Path, *argv: object) -> Ran:
     """`ycluster ARGV` as a process for which the modes of files hold; there is no other program."""
     words = bound_by_modes(sys.executable, "-c", "import ycluster; ycluster.run()", *argv)
-    alone = {"HOME": str(home), "PATH": "/nonexistent", "PYTHONPATH": str(PROGRAM.parent)}
+    alone = {"HOME": str(home), "PATH": "/nonexistent", **IMPORTS}
     ran = subprocess.run(words, env=alone, capture_output=True, text=True)
     return Ran(ran.returncode, ran.stdout, ran.stderr)
 
@@ -115,7 +115,7 @@ def test_a_timer_of_a_cluster_in_a_folder_that_cannot_be_read_is_no_leftover(
     there, gone = made(cache, expires_at=FAR_AHEAD).files.sidecar, tmp_path / "gone.json"
     cache.chmod(0)
     words = bound_by_modes(sys.executable, "-c", LEFT_OVER, there, gone)
-    env = {"HOME": str(home), "PYTHONPATH": str(PROGRAM.parent)}
+    env = {"HOME": str(home), **IMPORTS}
     ran = subprocess.run(words, env=env, capture_output=True, text=True)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, str(gone), "")
 

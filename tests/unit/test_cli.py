@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from unit_support import PROGRAM, Cli, Memory, Processes, Ran, made, missing, told, tree, wait_for
+from unit_support import LAUNCHER, Cli, Memory, Processes, Ran, made, missing, told, tree, wait_for
 
 import ycluster
 
@@ -53,7 +53,7 @@ def shell(command: str, home: Path, **environ: str) -> Ran:
     env = {
         "PATH": os.environ["PATH"],
         "HOME": str(home),
-        "y": str(PROGRAM),
+        "y": str(LAUNCHER),
         "python": sys.executable,
         **environ,
     }
@@ -677,7 +677,7 @@ def test_a_relative_config_in_a_directory_that_is_gone_is_an_error(
 def test_a_reader_that_has_gone_is_no_traceback(home: Path, argv: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, str(PROGRAM), *argv.split()]
+    command = [sys.executable, str(LAUNCHER), *argv.split()]
     ended = subprocess.run(
         command,
         env={"HOME": str(home)},
@@ -706,7 +706,7 @@ def test_a_signal_ends_it_with_130(home: Path, cache: Path, signum: signal.Signa
     state = made(cache)
     fd = ycluster.try_flock(state.files.lock)
     assert fd is not None
-    argv = [sys.executable, str(PROGRAM), "stop"]
+    argv = [sys.executable, str(LAUNCHER), "stop"]
     with subprocess.Popen(
         argv,
         env={"HOME": str(home)},

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
-from unit_support import PROGRAM, Cli, made
+from unit_support import LAUNCHER, Cli, made
 
 LOAD = {
     "bash": 'eval "$(ycluster completion bash)"',
@@ -48,7 +48,7 @@ def env(home: Path, cache: Path, tmp_path: Path) -> dict[str, str]:
     made(cache, "gamma", context=f"zed {HARM}")
     program = tmp_path / "bin" / "ycluster"
     program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} {PROGRAM} "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} {LAUNCHER} "$@"\n')
     program.chmod(0o755)
     path = f"{program.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     return {"PATH": path, "HOME": str(home), "TERM": "xterm", "PS1": "", "LANG": "C.UTF-8"}

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from unit_support import NOW, PROGRAM, Cli, Ran, missing, refused, told, tree
+from unit_support import LAUNCHER, NOW, PROGRAM, Cli, Ran, missing, refused, told, tree
 
 from ycluster import (
     ConfigError,
@@ -467,7 +467,7 @@ def wrap(tmp_path: Path) -> Any:
     path = fake_gcloud(tmp_path, "exit 99")
     program = tmp_path / "bin" / "ycluster"
     program.write_text(
-        f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -B {shlex.quote(str(PROGRAM))} "$@"\n'
+        f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -B {shlex.quote(str(LAUNCHER))} "$@"\n'
     )
     program.chmod(0o755)
     for name, budget in (("12h", "12h"), ("none", "0"), ("year", "8760h")):

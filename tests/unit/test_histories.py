@@ -7,6 +7,7 @@ from a chosen effect on nothing has any effect any more, as after a SIGKILL, unt
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ import pytest
 from hypothesis import settings, stateful
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from unit_support import Clocked
+from unit_support import Clocked, tree
 
 import ycluster
 from ycluster import ArmedTimer, Files, Host, HowFar, Selector, State, Vm, YclusterError, replace
@@ -125,6 +126,14 @@ class World:
         self.timers.pop(timer.id, None)
 
 
+decode_state = functools.lru_cache(maxsize=256)(ycluster.decode_state)
+
+
+def decoded(text: str, path: Path, copy: object = None) -> State:
+    """The state in a text, decoded once: each step reads each state often. The sibling, for which there is a copy, is not here."""
+    return decode_state(text, path)
+
+
 class Histories(RuleBasedStateMachine):
     @initialize(
         actions=st.tuples(*[st.sampled_from(sorted(ycluster.ACTIONS))] * 2),
@@ -162,6 +171,8 @@ class Histories(RuleBasedStateMachine):
         self.patch.setattr(ycluster, "_check_ports", lambda host, state: None)
         self.patch.setattr(ycluster, "_warn", self.warned)
         self.patch.setattr("ycluster.os.fsync", lambda fd: None)
+        self.patch.setattr(ycluster, "decode_state", decoded)
+        self.patch.setattr(ycluster, "lost_vms", lambda: ())  # none of the world's is in /proc
         ycluster.provision(self.host, self.config("a"))
 
     def teardown(self) -> None:
@@ -390,6 +401,27 @@ class Histories(RuleBasedStateMachine):
         self.files[name].disk.unlink() if left else None
         self.unguarded.discard(name)
 
+    @rule(name=names, verb=st.sampled_from(["provision", "reap", "sweep", "stop", "teardown"]))
+    def others_can_write_to_the_folder_for_a_while(self, name: str, verb: str) -> None:
+        """What is in it is neither believed nor changed meanwhile. (21.3.1)"""
+        if not self.cache.exists():
+            return
+        files = self.files[name]
+        verbs: dict[str, Callable[[], object]] = {
+            "provision": lambda: ycluster.provision(self.host, self.config(name)),
+            "reap": lambda: ycluster.reap(self.host, files, by="memory"),
+            "sweep": lambda: ycluster.sweep(self.host, by="hand", every=True),
+            "stop": lambda: ycluster.stop(self.host, files),
+            "teardown": lambda: ycluster.teardown(self.host, files),
+        }
+        self.cache.chmod(0o777)
+        before, ran, timers = tree(self.cache), dict(self.world.vms), dict(self.world.timers)
+        with contextlib.suppress(YclusterError):
+            verbs[verb]()
+        after = tree(self.cache)
+        self.cache.chmod(0o700)
+        assert (after, self.world.vms, self.world.timers) == (before, ran, timers)
+
     # --- expiry
 
     @rule(name=names, crash=crashes)
@@ -544,7 +576,9 @@ def short(rule: stateful.Rule) -> str:
 
 stateful.Rule.__repr__ = short  # type: ignore[method-assign]
 Histories.TestCase.settings = settings(
-    max_examples=settings().max_examples * 3 // 2, stateful_step_count=40, deadline=None
+    max_examples=settings().max_examples * 3 // 2,
+    stateful_step_count=40,
+    deadline=None,
 )
 TestHistories = Histories.TestCase
 

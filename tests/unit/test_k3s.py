@@ -15,12 +15,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
-from unit_support import PROGRAM, Clocked, bound_by_modes, made, missing, refused, tree
+from unit_support import IMPORTS, Clocked, bound_by_modes, made, missing, refused, tree
 
 import ycluster
 from ycluster import ConfigError, Host, PortForward, PrerequisiteError, State, replace
@@ -385,6 +385,44 @@ def demo(cache: Path) -> State:
     )
 
 
+class User(Host):
+    """Asks the real kubectl, and each question once: of what it makes of a text it is sure.
+
+    Anything but a plain file of the user's (a lock beside it, another mode, a link, none as yet) is
+    asked each time, and so is a kubectl of the test's own, and each question that fails.
+    """
+
+    answers: ClassVar[dict[tuple[str, ...], tuple[str, str, str]]] = {}
+
+    def run(self, argv: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        env = options.get("env") or {}
+        named = argv[2] if argv[1] == "--kubeconfig" else env.get("KUBECONFIG", "")
+        file = Path(named)
+        if argv[0] != "kubectl" or not is_plain(file) or self.which("kubectl") != KUBECTL:
+            return super().run(argv, **options)
+        place = str(Path(self.environ["HOME"]).parent)  # is each test's own, and tells nothing
+        before = file.read_text()
+        question = tuple(word.replace(place, "@place") for word in (before, named, *argv))
+        if question not in self.answers:
+            done = super().run(argv, **options)
+            answer = (done.stdout, done.stderr, file.read_text())
+            out, err, after = (text.replace(place, "@place") for text in answer)
+            self.answers[question] = (out, err, after)
+            return done
+        out, err, after = (text.replace("@place", place) for text in self.answers[question])
+        if after != before:
+            file.write_text(after)
+        return subprocess.CompletedProcess(argv, 0, out, err)
+
+
+def is_plain(file: Path) -> bool:
+    usual = file.is_file() and not file.is_symlink() and file.stat().st_mode & 0o777 in PLAIN_MODES
+    return usual and not file.with_name(f"{file.name}.lock").exists()
+
+
+KUBECTL, PLAIN_MODES = shutil.which("kubectl"), (0o600, 0o640, 0o644)
+
+
 @pytest.fixture
 def user(home: Path, tmp_path: Path) -> Host:
     """A host whose ssh leads to a guest that knows one question."""
@@ -396,7 +434,7 @@ def user(home: Path, tmp_path: Path) -> Host:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "ssh").write_text(f"#!/bin/sh\necho '{json.dumps(answer)}'\n")
     (tmp_path / "bin" / "ssh").chmod(0o755)
-    return Host(
+    return User(
         {"HOME": str(home), "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"},
         Clocked(home).output,
     )
@@ -612,7 +650,7 @@ def test_a_full_disk_is_told_before_kubectl_truncates_the_kubeconfig(
 def test_the_current_context_of_a_second_kubeconfig_stays(
     home: Path, user: Host, demo: State
 ) -> None:
-    both = Host(
+    both = User(
         {**user.environ, "KUBECONFIG": f"{home / 'first'}:{config_of(home, WORK)}"}, user.output
     )
     ycluster.merge_kubeconfig(both, demo)
@@ -677,7 +715,7 @@ PROD = {
 
 def with_files(user: Host, *files: object) -> Host:
     """The host with these files in its KUBECONFIG."""
-    return Host({**user.environ, "KUBECONFIG": ":".join(map(str, files))}, user.output)
+    return User({**user.environ, "KUBECONFIG": ":".join(map(str, files))}, user.output)
 
 
 def current_context(host: Host) -> str:
@@ -731,7 +769,7 @@ def test_a_teardown_does_not_bring_another_files_current_context_into_force(
     home: Path, user: Host, demo: State, ours: str
 ) -> None:
     """With ours gone kubectl would talk to prod, which nobody has asked for; so it fails. (20.6)"""
-    mine, prod = home / "mine", home / "prod"
+    mine, prod = config_of(home), home / "prod"
     merged = ycluster.merge_kubeconfig(with_files(user, mine), demo)
     prod.write_text(json.dumps(PROD))
     both = with_files(user, *((mine, prod) if ours == "first" else (prod, mine)))
@@ -761,10 +799,10 @@ def test_another_kubeconfig_that_is_broken_keeps_no_teardown_from_its_own(
     home: Path, user: Host, demo: State
 ) -> None:
     """What would come into force is not known then, so the current context stays. (20.6)"""
-    merged = ycluster.merge_kubeconfig(with_files(user, home / "mine"), demo)
+    merged = ycluster.merge_kubeconfig(with_files(user, config_of(home)), demo)
     (home / "broken").write_text("{")
-    ycluster.forget_kubeconfig(with_files(user, home / "mine", home / "broken"), merged)
-    left = ycluster._view(user, home / "mine")
+    ycluster.forget_kubeconfig(with_files(user, config_of(home), home / "broken"), merged)
+    left = ycluster._view(user, config_of(home))
     assert left == ycluster.Kubeconfig(current_context="a context")
 
 
@@ -900,7 +938,7 @@ print(ycluster.merge_kubeconfig(host, ycluster.load_state(files)).kubeconfig, en
 
 def by_modes(host: Host, code: str, *argv: object) -> subprocess.CompletedProcess[str]:
     """Run Python code with the environment of a host, bound by the modes of files."""
-    env = {**host.environ, "PYTHONPATH": str(PROGRAM.parent), "PYTHONDONTWRITEBYTECODE": "1"}
+    env = {**host.environ, **IMPORTS, "PYTHONDONTWRITEBYTECODE": "1"}
     words = bound_by_modes(sys.executable, "-c", code, *argv)
     return subprocess.run(words, env=env, text=True, capture_output=True)
 
@@ -993,7 +1031,7 @@ def test_another_kubeconfig_takes_the_place_of_the_first(
     first = config_of(home, WORK)
     merged = ycluster.merge_kubeconfig(user, demo)
     second = home / "second"
-    elsewhere = Host({**user.environ, "KUBECONFIG": f"{second}:{first}"}, user.output)
+    elsewhere = User({**user.environ, "KUBECONFIG": f"{second}:{first}"}, user.output)
     assert ycluster.merge_kubeconfig(elsewhere, merged).kubeconfig == str(second)
     assert read(user, first) == WORK and set(ycluster._view(user, second).contexts) == {"a context"}
 

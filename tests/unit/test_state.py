@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from unit_support import PROGRAM, Clocked, Processes, made, missing, refused, tree
+from unit_support import IMPORTS, Clocked, Processes, made, missing, refused, tree
 
 import ycluster
 from ycluster import (
@@ -58,6 +58,8 @@ def without_a_stray_deadline(state: State) -> State:
 
 
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+arguments = words.filter(lambda word: not word.startswith("-"))  # of other programs
+users = st.from_regex(r"[a-z_][-a-z0-9_]{0,31}", fullmatch=True)
 times = st.integers(0, LATEST)
 ports = st.integers(0, 65535)
 labels = st.from_regex(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", fullmatch=True)
@@ -71,10 +73,10 @@ unknown = st.recursive(
     max_leaves=8,
 )
 others = st.lists(
-    st.builds(ArmedTimer, words, words, times, words.filter(lambda event: event != "deadline")),
+    st.builds(ArmedTimer, words, arguments, times, words.filter(lambda event: event != "deadline")),
     max_size=3,
 )
-armed = st.tuples(st.lists(st.builds(ArmedTimer, words, words, times), max_size=1), others).map(
+armed = st.tuples(st.lists(st.builds(ArmedTimer, words, arguments, times), max_size=1), others).map(
     lambda parts: (*parts[0], *parts[1])
 )
 extras = st.dictionaries(words.map(lambda word: "x-" + word), unknown, max_size=4)
@@ -82,10 +84,10 @@ states = st.builds(
     State,
     name=labels,
     cache_dir=st.just("/c"),
-    context=words,
-    disk_size=words,
-    memory=words,
-    cpus=words,
+    context=arguments,
+    disk_size=arguments,
+    memory=arguments,
+    cpus=arguments,
     ssh_port=ports,
     port_forwards=st.lists(st.builds(PortForward, guest=ports, host=ports), max_size=4).map(tuple),
     k3s=st.dictionaries(words, words, max_size=3),
@@ -96,13 +98,13 @@ states = st.builds(
     started_at=st.none() | times,
     retry_at=st.none() | times,
     image=words,
-    data_disk=words,
-    ssh_user=words,
+    data_disk=arguments,
+    ssh_user=users,
     accel=words,
     ran_with=words,
     ending=words,
-    cpu_model=words,
-    machine=words,
+    cpu_model=arguments,
+    machine=arguments,
     boot_id=words,
     auto_ports=st.lists(ports, max_size=3).map(tuple),
     timers=armed,
@@ -636,12 +638,11 @@ def test_a_save_into_a_directory_that_is_gone_fails_and_makes_none(cache: Path) 
 def test_a_reader_never_sees_a_torn_sidecar(cache: Path) -> None:
     made(cache)
     code = (
-        f"import sys; sys.path.insert(0, {str(PROGRAM.parent)!r})\n"
         "import ycluster; from pathlib import Path\n"
         f"for n in range(150): ycluster.save_state(ycluster.State(name='demo', cache_dir={str(cache)!r},"
         " extra={'pad': str(n) * (n * 99)}))"
     )
-    writers = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
+    writers = [subprocess.Popen([sys.executable, "-c", code], env=IMPORTS) for _ in range(2)]
     reads = 0
     while any(writer.poll() is None for writer in writers):
         load_state(Files(cache, "demo"))

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 from unit_support import (
+    LAUNCHER,
     NOW,
-    PROGRAM,
     Cli,
     Clocked,
     Memory,
@@ -388,7 +388,7 @@ def on_terminal(argv: list[str], home: Path, width: int, **environ: str) -> str:
     return shown.decode().replace("\r\n", "\n")
 
 
-LIST = [sys.executable, str(PROGRAM), "list"]
+LIST = [sys.executable, str(LAUNCHER), "list"]
 
 
 def test_list_has_bars_and_colours_on_a_terminal_and_none_elsewhere(

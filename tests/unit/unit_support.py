@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import os
+import py_compile
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +22,23 @@ import ycluster
 from ycluster import ArmedTimer, Files, Host, Output, PrerequisiteError, State
 
 PROGRAM = Path(ycluster.__file__).resolve()
+
+
+def compiled() -> Path:
+    """A folder for PYTHONPYCACHEPREFIX in which the module is compiled: once, and not in each process."""
+    prefix = Path(tempfile.mkdtemp(prefix="ycluster-compiled-"))
+    atexit.register(shutil.rmtree, prefix, ignore_errors=True)
+    cached = f"{PROGRAM.stem}.{sys.implementation.cache_tag}.pyc"
+    target = prefix / PROGRAM.parent.relative_to("/") / cached
+    py_compile.compile(str(PROGRAM), str(target), doraise=True)
+    launcher = f"import sys\nsys.pycache_prefix = {str(prefix)!r}\nsys.path[:0] = [{str(PROGRAM.parent)!r}]\n"
+    (prefix / "launcher.py").write_text(f"{launcher}import ycluster\nycluster.run()\n")
+    return prefix
+
+
+_COMPILED = compiled()
+LAUNCHER = _COMPILED / "launcher.py"  # does what PROGRAM does, in a fifth of the time
+IMPORTS = {"PYTHONPATH": str(PROGRAM.parent), "PYTHONPYCACHEPREFIX": str(_COMPILED)}
 try_kvm = ycluster.try_kvm  # the real one: conftest.py puts another in its place
 NOW = 1_763_800_000.0  # 2025-11-22T08:26:40Z
 
