@@ -323,12 +323,25 @@ class Interrupted(BaseException):
 # undo the work that it reports. Data that can't be written is an error.
 
 
-_USERINFO = r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s/?#]*@"  # as RFC 3986 places it in a URL
+# As RFC 3986 places it in a URL. The scheme has a bound, or a long word is looked at from each of
+# its characters.
+_USERINFO = r"([A-Za-z][A-Za-z0-9+.-]{0,30}://)[^\s/?#]*@"
+_CONTROL = r"[\x00-\x08\x0b-\x1f\x7f-\x9f]"  # C0 and C1 but the tab and the line end
 
 
 def masked(text: str) -> str:
     """A text as it may be shown: without the user and the password of the URLs in it."""
     return re.sub(_USERINFO, r"\1***@", text) if "://" in text else text
+
+
+def cleaned(text: str) -> str:
+    """A text with its control characters made visible: a terminal obeys none of them."""
+    text = text.replace("\r\n", "\n")  # as ssh ends its lines
+    return re.sub(_CONTROL, _visible, text)
+
+
+def _visible(found: re.Match[str]) -> str:
+    return f"\\x{ord(found[0]):02x}"
 
 
 def without_password(url: str) -> str:
@@ -337,7 +350,7 @@ def without_password(url: str) -> str:
 
 
 class Output:
-    """The two streams, to which no password in a URL gets.
+    """The two streams, to which no password in a URL and no control character of others gets.
 
     `live` and `shown` tell whether stderr and stdout are terminals.
     """
@@ -360,17 +373,21 @@ class Output:
 
     def data(self, text: str, colour: str = "") -> None:
         """Write lines to stdout. `colour` is a code of the escape sequence SGR, such as "31"."""
+        text = cleaned(masked(text))
         if colour and self.colours:
             text = f"\x1b[{colour}m{text}\x1b[m"
         if text and not text.endswith("\n"):
             text += "\n"
-        self.stdout.write(masked(text))
+        self.stdout.write(text)
         self.stdout.flush()
 
     def say(self, text: str, end: str = "\n") -> None:
         """Write a message to stderr."""
+        self._write(cleaned(masked(text)) + end)
+
+    def _write(self, text: str) -> None:
         try:
-            self.stderr.write(masked(text) + end)
+            self.stderr.write(text)
             self.stderr.flush()
         except (OSError, ValueError):
             # The reader has gone (EPIPE), or the stream is closed: messages are best effort.
@@ -401,7 +418,7 @@ class Output:
         """Redraw the live line; an empty text wipes it. Does nothing if stderr is no terminal."""
         if self.live:
             width = columns() - 1
-            self.say("\r\x1b[K" + masked(text)[:width], end="")
+            self._write("\r\x1b[K" + cleaned(masked(text))[:width])
 
 
 class Steps:
