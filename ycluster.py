@@ -131,6 +131,7 @@ GCP_MAX_SECONDS = 120 * 86400
 GCP_PIPE = "gcloud compute instances describe NAME --format=json | ycluster lifetime gcp-status"
 
 READY_TIMEOUT = 600.0  # A cold first boot without KVM takes one to five minutes.
+LOCK_BOUND = 20.0  # So long a deadline waits for a lock; a holder that hangs must not keep a VM.
 LOCK_TIMEOUT = 300.0  # Longer than a whole stop, so that a verb that waits gets its turn.
 POWERDOWN_TIMEOUT = 100.0  # The guest's systemd gives a service 90 s to end.
 WATCH_INTERVAL = 5.0  # Between two looks of the watcher; so late may it act after a suspend.
@@ -140,6 +141,7 @@ CLOCK_STEP = 30.0  # If the wall clock is set by less than this, deadlines stay 
 NOTICE_TIMEOUT = 60.0  # For the command lifetime.onWarn.
 WAKE_AFTER = 5.0  # After this wait for a lock, a holder that is stopped (SIGSTOP) is continued.
 EVENTS_SIZE = 1 << 20  # Bytes; a larger log of events is set aside and a new one begun.
+LAST_LINE = b'if __name__ == "__main__":\n    run()\n'  # A copy of this file that has it is whole.
 STATE_SIZE = 1 << 20  # Bytes; no file of ours that is read whole is larger. A state file has 2 KB.
 
 REQUIRED = object()  # marks a key without a default
@@ -811,10 +813,10 @@ class Host:
         import subprocess
 
         self.output.debug(shlex.join(argv) + " &")
-        if log == Path(os.devnull):
-            fd = os.open(log, os.O_WRONLY)
-        else:
+        try:
             fd = open_own(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        except OSError:  # something else stands there: what is started matters more than its log
+            fd = os.open(os.devnull, os.O_WRONLY)
         with descriptor(fd) as to:
             subprocess.Popen(
                 argv,
@@ -1214,17 +1216,34 @@ def flock_held(path: Path) -> bool:
 def wake_holder(path: Path) -> None:
     """Continue each stopped process that has a lock file open, or all others would wait for it."""
     for pid in pids():
-        _, state = process_stat(pid)
-        if state == "T":
-            _continue_if_open(pid, path)
+        if process_stat(pid)[1] == "T":
+            signal_holder(pid, path, signal.SIGCONT)
 
 
-def _continue_if_open(pid: int, path: Path) -> None:
-    """Continue a process if it has a file open."""
+def signal_holder(pid: int, path: Path, sign: signal.Signals) -> None:
+    """Send a signal to a process if it has a file open."""
     # A failure means that it has ended, or that it is another user's.
     with contextlib.suppress(OSError), descriptor(pidfd_open(pid)) as pidfd:
         if _has_open(pid, path):
-            send_signal(pidfd, signal.SIGCONT)
+            send_signal(pidfd, sign)
+
+
+def lock_holder(path: Path) -> int | None:
+    """The pid of the process that has locked a file, by the kernel's list; None where none has."""
+    try:
+        wanted = os.lstat(path)
+        listed = Path("/proc/locks").read_text(encoding="ascii")
+    except OSError:
+        return None
+    for line in listed.splitlines():
+        words = line.split()  # 1: FLOCK ADVISORY WRITE 4711 fe:01:1234 0 EOF
+        if len(words) < 6 or words[1] != "FLOCK" or not words[5].endswith(f":{wanted.st_ino}"):
+            continue
+        pid = int(words[4])
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if _has_open(pid, path):
+                return pid
+    return None
 
 
 def _has_open(pid: int, path: Path) -> bool:
@@ -3254,13 +3273,18 @@ def _top_level_keys(text: str, path: str) -> Any:
 
 
 # --- using a config
+def used_registries(config: Config) -> Mapping[str, Any]:
+    """The registries of a config for k3s; none in a plain VM, which needs no password of theirs."""
+    return {} if config.k3s.install == "none" else config.registries
+
+
 def ignored_keys(config: Config) -> list[str]:
     """A warning for each key that this program ignores."""
     warnings = []
     for name in ("gateway", "storage"):
         if getattr(config, name):
             warnings.append(f"{name}: ignored, it is for y-cluster")
-    if config.registries and config.k3s.install == "none":
+    if config.registries and not used_registries(config):
         warnings.append("registries: ignored, there is no k3s in a plain VM")
     return warnings
 
@@ -3418,6 +3442,7 @@ class Files(Record):
     ssh_pub = OwnFile("-ssh.pub", "with the disk")
 
     # The VM. A process is our QEMU if its argv names this pidfile.
+    stop_lock = OwnFile(".stop.lock")  # held while the VM is stopped, with the lock or without it
     pidfile = OwnFile(".pid")
     qmp = OwnFile(".qmp")  # the socket of QEMU's monitor
     vm_lock = OwnFile(".vm.lock")  # held by QEMU itself for as long as it lives
@@ -3463,7 +3488,7 @@ class Files(Record):
 
     def locks(self) -> tuple[Path, ...]:
         """The files that are never written to."""
-        return (self.lock, self.vm_lock, self.watch_lock)
+        return (self.lock, self.vm_lock, self.watch_lock, self.stop_lock)
 
     def unclaimed(self) -> list[Path]:
         """What lies at the names of a cluster that is not there. None of it may be ours.
@@ -4619,13 +4644,21 @@ def program_trouble(host: Host, state: State) -> str:
     A reap that has armed its own retry has failed to act, and not to run.
     """
     files = state.files
-    if not files.program.is_file() or not files.launcher.is_file():
-        return "what it would run is not there"
+    if not files.launcher.is_file() or not _is_whole(files.program):
+        return "what it would run is not there, or not whole"
     if files.timer_failed.exists() and state.retry_at is None:
         return _text_of(files.timer_failed).strip() or "its last run failed"
     if host.attempt(["/bin/sh", str(files.launcher), "probe"], timeout=60) is None:
         return "no Python 3.9 or later can run it"
     return ""
+
+
+def _is_whole(program: Path) -> bool:
+    """Whether a copy of this program is there to its last line."""
+    try:
+        return read_own(program, len(LAST_LINE), last=True) == LAST_LINE
+    except OSError:
+        return False
 
 
 class Timer:
@@ -4865,12 +4898,17 @@ class AtTimer(Timer):
         if not self.daemon_runs:
             return False
         # At the moment when atd renames a job that it starts, atq misses it: look twice.
-        return self._queued(host, timer.id) or self._queued(host, timer.id)
+        queued = self._queued(host, timer.id) or self._queued(host, timer.id)
+        return queued and self._is_ours(host, files, timer.id)
 
     def _queued(self, host: Host, job: str) -> bool:
         # In every queue: a job that runs is listed under `=`, and not under our letter.
         listing = host.attempt(["atq"], timeout=30) or ""
         return any(line.split()[:1] == [job] for line in listing.splitlines())
+
+    def _is_ours(self, host: Host, files: Files, job: str) -> bool:
+        """Whether a job is for this cluster: at gives a number again, in a new spool for one."""
+        return f"--state {shlex.quote(str(files.sidecar))} " in self.job_text(host, job)
 
     def cancel(
         self,
@@ -4878,8 +4916,9 @@ class AtTimer(Timer):
         files: Files,
         timer: ArmedTimer,
     ) -> None:
-        """Remove the job."""
-        host.run(["atrm", timer.id], timeout=30, check=False)
+        """Remove the job, unless its number is another's by now."""
+        if self._is_ours(host, files, timer.id):
+            host.run(["atrm", timer.id], timeout=30, check=False)
 
     def jobs(self, host: Host) -> list[str]:
         """The user's jobs in our queue."""
@@ -4917,7 +4956,15 @@ class WatcherTimer(Timer):
         files: Files,
         moment: int,
     ) -> str:
-        """Start the watcher, unless one runs: it reads its moments from the state file."""
+        """Start the watcher, unless one runs: it reads its moments from the state file.
+
+        One that is stopped (SIGSTOP), or runs the code of before an upgrade, makes room for it.
+        """
+        holder = lock_holder(files.watch_lock)
+        if holder == os.getpid():
+            return "watch"
+        if holder is not None and (_is_stopped(holder) or not _is_installed(host, files)):
+            self._end(host, files, holder)
         if flock_held(files.watch_lock):
             return "watch"
         install_program(host, files)
@@ -4926,14 +4973,22 @@ class WatcherTimer(Timer):
             raise TimedOut(f"the watcher did not come up; see {files.log}")
         return "watch"
 
+    def _end(self, host: Host, files: Files, pid: int) -> None:
+        """End a watcher. It has nothing to clean up, and its lock ends with it."""
+        signal_holder(pid, files.watch_lock, signal.SIGKILL)
+        host.wait_for(lambda: not flock_held(files.watch_lock), timeout=10, interval=0.02)
+
     def armed(
         self,
         host: Host,
         files: Files,
         timer: ArmedTimer,
     ) -> bool:
-        """Whether a watcher holds its lock."""
-        return flock_held(files.watch_lock)
+        """Whether a watcher holds its lock, and is not stopped."""
+        if not flock_held(files.watch_lock):
+            return False
+        holder = lock_holder(files.watch_lock)
+        return holder is None or not _is_stopped(holder)
 
     def cancel(
         self,
@@ -4942,6 +4997,19 @@ class WatcherTimer(Timer):
         timer: ArmedTimer,
     ) -> None:
         """Nothing to do: it reads the state file at every look, and ends when not named there."""
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether a process does not run until it is continued (SIGSTOP)."""
+    return process_stat(pid)[1] in ("T", "t")
+
+
+def _is_installed(host: Host, files: Files) -> bool:
+    """Whether the private copy is this very program."""
+    try:
+        return read_own(files.program) == host.program_source()
+    except OSError:
+        return False
 
 
 TIMERS: tuple[Timer, ...] = (SystemdTimer(), AtTimer(), WatcherTimer())  # best first
@@ -5039,16 +5107,19 @@ def arm_timers(host: Host, state: State, *, renew: bool = False) -> State:
     raise PrerequisiteError(f"{why} ({'; '.join(refused)})", hint=hint)
 
 
-def is_watched(state: State) -> bool:
+def is_watched(host: Host, state: State) -> bool:
     """Whether a watcher runs beside the VM; True where there is no such timer backend."""
-    has_watcher = any(backend.stands_watch for backend in TIMERS)
-    return flock_held(state.files.watch_lock) or not has_watcher
+    beside = ArmedTimer("watcher", "watch", 0)
+    watchers = [backend for backend in TIMERS if backend.stands_watch]
+    return all(backend.armed(host, state.files, beside) for backend in watchers)
 
 
 def _stand_watch(host: Host, state: State) -> None:
     """See that a watcher runs beside the VM: timers outlive a logout, and it outlives the files."""
     for backend in TIMERS:
-        if backend.stands_watch and not is_watched(state):
+        if backend.stands_watch and not (
+            is_watched(host, state) and _is_installed(host, state.files)
+        ):
             try:
                 save_state(state)  # it reads its deadline from there
                 backend.arm(host, state.files, 0)
@@ -5411,7 +5482,7 @@ def _vm_of(pid: int, pidfile: Path) -> Vm | None:
     except ProcessLookupError:
         return None
     # Asked again: the number may have been recycled before it was opened; now it can't be.
-    if _runs_with_pidfile(pid, pidfile) and not _exited(pidfd, 0):
+    if _runs_with_pidfile(pid, pidfile) and not exited(pidfd, 0):
         return Vm(pid, pidfd)
     os.close(pidfd)
     return None
@@ -5477,7 +5548,7 @@ def _runs_with_pidfile(pid: int, pidfile: Path) -> bool:
     return bool(named) and os.path.realpath(pidfile) in map(os.path.realpath, named)
 
 
-def _exited(pidfd: int, timeout: float) -> bool:
+def exited(pidfd: int, timeout: float) -> bool:
     """Whether the process ends within `timeout` seconds; the kernel reports it at once."""
     ended, _, _ = select.select([pidfd], [], [], max(0.0, timeout))
     return bool(ended)
@@ -5537,7 +5608,7 @@ def _status_of(host: Host, files: Files, vm: Vm | None) -> str:
     try:
         return run_state(ask_qemu(host, files, "query-status", timeout=2.0))
     except QmpError:
-        if _exited(vm.pidfd, 0):
+        if exited(vm.pidfd, 0):
             return "stopped"
         return "busy" if flock_held(files.lock) else "unresponsive"
 
@@ -5621,7 +5692,7 @@ def _ends_by(
     until = host.monotonic() + step.patience
     while True:
         left = until - host.monotonic()
-        if _exited(vm.pidfd, min(0.5, left)):
+        if exited(vm.pidfd, min(0.5, left)):
             return True
         if left <= 0:
             return False
@@ -5648,7 +5719,7 @@ def _powerdown(
 def _gone_soon(vm: Vm, steps: Steps) -> bool:
     """Whether QEMU ends within three seconds, until the button is pressed again."""
     for _ in range(6):
-        if _exited(vm.pidfd, 0.5):
+        if exited(vm.pidfd, 0.5):
             return True
         steps.waiting("guest-shutdown: waiting for the guest to power off")
     return False
@@ -5896,7 +5967,7 @@ def _kill(host: Host, files: Files) -> None:
     with find_vm(host, files) as vm:
         if vm is not None:
             send_signal(vm.pidfd, signal.SIGKILL)
-            _exited(vm.pidfd, 10)
+            exited(vm.pidfd, 10)
 
 
 def _spawn_qemu(host: Host, state: State, accel: str) -> None:
@@ -6281,12 +6352,12 @@ class BootWait:
         self.until = self.host.monotonic() + self.timeout
         while not stage.reached(self.host, self.state, self.look):
             self.look()
-            _exited(self.vm.pidfd, 0.1)  # a pause, which the end of QEMU cuts short
+            exited(self.vm.pidfd, 0.1)  # a pause, which the end of QEMU cuts short
         self.steps.done(stage.name)
 
     def look(self) -> None:
         """Show the stage; raise TimedOut past its bound, YclusterError if the boot has failed."""
-        ended = _exited(self.vm.pidfd, 0)
+        ended = exited(self.vm.pidfd, 0)
         if ended or self.host.monotonic() > self.looked + 1:
             self.check()
             self.looked = self.host.monotonic()
@@ -6310,7 +6381,7 @@ class BootWait:
 
     def _trouble(self) -> str:
         """What keeps the guest from booting; empty if nothing is known to."""
-        if _exited(self.vm.pidfd, 0):
+        if exited(self.vm.pidfd, 0):
             return "QEMU ended"
         status = vm_status(self.host, self.state.files)
         if status == "stopped":
@@ -6455,6 +6526,7 @@ def _ask_and_copy(
     from http import HTTPStatus
 
     bare = without_password(url)
+    _refuse_special(bare)
     request = urllib.request.Request(bare)
     if have:
         request.add_header("Range", f"bytes={have}-")
@@ -6465,6 +6537,16 @@ def _ask_and_copy(
         # A server that does not know ranges sends the file from its beginning.
         start = have if answer.status == HTTPStatus.PARTIAL_CONTENT else 0
         _copy(host, answer, part, start, bare.rpartition("/")[2])
+
+
+def _refuse_special(url: str) -> None:
+    """Raise OSError where a URL names a device or a FIFO: it has no end, or is waited for."""
+    import urllib.parse
+
+    parts = urllib.parse.urlsplit(url)
+    path = urllib.parse.unquote(parts.path)
+    if parts.scheme == "file" and os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(errno.EINVAL, "it is no regular file", path)
 
 
 def _basic(user: str, password: str) -> str:
@@ -7295,14 +7377,74 @@ def parse_size(text: str) -> int:
     return int(text.rstrip("KMGTkmgt")) << shifts.get(text[-1:].upper(), 0)
 
 
+# What a text that tells where a VMDK disk lies begins with; QEMU takes either for one.
+_VMDK_TEXT = rb"# Disk DescriptorFile|(?:#[^\n]*\n|[ \r]*\n)*version=[123]"
+# Formats that are not read here, by what they hold at an offset: taken for raw they would not boot.
+OTHER_FORMATS = (
+    ("qed", 0, b"QED\0"),
+    ("vhdx", 0, b"vhdxfile"),
+    ("vpc", 0, b"conectix"),
+    ("vmdk of ESX", 0, b"COWD"),
+    ("vdi", 64, b"\x7f\x10\xda\xbe"),
+)
+WHOLE = "`qemu-img convert -O qcow2`, where you trust it, makes a whole one of it"
+
+
+def image_format(head: bytes) -> str:
+    """The format of a disk that begins with `head`: qcow2, vmdk or raw. ValueError says why not.
+
+    qemu-img is given it, and never asked: for it a raw disk that begins with the text of a VMDK
+    descriptor is whichever file of this host that text names. Nor does it open one whose header
+    leads to another file, as it would open that, too.
+    Sources: QEMU's docs/interop/qcow2.txt and block/vmdk.c.
+    """
+    if head.startswith(b"QFI\xfb"):
+        backing = int.from_bytes(head[8:16], "big")
+        version = int.from_bytes(head[4:8], "big")
+        has_data_file = version > 2 and head[79] & 4
+        if backing or has_data_file:
+            raise ValueError("it builds on another file")
+        return "qcow2"
+    if head.startswith(b"KDMV"):
+        if not any(head[12:20]):  # no size of its own: it is as its descriptor says
+            raise ValueError("it builds on another file")
+        return "vmdk"
+    if re.match(_VMDK_TEXT, head):
+        raise ValueError("it is the descriptor of a disk that is in other files")
+    for form, offset, magic in OTHER_FORMATS:
+        if head[offset:].startswith(magic):
+            raise ValueError(f"its format is {form}, and not qcow2, raw or vmdk")
+    return "raw"
+
+
+def _files_named(report: object) -> Iterator[object]:
+    """Every file that a report of qemu-img's names."""
+    if isinstance(report, list):
+        for part in report:
+            yield from _files_named(part)
+    elif isinstance(report, dict):
+        for name, value in report.items():
+            if name.endswith("filename") or name == "data-file":
+                yield value
+            else:
+                yield from _files_named(value)
+
+
 def image_info(host: Host, image: Path, named: str = "") -> dict[str, Any]:
-    """What qemu-img reports of a disk. ConfigError where it builds on another file."""
-    argv = ["qemu-img", "info", "--force-share", "--output=json", str(image)]
-    info: dict[str, Any] = json.loads(host.run(argv, timeout=60).stdout)
-    details = info.get("format-specific", {}).get("data", {})
-    if "backing-filename" in info or "data-file" in details:
-        why = f"{named or image}: the image is not whole, it builds on another file"
-        raise ConfigError(why, hint="`qemu-img convert -O qcow2` makes a whole one of it")
+    """What qemu-img reports of a disk, in the format that it has by its first bytes.
+
+    ConfigError where it is not whole: where it builds on another file, or lies in several.
+    """
+    with open(image, "rb") as file:
+        head = file.read(4096).ljust(80, b"\0")
+    try:
+        form = image_format(head)
+        argv = ["qemu-img", "info", "--force-share", "--output=json", "-f", form, str(image)]
+        info: dict[str, Any] = json.loads(host.run(argv, timeout=60).stdout)
+        if set(_files_named(info)) != {str(image)}:
+            raise ValueError("it builds on another file")
+    except ValueError as error:
+        raise ConfigError(f"{named or image}: the image is not used: {error}", hint=WHOLE) from None
     return info
 
 
@@ -8091,7 +8233,7 @@ def provision(host: Host, directory: Path) -> None:
     files = files_of(host, config)
     refuse_sudo(host, files.sidecar)
     state = state_from_config(config, files.cache_dir)
-    registries = registries_yaml(config.registries, host.environ)
+    registries = registries_yaml(used_registries(config), host.environ)
     check_folder(files.cache_dir)
     hand_over(host, spare=files)
     others = [other for _, other in readable(host)]
@@ -8416,7 +8558,20 @@ def stop(host: Host, files: Files) -> None:
 
 
 def _halt(host: Host, state: State) -> str:
-    """Stop the VM; returns the step that ended it, empty where nothing ran."""
+    """Stop the VM; returns the step that ended it, empty where nothing ran.
+
+    One at a time: of two that stop it at once, the second would come to force too soon.
+    """
+    if not running(host, state.files):
+        return _stop_guest(host, state)
+    fd = None
+    with contextlib.suppress(OSError):  # what stands there instead must not keep a VM
+        fd = take_flock(host, state.files.stop_lock, timeout=LOCK_TIMEOUT)
+    with contextlib.nullcontext() if fd is None else descriptor(fd):
+        return _stop_guest(host, state)
+
+
+def _stop_guest(host: Host, state: State) -> str:
     files = state.files
 
     def poweroff() -> object:
@@ -8544,7 +8699,8 @@ def _erase(host: Host, state: State, *, keep_disk: bool = False) -> list[str]:
     """
     files = state.files
     if not is_claimed(files):
-        locks = [path for path in (files.vm_lock, files.watch_lock) if _remove_lock(path)]
+        others = [path for path in files.locks() if path != files.lock]
+        locks = [path for path in others if _remove_lock(path)]
         return [path.name for path in (*locks, *filter(remove, files.unfinished()))]
     first = _going_first(state, keep_disk=keep_disk)
     removed = [path.name for path in first if remove(path)]
@@ -8729,14 +8885,18 @@ def _fill_bundle(
 def import_disk(host: Host, disk: Path, directory: Path) -> None:
     """Make a cluster's boot disk of `disk`, which `provision` then boots.
 
-    `disk` builds on no other file, and is in any format of qemu-img's, or a tar with a disk.raw. It
-    is checked against the SHA256SUMS beside it. Raises YclusterError if the cluster exists, or
+    `disk` builds on no other file, and is a qcow2, a vmdk, raw, or a gzipped tar with a disk.raw.
+    It is checked against the SHA256SUMS beside it. Raises YclusterError if the cluster exists, or
     `disk` is no file.
     """
     config = require_qemu(load_config(directory, host.home))
     host.need({"qemu-img": "qemu-utils"})
-    files, disk = files_of(host, config), disk.resolve()
+    files = files_of(host, config)
     refuse_sudo(host, files.sidecar)
+    if disk.is_symlink():  # in the bundle of a stranger it could lead to any file of this host's
+        target = shlex.quote(str(disk.resolve()))
+        raise UsageError(f"{disk} is a link", hint=f"import what it leads to, if you mean {target}")
+    disk = disk.resolve()
     if not disk.is_file():
         hint = "the disk itself is wanted, not the folder of a bundle"
         raise UsageError(f"{disk}: no such file", hint=hint)
@@ -8759,15 +8919,24 @@ def import_disk(host: Host, disk: Path, directory: Path) -> None:
 
 
 def _check_sums(host: Host, disk: Path) -> None:
-    """Raise where a SHA256SUMS beside the disk names it with another digest."""
+    """Raise where a SHA256SUMS beside the disk names it with another digest.
+
+    Only the disk is read, whatever else it names.
+    """
     sums = disk.with_name("SHA256SUMS")
-    if not sums.exists() or disk.name not in sums.read_text(encoding="utf-8", errors="replace"):
+    if not os.path.lexists(sums):
         return
-    argv = ["sha256sum", "-c", "--quiet", "--ignore-missing", sums.name]
-    done = host.run(argv, timeout=3600, cwd=disk.parent, check=False)
-    if done.returncode:
-        hint = "it was damaged or changed on its way here"
-        raise ConfigError(f"{disk}: its SHA-256 is not that of {sums}", hint=hint)
+    if not sums.is_file():
+        hint = "the SHA256SUMS of the bundle is wanted there, or none"
+        raise ConfigError(f"{sums} is no regular file", hint=hint)
+    with open(sums, "rb") as file:
+        text = file.read(STATE_SIZE).decode(errors="replace")
+    name = re.escape(disk.name)
+    lines = rf"^(?:(\w{{64}}) [ *](?:\./)?{name}|SHA256 \((?:\./)?{name}\) = (\w{{64}}))\r?$"
+    for found in re.finditer(lines, text, re.MULTILINE):
+        if digest_fault(host, disk, (found[1] or found[2]).lower()):
+            hint = "it was damaged or changed on its way here"
+            raise ConfigError(f"{disk}: its SHA-256 is not that of {sums}", hint=hint)
 
 
 def _convert_import(host: Host, disk: Path, files: Files) -> Path:
@@ -8779,12 +8948,30 @@ def _convert_import(host: Host, disk: Path, files: Files) -> Path:
     with open(disk, "rb") as file:
         gzipped = file.read(2) == b"\x1f\x8b"
     if gzipped:
-        source = files.incoming / "disk.raw"
-        argv = ["tar", "-xzf", str(disk), "-C", str(files.incoming), source.name]
-        host.run(argv, timeout=6 * 3600)
+        source = _unpack(host, disk, files.incoming)
     form: str = image_info(host, source)["format"]
     write_disk(host, source, "qcow2", made, form)
     return made
+
+
+def _unpack(host: Host, archive: Path, folder: Path) -> Path:
+    """The disk.raw of a gzipped tar, as a file in `folder`. ConfigError where it is no file there.
+
+    A link, hard or symbolic, would give the guest a file of this host's.
+    """
+    unpacked = folder / "disk.raw"
+    argv = [
+        "tar", "-xzf", str(archive), "-C", str(folder),
+        "--occurrence=1", "--no-recursion", "--no-same-owner", "--no-same-permissions",
+        unpacked.name,
+    ]  # fmt: skip
+    host.run(argv, timeout=6 * 3600)
+    status = os.lstat(unpacked)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+        hint = "a tar with the disk itself is wanted"
+        raise ConfigError(f"{archive}: its disk.raw is no regular file", hint=hint)
+    unpacked.chmod(0o600)  # whatever the archive says
+    return unpacked
 
 
 # --- lifetime
@@ -8817,6 +9004,32 @@ def reap(
             _expire(host, state, ACTIONS[decision.do], by)
     if decision.do == "warn":  # without the lock: whoever is warned may want to extend
         _warn(host, state)
+
+
+def reap_in_time(host: Host, files: Files, *, by: str, patience: float, wait: float = 0.0) -> None:
+    """Reap as `reap` does, for a timer: it fires once, and its deadline waits for no lock.
+
+    Where another ycluster holds that and hangs, the VM is ended without it, which takes no lock;
+    what is written does, and waits for it for `patience` seconds.
+    """
+    try:
+        reap(host, files, by=by, wait=wait, patience=LOCK_BOUND)
+    except Busy:
+        _end_without_lock(host, files)
+        reap(host, files, by=by, patience=patience)
+
+
+def _end_without_lock(host: Host, files: Files) -> None:
+    """Stop or pause a VM that is due, whoever holds the cluster's lock. No file is touched."""
+    state = current(host, files)
+    decision = decide(state, host.clock())
+    is_under_way = state.retry_at is not None and state.retry_at > host.now()
+    if decision.do not in ACTIONS or is_under_way:  # an expiry has its own second try
+        return
+    text = f"{decision.why}; its lock is held, so it is ended without it"
+    host.output.say(f"{format_time(host.now())} {state.name}: {text}")
+    end = _freeze if decision.do == "pause" else _halt
+    end(host, state)
 
 
 def _arm_again(
@@ -9053,9 +9266,11 @@ def reap_now(
     if which.every:
         _reap_all(host, by)
         return
-    # A person can try again; a timer fires once, so it waits for the lock without end.
-    patience = LOCK_TIMEOUT if by == "hand" else NEVER
-    reap(host, find_cluster(host, which), by=by, wait=wait / 10**9, patience=patience)
+    files = find_cluster(host, which)
+    if by == "hand":  # a person can try again
+        reap(host, files, by=by, wait=wait / 10**9)
+    else:
+        reap_in_time(host, files, by=by, wait=wait / 10**9, patience=NEVER)
 
 
 def _reap_all(host: Host, by: str) -> None:
@@ -9333,6 +9548,8 @@ class Watcher:
         Both under the cluster's lock: a verb that is at work may be about to set a deadline, and
         whoever arms either finds us watching, or starts another watcher.
         """
+        if fd is not None and self._is_superseded(fd):
+            return True
         if self._is_needed():
             return False
         lost = fd is not None and not os.path.exists(self.files.watch_lock)
@@ -9344,6 +9561,18 @@ class Watcher:
             if fd is not None:
                 os.close(fd)
             return True
+
+    def _is_superseded(self, fd: int) -> bool:
+        """Whether its VM has ended, and its lock file, `fd`, is not the one that is there now.
+
+        The cluster has been torn down and made again: that one has another watcher.
+        """
+        if self.vm is None or not exited(self.vm.pidfd, 0):
+            return False
+        try:
+            return not os.path.samestat(os.fstat(fd), os.lstat(self.files.watch_lock))
+        except OSError:
+            return False  # there is none, see `_has_ended`
 
     def _has_folder(self) -> bool:
         """Whether the cluster's folder is there, and its user's own: no verb works in another."""
@@ -9369,7 +9598,7 @@ class Watcher:
 
     def _look(self) -> bool:
         """Look at the VM and at the state; False where that can't be read, or is another VM's."""
-        if self.vm is not None and _exited(self.vm.pidfd, 0):
+        if self.vm is not None and exited(self.vm.pidfd, 0):
             os.close(self.vm.pidfd)
             self.vm = None
         if self.vm is None:
@@ -9404,7 +9633,7 @@ class Watcher:
         if wake > self.host.now():
             return wake
         if self.readable:
-            reap(self.host, self.files, by=self.by)
+            reap_in_time(self.host, self.files, by=self.by, patience=LOCK_BOUND)
         elif self.vm is not None:
             self._stop_without_files(state, self.vm)
         return self.host.now() + 1  # soon, as there may be nothing left to wait for
@@ -9810,7 +10039,7 @@ def _unenforced(host: Host, survey: Survey) -> Iterator[Finding]:
         if trouble:
             text = f"no timer enforces its deadline: {trouble}"
             yield Finding(state.name, "failure", text, remedy)
-        elif not is_watched(state) and running(host, state.files):
+        elif not is_watched(host, state) and running(host, state.files):
             text = "no watcher runs beside its VM, to end it if its files get lost"
             yield Finding(state.name, "warning", text, remedy)
 
@@ -10031,7 +10260,7 @@ def config_check(host: Host, directory: Path) -> None:
     config = load_config(directory, host.home)
     for warning in [*ignored_keys(config), *idle_keys(config)]:
         host.output.warn(warning)
-    expand_variables(config.registries, host.environ)
+    expand_variables(used_registries(config), host.environ)
     limit = "none"
     if budget(config.lifetime.max_run) is None:
         text = "lifetime.maxRun is not set: nothing will end this cluster"

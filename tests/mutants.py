@@ -147,8 +147,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a stopped process that holds no lock is left alone",
-        "if _has_open(pid, path):",
-        "if True:",
+        "if _has_open(pid, path):\n            send_signal",
+        "if True:\n            send_signal",
         "test_state.py::test_a_holder_that_was_put_to_sleep_is_woken_and_no_other_sleeper",
     ),
     (
@@ -314,8 +314,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "provision fills the variables in",
-        "registries_yaml(config.registries, host.environ)\n    check_folder",
-        "config.registries\n    check_folder",
+        "registries_yaml(used_registries(config), host.environ)\n    check_folder",
+        "used_registries(config)\n    check_folder",
         "test_faults.py::test_a_provision_keeps_what_its_config_says_and_no_credential",
     ),
     (
@@ -493,7 +493,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "--until shortens nothing",
-        "return max(expires_at, moment)",
+        "return moment if self.exact else max(expires_at, moment)",
         "return moment",
         "test_lifetime.py::test_extend_until_a_moment_is_never_a_shortening",
     ),
@@ -524,8 +524,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "an extension ends a retry",
-        'retry_at=None,\n        ending="",\n        boot_id=clock.boot_id,\n        booted_at=round(clock.booted),\n    )\n    return warned',
-        "boot_id=clock.boot_id,\n        booted_at=round(clock.booted),\n    )\n    return warned",
+        'retry_at=None,\n        ending="",\n        boot_id=clock.boot_id,\n        booted_at=round(clock.booted),\n        timers=() if how',
+        "boot_id=clock.boot_id,\n        booted_at=round(clock.booted),\n        timers=() if how",
         "test_lifetime.py::test_a_start_an_extension_and_a_stop_end_a_retry",
     ),
     (
@@ -811,7 +811,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a VM that ends while it is looked for is none",
-        "if _runs_with_pidfile(pid, pidfile) and not _exited(pidfd, 0):",
+        "if _runs_with_pidfile(pid, pidfile) and not exited(pidfd, 0):",
         "if True:",
         "test_vm.py::test_a_vm_that_ends_while_it_is_looked_for_is_not_found",
     ),
@@ -1135,8 +1135,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a disk that builds on another is refused",
-        'if "backing-filename" in info or',
-        'if "backing" in info or',
+        "if set(_files_named(info)) != {str(image)}:",
+        "if False:",
         "test_appliance.py::test_what_is_no_whole_disk_is_not_imported",
     ),
     (
@@ -1545,8 +1545,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a timer waits for the lock without end",
-        'patience = LOCK_TIMEOUT if by == "hand" else NEVER',
-        "patience = LOCK_TIMEOUT",
+        "wait=wait / 10**9, patience=NEVER)",
+        "wait=wait / 10**9, patience=LOCK_TIMEOUT)",
         "test_timers.py::test_a_timer_waits_for_as_long_as_the_cluster_is_worked_on_and_people_"
         "are_told",
     ),
@@ -1633,9 +1633,51 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a watcher leaves the deadline to its timer for a while",
-        "wake = time_of(state, DEADLINE) + WATCH_GRACE",
+        "wake = time_of(state, DEADLINE) + (WATCH_GRACE if self.readable else 0)",
         "pass",
         "test_timers.py::test_a_watcher_stands_by_and_leaves_the_deadline_to_the_timer_for_a_while",
+    ),
+    (
+        "a deadline that nobody else can read is left to nobody",
+        "(WATCH_GRACE if self.readable else 0)",
+        "WATCH_GRACE",
+        "test_timers.py::test_no_deadline_is_left_to_a_timer_that_cannot_read_it_either",
+    ),
+    (
+        "a job of at's counts only with our text",
+        "return queued and self._is_ours(host, files, timer.id)",
+        "return queued",
+        "test_timers.py::test_a_number_that_at_has_given_to_another_is_neither_believed_nor_removed",
+    ),
+    (
+        "a stopped watcher is no timer",
+        "return holder is None or not _is_stopped(holder)",
+        "return True",
+        "test_timers.py::test_a_watcher_that_is_no_good_is_replaced_by_the_next_verb",
+    ),
+    (
+        "a watcher of an older version is replaced",
+        "is_watched(host, state) and _is_installed(host, state.files)",
+        "is_watched(host, state)",
+        "test_timers.py::test_a_watcher_that_is_no_good_is_replaced_by_the_next_verb",
+    ),
+    (
+        "a deadline waits for no lock",
+        "    except Busy:\n        _end_without_lock(host, files)\n",
+        "    except Busy:\n",
+        "test_timers.py::test_a_deadline_waits_for_no_lock_that_is_held_without_end",
+    ),
+    (
+        "an expiry under way is left to its second try",
+        "if decision.do not in ACTIONS or is_under_way:",
+        "if decision.do not in ACTIONS:",
+        "test_timers.py::test_a_deadline_waits_for_no_lock_that_is_held_without_end",
+    ),
+    (
+        "set arms what was disarmed",
+        "timers=() if how_far.exact and state.disarmed else state.timers",
+        "timers=state.timers",
+        "test_lifetime.py::test_set_puts_the_deadline_exactly_there_and_arms_it",
     ),
     (
         "a watcher that stands by leaves with its VM",
@@ -1785,8 +1827,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "an import is held to its checksums",
-        'if done.returncode:\n        hint = "it was',
-        'if done.returncode > 1:\n        hint = "it was',
+        "if digest_fault(host, disk, (found[1] or found[2]).lower()):",
+        "if False:",
         "test_appliance.py::test_what_is_no_whole_disk_is_not_imported",
     ),
     (
@@ -1838,8 +1880,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a pid is looked at again once it can't be recycled",
-        "if _runs_with_pidfile(pid, pidfile) and not _exited(pidfd, 0):",
-        "if not _exited(pidfd, 0):",
+        "if _runs_with_pidfile(pid, pidfile) and not exited(pidfd, 0):",
+        "if not exited(pidfd, 0):",
         "test_vm.py::test_a_pid_that_comes_to_mean_another_process_during_the_look_is_not_the_vm",
     ),
     (

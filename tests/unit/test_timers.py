@@ -485,7 +485,8 @@ def test_a_job_that_no_atd_will_run_is_no_guard(
     atd: bool,
 ) -> None:
     monkeypatch.setattr(ycluster.AtTimer, "daemon_runs", atd)
-    host, files, at = Says(home, "7\tnoon\n"), Files(cache, "demo"), ycluster.AtTimer()
+    files, at = Files(cache, "demo"), ycluster.AtTimer()
+    host = Says(home, f"7\tnoon\nexec x lifetime reap --state {files.sidecar} --by at\n")
     files.program.touch()
     assert at.armed(host, files, ArmedTimer("at", "7", DEADLINE)) is atd
     with contextlib.nullcontext() if atd else pytest.raises(ycluster.PrerequisiteError):
@@ -589,6 +590,116 @@ def test_the_watcher_has_a_session_of_its_own(watched: Files, cache: Path, home:
     (pid,) = watchers(watched)
     assert os.getsid(pid) == os.getpgid(pid) == pid
     assert [os.readlink(f"/proc/{pid}/{of}") for of in ("cwd", "fd/0")] == ["/", os.devnull]
+
+
+@pytest.mark.parametrize("what", ["its job", "another's job"])
+def test_a_number_that_at_has_given_to_another_is_neither_believed_nor_removed(
+    home: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """A new spool counts from 1 again, and job 1 is the user's own. (21.2.1)"""
+    monkeypatch.setattr(ycluster.AtTimer, "daemon_runs", True)
+    files, at, timer = Files(cache, "demo"), ycluster.AtTimer(), ArmedTimer("at", "1", DEADLINE)
+    of = files.sidecar if what == "its job" else Files(cache, "demo-2").sidecar
+    host = Says(home, f"1\tnoon\nexec x lifetime reap --state {of} --by at\n")
+    assert at.armed(host, files, timer) is (what == "its job")
+    at.cancel(host, files, timer)
+    assert (["atrm", "1"] in host.ran) is (what == "its job")
+
+
+@pytest.mark.parametrize("fault", ["stopped", "of an older version"])
+def test_a_watcher_that_is_no_good_is_replaced_by_the_next_verb(
+    watched: Files, cache: Path, home: Path, fault: str
+) -> None:
+    """By SIGSTOP, or by an upgrade; and there is one watcher, however often it is armed. (21.2.1)"""
+    host, state = arm_watcher(cache, home, expires_at=int(time.time()) + 3600)
+    (pid,) = watchers(watched)
+    assert ycluster.is_armed(host, state)
+    if fault == "stopped":
+        os.kill(pid, signal.SIGSTOP)
+        assert poll(lambda: not ycluster.is_armed(host, state))
+    else:
+        ycluster.write_file(watched.program, b"# older\n" + host.program_source())
+    with ycluster.locked(host, watched.lock, timeout=10):
+        for renew in (False, True, False):
+            state = arm_timers(host, state, renew=renew)
+    assert ycluster.is_armed(host, state)
+    assert len(watchers(watched)) == 1 and watchers(watched) != [pid]
+    assert watched.program.read_bytes() == host.program_source()
+
+
+@pytest.mark.parametrize("there", ["a directory", "a FIFO", "a link"])
+def test_no_log_is_needed_to_be_armed(
+    watched: Files, cache: Path, home: Path, tmp_path: Path, there: str
+) -> None:
+    """What stands at its name is not touched, and keeps nothing from being armed. (21.2.1)"""
+    theirs = tmp_path / "theirs"
+    theirs.touch()
+    if there == "a directory":
+        watched.log.mkdir()
+    elif there == "a FIFO":
+        os.mkfifo(watched.log)
+    else:
+        watched.log.symlink_to(theirs)
+    host, state = arm_watcher(cache, home, expires_at=int(time.time()) + 3600)
+    assert ycluster.is_armed(host, state) and theirs.stat().st_size == 0
+
+
+def test_a_copy_that_is_cut_is_no_timer(host: Clocked, cache: Path) -> None:
+    """(21.2.1)"""
+    state = made(cache, expires_at=DEADLINE)
+    ycluster.install_program(host, state.files)
+    assert ycluster.program_trouble(host, state) == ""
+    os.truncate(state.files.program, state.files.program.stat().st_size - 100)
+    assert "whole" in ycluster.program_trouble(host, state)
+
+
+@pytest.mark.parametrize(
+    "action, held_by", [("stop", "a hang"), ("teardown", "a hang"), ("stop", "an expiry")]
+)
+def test_a_deadline_waits_for_no_lock_that_is_held_without_end(
+    host: Clocked,
+    cache: Path,
+    processes: Processes,
+    monkeypatch: pytest.MonkeyPatch,
+    action: str,
+    held_by: str,
+) -> None:
+    """The VM ends without it, its files stay; an expiry that is under way is left to its second try. (21.2.2)"""
+    late = int(NOW) + 300 if held_by == "an expiry" else None
+    state = made(cache, expires_at=int(NOW) - 5, on_expiry=action, retry_at=late)
+    vm = processes.start(GIVES_WAY, "-name", "demo", "-pidfile", str(state.files.pidfile))
+    state.files.pidfile.write_text(str(vm.pid))
+    state.files.disk.touch()
+    before = sorted(path.name for path in cache.iterdir() if path.suffix != ".lock")
+    waited = []
+
+    def held(host: Host, files: Files, *, by: str, patience: float, wait: float = 0.0) -> None:
+        waited.append(patience)
+        raise ycluster.Busy("demo: another ycluster is working on it")
+
+    monkeypatch.setattr(ycluster, "reap", held)
+    with pytest.raises(ycluster.Busy):
+        ycluster.reap_in_time(host, state.files, by="systemd", patience=7.0)
+    assert waited == [ycluster.LOCK_BOUND, 7.0] and ycluster.LOCK_BOUND <= 30
+    assert (vm.poll() is None) is (held_by == "an expiry")
+    left = sorted(path.name for path in cache.iterdir() if path.suffix != ".lock")
+    assert {*before} - {*left} <= {"demo.pid", "demo.qmp"} and state.files.disk.name in left
+    assert ycluster.load_state(state.files).expires_at == int(NOW) - 5
+
+
+def test_of_two_that_stop_a_vm_the_second_waits(
+    host: Clocked, cache: Path, processes: Processes
+) -> None:
+    """Two ladders at once would come to force while the guest still shuts down. (21.2.2)"""
+    state = made(cache)
+    fd = ycluster.take_flock(host, state.files.stop_lock, timeout=1)
+    assert fd is not None
+    vm = processes.start(GIVES_WAY, "-name", "demo", "-pidfile", str(state.files.pidfile))
+    state.files.pidfile.write_text(str(vm.pid))
+    began = host.time
+    with ycluster.descriptor(fd):
+        assert ycluster._halt(host, state) == "guest-shutdown"
+    assert vm.wait(10) == 0 and host.time >= began + 200, "it waited for its bound"
 
 
 @pytest.mark.parametrize("which", ["--name demo", "--name demo --by watcher", "--all"])
@@ -1104,7 +1215,7 @@ def test_arming_any_timer_sees_that_a_watcher_stands_beside(
     with ycluster.locked(host, state.files.lock, timeout=5):
         state = arm_timers(host, state)
     assert state.timer and state.timer.backend == "memory"
-    assert ycluster.flock_held(watched.watch_lock) and ycluster.is_watched(state)
+    assert ycluster.flock_held(watched.watch_lock) and ycluster.is_watched(host, state)
     for pid in watchers(watched):
         os.kill(pid, signal.SIGKILL)
     assert poll(lambda: not ycluster.flock_held(watched.watch_lock))

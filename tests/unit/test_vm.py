@@ -328,8 +328,8 @@ class Impatient(Clocked):
 @pytest.fixture
 def impatient(home: Path, monkeypatch: pytest.MonkeyPatch) -> Clocked:
     """And its looks come quickly, too: each step still has a tenth of a second."""
-    exited = ycluster._exited
-    monkeypatch.setattr(ycluster, "_exited", lambda pidfd, timeout: exited(pidfd, timeout / 5))
+    exited = ycluster.exited
+    monkeypatch.setattr(ycluster, "exited", lambda pidfd, timeout: exited(pidfd, timeout / 5))
     monkeypatch.setattr(ycluster, "POWERDOWN_TIMEOUT", 10.0)
     return Impatient(home)
 
