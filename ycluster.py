@@ -6179,18 +6179,17 @@ def write_memory(host: Host, state: State, vm: Vm) -> Suspended:
         files.memory_part.replace(files.memory)
         sync_folder(files.cache_dir)
     except BaseException:
-        _give_up_memory(host, files, ran=ran)
+        drop_memory(host, files, runs_on=ran)
         raise
     return Suspended(int(host.now()), packed, digest, memory_fits(host, state))
 
 
-def _give_up_memory(host: Host, files: Files, *, ran: bool) -> None:
-    """After a suspend that failed: no file, and a guest that runs on if it ran."""
-    with contextlib.suppress(OSError):  # the failure of the suspend is the one to report
+def drop_memory(host: Host, files: Files, *, runs_on: bool) -> None:
+    """After a suspend that failed: no file, and only then a guest that runs on."""
+    with contextlib.suppress(OSError, YclusterError):  # that failure is the one to be reported
         remove(files.memory_part)
         remove(files.memory)
-    if ran and not files.memory.exists():
-        with contextlib.suppress(YclusterError):
+        if runs_on:
             ask_qemu(host, files, "cont")
 
 
@@ -8984,18 +8983,11 @@ def _suspend(host: Host, state: State, vm: Vm) -> State:
     try:
         state = save_state(replace(state, suspended=suspended))
     except BaseException:
-        _give_up(host, state)
+        drop_memory(host, state.files, runs_on=True)
         raise
     _end_still(host, state)
     log_event(host, state, "suspended", size=state.files.memory.stat().st_size)
     return _stamped(host, state)
-
-
-def _give_up(host: Host, state: State) -> None:
-    """Without its state saved a memory file is of no use; the guest runs on."""
-    with contextlib.suppress(OSError, YclusterError):  # the failure of the save is to be reported
-        remove(state.files.memory)
-        ask_qemu(host, state.files, "cont")
 
 
 def _end_still(host: Host, state: State) -> None:
@@ -9615,13 +9607,9 @@ def _expire(
     except Exception as error:  # whatever it is: the VM is to end all the same
         host.output.warn(f"{state.name}: no second try can be armed: {error}")
     try:
-        state = _settled(host, state)
-        how = END_BY[action.name](host, state)
-        state = replace(state, suspended=load_state(state.files).suspended)
+        how, action, state = _end(host, state, action)
     except Exception as error:
         raise _failed(host, state, action, by, "failed", again, error) from error
-    if how and action.name == "suspend" and state.suspended is None:
-        action = ACTIONS["stop"]  # to which it came, see `_suspend_or_stop`
     # What has stopped costs nothing to run, and must not cost a disk: a guest that powered itself
     # off, or a stop by the sibling, which leaves its deadline in the state file.
     if not how and not ending:
@@ -9636,6 +9624,16 @@ def _expire(
     except Exception as error:
         what = "is done, but can't be saved"
         raise _failed(host, state, action, by, what, again, error) from error
+
+
+def _end(host: Host, state: State, action: Action) -> tuple[str, Action, State]:
+    """End a run by an action: how, empty where nothing ran; what it came to; and the state then."""
+    state = _settled(host, state)
+    how = END_BY[action.name](host, state)
+    state = replace(state, suspended=load_state(state.files).suspended)
+    if how and action.name == "suspend" and state.suspended is None:
+        return how, ACTIONS["stop"], state  # see `_suspend_or_stop`
+    return how, action, state
 
 
 def _ending(host: Host, state: State, action: Action) -> str:

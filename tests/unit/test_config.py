@@ -243,7 +243,7 @@ def test_an_image_of_ones_own_has_no_digest_unless_given() -> None:
         ("lifetime:\n  maxRun: 8\n", '2:11: lifetime.maxRun: missing unit in duration "8"'),
         ("lifetime:\n  maxRun: -8h\n", '2:11: lifetime.maxRun: "-8h" must be positive'),
         ("lifetime:\n  maxRun: 0s\n", '2:11: lifetime.maxRun: "0s" must be positive'),
-        ("lifetime:\n  onExpiry: delete\n", "2:13: lifetime.onExpiry: 'delete' is none of stop, pause, teardown"),
+        ("lifetime:\n  onExpiry: delete\n", "2:13: lifetime.onExpiry: 'delete' is none of stop, pause, suspend, teardown"),
         ("portForwards: 80\n", "1:15: portForwards: wants a list, not a number"),
         ("portForwards: [80]\n", "1:16: portForwards[0]: wants a mapping of keys to values, not a number"),
         ("portForwards: [{host: 80}]\n", "1:16: portForwards[0].guest: is missing"),
