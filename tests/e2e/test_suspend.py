@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -207,6 +208,56 @@ def test_a_suspend_that_fails_lets_the_guest_run_on(running: Cluster) -> None:
     shown = vm.status()
     assert (shown["state"], shown["expiresAt"], shown["suspended"]) == ("running", before, None)
     assert list(vm.cache.glob("*memory*")) == [] and vm.guard()["armed"]
+
+
+# --- a real Debian guest: what ran in it runs on
+
+BUSY = """
+nohup sh -c 'echo $$ >/dev/shm/pid; exec 3>/var/tmp/open; echo unsynced >&3
+while :; do date +%s >/dev/shm/tick; sleep 1; done' >/dev/null 2>&1 </dev/null &
+"""
+LOOK = "cat /proc/sys/kernel/random/boot_id /dev/shm/pid /var/tmp/open; ls /proc/$(cat /dev/shm/pid)/fd/3"
+
+
+@pytest.fixture(scope="module")
+def debian(new_cluster: Callable[..., Cluster], guest_image: Path) -> Iterator[Cluster]:
+    made = new_cluster("sleeper", guest_image)
+    made.run("provision")
+    made.run("ssh", "--", BUSY)
+    yield made
+    made.run("teardown")
+
+
+def runs_on(vm: Cluster, before: str) -> None:
+    assert vm.run("ssh", "--", LOOK).stdout == before, "it is another boot, or its process is gone"
+    guest = int(vm.run("ssh", "--", "date +%s").stdout)
+    assert abs(guest - time.time()) < 10
+    tick = "cat /dev/shm/tick"
+    seen = vm.run("ssh", "--", tick).stdout
+    wait_for("a tick", lambda: vm.run("ssh", "--", tick).stdout != seen, 60)
+
+
+def test_a_process_a_tmpfs_an_open_file_and_the_clock_survive(debian: Cluster) -> None:
+    before = debian.run("ssh", "--", LOOK).stdout
+    assert "unsynced" in before
+    debian.run("suspend")
+    assert debian.qemu() == [] and debian.file(".memory").stat().st_size > 10 << 20
+    debian.run("start")
+    runs_on(debian, before)
+
+
+@pytest.mark.parametrize("timer", ["systemd", "at", "watcher"])
+def test_they_survive_a_deadline(
+    debian: Cluster, timer: str, user_manager: None, atd: None
+) -> None:
+    before = debian.run("ssh", "--", LOOK).stdout
+    debian.set_deadline(5, onExpiry="suspend")
+    debian.program.run("lifetime", "arm", "--name", debian.name, YCLUSTER_TIMER=timer)
+    wait_for("the suspend", lambda: debian.status()["state"] == "suspended", 300)
+    wait_for("its record", lambda: debian.status()["reaped"])
+    assert debian.status()["reaped"]["action"] == "suspend"
+    debian.run("start")
+    runs_on(debian, before)
 
 
 # --- killed, and failed, at each call that changes something
