@@ -1215,7 +1215,7 @@ def lock_holder(path: Path) -> int | None:
     """The pid of the process that has locked a file, by the kernel's list; None where none has."""
     try:
         wanted = os.lstat(path)
-        listed = Path("/proc/locks").read_text(encoding="ascii")
+        listed = Path("/proc/locks").read_text(encoding="utf-8")
     except OSError:
         return None
     for line in listed.splitlines():
