@@ -1002,6 +1002,15 @@ def _refuse_foreign(path: Path, status: os.stat_result) -> None:
         raise OSError(errno.EPERM, why, str(path))
 
 
+def is_empty(path: Path) -> bool:
+    """Whether there is a regular file with nothing in it, as our locks are; no link to one."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size == 0
+
+
 def read_own(path: Path, limit: int = STATE_SIZE, *, last: bool = False) -> bytes:
     """What a regular file of this user's own holds, or the `last` bytes of it.
 
@@ -1042,7 +1051,13 @@ def make_folder(path: Path) -> None:
             keep_owner(fd, part.parent)
 
 
-def _holds(path: Path, data: bytes, mode: int) -> bool:
+def own_folder(path: Path) -> None:
+    """Make a private folder, unless it is there; raise as `check_folder` where it is not ours."""
+    check_folder(path)
+    make_folder(path)
+
+
+def holds(path: Path, data: bytes, mode: int) -> bool:
     """Whether a file is as `write_file` would leave it."""
     try:
         status = os.lstat(path)
@@ -1058,7 +1073,7 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     It is written beside `path`, synced and renamed, and then the directory is synced. One that
     holds just this already stays as it is; and whoever owns it goes on owning it.
     """
-    if _holds(path, data, mode):
+    if holds(path, data, mode):
         return
     beside = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -3481,9 +3496,8 @@ class Files(Record):
         return [path for path in self.names() if os.path.lexists(path) and not self._is_free(path)]
 
     def _is_free(self, path: Path) -> bool:
-        status = os.lstat(path)
         if path in self.locks():
-            return stat.S_ISREG(status.st_mode) and status.st_size == 0
+            return is_empty(path)
         if path == self.sibling_gateway:  # it may be the state of a cluster of that name
             return _is_state(path)
         return path == self.incoming and self.is_our_import()
@@ -3552,18 +3566,6 @@ def _decode_text(raw: object) -> str:
     return _of_type(raw, str, "string")
 
 
-def _decode_word(raw: object) -> str:
-    return no_option(_decode_text(raw))
-
-
-def _decode_address(raw: object) -> str:
-    return address(_decode_text(raw))
-
-
-def _decode_user(raw: object) -> str:
-    return user_name(_decode_text(raw))
-
-
 def _decode_object(raw: object) -> dict[str, Any]:
     return _of_type(raw, dict, "object")
 
@@ -3606,6 +3608,15 @@ def _encode_time(seconds: int | None) -> str:
     return "" if seconds is None else format_time(seconds)
 
 
+def text_by(rule: Callable[[str], str]) -> Field[str]:
+    """A text that has to keep a rule of section 7's."""
+
+    def decode(raw: object) -> str:
+        return rule(_decode_text(raw))
+
+    return Field(decode)
+
+
 def tuple_of(field: Field[Value]) -> Field[tuple[Value, ...]]:
     """A list in JSON, read as a tuple."""
 
@@ -3644,9 +3655,9 @@ def _encode_k3s(k3s: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _TEXT = Field(_decode_text)
-_WORD = Field(_decode_word)  # for what becomes an argument of another program
-_ADDRESS_TEXT = Field(_decode_address)
-_USER_NAME = Field(_decode_user)
+_WORD = text_by(no_option)  # for what becomes an argument of another program
+_ADDRESS_TEXT = text_by(address)
+_USER_NAME = text_by(user_name)
 _URL_TEXT = Field(_decode_text, without_password)
 _K3S_RELEASE: Field[Mapping[str, Any]] = Field(_decode_object, _encode_k3s)
 _BUDGET = Field(_decode_budget)
@@ -3690,7 +3701,7 @@ def _decode_timers(raw: object) -> tuple[ArmedTimer, ...]:
     if "others" in found and "backend" not in found:
         return others
     first = _OF_DEADLINE.decode(found)
-    warning = _decode_word(found.get("warning", ""))
+    warning = _WORD.decode(found.get("warning", ""))
     if warning:
         others = (ArmedTimer(first.backend, warning, 0, "warning"), *others)
     return (first, *others)
@@ -4039,8 +4050,7 @@ def remember_cache_dir(host: Host, cache_dir: Path) -> None:
     """
     try:
         index = _index(host)
-        make_folder(index)
-        check_folder(index)
+        own_folder(index)
         with contextlib.suppress(FileExistsError):  # then it is in the index already
             (index / sha256_of(os.fsencode(cache_dir))[:16]).symlink_to(cache_dir)
     except (OSError, YclusterError) as error:
@@ -4078,8 +4088,7 @@ def claim_lock(host: Host) -> Iterator[None]:
     """
     try:
         path = host.state_home() / "claims.lock"
-        make_folder(path.parent)
-        check_folder(path.parent)
+        own_folder(path.parent)
         fd = take_flock(host, path, timeout=LOCK_TIMEOUT, what="its names")
     except (OSError, YclusterError) as error:
         host.output.debug(f"no lock on claims: {error}")
@@ -4250,8 +4259,7 @@ def log_event(host: Host, state: State, event: str, **facts: object) -> None:
     with contextlib.suppress(OSError, YclusterError):  # nothing depends on the log
         log = _event_log(host)
         refuse_sudo(host, log)
-        make_folder(log.parent)
-        check_folder(log.parent)
+        own_folder(log.parent)
         if log.exists() and log.stat().st_size > EVENTS_SIZE:
             log.replace(log.with_name("events.1.jsonl"))
         with descriptor(open_own(log, appending)) as fd:
@@ -4880,17 +4888,14 @@ class AtTimer(Timer):
         """Whether the job is queued (or runs), and its daemon runs."""
         if not self.daemon_runs:
             return False
-        # At the moment when atd renames a job that it starts, atq misses it: look twice.
-        queued = self._queued(host, timer.id) or self._queued(host, timer.id)
-        return queued and self._is_ours(host, files, timer.id)
-
-    def _queued(self, host: Host, job: str) -> bool:
-        # In every queue: a job that runs is listed under `=`, and not under our letter.
-        listing = host.attempt(["atq"], timeout=30) or ""
-        return any(line.split()[:1] == [job] for line in listing.splitlines())
+        # At the moment when atd renames a job that it starts, at misses it: look twice.
+        return self._is_ours(host, files, timer.id) or self._is_ours(host, files, timer.id)
 
     def _is_ours(self, host: Host, files: Files, job: str) -> bool:
-        """Whether a job is for this cluster: at gives a number again, in a new spool for one."""
+        """Whether there is such a job, and it is this cluster's.
+
+        at gives a number again, in a new spool for one. Of a job that is gone it shows nothing.
+        """
         return f"--state {shlex.quote(str(files.sidecar))} " in self.job_text(host, job)
 
     def cancel(
@@ -4989,10 +4994,7 @@ def _is_stopped(pid: int) -> bool:
 
 def _is_installed(host: Host, files: Files) -> bool:
     """Whether the private copy is this very program."""
-    try:
-        return read_own(files.program) == host.program_source()
-    except OSError:
-        return False
+    return holds(files.program, host.program_source(), 0o600)
 
 
 TIMERS: tuple[Timer, ...] = (SystemdTimer(), AtTimer(), WatcherTimer())  # best first
@@ -6675,8 +6677,7 @@ def fetch_k3s(host: Host, version: str, source: str) -> Path:
     is not what it should be.
     """
     folder = host.home() / ".cache" / "y-cluster" / "k3s" / version
-    make_folder(folder)
-    check_folder(folder)
+    own_folder(folder)
     listing, *others = [partial(_fetch_k3s_file, host, folder, name) for name in K3S_FILES]
     with locked(host, folder / ".lock", timeout=3600):
         list_is_new = listing(version, source)
@@ -7294,8 +7295,7 @@ def fetch_image(host: Host, config: QemuConfig, cache_dir: Path) -> Path:
     the image is not available, ConfigError if its digest differs.
     """
     images = cache_dir / "images"
-    make_folder(images)
-    check_folder(images)
+    own_folder(images)
     with locked(host, images / ".lock", timeout=3600):
         known, fault = images / config.image_sha256, ""
         if config.image_sha256 and os.path.lexists(known):
@@ -8209,8 +8209,7 @@ def _make_cache_dir(config: QemuConfig, files: Files) -> None:
     folder = files.cache_dir
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{config.file}: cacheDir {folder} is not a directory")
-    check_folder(folder)
-    make_folder(folder)
+    own_folder(folder)
 
 
 def _claim(host: Host, config: QemuConfig, state: State) -> State:
@@ -8630,12 +8629,6 @@ def _kept(state: State) -> list[Path]:
     return [path for path in disks if path.exists()]
 
 
-def _remove_lock(path: Path) -> bool:
-    """Remove a lock file, unless it is none of ours: those are empty."""
-    is_ours = path.is_file() and not path.is_symlink() and path.stat().st_size == 0
-    return is_ours and remove(path)
-
-
 def _erase(host: Host, state: State, *, keep_disk: bool = False) -> list[str]:
     """Remove the cluster's files; returns their names.
 
@@ -8644,9 +8637,8 @@ def _erase(host: Host, state: State, *, keep_disk: bool = False) -> list[str]:
     """
     files = state.files
     if not is_claimed(files):
-        others = [path for path in files.locks() if path != files.lock]
-        locks = [path for path in others if _remove_lock(path)]
-        return [path.name for path in (*locks, *filter(remove, files.unfinished()))]
+        locks = [path for path in files.locks() if path != files.lock and is_empty(path)]
+        return [path.name for path in (*locks, *files.unfinished()) if remove(path)]
     first = _going_first(state, keep_disk=keep_disk)
     removed = [path.name for path in first if remove(path)]
     leave_kubeconfig(host, state)

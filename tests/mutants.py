@@ -203,7 +203,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "what has not changed is not written again",
-        "    if _holds(path, data, mode):\n        return\n",
+        "    if holds(path, data, mode):\n        return\n",
         "",
         "test_own_files.py::test_a_reap_with_nothing_due_writes_nothing_anew",
     ),
@@ -455,8 +455,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a state file's words are no options",
-        "return no_option(_decode_text(raw))",
-        "return _decode_text(raw)",
+        "_WORD = text_by(no_option)",
+        "_WORD = text_by(str)",
         "test_own_files.py::test_a_state_file_holds_no_word_that_is_an_option",
     ),
     # --- 9 lifetime decisions
@@ -1645,8 +1645,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a job of at's counts only with our text",
-        "return queued and self._is_ours(host, files, timer.id)",
-        "return queued",
+        'return f"--state {shlex.quote(str(files.sidecar))} " in self.job_text(host, job)',
+        "return bool(self.job_text(host, job))",
         "test_timers.py::test_a_number_that_at_has_given_to_another_is_neither_believed_nor_removed",
     ),
     (
