@@ -109,7 +109,6 @@ if wants e2e; then
     for lane in "${lanes[@]}"; do
         read -ra files <<<"$lane"
         beside "$lane" "${here[@]}" "${pytest[@]}" --durations=15 "${files[@]}"
-        renice -n 5 $$ >/dev/null # what starts after quickstart gives way to it: its guest has to boot before a real deadline
         rest+=("${files[@]/#/--ignore=}")
     done
     status=0

@@ -32,6 +32,7 @@ from unit_support import (
     made,
     missing,
     refused,
+    stand_in,
     tree,
 )
 
@@ -52,7 +53,6 @@ from ycluster import (
 labels = st.from_regex(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", fullmatch=True)
 DEADLINE = int(NOW) + 3600
 # To the first act of a stop.
-GIVES_WAY = "import os, signal; signal.signal(signal.SIGCONT, lambda *args: os._exit(0))"
 
 
 @pytest.fixture
@@ -667,8 +667,7 @@ def test_a_deadline_waits_for_no_lock_that_is_held_without_end(
     """The VM ends without it, its files stay; an expiry that is under way is left to its second try. (21.2.2)"""
     late = int(NOW) + 300 if held_by == "an expiry" else None
     state = made(cache, expires_at=int(NOW) - 5, on_expiry=action, retry_at=late)
-    vm = processes.start(GIVES_WAY, "-name", "demo", "-pidfile", str(state.files.pidfile))
-    state.files.pidfile.write_text(str(vm.pid))
+    vm = stand_in(processes, state.files)
     state.files.disk.touch()
     before = sorted(path.name for path in cache.iterdir() if path.suffix != ".lock")
     waited = []
@@ -694,8 +693,7 @@ def test_of_two_that_stop_a_vm_the_second_waits(
     state = made(cache)
     fd = ycluster.take_flock(host, state.files.stop_lock, timeout=1)
     assert fd is not None
-    vm = processes.start(GIVES_WAY, "-name", "demo", "-pidfile", str(state.files.pidfile))
-    state.files.pidfile.write_text(str(vm.pid))
+    vm = stand_in(processes, state.files)
     began = host.time
     with ycluster.descriptor(fd):
         assert ycluster._halt(host, state) == "guest-shutdown"
@@ -707,8 +705,7 @@ def test_whoever_waited_for_a_stop_leaves_no_file_of_a_cluster_that_is_gone_by_t
 ) -> None:
     """A watcher that waits while a teardown goes through its steps. (21.2.2)"""
     state = made(cache)
-    vm = processes.start("", "-name", "demo", "-pidfile", str(state.files.pidfile))
-    state.files.pidfile.write_text(str(vm.pid))
+    vm = stand_in(processes, state.files, "")
     fd = ycluster.take_flock(host, state.files.stop_lock, timeout=1)
     assert fd is not None
 
@@ -989,8 +986,7 @@ def test_a_watcher_needs_its_python_no_longer_once_it_is_armed(
     """The Python that a version manager had is removed; it is to end the VM all the same. (20.11)"""
     python = copied_python(tmp_path / "python")
     host = Host({"HOME": str(home), "PATH": "/usr/bin:/bin"}, Clocked(home).output)
-    vm = processes.start(GIVES_WAY, "-name", "demo", "-pidfile", str(watched.pidfile))
-    watched.pidfile.write_text(str(vm.pid))
+    vm = stand_in(processes, watched)
     ycluster.install_program(host, watched)
     deadline = int(time.time()) + 3
     made(cache, expires_at=deadline, timers=(ArmedTimer("watcher", "watch", deadline),))
@@ -1036,8 +1032,7 @@ def test_a_watcher_ends_a_vm_whose_files_are_lost_at_the_deadline_it_knows(
     )
     for path in (files.disk, files.ssh_key, files.known_hosts):
         path.write_text(path.name)
-    vm = processes.start(GIVES_WAY, "-name", "demo", "-pidfile", str(files.pidfile))
-    files.pidfile.write_text(str(vm.pid))
+    vm = stand_in(processes, files)
     logins = []
 
     def stop(host: Host, of: Files, held: ycluster.Vm, poweroff: Any) -> str:
@@ -1079,8 +1074,7 @@ def test_an_unreadable_sidecar_is_said_once_and_not_at_every_look(
     """720 lines an hour fill a disk. (20.25)"""
     files, ends = Files(cache, "demo"), int(NOW) + 7200
     made(cache, expires_at=ends, timers=(ArmedTimer("watcher", "watch", ends),))
-    vm = processes.start("", "-name", "demo", "-pidfile", str(files.pidfile))
-    files.pidfile.write_text(str(vm.pid))
+    vm = stand_in(processes, files, "")
     watcher = ycluster.Watcher(host, files, "watcher")
     watcher._look()
     files.sidecar.write_text("{")
@@ -1108,8 +1102,7 @@ def test_a_watcher_stands_by_and_leaves_the_deadline_to_the_timer_for_a_while(
     use(monkeypatch, memory)
     ends = int(NOW) + 100
     state = arm_timers(host, made(cache, expires_at=ends))
-    vm = processes.start(GIVES_WAY, "-name", "demo", "-pidfile", str(state.files.pidfile))
-    state.files.pidfile.write_text(str(vm.pid))
+    vm = stand_in(processes, state.files)
     ycluster.Watcher(host, state.files, "watcher").run()
     assert vm.wait(10) == 0
     reaped = ycluster.load_state(state.files).reaped
@@ -1128,8 +1121,7 @@ def test_no_deadline_is_left_to_a_timer_that_cannot_read_it_either(
     use(monkeypatch, Memory("memory", log))
     ends = int(NOW) + 100
     state = arm_timers(host, made(cache, expires_at=ends))
-    vm = processes.start(GIVES_WAY, "-name", "demo", "-pidfile", str(state.files.pidfile))
-    state.files.pidfile.write_text(str(vm.pid))
+    vm = stand_in(processes, state.files)
     watcher = ycluster.Watcher(host, state.files, "watcher")
     watcher._look()
     state.files.sidecar.write_text("rubbish")
@@ -1151,8 +1143,7 @@ def test_a_watcher_that_stands_by_leaves_with_its_vm(
     """(20.12)"""
     use(monkeypatch, Memory("memory", log))
     state = arm_timers(host, made(cache, expires_at=int(NOW) + 7200))
-    vm = processes.start("", "-name", "demo", "-pidfile", str(state.files.pidfile))
-    state.files.pidfile.write_text(str(vm.pid))
+    vm = stand_in(processes, state.files, "")
 
     def sleep(seconds: float) -> None:
         host.time += seconds
@@ -1183,8 +1174,7 @@ def test_a_watcher_sets_the_guests_clock_after_the_host_has_slept(
 
     host, files, ends = Laptop(home), Files(cache, "demo"), int(NOW) + 7200
     made(cache, expires_at=ends, timers=(ArmedTimer("watcher", "watch", ends),))
-    vm = processes.start("", "-name", "demo", "-pidfile", str(files.pidfile))
-    files.pidfile.write_text(str(vm.pid))
+    vm = stand_in(processes, files, "")
     seen = []
     monkeypatch.setattr(ycluster, "set_guest_clock", lambda host, state: seen.append(state.name))
 
