@@ -325,12 +325,25 @@ class Interrupted(BaseException):
 # undo the work that it reports. Data that can't be written is an error.
 
 
-_USERINFO = r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s/?#]*@"  # as RFC 3986 places it in a URL
+# As RFC 3986 places it in a URL. The scheme has a bound, or a long word is looked at from each of
+# its characters.
+_USERINFO = r"([A-Za-z][A-Za-z0-9+.-]{0,30}://)[^\s/?#]*@"
+_CONTROL = r"[\x00-\x08\x0b-\x1f\x7f-\x9f]"  # C0 and C1 but the tab and the line end
 
 
 def masked(text: str) -> str:
     """A text as it may be shown: without the user and the password of the URLs in it."""
     return re.sub(_USERINFO, r"\1***@", text) if "://" in text else text
+
+
+def cleaned(text: str) -> str:
+    """A text with its control characters made visible: a terminal obeys none of them."""
+    text = text.replace("\r\n", "\n")  # as ssh ends its lines
+    return re.sub(_CONTROL, _visible, text)
+
+
+def _visible(found: re.Match[str]) -> str:
+    return f"\\x{ord(found[0]):02x}"
 
 
 def without_password(url: str) -> str:
@@ -339,7 +352,7 @@ def without_password(url: str) -> str:
 
 
 class Output:
-    """The two streams, to which no password in a URL gets.
+    """The two streams, to which no password in a URL and no control character of others gets.
 
     `live` and `shown` tell whether stderr and stdout are terminals.
     """
@@ -362,17 +375,21 @@ class Output:
 
     def data(self, text: str, colour: str = "") -> None:
         """Write lines to stdout. `colour` is a code of the escape sequence SGR, such as "31"."""
+        text = cleaned(masked(text))
         if colour and self.colours:
             text = f"\x1b[{colour}m{text}\x1b[m"
         if text and not text.endswith("\n"):
             text += "\n"
-        self.stdout.write(masked(text))
+        self.stdout.write(text)
         self.stdout.flush()
 
     def say(self, text: str, end: str = "\n") -> None:
         """Write a message to stderr."""
+        self._write(cleaned(masked(text)) + end)
+
+    def _write(self, text: str) -> None:
         try:
-            self.stderr.write(masked(text) + end)
+            self.stderr.write(text)
             self.stderr.flush()
         except (OSError, ValueError):
             # The reader has gone (EPIPE), or the stream is closed: messages are best effort.
@@ -403,7 +420,7 @@ class Output:
         """Redraw the live line; an empty text wipes it. Does nothing if stderr is no terminal."""
         if self.live:
             width = columns() - 1
-            self.say("\r\x1b[K" + masked(text)[:width], end="")
+            self._write("\r\x1b[K" + cleaned(masked(text))[:width])
 
 
 class Steps:
@@ -5277,7 +5294,11 @@ def _gcp_deadline(instance: Mapping[str, Any], limit: int | None) -> int | None:
 
 # === 12 QMP =======================================================================================
 # The client of QEMU's monitor (docs/interop/qmp-spec), which serves one client at a time. A command
-# gets its answer, matched by id, or a QmpError; every read has a deadline.
+# gets its answer, matched by id, or a QmpError. Who answers is not trusted: an exchange has one
+# deadline, however much arrives until then, a line has a bound, and an answer a shape.
+
+QMP_LINE = 1 << 20  # bytes in a message at most; the longest that we ask for has some KiB
+QMP_WORDS = 300  # characters of an error that are shown
 
 
 class QmpError(YclusterError):
@@ -5302,7 +5323,7 @@ class Qmp:
         *,
         timeout: float,
     ) -> Iterator[Qmp]:
-        """Connect and negotiate, each of the three steps in `timeout` seconds. Raises QmpError.
+        """Connect and negotiate, all in `timeout` seconds. Raises QmpError.
 
         The directory is reached by a descriptor, as a socket's path is 107 bytes at most.
         """
@@ -5310,11 +5331,12 @@ class Qmp:
 
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             qmp = cls(sock, monotonic)
+            until = monotonic() + timeout
             try:
                 sock.settimeout(timeout)
                 with descriptor(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)) as directory:
                     sock.connect(f"/proc/self/fd/{directory}/{path.name}")
-                qmp.greet(timeout)
+                qmp.greet(until - monotonic())
             except (OSError, YclusterError) as error:
                 why = f"{path}: QEMU's monitor does not answer: {error}"
                 raise QmpError(why) from None
@@ -5322,9 +5344,10 @@ class Qmp:
 
     def greet(self, timeout: float) -> None:
         """Take the greeting, and leave the mode in which only this is understood."""
-        if "QMP" not in self._message(self.monotonic() + timeout):
+        until = self.monotonic() + timeout
+        if "QMP" not in self._message(until):
             raise QmpError("no QMP greeting")
-        self.execute("qmp_capabilities", timeout=timeout)
+        self.execute("qmp_capabilities", timeout=until - self.monotonic())
 
     def execute(
         self,
@@ -5340,7 +5363,7 @@ class Qmp:
             request["arguments"] = arguments
         until = self.monotonic() + timeout
         try:
-            self.sock.settimeout(timeout)
+            self.sock.settimeout(max(0.001, timeout))
             self.sock.sendall(json.dumps(request).encode() + b"\n")
         except OSError as error:
             raise QmpError(f"{command}: {error}") from None
@@ -5351,27 +5374,43 @@ class Qmp:
             why = message["error"]
             if isinstance(why, dict):
                 why = why.get("desc", why)
-            raise QmpError(f"{command}: {why}")
-        return message.get("return")
+            raise QmpError(f"{command}: {str(why)[:QMP_WORDS]}")
+        if "return" not in message:
+            raise QmpError(f"{command}: an answer without what it returns")
+        return message["return"]
 
     def _message(self, until: float) -> dict[str, Any]:
         """The next message. QmpError if a line is not a message, or does not come in time."""
-        if self.monotonic() > until:  # events without end must not hold the deadline up
-            raise QmpError("no answer in time")
-        while b"\n" not in self.buffer:
-            self.buffer += self._receive(until)
-        line, self.buffer = self.buffer.split(b"\n", 1)
+        line = self._line(until)
         try:
-            message = json.loads(line)
+            # As floats, which take no longer for a million digits; ours are only compared.
+            message = json.loads(line, parse_int=float)
         except (ValueError, RecursionError):
             message = None
         if not isinstance(message, dict):
             raise QmpError(f"not a QMP message: {line[:80]!r}")
         return message
 
+    def _line(self, until: float) -> bytes:
+        """The next line. QmpError if it is too long, or does not come in time."""
+        chunks = [self.buffer]
+        size = len(self.buffer)
+        while b"\n" not in chunks[-1]:
+            if size > QMP_LINE:
+                raise QmpError(f"a message longer than {QMP_LINE} bytes")
+            chunks.append(self._receive(until))
+            size += len(chunks[-1])
+        if self.monotonic() > until:  # events without end must not hold the deadline up
+            raise QmpError("no answer in time")
+        line, self.buffer = b"".join(chunks).split(b"\n", 1)
+        return line
+
     def _receive(self, until: float) -> bytes:
+        left = until - self.monotonic()
+        if left <= 0:  # a line without end must not, either
+            raise QmpError("no answer in time")
         try:
-            self.sock.settimeout(max(0.001, until - self.monotonic()))
+            self.sock.settimeout(max(0.001, left))
             chunk: bytes = self.sock.recv(65536)
         except OSError as error:
             if not error.errno:  # the socket's own timeout
@@ -5525,9 +5564,18 @@ def ask_qemu(
     *,
     timeout: float = 5.0,
 ) -> Any:
-    """What QEMU's monitor returns for one command. Raises QmpError."""
+    """What QEMU's monitor returns for one command, all in `timeout` seconds. Raises QmpError."""
+    until = host.monotonic() + timeout
     with Qmp.connect(files.qmp, host.monotonic, timeout=timeout) as qmp:
-        return qmp.execute(command, arguments)
+        return qmp.execute(command, arguments, timeout=until - host.monotonic())
+
+
+def run_state(answer: Any) -> str:
+    """The run state in an answer to `query-status`. Raises QmpError where there is none."""
+    state = answer.get("status") if isinstance(answer, dict) else None
+    if not isinstance(state, str) or not re.fullmatch("[a-z-]{1,40}", state):
+        raise QmpError("query-status: an answer without a state")
+    return state
 
 
 def running(host: Host, files: Files) -> bool:
@@ -5560,7 +5608,7 @@ def _status_of(host: Host, files: Files, vm: Vm | None) -> str:
     if not files.qmp.exists():
         return "running"  # started by the sibling, which has no monitor
     try:
-        return str(ask_qemu(host, files, "query-status", timeout=2.0)["status"])
+        return run_state(ask_qemu(host, files, "query-status", timeout=2.0))
     except QmpError:
         if exited(vm.pidfd, 0):
             return "stopped"
@@ -5947,14 +5995,22 @@ def with_ports(host: Host, state: State) -> State:
     if not state.auto_ports:
         return state
     usernet = ask_qemu(host, state.files, "human-monitor-command", {"command-line": "info usernet"})
-    pattern = r"TCP\[HOST_FORWARD\]\s+\d+\s+\S+\s+(\d+)\s+\S+\s+(\d+)"
-    chosen = {int(guest): int(port) for port, guest in re.findall(pattern, usernet)}
+    chosen = chosen_ports(usernet)
     ports = [
         PortForward(host=chosen.get(forward.guest, forward.host), guest=forward.guest)
         for forward in state.port_forwards
     ]
     ssh_port = chosen.get(22, state.ssh_port)
     return replace(state, ssh_port=ssh_port, port_forwards=tuple(ports))
+
+
+def chosen_ports(usernet: Any) -> dict[int, int]:
+    """The host ports in an answer to `info usernet`, by the guest's. QmpError if it is no text."""
+    if not isinstance(usernet, str):
+        raise QmpError("info usernet: an answer that is no text")
+    pattern = r"TCP\[HOST_FORWARD\]\s+[0-9]+\s+\S+\s+([0-9]{1,5})\s+\S+\s+([0-9]{1,5})\b"
+    found = ((int(guest), int(port)) for port, guest in re.findall(pattern, usernet))
+    return {guest: port for guest, port in found if 0 < port < 65536}
 
 
 def port_owner(host: Host, port: int) -> str:

@@ -1013,6 +1013,46 @@ def test_a_url_that_is_refused_is_shown_without_its_password(
     assert not re.search("hu/?sh", cli("config", "check", "-c", tmp_path).err)
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+HOSTILE = "a\x1b[2J\x1b]0;t\x07\x00\r\x7f\x9bb\tc\u00e4\r\nd"
+HARMLESS = "a\\x1b[2J\\x1b]0;t\\x07\\x00\\x0d\\x7f\\x9bb\tc\u00e4\nd"
+
+
+def test_no_control_character_of_others_reaches_the_terminal() -> None:
+    """Whatever way a text takes out, it is cleaned; our own colours and live line work. (21.4.4)"""
+    out, err = Terminal(), Terminal()
+    output = ycluster.Output(out, err, verbose=True, colours=True)
+    output.data(HOSTILE)
+    output.data(HOSTILE, "31")
+    assert out.getvalue() == f"{HARMLESS}\n\x1b[31m{HARMLESS}\x1b[m\n"
+    output.say(HOSTILE)
+    output.warn(HOSTILE)
+    output.warn_once(HOSTILE)
+    output.debug(HOSTILE)
+    output.error(ycluster.YclusterError(HOSTILE, hint=HOSTILE))
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", err.getvalue())
+    output.draw(HOSTILE)
+    assert err.getvalue().rpartition("\r\x1b[K")[2] == HARMLESS[: ycluster.columns() - 1]
+
+
+def test_data_as_json_is_what_it_was_when_read_again() -> None:
+    """Its escapes are JSON's own. (21.4.4)"""
+    out = io.StringIO()
+    ycluster.Output(out, io.StringIO()).data(ycluster.to_json({"name": HOSTILE}))
+    assert json.loads(out.getvalue()) == {"name": HOSTILE}
+
+
+def test_a_long_word_in_a_message_with_a_url_takes_no_time() -> None:
+    """It is not looked at from each of its characters: that took minutes. (21.4.6)"""
+    text = "image: a://" + "a" * 250_000
+    assert ycluster.masked(text) == text
+    assert ycluster.masked("a" * 99 + "://u:p@host") == "a" * 99 + "://***@host"
+
+
 def test_the_live_line_hides_a_password_that_it_would_cut_in_two() -> None:
     """Masked first, cut off then. (20.10)"""
     written = io.StringIO()

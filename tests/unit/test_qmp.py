@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 from unit_support import refused
 
-from ycluster import Qmp, QmpError
+from ycluster import QMP_LINE, Qmp, QmpError, chosen_ports, run_state
 
 GREETING = {"QMP": {"version": {"qemu": {"major": 7}}, "capabilities": []}}
 Pair = tuple[Qmp, socket.socket]
@@ -96,8 +97,18 @@ def test_a_reply_larger_than_any_buffer_is_read(pair: Pair) -> None:
         (b"\xff\xfe\x00\r\n", "QMP message"),
         (b"[1, 2]\r\n", "QMP message"),
         (b"\r\n", "QMP message"),
+        (line({"id": 1}), "without"),
     ],
-    ids=["refused", "no words", "bare words", "human monitor", "bytes", "a list", "empty line"],
+    ids=[
+        "refused",
+        "no words",
+        "bare words",
+        "human monitor",
+        "bytes",
+        "a list",
+        "empty line",
+        "nothing returned",
+    ],
 )
 def test_a_bad_answer_is_an_error_that_says_so(pair: Pair, sent: bytes, says: str) -> None:
     qmp, qemu = pair
@@ -160,6 +171,73 @@ def test_events_without_end_do_not_hold_a_deadline_up() -> None:
         theirs.sendall(line(*[EVENT] * 200, {"return": "late", "id": 1}))
         with refused(QmpError, "in time"):
             qmp.execute("x", timeout=0.2)
+
+
+def flooded(qmp: Qmp, qemu: socket.socket, piece: bytes, says: str, timeout: float) -> int:
+    """How many bytes an exchange takes in before it fails, with a monitor that sends a piece for ever."""
+    taken = 0
+
+    def flood() -> None:
+        nonlocal taken
+        with contextlib.suppress(OSError):  # the other end has had enough
+            while True:
+                taken += qemu.send(piece)
+
+    sender = threading.Thread(target=flood)
+    sender.start()
+    try:
+        with refused(QmpError, says):
+            qmp.execute("x", timeout=timeout)
+    finally:
+        qmp.sock.shutdown(socket.SHUT_RDWR)
+        sender.join()
+    return taken
+
+
+def test_a_line_without_end_is_given_up_at_its_bound(pair: Pair) -> None:
+    """However much time there is. (21.4.3)"""
+    assert flooded(*pair, b"x" * 65536, "longer", timeout=60) < 3 * QMP_LINE
+
+
+@pytest.mark.parametrize("piece", [b"x" * 100, line(EVENT)], ids=["a line", "events"])
+def test_a_flood_ends_at_the_deadline(piece: bytes) -> None:
+    """One deadline for an exchange, however much arrives: a look at the clock is a second. (21.4.3)"""
+    ours, theirs = socket.socketpair()
+    moments = itertools.count()
+    with ours, theirs:
+        qmp = Qmp(ours, lambda: next(moments))
+        flooded(qmp, theirs, piece, "in time", timeout=5)
+        assert next(moments) < 12
+
+
+ODD = [{}, None, [], [{"status": "running"}], "running", 1, {"status": None}, {"status": {}}]
+
+
+@pytest.mark.parametrize("answer", [*ODD, {"status": "\x1b[2J"}, {"status": "a" * 99}], ids=repr)
+def test_an_odd_answer_is_no_run_state(answer: object) -> None:
+    """What a monitor answers is checked for its shape. (21.4.3)"""
+    with pytest.raises(QmpError):
+        run_state(answer)
+
+
+def test_an_odd_answer_has_no_ports() -> None:
+    """(21.4.3)"""
+    for answer in ({}, None, [], 1):
+        with pytest.raises(QmpError):
+            chosen_ports(answer)
+    row = "  TCP[HOST_FORWARD]  12  127.0.0.1 {}  10.0.2.15 22  0 0\n"
+    assert chosen_ports(row.format(40001)) == {22: 40001}
+    assert chosen_ports(row.format(99999) + row.format("9" * 5000)) == {}
+
+
+def test_a_number_of_a_million_digits_takes_no_time(pair: Pair) -> None:
+    """It is read as a float, of any length. (21.4.3)"""
+    qmp, qemu = pair
+    text = b'{"id": ' + b"9" * 1_000_000 + b"}\n"
+    sender = threading.Thread(target=qemu.sendall, args=(text + line({"return": {}, "id": 1}),))
+    sender.start()
+    assert qmp.execute("x") == {}
+    sender.join()
 
 
 def test_a_late_reply_to_an_earlier_command_is_not_taken_for_this_ones(pair: Pair) -> None:

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -276,6 +277,30 @@ def test_a_monitor_that_does_not_answer_is_unresponsive(
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(files.qmp))
     assert ycluster.vm_status(host, files) == "unresponsive"
+
+
+@pytest.mark.parametrize("answer", ["{}", "null", "[]", '"x"', '{"status": 1}'])
+def test_a_monitor_with_an_odd_answer_is_unresponsive(
+    files: Files, processes: Processes, host: Clocked, answer: str
+) -> None:
+    """And no internal error, which would empty the whole list. (21.4.3)"""
+    qemu(processes, files)
+    greeting = b'{"QMP": {}}\n{"return": {}, "id": 1}\n'
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(files.qmp))
+        server.listen()
+
+        def serve() -> None:
+            client, _ = server.accept()
+            with client:
+                client.sendall(greeting + f'{{"return": {answer}, "id": 2}}\n'.encode())
+                while client.recv(1000):
+                    pass
+
+        monitor = threading.Thread(target=serve)
+        monitor.start()
+        assert ycluster.vm_status(host, files) == "unresponsive"
+        monitor.join()
 
 
 # --- stop_vm
