@@ -6940,9 +6940,9 @@ def _run_k3s_install(host: Host, state: State, waiting: Waiting) -> None:
 # user's own is never replaced, and what kubectl does without --context does not change: it merges
 # all files of $KUBECONFIG, so every one of them is looked at, while one alone is written. The state
 # names this file before our names go into it. The context, which shows that they are ours, goes in
-# first and comes out last: so a teardown finds what a kill has left. Two copies are kept beside the
-# file: `.before-ycluster`, as it was before our first change ever, and `.before-ycluster-last`, as
-# it was before our last one.
+# first and comes out last: so a teardown finds what a kill has left. `.before-ycluster`, beside the
+# file, is a copy of it as it was before our first change ever; `.before-ycluster-last` is one that
+# is there while we change it, and stays only where that fails.
 
 
 class Kubeconfig(Record):
@@ -7154,13 +7154,42 @@ def _keep_first(file: Path) -> None:
         write_file(backup, file.read_bytes())
 
 
-def _keep_last(file: Path) -> None:
-    """Keep a copy of a kubeconfig as it is now.
+@contextlib.contextmanager
+def _copied(host: Host, file: Path, name: str) -> Iterator[None]:
+    """Keep a copy of a kubeconfig, with its credentials, while kubectl changes our names in it.
 
-    kubectl truncates the file before it writes: if the disk is full, this must fail first.
+    kubectl truncates the file before it writes: if the disk is full, the copy must fail first. It
+    stays where the change fails; one that has what the file has lost since then stays, too.
     """
-    if file.exists():
-        write_file(file.with_name(f"{file.name}.before-ycluster-last"), file.read_bytes())
+    if not file.exists():
+        yield
+        return
+    copy = file.with_name(f"{file.name}.before-ycluster-last")
+    lost = _lost_users(host, file, copy, name)
+    if lost:
+        spare = copy.rename(f"{copy}-{os.urandom(4).hex()}")
+        text = f"an earlier change of {file} was cut off: it has no user {lost[0]!r} now, but"
+        host.output.warn(f"{text} {spare} has; remove that once you have what you need of it")
+    write_file(copy, file.read_bytes())
+    try:
+        yield
+    except BaseException:
+        host.output.warn(f"{file} may be half changed; {copy} is the file as it was")
+        raise
+    remove(copy)
+
+
+def _lost_users(host: Host, file: Path, copy: Path, name: str) -> list[str]:
+    """The users in a copy of a kubeconfig that are no longer in it, but for `name`.
+
+    A user whose key is in a file that is gone is not missed, such as that of a former cluster.
+    """
+    lost = []
+    users = _view(host, copy).users if os.path.exists(copy) else {}
+    for user in sorted(set(users) - {name} - set(_view(host, file).users if users else ())):
+        if os.path.exists(users[user].get("client-key", "/")):
+            lost.append(user)
+    return lost
 
 
 def forget_kubeconfig(host: Host, state: State, *, moving: bool = False) -> None:
@@ -7200,14 +7229,14 @@ def _remove_names(host: Host, file: Path, state: State, *, leave: bool) -> None:
         raise PrerequisiteError(unwritable)
     if not state.kubeconfig:  # It may be our first change.
         _keep_first(file)
-    _keep_last(file)
-    if leave:
-        _leave_context(host, file, state.context)
-    _kubectl(host, file, "unset", f"clusters.{name}")
-    _kubectl(host, file, "unset", f"users.{name}")
-    # Last, because it shows that the names are ours: so a teardown that was killed is completed by
-    # the next.
-    _kubectl(host, file, "delete-context", state.context)
+    with _copied(host, file, name):
+        if leave:
+            _leave_context(host, file, state.context)
+        _kubectl(host, file, "unset", f"clusters.{name}")
+        _kubectl(host, file, "unset", f"users.{name}")
+        # Last, because it shows that the names are ours: so a teardown that was killed is completed
+        # by the next.
+        _kubectl(host, file, "delete-context", state.context)
 
 
 def leave_kubeconfig(host: Host, state: State, *, moving: bool = False) -> None:
@@ -7261,9 +7290,9 @@ def merge_kubeconfig(host: Host, state: State) -> State:
         # Saved before the file is touched: so a teardown takes our names out whatever happens.
         state = save_state(replace(state, kubeconfig=str(file)))
         _keep_first(file)
-        _keep_last(file)
-        _write_certificates(state.files, cluster, user)
-        _merge_by_kubectl(host, state, file, cluster)
+        with _copied(host, file, state.name):
+            _write_certificates(state.files, cluster, user)
+            _merge_by_kubectl(host, state, file, cluster)
     host.output.say(f"  kubectl --context {shlex.quote(state.context)} get nodes   ({file})")
     return state
 
