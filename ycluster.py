@@ -1284,6 +1284,8 @@ _TERM = (
 )
 _OVERFLOW = 1 << 63  # the first number that is no int64; negated it is one
 _LATEST = 32503679999  # 2999-12-31T23:59:59Z, in seconds since the epoch
+# 1900-01-01T00:00:00Z. Of a boot alone: a clock that a dead battery has reset is below the uptime.
+_EARLIEST_BOOT = -2208988800
 _RFC3339 = r"(?a)(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|z|[+-]\d\d:[0-5]\d)"
 _CLOCK = r"(?a)([01]?\d|2[0-3]):([0-5]\d)"
 
@@ -1388,7 +1390,7 @@ def in_words(seconds: float) -> str:
     return " ".join(words[:2]) or "0s"
 
 
-def parse_time(text: str) -> int:
+def parse_time(text: str, *, earliest: int = 0) -> int:
     """Seconds since the epoch of an RFC 3339 time, a fraction rounded up."""
     from datetime import datetime
 
@@ -1401,8 +1403,8 @@ def parse_time(text: str) -> int:
     seconds = int(datetime.fromisoformat(f"{date}T{clock}{zone}").timestamp())
     if fraction and fraction.strip("0"):
         seconds += 1
-    if not 0 <= seconds <= _LATEST:
-        raise ValueError(f"{text!r} is before 1970 or after 2999")
+    if not earliest <= seconds <= _LATEST:
+        raise ValueError(f"{text!r} is before {utc_text(earliest, '%Y')} or after 2999")
     return seconds
 
 
@@ -3597,6 +3599,11 @@ def _decode_time(raw: object) -> int | None:
     return _decode_moment(raw)
 
 
+def _decode_boot(raw: object) -> int | None:
+    """When a boot began, or None. By a clock that is wrong it may have begun before 1970."""
+    return parse_time(_decode_text(raw), earliest=_EARLIEST_BOOT) if raw else None
+
+
 def _encode_time(seconds: int | None) -> str:
     return "" if seconds is None else format_time(seconds)
 
@@ -3649,6 +3656,7 @@ _PORT = Field(_decode_port, str)
 _ACTION = Field(_decode_action)
 _MOMENT = Field(_decode_moment, format_time)
 _TIME = Field(_decode_time, _encode_time)
+_BOOT_TIME = Field(_decode_boot, _encode_time)
 _PORTS = tuple_of(_PORT)
 _FORWARDS = tuple_of(object_of(PortForward, Host=_PORT, Guest=_PORT))
 
@@ -3768,7 +3776,7 @@ class State(Record):
     machine: str = stored(_WORD, "")
     boot_id: str = ""  # the host's boot in which the deadline was set
     # When that boot began, by the wall clock when this was saved.
-    booted_at: int | None = stored(_TIME, None)
+    booted_at: int | None = stored(_BOOT_TIME, None)
     auto_ports: tuple[int, ...] = stored(_PORTS, ())  # guest ports whose host ports QEMU chooses
 
     # What was armed for it, and its last expiry.
@@ -3970,15 +3978,28 @@ def _text_of(path: Path) -> str:
         return ""
 
 
+def _read_back(text: str, files: Files) -> None:
+    """Raise StateError where a text could not be read again, were it saved as the state."""
+    try:
+        decode_state(text, files.sidecar)
+        if len(text) > STATE_SIZE:
+            raise StateError(f"{files.sidecar}: it would be larger than {STATE_SIZE} bytes")
+    except StateError as error:
+        hint = "the state of before stays; `date` shows whether this host's clock is right"
+        raise StateError(f"not saved, as it could not be read again: {error}", hint=hint) from None
+
+
 def save_state(state: State) -> State:
     """Replace the state file, whole or not at all. Only under the cluster's lock.
 
+    What is saved has been read back first: a file that no verb can read is a VM that none can stop.
     The copy goes first: it counts only once the sibling has replaced the state file. A new cluster
     has its state file first, for that is what claims all of its other names.
     """
     files = state.files
     copy = {**_state_object(state), "loginKey": _login_key(files.sidecar)}
     copy_text, text = to_json(copy).encode("ascii"), encode_state(state).encode("ascii")
+    _read_back(text.decode("ascii"), files)
     if not os.path.lexists(files.sidecar):
         write_file(files.sidecar, text)
     write_file(files.copy, copy_text)
@@ -4340,8 +4361,8 @@ def adjusted(state: State, clock: Clock) -> State:
     step = round(clock.booted - state.booted_at)
     if abs(step) < CLOCK_STEP:
         return state
-    moved = {}
-    for name in ("booted_at", "started_at", "retry_at", "warned", "expires_at"):
+    moved = {"booted_at": min(max(_EARLIEST_BOOT, state.booted_at + step), _LATEST)}
+    for name in ("started_at", "retry_at", "warned", "expires_at"):
         at = getattr(state, name)
         if at is not None:
             moved[name] = min(max(0, at + step), _LATEST)
