@@ -904,6 +904,14 @@ def process_stat(process: int | Path) -> tuple[str, str]:
         return "", ""
 
 
+def command_line(pid: int) -> list[str]:
+    """The argv of a process; empty where it is gone, or may not be seen."""
+    try:
+        return os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")
+    except OSError:
+        return []
+
+
 # --- files
 
 
@@ -1207,7 +1215,7 @@ def signal_holder(pid: int, path: Path, sign: signal.Signals) -> None:
     """Send a signal to a process if it has a file open."""
     # A failure means that it has ended, or that it is another user's.
     with contextlib.suppress(OSError), descriptor(pidfd_open(pid)) as pidfd:
-        if _has_open(pid, path):
+        if has_open(pid, path):
             send_signal(pidfd, sign)
 
 
@@ -1224,13 +1232,13 @@ def lock_holder(path: Path) -> int | None:
             continue
         pid = int(words[4])
         with contextlib.suppress(OSError):  # it has ended meanwhile
-            if _has_open(pid, path):
+            if has_open(pid, path):
                 return pid
     return None
 
 
-def _has_open(pid: int, path: Path) -> bool:
-    """Whether a process has a file open."""
+def has_open(pid: int, path: Path) -> bool:
+    """Whether a process has a file open, by whatever name. OSError: it can't be looked into."""
     return any(fd.exists() and fd.samefile(path) for fd in Path(f"/proc/{pid}/fd").iterdir())
 
 
@@ -4716,9 +4724,14 @@ def unit_name(files: Files, moment: int, nonce: str) -> str:
     With a hash of the place, as systemd takes few characters, and the sibling's names may hold
     any. With the moment and a nonce, as no name can be armed while its own unit runs.
     """
+    return f"{_unit_stem(files)}-{moment}-{nonce}"
+
+
+def _unit_stem(files: Files) -> str:
+    """What the names of all units begin with that are for a cluster in this place."""
     place = sha256_of(os.fsencode(files.sidecar))[:8]
     name = re.sub(r"[^A-Za-z0-9:_.-]", "-", files.name)[:100]
-    return f"ycluster-reap-{name}-{place}-{moment}-{nonce}"
+    return f"ycluster-reap-{name}-{place}"
 
 
 class SystemdTimer(Timer):
@@ -4802,8 +4815,9 @@ class SystemdTimer(Timer):
         files: Files,
         timer: ArmedTimer,
     ) -> bool:
-        """Whether the unit has a time to fire."""
-        return self._has_a_time(host, timer.id)
+        """Whether the unit is for the cluster where it now is, and has a time to fire."""
+        is_ours = timer.id.startswith(f"{_unit_stem(files)}-")
+        return is_ours and self._has_a_time(host, timer.id)
 
     def cancel(
         self,
@@ -4957,12 +4971,16 @@ class WatcherTimer(Timer):
     ) -> str:
         """Start the watcher, unless one runs: it reads its moments from the state file.
 
-        One that is stopped (SIGSTOP), or runs the code of before an upgrade, makes room for it.
+        One that is stopped (SIGSTOP), looks where the files have been moved from, or runs the code
+        of before an upgrade, makes room for it.
         """
         holder = lock_holder(files.watch_lock)
         if holder == os.getpid():
             return "watch"
-        if holder is not None and (_is_stopped(holder) or not _is_installed(host, files)):
+        if holder is not None and not _watched(holder):
+            why = f"{files.watch_lock} is held by a process that is no watcher"
+            raise YclusterError(why, hint=f"`ps -fp {holder}` names it")
+        if holder is not None and not (_is_fit(holder, files) and _is_installed(host, files)):
             self._end(host, files, holder)
         if flock_held(files.watch_lock):
             return "watch"
@@ -4983,11 +5001,11 @@ class WatcherTimer(Timer):
         files: Files,
         timer: ArmedTimer,
     ) -> bool:
-        """Whether a watcher holds its lock, and is not stopped."""
+        """Whether a watcher of this place holds its lock, and is not stopped."""
         if not flock_held(files.watch_lock):
             return False
-        holder = lock_holder(files.watch_lock)
-        return holder is None or not _is_stopped(holder)
+        holder = lock_holder(files.watch_lock)  # None where the kernel's list has it not
+        return holder is None or holder == os.getpid() or _is_fit(holder, files)
 
     def cancel(
         self,
@@ -4998,9 +5016,17 @@ class WatcherTimer(Timer):
         """Nothing to do: it reads the state file at every look, and ends when not named there."""
 
 
-def _is_stopped(pid: int) -> bool:
-    """Whether a process does not run until it is continued (SIGSTOP)."""
-    return process_stat(pid)[1] in ("T", "t")
+def _is_fit(pid: int, files: Files) -> bool:
+    """Whether a process watches the cluster in its place, and is not stopped (T: by SIGSTOP)."""
+    return process_stat(pid)[1] not in ("T", "t") and _watched(pid) == str(files.sidecar)
+
+
+def _watched(pid: int) -> str:
+    """The state file that a process watches, by its argv; empty where it is no watcher."""
+    words = command_line(pid)
+    if words[-3:] != ["--by", WatcherTimer.name, ""] or "--state" not in words:
+        return ""
+    return words[words.index("--state") + 1]
 
 
 def _is_installed(host: Host, files: Files) -> bool:
@@ -5435,11 +5461,11 @@ def _look_for_vm(files: Files) -> Vm | None:
     """The VM by its pidfile; else among all processes, whatever has become of its files."""
     named = _pid_in(files.pidfile)
     if named is not None:
-        vm = _vm_of(named, files.pidfile)
+        vm = _vm_of(named, files)
         if vm is not None:
             return vm
     # Of another user's process only the pidfile, in our own folder, may say that it is ours.
-    candidates = (_vm_of(pid, files.pidfile) for pid in pids() if _is_mine(pid))
+    candidates = (_vm_of(pid, files) for pid in pids() if _is_mine(pid))
     return next((vm for vm in candidates if vm is not None), None)
 
 
@@ -5450,27 +5476,19 @@ def _pid_in(pidfile: Path) -> int | None:
         return None
 
 
-def _vm_of(pid: int, pidfile: Path) -> Vm | None:
-    """The process as a VM, where it runs with this pidfile."""
-    if not _runs_with_pidfile(pid, pidfile):
+def _vm_of(pid: int, files: Files) -> Vm | None:
+    """The process as a VM, where it is the cluster's QEMU."""
+    if not is_qemu_of(pid, files):
         return None
     try:
         pidfd = pidfd_open(pid)
     except ProcessLookupError:
         return None
     # Asked again: the number may have been recycled before it was opened; now it can't be.
-    if _runs_with_pidfile(pid, pidfile) and not exited(pidfd, 0):
+    if is_qemu_of(pid, files) and not exited(pidfd, 0):
         return Vm(pid, pidfd)
     os.close(pidfd)
     return None
-
-
-def command_line(pid: int) -> list[str]:
-    """The argv of a process; empty where it is gone, or may not be seen."""
-    try:
-        return os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")
-    except OSError:
-        return []
 
 
 def one_value(text: str) -> str:
@@ -5519,10 +5537,18 @@ def _guest_name(pid: int | str) -> str:
     return os.fsdecode(found[1]) if found else ""
 
 
-def _runs_with_pidfile(pid: int, pidfile: Path) -> bool:
-    """Whether the process is ours. Its argv may spell the directory otherwise: a link, relative."""
+def is_qemu_of(pid: int, files: Files) -> bool:
+    """Whether the process is the cluster's QEMU: by its pidfile, or it has the VM lock open.
+
+    Its argv may spell the directory otherwise (a link, relative); or the files were moved since.
+    """
     named = pidfiles(pid)
-    return bool(named) and os.path.realpath(pidfile) in map(os.path.realpath, named)
+    if os.path.realpath(files.pidfile) in map(os.path.realpath, named):
+        return True
+    try:
+        return bool(named) and has_open(pid, files.vm_lock)
+    except OSError:  # there is no such file, or the process is gone or another user's
+        return False
 
 
 def exited(pidfd: int, timeout: float) -> bool:
@@ -9929,6 +9955,8 @@ def _unclaimed_disks(host: Host, survey: Survey) -> Iterator[Finding]:
 
 def _lost_vms(host: Host, survey: Survey) -> Iterator[Finding]:
     for pid, files in lost_vms():
+        if any(is_qemu_of(pid, known) for known in survey.clusters):
+            continue  # its files were moved, and are seen there
         text = f"{files.name} runs (pid {pid}), but its state file is gone"
         yield Finding("vm", "failure", f"{text}: {_END_OF_LOST}", f"kill {pid}")
 

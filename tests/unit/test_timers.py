@@ -627,6 +627,36 @@ def test_a_watcher_that_is_no_good_is_replaced_by_the_next_verb(
     assert watched.program.read_bytes() == host.program_source()
 
 
+def test_a_watcher_of_the_place_that_the_files_were_moved_from_is_replaced(
+    watched: Files, cache: Path, home: Path, tmp_path: Path
+) -> None:
+    """It would end the VM at the deadline of before an extension. (21.1.1)"""
+    host, _ = arm_watcher(cache, home, expires_at=int(time.time()) + 3600)
+    (pid,) = watchers(watched)
+    moved = Files(tmp_path / "moved", "demo")
+    cache.rename(moved.cache_dir)
+    assert not ycluster.is_armed(host, ycluster.load_state(moved))
+    try:
+        with ycluster.locked(host, moved.lock, timeout=10):
+            state = arm_timers(host, ycluster.load_state(moved))
+        assert ycluster.is_armed(host, state)
+        assert len(watchers(moved)) == 1 and pid not in watchers(watched)
+    finally:
+        for left in watchers(moved):
+            os.kill(left, signal.SIGKILL)
+
+
+def test_a_lock_that_is_held_by_no_watcher_is_no_watch(
+    watched: Files, cache: Path, home: Path, processes: Processes
+) -> None:
+    """`flock dev.watch.lock sleep 1000` looks like one; it is told, and not killed. (21.2.1)"""
+    code = "import fcntl, sys; kept = open(sys.argv[1], 'w'); fcntl.flock(kept, fcntl.LOCK_EX)"
+    holder = processes.start(code, str(watched.watch_lock))
+    with refused(ycluster.PrerequisiteError, "no watcher"):
+        arm_watcher(cache, home, expires_at=int(time.time()) + 3600)
+    assert holder.poll() is None
+
+
 @pytest.mark.parametrize("there", ["a directory", "a FIFO", "a link"])
 def test_no_log_is_needed_to_be_armed(
     watched: Files, cache: Path, home: Path, tmp_path: Path, there: str
@@ -1269,11 +1299,26 @@ def test_a_systemd_timer_without_a_time_is_not_armed(home: Path, cache: Path, sa
 
     files = Files(cache, "demo")
     files.program.touch()
-    assert not ycluster.SystemdTimer().armed(
-        Answers(home), files, ArmedTimer("systemd", "x", DEADLINE)
-    )
+    ident = unit_name(files, DEADLINE, "ab12")
+    timer = ArmedTimer("systemd", ident, DEADLINE)
+    assert not ycluster.SystemdTimer().armed(Answers(home), files, timer)
     with refused(ycluster.YclusterError, "no time"):
         ycluster.SystemdTimer().arm(Answers(home), files, DEADLINE)
+
+
+def test_a_unit_of_the_place_that_the_files_were_moved_from_is_not_armed(
+    home: Path, cache: Path, tmp_path: Path
+) -> None:
+    """It would find no state file there. (21.2.1)"""
+
+    class Answers(Clocked):
+        def run(self, argv, **options):  # type: ignore[no-untyped-def]
+            return subprocess.CompletedProcess(tuple(argv), 0, "Sat 2025-11-22 16:26:40 UTC", "")
+
+    files, moved = Files(cache, "demo"), Files(tmp_path / "moved", "demo")
+    timer = ArmedTimer("systemd", unit_name(files, DEADLINE, "ab12"), DEADLINE)
+    armed = [ycluster.SystemdTimer().armed(Answers(home), of, timer) for of in (files, moved)]
+    assert armed == [True, False]
 
 
 def work(host: Clocked, output: Output, seconds: int, what: str) -> None:

@@ -187,6 +187,40 @@ def test_a_vm_whose_pidfile_is_lost_is_found_by_its_lock(
     assert found(files) == process.pid
 
 
+def test_a_vm_whose_pidfile_and_lock_are_gone_is_found_by_its_argv(
+    files: Files, processes: Processes, host: Clocked, timer: Memory
+) -> None:
+    """`rm dev.pid dev.vm.lock`: a teardown stops it before its disk goes. (21.1.2)"""
+    made(files.cache_dir)
+    files.disk.touch()
+    process = qemu(processes, files, MONITOR)
+    files.pidfile.unlink()
+    assert ycluster.vm_status(host, files) == "running"
+    ycluster.teardown(host, files)
+    assert process.wait(10) == 0 and not files.disk.exists()
+
+
+def test_a_vm_whose_folder_was_moved_is_found_by_its_lock(
+    files: Files, processes: Processes, cli: Cli, timer: Memory, tmp_path: Path
+) -> None:
+    """Stop, reap and teardown work from the new place, and doctor takes it for no lost VM. (21.1.1)"""
+    made(files.cache_dir)
+    fd = ycluster.try_flock(files.vm_lock)
+    assert fd is not None
+    words = ("-name", "demo", "-pidfile", str(files.pidfile))
+    monitor = ("-daemonize", "-chardev", ycluster.monitor_option(files))
+    process = processes.start(MONITOR, *words, *monitor, pass_fds=[fd])
+    os.close(fd)
+    files.pidfile.write_text(str(process.pid))
+    moved = Files(tmp_path / "moved", "demo")
+    files.cache_dir.rename(moved.cache_dir)
+    assert found(moved) == process.pid
+    assert cli("lifetime", "reap", "--state", moved.sidecar).code == 0  # now the index has it
+    findings = json.loads(cli("doctor", "-o", "json").out)["findings"]
+    assert [one["text"] for one in findings if str(process.pid) in one["text"]] == []
+    assert cli("stop", "--name", "demo").code == 0 and process.wait(10) == 0
+
+
 def test_a_pid_that_comes_to_mean_another_process_during_the_look_is_not_the_vm(
     files: Files, processes: Processes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
