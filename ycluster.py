@@ -9442,16 +9442,20 @@ class Watcher:
             return True
 
     def _is_superseded(self, fd: int) -> bool:
-        """Whether its VM has ended, and its lock file, `fd`, is not the one that is there now.
+        """Whether its lock file, `fd`, is not the one that is there now: another watcher has that.
 
-        The cluster has been torn down and made again: that one has another watcher.
+        Its VM has ended, and the cluster was made again; or somebody has removed its lock file, and
+        the other, too, has the VM that runs in this place.
         """
-        if self.vm is None or not exited(self.vm.pidfd, 0):
-            return False
         try:
-            return not os.path.samestat(os.fstat(fd), os.lstat(self.files.watch_lock))
+            if os.path.samestat(os.fstat(fd), os.lstat(self.files.watch_lock)):
+                return False
         except OSError:
             return False  # there is none, see `_has_ended`
+        if self.vm is None or exited(self.vm.pidfd, 0):
+            return True
+        runs_here = _pid_in(self.files.pidfile) == self.vm.pid
+        return runs_here and flock_held(self.files.watch_lock)
 
     def _has_folder(self) -> bool:
         """Whether the cluster's folder is there, and its user's own: no verb works in another."""

@@ -828,6 +828,32 @@ def test_a_watcher_stays_whatever_fails_and_whatever_becomes_of_the_sidecar_whil
     assert reaped and reaped.by == "watcher"
 
 
+@pytest.mark.parametrize("cause", ["torn down and made again", "its lock file was removed"])
+def test_a_watcher_whose_place_another_has_taken_leaves(
+    host: Clocked, cache: Path, processes: Processes, cause: str
+) -> None:
+    """Six quick teardown and provision cycles left seven watchers of one cluster. (21.2.1)"""
+    files = made(cache, expires_at=int(NOW) + 3600).files
+    vm = processes.start("", "-name", "demo", "-pidfile", str(files.pidfile))
+    files.pidfile.write_text(str(vm.pid))
+    fd = ycluster.try_flock(files.watch_lock)
+    assert fd is not None
+    watcher = ycluster.Watcher(host, files, "watcher")
+    assert not watcher._has_ended(fd) and watcher.vm is not None
+    files.watch_lock.unlink()
+    assert not watcher._has_ended(fd)  # nobody else watches yet
+    if cause == "torn down and made again":
+        vm.kill()
+        vm.wait()
+        assert not watcher._has_ended(fd) and watcher.vm is None  # the state file is there yet
+        new = processes.start("", "-name", "demo", "-pidfile", str(files.pidfile))
+        files.pidfile.write_text(str(new.pid))
+    other = ycluster.try_flock(files.watch_lock)
+    assert other is not None
+    assert watcher._has_ended(fd)
+    os.close(other)
+
+
 def test_only_one_watcher_watches(host: Clocked, cache: Path) -> None:
     state = made(cache, expires_at=int(NOW) - 5, timers=(ArmedTimer("watcher", "watch", int(NOW)),))
     first = ycluster.try_flock(state.files.watch_lock)
