@@ -141,7 +141,6 @@ CLOCK_STEP = 30.0  # If the wall clock is set by less than this, deadlines stay 
 NOTICE_TIMEOUT = 60.0  # For the command lifetime.onWarn.
 WAKE_AFTER = 5.0  # After this wait for a lock, a holder that is stopped (SIGSTOP) is continued.
 EVENTS_SIZE = 1 << 20  # Bytes; a larger log of events is set aside and a new one begun.
-LAST_LINE = b'if __name__ == "__main__":\n    run()\n'  # A copy of this file that has it is whole.
 STATE_SIZE = 1 << 20  # Bytes; no file of ours that is read whole is larger. A state file has 2 KB.
 
 REQUIRED = object()  # marks a key without a default
@@ -887,6 +886,9 @@ def send_signal(pidfd: int, signum: int) -> None:
 def pids() -> list[int]:
     """The pids of all processes that can be seen."""
     return [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+
+
+STOPPED = ("T", "t")  # states of a process that runs again when it is continued: SIGSTOP, a tracer
 
 
 def process_stat(process: int | Path) -> tuple[str, str]:
@@ -4595,11 +4597,12 @@ IMPORTED_LATER = ("datetime", "hashlib", "shutil", "socket", "subprocess", "temp
 _LAUNCHER = """\
 #!/bin/sh
 # Written by ycluster: runs its copy by the first Python that is fit for it.
+# The copy's SHA-256 is {digest}
 for python in /usr/bin/python3 {python} python3 /usr/local/bin/python3 /usr/bin/python3.*; do
   "$python" -I -S -c 'import sys, {modules}; sys.exit(sys.version_info < (3, 9))' 2>/dev/null ||
     continue
   case "$*" in
-    probe) exit 0 ;;
+    probe) printf '%s\\n' {program}; exit ;;
     *"lifetime watch "*) exec "$python" -I -S {program} "$@" ;;
   esac
   "$python" -I -S {program} "$@" && exit
@@ -4633,6 +4636,7 @@ def install_program(host: Host, files: Files) -> None:
     So no reap is lost when the program that armed it, or its Python, is moved, upgraded or deleted.
     """
     launcher = _LAUNCHER.format(
+        digest=sha256_of(host.program_source()),
         python=shlex.quote(host.interpreter()),
         modules=", ".join(IMPORTED_LATER),
         program=shlex.quote(str(files.program)),
@@ -4651,19 +4655,22 @@ def program_trouble(host: Host, state: State) -> str:
     A reap that has armed its own retry has failed to act, and not to run.
     """
     files = state.files
-    if not files.launcher.is_file() or not _is_whole(files.program):
+    if not _is_whole(files):
         return "what it would run is not there, or not whole"
     if files.timer_failed.exists() and state.retry_at is None:
         return _text_of(files.timer_failed).strip() or "its last run failed"
-    if host.attempt(["/bin/sh", str(files.launcher), "probe"], timeout=60) is None:
+    # A launcher that is cut off may end well, and run nothing.
+    runs = host.attempt(["/bin/sh", str(files.launcher), "probe"], timeout=60) or ""
+    if runs.rstrip("\n") != str(files.program):
         return "no Python 3.9 or later can run it"
     return ""
 
 
-def _is_whole(program: Path) -> bool:
-    """Whether a copy of this program is there to its last line."""
+def _is_whole(files: Files) -> bool:
+    """Whether the private copy is there, and as it was when its launcher was written."""
     try:
-        return read_own(program, len(LAST_LINE), last=True) == LAST_LINE
+        digest = sha256_of(read_own(files.program))
+        return digest.encode() in read_own(files.launcher)
     except OSError:
         return False
 
@@ -4858,15 +4865,17 @@ class AtTimer(Timer):
         "unless a ycluster command runs before",
     }
     QUEUE = "c"  # the later the letter, the lower the priority
+    PIDFILE = Path("/run/atd.pid")
 
     @property
     def daemon_runs(self) -> bool:
-        """Whether the atd that serves our spool runs.
+        """Whether the atd that serves our spool runs, and is not stopped.
 
         By its pidfile at(1) finds it, too: with none, at warns, exits 0 and never runs the job. An
         atd of another mount namespace has another spool, and its pidfile is not seen from here.
         """
-        return process_stat(Path("/run/atd.pid"))[0] == "atd"
+        name, state = process_stat(self.PIDFILE)
+        return name == "atd" and state not in STOPPED
 
     def check(self, host: Host) -> None:
         """Raise unless at is installed, its daemon runs and the user may use it."""
@@ -4886,10 +4895,11 @@ class AtTimer(Timer):
         wait = f"{AT_EARLY:.0f}s"
         command = shlex.join(timer_argv(host, files, self.name, "reap", "--wait", wait))
         log = shlex.quote(str(files.log))
-        # A log that can't be written must not keep the reap from running.
+        # A log that can't be written must keep no reap from running; a FIFO would be waited for.
         job = (
-            "umask 077\n"
-            f"true >>{log} && exec {command} >>{log} 2>&1\n"
+            f"umask 077\nlog={log}\n"
+            '[ -L "$log" ] || { [ -e "$log" ] && [ ! -f "$log" ]; } ||\n'
+            f'{{ true >>"$log" && exec {command} >>"$log" 2>&1; }}\n'
             f"exec {command} >/dev/null 2>&1\n"
         )
         minute = utc_text(moment, "%Y%m%d%H%M")
@@ -5017,8 +5027,8 @@ class WatcherTimer(Timer):
 
 
 def _is_fit(pid: int, files: Files) -> bool:
-    """Whether a process watches the cluster in its place, and is not stopped (T: by SIGSTOP)."""
-    return process_stat(pid)[1] not in ("T", "t") and _watched(pid) == str(files.sidecar)
+    """Whether a process watches the cluster in its place, and is not stopped."""
+    return process_stat(pid)[1] not in STOPPED and _watched(pid) == str(files.sidecar)
 
 
 def _watched(pid: int) -> str:

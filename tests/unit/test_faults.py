@@ -540,7 +540,7 @@ def arrives_by_at(schedulers: Path, home: Path, place: Path) -> None:
     stub = files.launcher
     stub.write_text('#!/bin/sh\nprintf "%s\\0" "$@" >"$0.argv"; echo said\n')
     assert ycluster.AtTimer().arm(host, files, FAR_AHEAD) == "7"
-    for log in ("kept", "refused"):
+    for log in ("kept", "a folder", "a FIFO", "a link"):
         Path(f"{stub}.argv").unlink(missing_ok=True)
         subprocess.run(
             ["/bin/sh", "-s"],
@@ -557,6 +557,13 @@ def arrives_by_at(schedulers: Path, home: Path, place: Path) -> None:
             assert files.log.read_text() == "said\n" and files.log.stat().st_mode & 0o777 == 0o600
             files.log.unlink()
             files.log.mkdir()  # a log that can't be written must not keep the reap from running
+        elif log == "a folder":
+            files.log.rmdir()
+            os.mkfifo(files.log)
+        elif log == "a FIFO":
+            files.log.unlink()
+            files.log.symlink_to(place / "theirs")
+    assert not (place / "theirs").exists()
 
 
 def as_systemd_runs(word: str) -> str:

@@ -493,6 +493,19 @@ def test_a_job_that_no_atd_will_run_is_no_guard(
         at.check(host)
 
 
+def test_a_job_of_an_atd_that_is_stopped_is_no_guard(
+    home: Path, tmp_path: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By SIGSTOP: it would run nothing until somebody continues it. (21.2.1)"""
+    atd = processes.start("open('/proc/self/comm', 'w').write('atd')")
+    pidfile = tmp_path / "atd.pid"
+    pidfile.write_text(f"{atd.pid}\n")
+    monkeypatch.setattr(ycluster.AtTimer, "PIDFILE", pidfile)
+    assert ycluster.AtTimer().daemon_runs
+    os.kill(atd.pid, signal.SIGSTOP)
+    assert poll(lambda: not ycluster.AtTimer().daemon_runs)
+
+
 def test_an_at_that_names_no_job_has_armed_nothing(home: Path, cache: Path) -> None:
     host = Says(home, "Can't open /run/atd.pid to signal atd")
     with pytest.raises(ycluster.YclusterError):
@@ -674,13 +687,29 @@ def test_no_log_is_needed_to_be_armed(
     assert ycluster.is_armed(host, state) and theirs.stat().st_size == 0
 
 
-def test_a_copy_that_is_cut_is_no_timer(host: Clocked, cache: Path) -> None:
-    """(21.2.1)"""
-    state = made(cache, expires_at=DEADLINE)
-    ycluster.install_program(host, state.files)
+@pytest.mark.parametrize("part", ["program", "launcher"])
+@pytest.mark.parametrize("fault", ["cut", "empty", "altered", "a folder"])
+def test_a_copy_that_is_not_whole_is_no_timer(
+    home: Path, cache: Path, launching: Memory, part: str, fault: str
+) -> None:
+    """It is armed again by the next verb. A launcher that is cut off may end well. (21.2.1)"""
+    host = Clocked(home)
+    state = arm_timers(host, made(cache, expires_at=DEADLINE))
     assert ycluster.program_trouble(host, state) == ""
-    os.truncate(state.files.program, state.files.program.stat().st_size - 100)
-    assert "whole" in ycluster.program_trouble(host, state)
+    path: Path = getattr(state.files, part)
+    whole = path.read_bytes()
+    if fault == "a folder":
+        path.unlink()
+        path.mkdir()
+        assert not ycluster.is_armed(host, state)
+        return
+    faulty = {"cut": whole[:200], "empty": b"", "altered": whole[:-99] + b"\0" * 99}
+    path.write_bytes(faulty[fault])
+    if (part, fault) == ("launcher", "altered"):
+        path.write_bytes(whole.split(b"\n", 3)[2] + b"\n")  # its comment alone
+    assert "whole" in ycluster.program_trouble(host, state) or part == "launcher"
+    assert not ycluster.is_armed(host, state)
+    assert ycluster.is_armed(host, arm_timers(host, state)) and path.read_bytes() == whole
 
 
 @pytest.mark.parametrize(
