@@ -1225,7 +1225,7 @@ def lock_holder(path: Path) -> int | None:
     """The pid of the process that has locked a file, by the kernel's list; None where none has."""
     try:
         wanted = os.lstat(path)
-        listed = Path("/proc/locks").read_text(encoding="ascii")
+        listed = Path("/proc/locks").read_text(encoding="utf-8")
     except OSError:
         return None
     for line in listed.splitlines():
@@ -3268,13 +3268,18 @@ def _top_level_keys(text: str, path: str) -> Any:
 
 
 # --- using a config
+def used_registries(config: Config) -> Mapping[str, Any]:
+    """The registries of a config for k3s; none in a plain VM, which needs no password of theirs."""
+    return {} if config.k3s.install == "none" else config.registries
+
+
 def ignored_keys(config: Config) -> list[str]:
     """A warning for each key that this program ignores."""
     warnings = []
     for name in ("gateway", "storage"):
         if getattr(config, name):
             warnings.append(f"{name}: ignored, it is for y-cluster")
-    if config.registries and config.k3s.install == "none":
+    if config.registries and not used_registries(config):
         warnings.append("registries: ignored, there is no k3s in a plain VM")
     return warnings
 
@@ -6522,6 +6527,7 @@ def _ask_and_copy(
     from http import HTTPStatus
 
     bare = without_password(url)
+    _refuse_special(bare)
     request = urllib.request.Request(bare)
     if have:
         request.add_header("Range", f"bytes={have}-")
@@ -6532,6 +6538,16 @@ def _ask_and_copy(
         # A server that does not know ranges sends the file from its beginning.
         start = have if answer.status == HTTPStatus.PARTIAL_CONTENT else 0
         _copy(host, answer, part, start, bare.rpartition("/")[2])
+
+
+def _refuse_special(url: str) -> None:
+    """Raise OSError where a URL names a device or a FIFO: it has no end, or is waited for."""
+    import urllib.parse
+
+    parts = urllib.parse.urlsplit(url)
+    path = urllib.parse.unquote(parts.path)
+    if parts.scheme == "file" and os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(errno.EINVAL, "it is no regular file", path)
 
 
 def _basic(user: str, password: str) -> str:
@@ -7362,14 +7378,74 @@ def parse_size(text: str) -> int:
     return int(text.rstrip("KMGTkmgt")) << shifts.get(text[-1:].upper(), 0)
 
 
+# What a text that tells where a VMDK disk lies begins with; QEMU takes either for one.
+_VMDK_TEXT = rb"# Disk DescriptorFile|(?:#[^\n]*\n|[ \r]*\n)*version=[123]"
+# Formats that are not read here, by what they hold at an offset: taken for raw they would not boot.
+OTHER_FORMATS = (
+    ("qed", 0, b"QED\0"),
+    ("vhdx", 0, b"vhdxfile"),
+    ("vpc", 0, b"conectix"),
+    ("vmdk of ESX", 0, b"COWD"),
+    ("vdi", 64, b"\x7f\x10\xda\xbe"),
+)
+WHOLE = "`qemu-img convert -O qcow2`, where you trust it, makes a whole one of it"
+
+
+def image_format(head: bytes) -> str:
+    """The format of a disk that begins with `head`: qcow2, vmdk or raw. ValueError says why not.
+
+    qemu-img is given it, and never asked: for it a raw disk that begins with the text of a VMDK
+    descriptor is whichever file of this host that text names. Nor does it open one whose header
+    leads to another file, as it would open that, too.
+    Sources: QEMU's docs/interop/qcow2.txt and block/vmdk.c.
+    """
+    if head.startswith(b"QFI\xfb"):
+        backing = int.from_bytes(head[8:16], "big")
+        version = int.from_bytes(head[4:8], "big")
+        has_data_file = version > 2 and head[79] & 4
+        if backing or has_data_file:
+            raise ValueError("it builds on another file")
+        return "qcow2"
+    if head.startswith(b"KDMV"):
+        if not any(head[12:20]):  # no size of its own: it is as its descriptor says
+            raise ValueError("it builds on another file")
+        return "vmdk"
+    if re.match(_VMDK_TEXT, head):
+        raise ValueError("it is the descriptor of a disk that is in other files")
+    for form, offset, magic in OTHER_FORMATS:
+        if head[offset:].startswith(magic):
+            raise ValueError(f"its format is {form}, and not qcow2, raw or vmdk")
+    return "raw"
+
+
+def _files_named(report: object) -> Iterator[object]:
+    """Every file that a report of qemu-img's names."""
+    if isinstance(report, list):
+        for part in report:
+            yield from _files_named(part)
+    elif isinstance(report, dict):
+        for name, value in report.items():
+            if name.endswith("filename") or name == "data-file":
+                yield value
+            else:
+                yield from _files_named(value)
+
+
 def image_info(host: Host, image: Path, named: str = "") -> dict[str, Any]:
-    """What qemu-img reports of a disk. ConfigError where it builds on another file."""
-    argv = ["qemu-img", "info", "--force-share", "--output=json", str(image)]
-    info: dict[str, Any] = json.loads(host.run(argv, timeout=60).stdout)
-    details = info.get("format-specific", {}).get("data", {})
-    if "backing-filename" in info or "data-file" in details:
-        why = f"{named or image}: the image is not whole, it builds on another file"
-        raise ConfigError(why, hint="`qemu-img convert -O qcow2` makes a whole one of it")
+    """What qemu-img reports of a disk, in the format that it has by its first bytes.
+
+    ConfigError where it is not whole: where it builds on another file, or lies in several.
+    """
+    with open(image, "rb") as file:
+        head = file.read(4096).ljust(80, b"\0")
+    try:
+        form = image_format(head)
+        argv = ["qemu-img", "info", "--force-share", "--output=json", "-f", form, str(image)]
+        info: dict[str, Any] = json.loads(host.run(argv, timeout=60).stdout)
+        if set(_files_named(info)) != {str(image)}:
+            raise ValueError("it builds on another file")
+    except ValueError as error:
+        raise ConfigError(f"{named or image}: the image is not used: {error}", hint=WHOLE) from None
     return info
 
 
@@ -8158,7 +8234,7 @@ def provision(host: Host, directory: Path) -> None:
     files = files_of(host, config)
     refuse_sudo(host, files.sidecar)
     state = state_from_config(config, files.cache_dir)
-    registries = registries_yaml(config.registries, host.environ)
+    registries = registries_yaml(used_registries(config), host.environ)
     check_folder(files.cache_dir)
     hand_over(host, spare=files)
     others = [other for _, other in readable(host)]
@@ -8487,8 +8563,12 @@ def _halt(host: Host, state: State) -> str:
 
     One at a time: of two that stop it at once, the second would come to force too soon.
     """
-    fd = take_flock(host, state.files.stop_lock, timeout=LOCK_TIMEOUT)
-    with descriptor(os.open(os.devnull, os.O_RDONLY) if fd is None else fd):
+    if not running(host, state.files):
+        return _stop_guest(host, state)
+    fd = None
+    with contextlib.suppress(OSError):  # what stands there instead must not keep a VM
+        fd = take_flock(host, state.files.stop_lock, timeout=LOCK_TIMEOUT)
+    with contextlib.nullcontext() if fd is None else descriptor(fd):
         return _stop_guest(host, state)
 
 
@@ -8620,7 +8700,8 @@ def _erase(host: Host, state: State, *, keep_disk: bool = False) -> list[str]:
     """
     files = state.files
     if not is_claimed(files):
-        locks = [path for path in (files.vm_lock, files.watch_lock) if _remove_lock(path)]
+        others = [path for path in files.locks() if path != files.lock]
+        locks = [path for path in others if _remove_lock(path)]
         return [path.name for path in (*locks, *filter(remove, files.unfinished()))]
     first = _going_first(state, keep_disk=keep_disk)
     removed = [path.name for path in first if remove(path)]
@@ -8805,14 +8886,18 @@ def _fill_bundle(
 def import_disk(host: Host, disk: Path, directory: Path) -> None:
     """Make a cluster's boot disk of `disk`, which `provision` then boots.
 
-    `disk` builds on no other file, and is in any format of qemu-img's, or a tar with a disk.raw. It
-    is checked against the SHA256SUMS beside it. Raises YclusterError if the cluster exists, or
+    `disk` builds on no other file, and is a qcow2, a vmdk, raw, or a gzipped tar with a disk.raw.
+    It is checked against the SHA256SUMS beside it. Raises YclusterError if the cluster exists, or
     `disk` is no file.
     """
     config = require_qemu(load_config(directory, host.home))
     host.need({"qemu-img": "qemu-utils"})
-    files, disk = files_of(host, config), disk.resolve()
+    files = files_of(host, config)
     refuse_sudo(host, files.sidecar)
+    if disk.is_symlink():  # in the bundle of a stranger it could lead to any file of this host's
+        target = shlex.quote(str(disk.resolve()))
+        raise UsageError(f"{disk} is a link", hint=f"import what it leads to, if you mean {target}")
+    disk = disk.resolve()
     if not disk.is_file():
         hint = "the disk itself is wanted, not the folder of a bundle"
         raise UsageError(f"{disk}: no such file", hint=hint)
@@ -8835,15 +8920,24 @@ def import_disk(host: Host, disk: Path, directory: Path) -> None:
 
 
 def _check_sums(host: Host, disk: Path) -> None:
-    """Raise where a SHA256SUMS beside the disk names it with another digest."""
+    """Raise where a SHA256SUMS beside the disk names it with another digest.
+
+    Only the disk is read, whatever else it names.
+    """
     sums = disk.with_name("SHA256SUMS")
-    if not sums.exists() or disk.name not in sums.read_text(encoding="utf-8", errors="replace"):
+    if not os.path.lexists(sums):
         return
-    argv = ["sha256sum", "-c", "--quiet", "--ignore-missing", sums.name]
-    done = host.run(argv, timeout=3600, cwd=disk.parent, check=False)
-    if done.returncode:
-        hint = "it was damaged or changed on its way here"
-        raise ConfigError(f"{disk}: its SHA-256 is not that of {sums}", hint=hint)
+    if not sums.is_file():
+        hint = "the SHA256SUMS of the bundle is wanted there, or none"
+        raise ConfigError(f"{sums} is no regular file", hint=hint)
+    with open(sums, "rb") as file:
+        text = file.read(STATE_SIZE).decode(errors="replace")
+    name = re.escape(disk.name)
+    lines = rf"^(?:(\w{{64}}) [ *](?:\./)?{name}|SHA256 \((?:\./)?{name}\) = (\w{{64}}))\r?$"
+    for found in re.finditer(lines, text, re.MULTILINE):
+        if digest_fault(host, disk, (found[1] or found[2]).lower()):
+            hint = "it was damaged or changed on its way here"
+            raise ConfigError(f"{disk}: its SHA-256 is not that of {sums}", hint=hint)
 
 
 def _convert_import(host: Host, disk: Path, files: Files) -> Path:
@@ -8855,12 +8949,30 @@ def _convert_import(host: Host, disk: Path, files: Files) -> Path:
     with open(disk, "rb") as file:
         gzipped = file.read(2) == b"\x1f\x8b"
     if gzipped:
-        source = files.incoming / "disk.raw"
-        argv = ["tar", "-xzf", str(disk), "-C", str(files.incoming), source.name]
-        host.run(argv, timeout=6 * 3600)
+        source = _unpack(host, disk, files.incoming)
     form: str = image_info(host, source)["format"]
     write_disk(host, source, "qcow2", made, form)
     return made
+
+
+def _unpack(host: Host, archive: Path, folder: Path) -> Path:
+    """The disk.raw of a gzipped tar, as a file in `folder`. ConfigError where it is no file there.
+
+    A link, hard or symbolic, would give the guest a file of this host's.
+    """
+    unpacked = folder / "disk.raw"
+    argv = [
+        "tar", "-xzf", str(archive), "-C", str(folder),
+        "--occurrence=1", "--no-recursion", "--no-same-owner", "--no-same-permissions",
+        unpacked.name,
+    ]  # fmt: skip
+    host.run(argv, timeout=6 * 3600)
+    status = os.lstat(unpacked)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+        hint = "a tar with the disk itself is wanted"
+        raise ConfigError(f"{archive}: its disk.raw is no regular file", hint=hint)
+    unpacked.chmod(0o600)  # whatever the archive says
+    return unpacked
 
 
 # --- lifetime
@@ -10155,7 +10267,7 @@ def config_check(host: Host, directory: Path) -> None:
     config = load_config(directory, host.home)
     for warning in [*ignored_keys(config), *idle_keys(config)]:
         host.output.warn(warning)
-    expand_variables(config.registries, host.environ)
+    expand_variables(used_registries(config), host.environ)
     limit = "none"
     if budget(config.lifetime.max_run) is None:
         text = "lifetime.maxRun is not set: nothing will end this cluster"

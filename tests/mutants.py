@@ -314,8 +314,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "provision fills the variables in",
-        "registries_yaml(config.registries, host.environ)\n    check_folder",
-        "config.registries\n    check_folder",
+        "registries_yaml(used_registries(config), host.environ)\n    check_folder",
+        "used_registries(config)\n    check_folder",
         "test_faults.py::test_a_provision_keeps_what_its_config_says_and_no_credential",
     ),
     (
@@ -1135,8 +1135,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a disk that builds on another is refused",
-        'if "backing-filename" in info or',
-        'if "backing" in info or',
+        "if set(_files_named(info)) != {str(image)}:",
+        "if False:",
         "test_appliance.py::test_what_is_no_whole_disk_is_not_imported",
     ),
     (
@@ -1827,8 +1827,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "an import is held to its checksums",
-        'if done.returncode:\n        hint = "it was',
-        'if done.returncode > 1:\n        hint = "it was',
+        "if digest_fault(host, disk, (found[1] or found[2]).lower()):",
+        "if False:",
         "test_appliance.py::test_what_is_no_whole_disk_is_not_imported",
     ),
     (

@@ -8,7 +8,9 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
+import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -687,3 +689,146 @@ def test_a_disk_that_is_imported_while_provision_fetches_its_image_is_not_touche
     told(ran, 1, "demo", "meanwhile")
     assert image.read_bytes() == before
     assert ycluster.load_state(Files(cache, "demo")).imported == str(source)
+
+
+# --- disks of strangers
+
+MARKER = b"a file of this host's" * 100
+
+
+def descriptor(extent: Path) -> bytes:
+    """The text of a VMDK descriptor, by which QEMU gives whoever opens it another file."""
+    head = "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\n"
+    text = f'{head}createType="monolithicFlat"\nRW 2048 FLAT "{extent}" 0\n'
+    return text.encode().ljust(1 << 20, b"\0")
+
+
+def embedded(extent: Path) -> bytes:
+    """A sparse VMDK without a size of its own: QEMU goes by the descriptor that is in it."""
+    header = b"KDMV" + struct.pack("<IIQQQQ", 1, 3, 0, 128, 1, 20)
+    return header.ljust(512, b"\0") + descriptor(extent)
+
+
+def strange_disks(folder: Path, secret: Path) -> dict[str, Path]:
+    """Disks each of which leads to the file `secret`, by the way that it does."""
+
+    def create(name: str, *options: object) -> Path:
+        argv = ["qemu-img", "create", "-q", *options, folder / name, "1M"]
+        subprocess.run(argv, check=True)
+        return folder / name
+
+    (folder / "text").write_bytes(descriptor(secret))
+    (folder / "late text").write_bytes(b"# a\n \n" + descriptor(secret)[22:])
+    (folder / "embedded").write_bytes(embedded(secret))
+    return {
+        "a descriptor": folder / "text",
+        "a descriptor without its first line": folder / "late text",
+        "a descriptor in a header": folder / "embedded",
+        "a backing file": create("over", "-f", "qcow2", "-b", secret, "-F", "raw"),
+        "a parent": create(
+            "parent", "-f", "vmdk", "-b", create("whole", "-f", "vmdk"), "-F", "vmdk"
+        ),
+        "a data file": create(
+            "data", "-f", "qcow2", "-o", f"data_file={folder}/d,data_file_raw=on"
+        ),
+        "two files": create("two", "-f", "vmdk", "-o", "subformat=twoGbMaxExtentSparse"),
+    }
+
+
+def test_a_disk_that_leads_to_another_file_is_neither_imported_nor_an_image(
+    cli: Cli, cache: Path, config: Path, host: Clocked, tmp_path: Path
+) -> None:
+    """A raw disk that began with a VMDK descriptor gave the guest a file of the host's. (21.4.1)"""
+    secret, folder = tmp_path / "secret", tmp_path / "disks"
+    secret.write_bytes(MARKER.ljust(1 << 20, b"\0"))
+    folder.mkdir()
+    state = State(name="demo", cache_dir=str(folder), disk_size="1G")
+    for way, disk in strange_disks(folder, secret).items():
+        told(cli("import", disk, "-c", config), 3, disk, lines=3)
+        assert list(cache.iterdir()) == [], way
+        with refused(ConfigError, disk):
+            ycluster.make_disk(host, state, disk)
+        with refused(ConfigError, disk):
+            ycluster.check_data_disk(host, str(disk))
+    assert not state.files.disk.exists()
+
+
+def test_a_format_is_known_by_the_first_bytes_and_never_asked_for(tmp_path: Path) -> None:
+    """Probing is what takes a raw disk for something else. (21.4.1)"""
+    for form in ("qcow2", "vmdk", "raw"):
+        subprocess.run(["qemu-img", "create", "-q", "-f", form, tmp_path / form, "1M"], check=True)
+        assert ycluster.image_format((tmp_path / form).read_bytes()[:4096].ljust(80, b"\0")) == form
+    for form in ("qed", "vdi", "vhdx", "vpc"):
+        subprocess.run(["qemu-img", "create", "-q", "-f", form, tmp_path / form, "1M"], check=True)
+        with pytest.raises(ValueError, match=form):
+            ycluster.image_format((tmp_path / form).read_bytes()[:4096])
+
+
+def archive(path: Path, **member: Any) -> Path:
+    """A gzipped tar with a disk.raw of another kind."""
+    with tarfile.open(path, "w:gz") as tar:
+        info = tarfile.TarInfo("disk.raw")
+        for name, value in member.items():
+            setattr(info, name, value)
+        tar.addfile(info)
+    return path
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"},
+        {"type": tarfile.LNKTYPE, "linkname": ycluster.IMPORT_MARK},
+        {"type": tarfile.FIFOTYPE},
+        {"type": tarfile.DIRTYPE, "mode": 0o700},
+    ],
+    ids=["a link", "a hard link", "a FIFO", "a folder"],
+)
+def test_of_a_bundle_only_a_regular_disk_is_unpacked(
+    cli: Cli, cache: Path, config: Path, tmp_path: Path, member: dict[str, Any]
+) -> None:
+    """A disk.raw that was a link gave the guest what it led to. (21.4.1)"""
+    bundle = archive(tmp_path / "b.tar.gz", **member)
+    told(cli("import", bundle, "-c", config), 3, bundle, "regular", lines=3)
+    assert list(cache.iterdir()) == []
+
+
+def test_a_link_in_the_place_of_a_disk_is_not_imported(
+    cli: Cli, cache: Path, config: Path, tmp_path: Path
+) -> None:
+    """In an unpacked bundle it could lead to any file of the host's. (21.4.1)"""
+    disk = qcow2(tmp_path / "there.qcow2", "1M")
+    (tmp_path / "disk.raw").symlink_to(disk)
+    told(cli("import", tmp_path / "disk.raw", "-c", config), 2, disk, lines=3)
+    assert list(cache.iterdir()) == []
+
+
+def test_no_device_or_pipe_is_opened_for_a_disk_its_checksums_or_an_image(
+    cli: Cli, cache: Path, config: Path, host: Clocked, tmp_path: Path
+) -> None:
+    """A FIFO was waited for, and /dev/zero has no end. (21.4.1)"""
+    pipe, disk = tmp_path / "pipe", qcow2(tmp_path / "d.qcow2", "1M")
+    os.mkfifo(pipe)
+    os.mkfifo(tmp_path / "SHA256SUMS")
+    for special in (pipe, Path("/dev/zero")):
+        told(cli("import", special, "-c", config), 2, special, lines=3)
+        text = json.dumps({"k3s": {"install": "none"}, "image": str(special)})
+        wanted = ycluster.require_qemu(ycluster.read_config(text, Path("/cfg/c.yaml")))
+        with refused(PrerequisiteError, special):
+            ycluster.fetch_image(host, wanted, tmp_path / "c")
+    told(cli("import", disk, "-c", config), 3, tmp_path / "SHA256SUMS", lines=3)
+    assert list(cache.iterdir()) == []
+
+
+def test_of_what_checksums_name_the_disk_alone_is_read(
+    cli: Cli, cache: Path, config: Path, tmp_path: Path
+) -> None:
+    """A SHA256SUMS that names /dev/zero, too, was followed there. (21.4.1)"""
+    disk = qcow2(tmp_path / "d.qcow2", "1M")
+    digest = ycluster.sha256_of(disk.read_bytes())
+    lines = [f"{'0' * 64}  /dev/zero", f"{'0' * 64}  and-d.qcow2", f"{digest} *./d.qcow2"]
+    (tmp_path / "SHA256SUMS").write_text("\n".join(lines) + "\n")
+    assert cli("import", disk, "-c", config).code == 0
+    assert cli("teardown", "demo").code == 0
+    (tmp_path / "SHA256SUMS").write_text(f"SHA256 (d.qcow2) = {'0' * 64}\n")
+    assert cli("import", disk, "-c", config).code == 3

@@ -111,7 +111,7 @@ def schedulers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "systemd-run": "",
         "systemctl": "echo SubState=waiting",
         "loginctl": "echo yes",
-        "at": f"/bin/cat >{path}/stdin; echo job 7 at noon >&2",
+        "at": f"[ $1 != -c ] || exec /bin/cat {path}/stdin\n/bin/cat >{path}/stdin; echo job 7 at noon >&2",
         "atq": "printf '7\\tnoon\\n'",
         "atrm": "",
     }
@@ -924,10 +924,14 @@ def test_a_provision_keeps_what_its_config_says_and_no_credential(
     cli: Cli, tmp_path: Path, no_qemu: None, timer: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     auth = "registries: {mirrors: {docker.io: }, configs: {r.example: {auth: {identitytoken: '${TOKEN}'}}}}\n"
-    (tmp_path / "y-cluster-provision.yaml").write_text(DEMO + "dataDisk: data.qcow2\n" + auth)
+    text = DEMO.replace("none", "script") + "dataDisk: data.qcow2\n" + auth
+    text = text.replace("portForwards: []", "portForwards: [{host: '6443', guest: '6443'}]")
+    (tmp_path / "y-cluster-provision.yaml").write_text(text)
     monkeypatch.setenv("TOKEN", "hush")
     for name in ("check_data_disk", "make_data_disk"):
         monkeypatch.setattr(ycluster, name, lambda *args: None)
+    monkeypatch.setattr(ycluster, "can_merge", lambda *args: False)
+    monkeypatch.setattr(ycluster, "merge_kubeconfig", lambda host, state: state)
     assert cli("provision", "-c", tmp_path).code == 0
     files = Files(tmp_path / "cache", "demo")
     state = ycluster.load_state(files)
@@ -945,6 +949,21 @@ def test_a_provision_keeps_what_its_config_says_and_no_credential(
     assert json.loads(registries["content"]) == {"mirrors": {"docker.io": None}, "configs": auth_of}
     (shown,) = json.loads(cli("list", "-o", "json").out)["clusters"]
     assert shown["name"] == "demo", "it is seen where no config names its place"
+
+
+@needs_keygen
+def test_registries_that_a_plain_vm_ignores_are_not_in_its_seed(
+    cli: Cli, tmp_path: Path, no_qemu: None, timer: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ "registries: ignored", it said, and their password was in the guest. (21.4.5)"""
+    auth = "registries: {configs: {r.example: {auth: {username: '${UNSET}', password: hush}}}}\n"
+    (tmp_path / "y-cluster-provision.yaml").write_text(DEMO + auth)
+    assert cli("config", "check", "-c", tmp_path).code == 0, "a variable of theirs is not missed"
+    ran = cli("provision", "-c", tmp_path)
+    assert ran.code == 0 and missing(ran.err, "registries: ignored") == []
+    every = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert not [path for path in every if b"hush" in path.read_bytes()]
+    assert b"registries" not in (Files(tmp_path / "cache", "demo").seed / "user-data").read_bytes()
 
 
 PASSWORDS = """\

@@ -746,15 +746,19 @@ def test_a_deadline_waits_for_no_lock_that_is_held_without_end(
     assert ycluster.load_state(state.files).expires_at == int(NOW) - 5
 
 
-def test_of_two_that_stop_a_vm_the_second_waits(host: Clocked, cache: Path) -> None:
+def test_of_two_that_stop_a_vm_the_second_waits(
+    host: Clocked, cache: Path, processes: Processes
+) -> None:
     """Two ladders at once would come to force while the guest still shuts down. (21.2.2)"""
     state = made(cache)
     fd = ycluster.take_flock(host, state.files.stop_lock, timeout=1)
     assert fd is not None
-    slept = host.time
+    vm = processes.start(GIVES_WAY, "-name", "demo", "-pidfile", str(state.files.pidfile))
+    state.files.pidfile.write_text(str(vm.pid))
+    began = host.time
     with ycluster.descriptor(fd):
-        assert ycluster._halt(host, state) == ""  # nothing runs; and its bound is over
-    assert host.time >= slept + 200
+        assert ycluster._halt(host, state) == "guest-shutdown"
+    assert vm.wait(10) == 0 and host.time >= began + 200, "it waited for its bound"
 
 
 @pytest.mark.parametrize("which", ["--name demo", "--name demo --by watcher", "--all"])
