@@ -1230,7 +1230,9 @@ def lock_holder(path: Path) -> int | None:
         return None
     for line in listed.splitlines():
         words = line.split()  # 1: FLOCK ADVISORY WRITE 4711 fe:01:1234 0 EOF
-        if len(words) < 6 or words[1] != "FLOCK" or not words[5].endswith(f":{wanted.st_ino}"):
+        if words[1:4] != ["FLOCK", "ADVISORY", "WRITE"]:  # READ: somebody looks, see `flock_held`
+            continue
+        if not words[5].endswith(f":{wanted.st_ino}"):
             continue
         pid = int(words[4])
         with contextlib.suppress(OSError):  # it has ended meanwhile
@@ -9027,6 +9029,9 @@ def _end_without_lock(host: Host, files: Files) -> None:
     is_under_way = state.retry_at is not None and state.retry_at > host.now()
     if decision.do not in ACTIONS or is_under_way:  # an expiry has its own second try
         return
+    over = ("stopped", "paused") if decision.do == "pause" else ("stopped",)
+    if vm_status(host, files) in over:  # an earlier look than this has ended it
+        return
     text = f"{decision.why}; its lock is held, so it is ended without it"
     host.output.say(f"{format_time(host.now())} {state.name}: {text}")
     end = _freeze if decision.do == "pause" else _halt
@@ -9174,21 +9179,45 @@ END_BY: Mapping[str, Callable[[Host, State], str]] = {
 def sweep(host: Host, *, by: str, every: bool = False) -> list[str]:
     """Reap what is overdue, or has no timer for its deadline; with `every` all others, too.
 
-    Returns the names of those that could not be reaped; one that fails, or is busy, does not stop
-    the rest.
+    Returns the names of those that could not be reaped; one that fails does not stop the rest. One
+    whose lock is held comes last, and its VM, if due, is ended as in `reap_in_time`.
     """
-    failed = []
-    for files in discover(host):
+
+    def at_once(files: Files) -> None:
+        if every or _needs_reap(host, current(host, files)):
+            reap(host, files, by=by, patience=0.5)
+
+    def in_time(files: Files) -> None:
+        if every or running(host, files):
+            reap_in_time(host, files, by=by, patience=0.5)
+        else:
+            raise Busy(f"{files.name}: another ycluster is working on it")
+
+    def patiently(files: Files) -> None:
+        reap(host, files, by=by)
+
+    left, failed = discover(host), []
+    for act in (at_once, in_time, patiently) if every else (at_once, in_time):
+        left, names = _reap_each(host, left, act)
+        failed += names
+    return [*failed, *(files.name for files in left)]
+
+
+def _reap_each(
+    host: Host, clusters: Sequence[Files], act: Callable[[Files], None]
+) -> tuple[list[Files], list[str]]:
+    """Do it to each of the clusters; returns those that are busy, and the names that failed."""
+    busy, failed = [], []
+    for files in clusters:
         try:
-            if every or _needs_reap(host, current(host, files)):
-                reap(host, files, by=by, patience=LOCK_TIMEOUT if every else 0.5)
+            act(files)
         except Busy:
-            failed.append(files.name)
+            busy.append(files)
         except Exception as error:
             if os.path.lexists(files.sidecar):
                 host.output.warn(f"{files.name}: {error}")
                 failed.append(files.name)
-    return failed
+    return busy, failed
 
 
 def _needs_reap(host: Host, state: State) -> bool:

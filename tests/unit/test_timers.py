@@ -670,6 +670,15 @@ def test_a_lock_that_is_held_by_no_watcher_is_no_watch(
     assert holder.poll() is None
 
 
+def test_whoever_looks_at_a_lock_does_not_hold_it(cache: Path) -> None:
+    """Else an arming that meets a `list` would take it for a watcher that is none. (21.2.1)"""
+    path = cache / "demo.watch.lock"
+    for shared, holder in ((False, os.getpid()), (True, None)):
+        fd = ycluster.try_flock(path, shared=shared)
+        assert fd is not None and ycluster.lock_holder(path) == holder
+        os.close(fd)
+
+
 @pytest.mark.parametrize("there", ["a directory", "a FIFO", "a link"])
 def test_no_log_is_needed_to_be_armed(
     watched: Files, cache: Path, home: Path, tmp_path: Path, there: str
