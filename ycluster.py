@@ -135,6 +135,7 @@ LOCK_BOUND = 20.0  # So long a deadline waits for a lock; a holder that hangs mu
 LOCK_TIMEOUT = 300.0  # Longer than a whole stop, so that a verb that waits gets its turn.
 POWERDOWN_TIMEOUT = 100.0  # The guest's systemd gives a service 90 s to end.
 WATCH_INTERVAL = 5.0  # Between two looks of the watcher; so late may it act after a suspend.
+ASK_TO_STOP = signal.SIGUSR1  # asks a watcher to stop a VM whose state can't be read
 WATCH_GRACE = 30.0  # For so long the watcher leaves a deadline to the timer that is armed for it.
 AT_EARLY = 120.0  # A job of at(1) starts up to a minute early; it then waits, at most this long.
 CLOCK_STEP = 30.0  # If the wall clock is set by less than this, deadlines stay where they are.
@@ -886,6 +887,16 @@ def send_signal(pidfd: int, signum: int) -> None:
 def pids() -> list[int]:
     """The pids of all processes that can be seen."""
     return [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process handles a signal, which would else end it."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    found = re.search(r"(?m)^SigCgt:\s*([0-9a-f]+)$", status)
+    return found is not None and bool(int(found[1], 16) >> (number - 1) & 1)
 
 
 STOPPED = ("T", "t")  # states of a process that runs again when it is continued: SIGSTOP, a tracer
@@ -3847,7 +3858,8 @@ _FIELDS = _fields_of_state()
 
 # --- reading and writing the state file
 def _unreadable(path: Path, why: object) -> StateError:
-    way_out = f"a VM that may still run is found by `pgrep -af {path.stem}.pid`"
+    stop = shlex.join(["ycluster", "stop", "--state", str(path)])
+    way_out = f"`{stop}` shuts its guest down, if that still runs"
     return StateError(f"{path}: {why!s:.200}", hint=f"fix {path}, or move it away; {way_out}")
 
 
@@ -4994,7 +5006,7 @@ class WatcherTimer(Timer):
         holder = lock_holder(files.watch_lock)
         if holder == os.getpid():
             return "watch"
-        if holder is not None and not _watched(holder):
+        if holder is not None and not watched(holder):
             why = f"{files.watch_lock} is held by a process that is no watcher"
             raise YclusterError(why, hint=f"`ps -fp {holder}` names it")
         if holder is not None and not (_is_fit(holder, files) and _is_installed(host, files)):
@@ -5035,10 +5047,10 @@ class WatcherTimer(Timer):
 
 def _is_fit(pid: int, files: Files) -> bool:
     """Whether a process watches the cluster in its place, and is not stopped."""
-    return process_stat(pid)[1] not in STOPPED and _watched(pid) == str(files.sidecar)
+    return process_stat(pid)[1] not in STOPPED and watched(pid) == str(files.sidecar)
 
 
-def _watched(pid: int) -> str:
+def watched(pid: int) -> str:
     """The state file that a process watches, by its argv; empty where it is no watcher."""
     words = command_line(pid)
     if words[-3:] != ["--by", WatcherTimer.name, ""] or "--state" not in words:
@@ -5535,6 +5547,16 @@ def lost_vms() -> Iterator[tuple[int, Files]]:
             ours = monitor_option(files) in command_line(pid) or os.path.exists(files.vm_lock)
             if ours and _is_mine(pid):
                 yield pid, files
+
+
+def where_now(pid: int, files: Files) -> Files:
+    """The files of a VM in the place that they have been moved to: QEMU has its lock open."""
+    try:
+        paths = [Path(os.readlink(fd)) for fd in Path(f"/proc/{pid}/fd").iterdir()]
+    except OSError:  # it has just closed one, or ended
+        paths = []
+    now = next((path for path in paths if path.name == files.vm_lock.name), files.vm_lock)
+    return Files(now.parent, files.name)
 
 
 def _is_mine(pid: int) -> bool:
@@ -7902,6 +7924,8 @@ BY_PLACE = argument(
     "cluster", nargs="?", metavar="NAME", type=_placed, help="the cluster of this name"
 )
 ONE = OneOf("files", (BY_CONTEXT, BY_NAME, BY_CONFIG), default=Selector())
+# For what needs no state file to be read.
+ONE_OR_LOST = OneOf("files", (*ONE.arguments, BY_STATE), default=Selector())
 # For the verbs that apply a config, where the cluster is named by one.
 ONE_OR_CONFIG = OneOf("which", ONE.arguments, default=Selector())
 SOME = OneOf("which", (BY_CONTEXT, BY_NAME, BY_CONFIG, ALL, BY_STATE), default=Selector())
@@ -8352,6 +8376,11 @@ def _refuse_existing(host: Host, files: Files) -> str:
 _END_OF_LOST = "only its watcher, if that still runs, ends it at its deadline"
 
 
+def _stop_of_lost(files: Files) -> str:
+    """The command that shuts down a guest whose state file is lost."""
+    return shlex.join(["ycluster", "stop", "--state", str(files.sidecar)])
+
+
 def _refuse_lost(host: Host, files: Files) -> None:
     """Raise where a VM of this name runs whose files are gone, here or in a default cacheDir."""
     places = {files.cache_dir, host.data_home().resolve(), host.sibling_home().resolve()}
@@ -8360,7 +8389,7 @@ def _refuse_lost(host: Host, files: Files) -> None:
             why = (
                 f"{lost.name} already runs (pid {pid}), and its files in {lost.cache_dir} are gone"
             )
-            raise YclusterError(why, hint=f"{_END_OF_LOST}; `kill {pid}` ends it now")
+            raise YclusterError(why, hint=f"{_END_OF_LOST}; `{_stop_of_lost(lost)}` does now")
 
 
 def _refuse_unclaimed(files: Files) -> None:
@@ -8547,10 +8576,23 @@ def _require_disk(state: State) -> None:
         raise StateError(why, hint=hint)
 
 
-@verb("stop", "power a cluster off; its disk stays", ONE, example="ycluster stop --name dev")
+@verb(
+    "stop",
+    "power a cluster off; its disk stays",
+    ONE_OR_LOST,
+    example="ycluster stop --name dev",
+)
 def stop(host: Host, files: Files) -> None:
-    """Power the guest off; the disk stays."""
+    """Power the guest off; the disk stays. Its state file may be lost, or what can't be read."""
     hand_over(host, spare=files)
+    try:
+        load_state(files)
+    except StateError:
+        check_folder(files.cache_dir)  # in another's, nothing is believed
+        if not running(host, files):
+            raise
+        _stop_lost(host, files)
+        return
     with opened(host, files) as state:
         how = _halt(host, state)
         swap_timers(host, stopped(state), ())
@@ -8558,6 +8600,40 @@ def stop(host: Host, files: Files) -> None:
         host.output.say(f"{state.name} is stopped")
     else:
         host.output.say(f"{state.name} was not running{last_expiry(state)}")
+
+
+def _stop_lost(host: Host, files: Files) -> None:
+    """Power off a guest whose state can't be read.
+
+    By its watcher, where there is one: it has what logs in to the guest, also where the monitor is
+    gone with the folder.
+    """
+    with find_vm(host, files) as vm:
+        if vm is None:
+            return
+        host.output.say(f"stopping {files.name} (pid {vm.pid}), without its state")
+        asked = _ask_watcher(files)
+        if asked:
+            host.output.say(f"  its watcher (pid {asked}) has been asked to do it")
+        if not asked or not exited(vm.pidfd, LOCK_TIMEOUT):
+
+            def no_login() -> NoReturn:
+                raise YclusterError("what logs in to it is not known")
+
+            stop_vm(host, where_now(vm.pid, files), vm, no_login)
+    host.output.say(f"{files.name} is stopped")
+
+
+def _ask_watcher(files: Files) -> int | None:
+    """The pid of the watcher that now stops its VM; None where there is none that would."""
+    for pid in pids():
+        is_its = watched(pid) == str(files.sidecar)
+        if is_its and process_stat(pid)[1] not in STOPPED and catches(pid, ASK_TO_STOP):
+            # It may have ended meanwhile, with its VM.
+            with contextlib.suppress(OSError), descriptor(pidfd_open(pid)) as pidfd:
+                send_signal(pidfd, ASK_TO_STOP)
+                return pid
+    return None
 
 
 def _halt(host: Host, state: State) -> str:
@@ -9526,6 +9602,7 @@ def run_watcher(host: Host, files: Files) -> None:
     """
     load_all(host)
     watcher = Watcher(host, files, "watcher")
+    signal.signal(ASK_TO_STOP, watcher.ask)
     fd = take_flock(host, files.watch_lock, timeout=2)
     if fd is not None:
         watcher.run(fd)
@@ -9550,6 +9627,7 @@ class Watcher:
         self.vm: Vm | None = None  # the VM that is held
         self.login: dict[str, bytes] = {}  # the files by which ssh logs in to it
         self.trouble = ""  # what was said last, so that it is not said again at each look
+        self.asked = False  # whether a VM whose state can't be read is to be stopped now
         self.slept = self._sleep_of_host()
 
     def run(self, fd: int | None = None) -> None:
@@ -9564,6 +9642,10 @@ class Watcher:
             except Exception as error:  # if this ended, perhaps nothing would enforce the deadline
                 self._say_once(error)
             self.host.sleep(max(0.02, min(WATCH_INTERVAL, wake - self.host.now())))
+
+    def ask(self, *_: object) -> None:
+        """Have the VM stopped at the next look, if its state can't be read: as `stop` does then."""
+        self.asked = True
 
     def _say_once(self, error: Exception) -> None:
         if str(error) != self.trouble:
@@ -9661,6 +9743,10 @@ class Watcher:
     def _act(self) -> float:
         """Reap what is due; returns when to look again, in seconds since the epoch."""
         state = adjusted(self.known, self.host.clock())
+        asked, self.asked = self.asked, False
+        if asked and not self.readable and self.vm is not None:
+            self._stop_without_files(state, self.vm, "it is to be stopped")
+            return self.host.now() + 1
         wake = wake_time(state)
         if self._stands_by(state):
             wake = time_of(state, DEADLINE) + (WATCH_GRACE if self.readable else 0)
@@ -9669,7 +9755,8 @@ class Watcher:
         if self.readable:
             reap_in_time(self.host, self.files, by=self.by, patience=LOCK_BOUND)
         elif self.vm is not None:
-            self._stop_without_files(state, self.vm)
+            how = self._stop_without_files(state, self.vm, "its deadline has passed")
+            _tell_expiry(self.host, state, Reaped(int(self.host.now()), "stop", self.by, how))
         return self.host.now() + 1  # soon, as there may be nothing left to wait for
 
     def _sleep_of_host(self) -> float:
@@ -9683,20 +9770,20 @@ class Watcher:
         if has_slept and self.vm is not None and vm_status(self.host, self.files) == "running":
             set_guest_clock(self.host, self.known)
 
-    def _stop_without_files(self, state: State, vm: Vm) -> None:
-        """Stop the VM at the deadline that is known, whatever the expiry would be: nothing goes."""
+    def _stop_without_files(self, state: State, vm: Vm, cause: str) -> str:
+        """Stop the VM, whatever the expiry would be: nothing goes. Returns how."""
         import tempfile
 
         host = self.host
-        why = "its state file is lost or can't be read"
-        host.output.say(f"{format_time(host.now())} {state.name}: {why}; its deadline has passed")
+        text = f"{state.name}: its state file is lost or can't be read, and {cause}: stopping it"
+        host.output.say(f"{format_time(host.now())} {text}")
+        host.tell_terminals(f"ycluster: {text}")
         with tempfile.TemporaryDirectory(prefix="ycluster-") as folder:
             for name, content in self.login.items():
                 write_file(Path(folder, name), content)
             login = ssh_argv(replace(state, cache_dir=folder), "sudo sync; sudo poweroff")
             poweroff = partial(host.run, login, timeout=30)
-            how = stop_vm(host, self.files, vm, poweroff)
-        _tell_expiry(host, state, Reaped(int(host.now()), "stop", self.by, how))
+            return stop_vm(host, where_now(vm.pid, self.files), vm, poweroff)
 
 
 # --- looking: data first, then rows of it for people, and one way to show either
@@ -10112,8 +10199,12 @@ def _lost_vms(host: Host, survey: Survey) -> Iterator[Finding]:
     for pid, files in lost_vms():
         if any(is_qemu_of(pid, known) for known in survey.clusters):
             continue  # its files were moved, and are seen there
-        text = f"{files.name} runs (pid {pid}), but its state file is gone"
-        yield Finding("vm", "failure", f"{text}: {_END_OF_LOST}", f"kill {pid}")
+        files = where_now(pid, files)
+        gone = "is gone"
+        if os.path.lexists(files.sidecar):
+            gone = f"is in {files.cache_dir} now, where no timer looks for it"
+        text = f"{files.name} runs (pid {pid}), but its state file {gone}"
+        yield Finding("vm", "failure", f"{text}: {_END_OF_LOST}", _stop_of_lost(files))
 
 
 def _leftover_timers(host: Host, survey: Survey) -> Iterator[Finding]:

@@ -1497,8 +1497,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a stop reaps not the cluster that it stops",
-        '"""Power the guest off; the disk stays."""\n    hand_over(host, spare=files)',
-        '"""Power the guest off; the disk stays."""\n    sweep(host, by="next command")',
+        'read."""\n    hand_over(host, spare=files)',
+        'read."""\n    sweep(host, by="next command")',
         "test_faults.py::test_no_verb_but_a_reap_tears_its_own_cluster_down_because_it_is_overdue",
     ),
     (
@@ -1657,13 +1657,13 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a watcher of the place that the files were moved from is none",
-        "and _watched(pid) == str(files.sidecar)",
+        "and watched(pid) == str(files.sidecar)",
         "",
         "test_timers.py::test_a_watcher_of_the_place_that_the_files_were_moved_from_is_replaced",
     ),
     (
         "whoever holds the watch lock is not ended unless it is a watcher",
-        "if holder is not None and not _watched(holder):",
+        "if holder is not None and not watched(holder):",
         "if False:",
         "test_timers.py::test_a_lock_that_is_held_by_no_watcher_is_no_watch",
     ),
@@ -1672,6 +1672,30 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         '["FLOCK", "ADVISORY", "WRITE"]',
         '["FLOCK", "ADVISORY", words[3]]',
         "test_timers.py::test_whoever_looks_at_a_lock_does_not_hold_it",
+    ),
+    (
+        "a watcher is asked only where it would not end by that",
+        "and catches(pid, ASK_TO_STOP):",
+        "and True:",
+        "test_vm.py::test_a_vm_whose_folder_is_gone_is_shut_down_by_its_watcher",
+    ),
+    (
+        "a watcher whose state can be read stops nothing when asked",
+        "if asked and not self.readable and",
+        "if asked and",
+        "test_timers.py::test_a_watcher_that_is_asked_stops_a_vm_whose_files_are_lost_before_its_deadline",
+    ),
+    (
+        "the monitor of a moved VM is where its lock is",
+        "stop_vm(host, where_now(vm.pid, files), vm, no_login)",
+        "stop_vm(host, files, vm, no_login)",
+        "test_vm.py::test_a_vm_without_a_state_whose_folder_was_moved_is_shut_down_by_its_monitor",
+    ),
+    (
+        "the terminals are told of a VM whose files are lost",
+        'host.tell_terminals(f"ycluster: {text}")',
+        "pass",
+        "test_timers.py::test_a_watcher_ends_a_vm_whose_files_are_lost_at_the_deadline_it_knows",
     ),
     (
         "a unit of another place is not armed",
@@ -1759,8 +1783,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a watcher ends a VM whose files are gone",
-        "self._stop_without_files(state, self.vm)",
-        "pass",
+        'self._stop_without_files(state, self.vm, "its deadline has passed")',
+        '""',
         "test_timers.py::test_a_watcher_ends_a_vm_whose_files_are_lost_at_the_deadline_it_knows",
     ),
     (

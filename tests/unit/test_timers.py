@@ -1090,8 +1090,13 @@ def test_a_watcher_ends_a_vm_whose_files_are_lost_at_the_deadline_it_knows(
 
     So is a VM whose folder others can write to since it was started. (21.3.1)"""
 
+    shown = []
+
     class Hasty(Clocked):
         """Its time runs with the process, but a hundred times as fast."""
+
+        def tell_terminals(self, text: str) -> None:
+            shown.append(text)
 
         def now(self) -> float:
             return NOW + (time.monotonic() - began) * 100
@@ -1144,7 +1149,27 @@ def test_a_watcher_ends_a_vm_whose_files_are_lost_at_the_deadline_it_knows(
     watcher.run()
     assert logins == [("demo-ssh", 0o600)] and vm.poll() is not None
     assert lost == "folder" or files.disk.read_text() == "demo.qcow2"
+    assert len(shown) == 1 and "demo" in shown[0]  # the user's terminals are told (21.1.1)
     assert len(host.log.getvalue().splitlines()) <= 4
+
+
+def test_a_watcher_that_is_asked_stops_a_vm_whose_files_are_lost_before_its_deadline(
+    host: Clocked, cache: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It alone can still log in to the guest; one whose state can be read is not stopped. (21.1.1)"""
+    monkeypatch.setattr(Host, "tell_terminals", lambda self, text: None)
+    files, ends = Files(cache, "demo"), int(NOW) + 7200
+    made(cache, expires_at=ends, timers=(ArmedTimer("watcher", "watch", ends),))
+    vm = processes.start(GIVES_WAY, "-name", "demo", "-pidfile", str(files.pidfile))
+    files.pidfile.write_text(str(vm.pid))
+    watcher = ycluster.Watcher(host, files, "watcher")
+    watcher.ask()
+    assert not watcher._has_ended(None) and watcher._act() == ends and vm.poll() is None
+    shutil.rmtree(cache)
+    assert not watcher._has_ended(None) and watcher._act() == ends and vm.poll() is None
+    watcher.ask()
+    watcher.run()
+    assert vm.wait(10) == 0 and host.now() < ends
 
 
 def test_an_unreadable_sidecar_is_said_once_and_not_at_every_look(
