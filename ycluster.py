@@ -544,7 +544,7 @@ class Host:
     def boot_id(self) -> str:
         """The kernel's id of this boot, or nothing where it has none."""
         try:
-            return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+            return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         except OSError:
             return ""
 
@@ -908,7 +908,7 @@ def process_stat(process: int | Path) -> tuple[str, str]:
     The process is given by its pid or by the path of its pidfile. See proc(5), /proc/pid/stat.
     """
     try:
-        pid = int(process.read_text(encoding="ascii")) if isinstance(process, Path) else process
+        pid = int(process.read_text(encoding="utf-8")) if isinstance(process, Path) else process
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
         # "17 (name) S ...": the name may have spaces and parentheses of its own.
         name, _, rest = stat.partition("(")[2].rpartition(")")

@@ -1019,15 +1019,12 @@ def test_a_timer_without_its_launcher_is_replaced(
 
 def test_every_module_that_is_imported_late_is_known() -> None:
     """What a reap imports late, a watcher imports before it counts as armed. (20.11)"""
-    late = set(
-        re.findall(
-            r"^ +(?:import|from) ([a-z0-9]+)",
-            PROGRAM.read_text().split("# === 1 ")[1],
-            re.MULTILINE,
-        )
-    )
+    source = PROGRAM.read_text().split("# === 1 ")[1]
+    late = set(re.findall(r"^ +(?:import|from) ([a-z0-9]+)", source, re.MULTILINE))
     of_other_verbs = {"base64", "ctypes", "difflib", "gzip", "http", "tarfile", "urllib", "netrc"}
     assert late - of_other_verbs <= set(ycluster.IMPORTED_LATER)
+    codecs = set(re.findall(r'encoding="([^"]+)"', source))
+    assert codecs == {"utf-8"}, "any other is a module, too, loaded when it is first asked for"
 
 
 def test_the_program_is_read_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
