@@ -4622,7 +4622,7 @@ for python in /usr/bin/python3 {python} python3 /usr/local/bin/python3 /usr/bin/
     continue
   case "$*" in
     probe) printf '%s\\n' {program}; exit ;;
-    *"lifetime watch "*) exec "$python" -I -S {program} "$@" ;;
+    *"lifetime watch "*) exec "$python" -I -S -c {lean} {program} "$@" ;;
   esac
   "$python" -I -S {program} "$@" && exit
   status=$?
@@ -4632,6 +4632,27 @@ done
 rm -f {failed}
 echo 'no Python 3.9 or later is left to run it' >{failed}
 exit 127
+"""
+
+
+# How a watcher loads the copy: compiled by a child, as compiling takes 30 MiB, which a process that
+# has done it keeps for as long as it runs.
+_LEAN = """\
+import marshal, os, sys
+from importlib.machinery import SourceFileLoader
+del sys.argv[0]
+__file__ = sys.argv[0]
+__loader__ = SourceFileLoader("__main__", __file__)
+reader, writer = os.pipe()
+if os.fork() == 0:
+    with os.fdopen(writer, "wb") as to:
+        marshal.dump(compile(__loader__.get_data(__file__), __file__, "exec"), to)
+    os._exit(0)
+os.close(writer)
+with os.fdopen(reader, "rb") as compiled:
+    code = marshal.load(compiled)
+os.wait()
+exec(code)
 """
 
 
@@ -4657,6 +4678,7 @@ def install_program(host: Host, files: Files) -> None:
     launcher = _LAUNCHER.format(
         digest=sha256_of(host.program_source()),
         python=shlex.quote(host.interpreter()),
+        lean=shlex.quote(_LEAN),
         modules=", ".join(IMPORTED_LATER),
         program=shlex.quote(str(files.program)),
         failed=shlex.quote(str(files.timer_failed)),

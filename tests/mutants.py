@@ -1698,6 +1698,12 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "test_timers.py::test_a_watcher_ends_a_vm_whose_files_are_lost_at_the_deadline_it_knows",
     ),
     (
+        "a watcher does not compile the program itself",
+        'exec "$python" -I -S -c {lean} {program} "$@"',
+        'exec "$python" -I -S {program} "$@"',
+        "test_timers.py::test_a_watcher_is_small",
+    ),
+    (
         "a unit of another place is not armed",
         "return is_ours and self._has_a_time(host, timer.id)",
         "return self._has_a_time(host, timer.id)",
