@@ -8665,10 +8665,11 @@ def _halt(host: Host, state: State) -> str:
     """
     if not running(host, state.files):
         return _stop_guest(host, state)
-    fd = None
-    with contextlib.suppress(OSError):  # what stands there instead must not keep a VM
-        fd = take_flock(host, state.files.stop_lock, timeout=LOCK_TIMEOUT)
-    with contextlib.nullcontext() if fd is None else descriptor(fd):
+    files = state.files
+    one = locked(host, files.stop_lock, timeout=LOCK_TIMEOUT, belongs_to=files.sidecar)
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(YclusterError, OSError):  # whatever is there keeps no VM
+            stack.enter_context(one)
         return _stop_guest(host, state)
 
 

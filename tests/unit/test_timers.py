@@ -779,6 +779,29 @@ def test_of_two_that_stop_a_vm_the_second_waits(
     assert vm.wait(10) == 0 and host.time >= began + 200, "it waited for its bound"
 
 
+def test_whoever_waited_for_a_stop_leaves_no_file_of_a_cluster_that_is_gone_by_then(
+    host: Clocked, cache: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A watcher that waits while a teardown goes through its steps. (21.2.2)"""
+    state = made(cache)
+    vm = processes.start("", "-name", "demo", "-pidfile", str(state.files.pidfile))
+    state.files.pidfile.write_text(str(vm.pid))
+    fd = ycluster.take_flock(host, state.files.stop_lock, timeout=1)
+    assert fd is not None
+
+    def torn_down(seconds: float) -> None:
+        host.time += seconds
+        if vm.poll() is None:
+            vm.kill()
+            vm.wait()
+            for path in cache.iterdir():
+                path.unlink()
+            os.close(fd)
+
+    monkeypatch.setattr(host, "sleep", torn_down)
+    assert ycluster._halt(host, state) == "" and list(cache.iterdir()) == []
+
+
 @pytest.mark.parametrize("which", ["--name demo", "--name demo --by watcher", "--all"])
 def test_a_suspend_costs_a_watcher_one_interval_at_most(
     cli: Cli, home: Path, cache: Path, timer: Memory, monkeypatch: pytest.MonkeyPatch, which: str
