@@ -359,6 +359,40 @@ def test_watching_all_waits_for_no_cluster_that_is_busy(
     os.close(lock)
 
 
+@pytest.mark.parametrize("every", [False, True], ids=["watch --all", "reap --all"])
+def test_a_lock_that_is_held_without_end_keeps_no_vm_from_its_end_and_no_other_waiting(
+    host: Clocked, cache: Path, timer: Memory, processes: Processes, every: bool
+) -> None:
+    """Where nothing else would end it: cron runs `reap --all`, or `watch --all` is the only timer. (21.2.2)"""
+    states = [made(cache, name, expires_at=int(NOW) - 5) for name in ("busy", "other")]
+    gives_way = "import os, signal; signal.signal(signal.SIGCONT, lambda *args: os._exit(0))"
+    vms = []
+    for state in states:
+        vms.append(
+            processes.start(gives_way, "-name", state.name, "-pidfile", str(state.files.pidfile))
+        )
+        state.files.pidfile.write_text(str(vms[-1].pid))
+    lock = ycluster.try_flock(states[0].files.lock)
+    assert lock is not None
+    ended = []
+    halt = ycluster._halt
+
+    def halts(host: Host, state: State) -> str:
+        ended.append((state.name, host.now() - NOW))
+        return halt(host, state)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ycluster, "_halt", halts)
+        patch.setitem(vars(ycluster)["END_BY"], "stop", halts)
+        assert ycluster.sweep(host, by="x", every=every) == ["busy"]
+        ycluster.sweep(host, by="x")  # it is ended once
+    os.close(lock)
+    assert [vm.wait(10) for vm in vms] == [0, 0]
+    (first, at), (second, later) = ended
+    assert (first, second) == ("other", "busy") and at < 1 and later < 30
+    assert ycluster.load_state(states[0].files) == states[0]
+
+
 @pytest.mark.parametrize(
     "verb, expires",
     [
@@ -534,7 +568,7 @@ def arrives_by_at(schedulers: Path, home: Path, place: Path) -> None:
     stub = files.launcher
     stub.write_text('#!/bin/sh\nprintf "%s\\0" "$@" >"$0.argv"; echo said\n')
     assert ycluster.AtTimer().arm(host, files, FAR_AHEAD) == "7"
-    for log in ("kept", "refused"):
+    for log in ("kept", "a folder", "a FIFO", "a link"):
         Path(f"{stub}.argv").unlink(missing_ok=True)
         subprocess.run(
             ["/bin/sh", "-s"],
@@ -551,6 +585,13 @@ def arrives_by_at(schedulers: Path, home: Path, place: Path) -> None:
             assert files.log.read_text() == "said\n" and files.log.stat().st_mode & 0o777 == 0o600
             files.log.unlink()
             files.log.mkdir()  # a log that can't be written must not keep the reap from running
+        elif log == "a folder":
+            files.log.rmdir()
+            os.mkfifo(files.log)
+        elif log == "a FIFO":
+            files.log.unlink()
+            files.log.symlink_to(place / "theirs")
+    assert not (place / "theirs").exists()
 
 
 def as_systemd_runs(word: str) -> str:
