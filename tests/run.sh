@@ -100,8 +100,8 @@ if wants e2e; then
     title 'e2e tests'
     here=()
     if ((EUID == 0)) && [[ ! -d /run/systemd/system ]]; then
-        # No systemd here (a container): give the tests a /run, a lingering root and an at spool of their own.
-        here=(unshare --mount --propagation private tests/e2e/in-namespace.sh)
+        # No systemd here (a container): give the tests a /run, a lingering root, an at spool and processes of their own.
+        here=(unshare --mount --propagation private --pid --fork --kill-child --mount-proc tests/e2e/in-namespace.sh)
     fi
     (($#)) && exec "${here[@]}" "${pytest[@]}" tests/e2e "$@"
     # The guest that plays the host mostly waits for its deadlines, and libguestfs's is one CPU: four lanes.

@@ -1184,8 +1184,7 @@ def test_a_watcher_that_is_asked_stops_a_vm_whose_files_are_lost_before_its_dead
     monkeypatch.setattr(Host, "tell_terminals", lambda self, text: None)
     files, ends = Files(cache, "demo"), int(NOW) + 7200
     made(cache, expires_at=ends, timers=(ArmedTimer("watcher", "watch", ends),))
-    vm = processes.start(GIVES_WAY, "-name", "demo", "-pidfile", str(files.pidfile))
-    files.pidfile.write_text(str(vm.pid))
+    vm = stand_in(processes, files)
     watcher = ycluster.Watcher(host, files, "watcher")
     watcher.ask()
     assert not watcher._has_ended(None) and watcher._act() == ends and vm.poll() is None
