@@ -135,13 +135,13 @@ LOCK_BOUND = 20.0  # So long a deadline waits for a lock; a holder that hangs mu
 LOCK_TIMEOUT = 300.0  # Longer than a whole stop, so that a verb that waits gets its turn.
 POWERDOWN_TIMEOUT = 100.0  # The guest's systemd gives a service 90 s to end.
 WATCH_INTERVAL = 5.0  # Between two looks of the watcher; so late may it act after a suspend.
+ASK_TO_STOP = signal.SIGUSR1  # asks a watcher to stop a VM whose state can't be read
 WATCH_GRACE = 30.0  # For so long the watcher leaves a deadline to the timer that is armed for it.
 AT_EARLY = 120.0  # A job of at(1) starts up to a minute early; it then waits, at most this long.
 CLOCK_STEP = 30.0  # If the wall clock is set by less than this, deadlines stay where they are.
 NOTICE_TIMEOUT = 60.0  # For the command lifetime.onWarn.
 WAKE_AFTER = 5.0  # After this wait for a lock, a holder that is stopped (SIGSTOP) is continued.
 EVENTS_SIZE = 1 << 20  # Bytes; a larger log of events is set aside and a new one begun.
-LAST_LINE = b'if __name__ == "__main__":\n    run()\n'  # A copy of this file that has it is whole.
 STATE_SIZE = 1 << 20  # Bytes; no file of ours that is read whole is larger. A state file has 2 KB.
 
 REQUIRED = object()  # marks a key without a default
@@ -562,7 +562,7 @@ class Host:
     def boot_id(self) -> str:
         """The kernel's id of this boot, or nothing where it has none."""
         try:
-            return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+            return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         except OSError:
             return ""
 
@@ -949,19 +949,40 @@ def pids() -> list[int]:
     return [int(path.name) for path in Path("/proc").glob("[0-9]*")]
 
 
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process handles a signal, which would else end it."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    found = re.search(r"(?m)^SigCgt:\s*([0-9a-f]+)$", status)
+    return found is not None and bool(int(found[1], 16) >> (number - 1) & 1)
+
+
+STOPPED = ("T", "t")  # states of a process that runs again when it is continued: SIGSTOP, a tracer
+
+
 def process_stat(process: int | Path) -> tuple[str, str]:
     """The name of a process and the letter of its state (T: stopped); empty if it is not there.
 
     The process is given by its pid or by the path of its pidfile. See proc(5), /proc/pid/stat.
     """
     try:
-        pid = int(process.read_text(encoding="ascii")) if isinstance(process, Path) else process
+        pid = int(process.read_text(encoding="utf-8")) if isinstance(process, Path) else process
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
         # "17 (name) S ...": the name may have spaces and parentheses of its own.
         name, _, rest = stat.partition("(")[2].rpartition(")")
         return name, rest.split()[0]
     except (OSError, ValueError, IndexError):
         return "", ""
+
+
+def command_line(pid: int) -> list[str]:
+    """The argv of a process; empty where it is gone, or may not be seen."""
+    try:
+        return os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")
+    except OSError:
+        return []
 
 
 # --- files
@@ -1062,6 +1083,15 @@ def _refuse_foreign(path: Path, status: os.stat_result) -> None:
         raise OSError(errno.EPERM, why, str(path))
 
 
+def is_empty(path: Path) -> bool:
+    """Whether there is a regular file with nothing in it, as our locks are; no link to one."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size == 0
+
+
 def read_own(path: Path, limit: int = STATE_SIZE, *, last: bool = False) -> bytes:
     """What a regular file of this user's own holds, or the `last` bytes of it.
 
@@ -1102,7 +1132,13 @@ def make_folder(path: Path) -> None:
             keep_owner(fd, part.parent)
 
 
-def _holds(path: Path, data: bytes, mode: int) -> bool:
+def own_folder(path: Path) -> None:
+    """Make a private folder, unless it is there; raise as `check_folder` where it is not ours."""
+    check_folder(path)
+    make_folder(path)
+
+
+def holds(path: Path, data: bytes, mode: int) -> bool:
     """Whether a file is as `write_file` would leave it."""
     try:
         status = os.lstat(path)
@@ -1118,7 +1154,7 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     It is written beside `path`, synced and renamed, and then the directory is synced. One that
     holds just this already stays as it is; and whoever owns it goes on owning it.
     """
-    if _holds(path, data, mode):
+    if holds(path, data, mode):
         return
     beside = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -1272,7 +1308,7 @@ def signal_holder(pid: int, path: Path, sign: signal.Signals) -> None:
     """Send a signal to a process if it has a file open."""
     # A failure means that it has ended, or that it is another user's.
     with contextlib.suppress(OSError), descriptor(pidfd_open(pid)) as pidfd:
-        if _has_open(pid, path):
+        if has_open(pid, path):
             send_signal(pidfd, sign)
 
 
@@ -1280,22 +1316,24 @@ def lock_holder(path: Path) -> int | None:
     """The pid of the process that has locked a file, by the kernel's list; None where none has."""
     try:
         wanted = os.lstat(path)
-        listed = Path("/proc/locks").read_text(encoding="ascii")
+        listed = Path("/proc/locks").read_text(encoding="utf-8")
     except OSError:
         return None
     for line in listed.splitlines():
         words = line.split()  # 1: FLOCK ADVISORY WRITE 4711 fe:01:1234 0 EOF
-        if len(words) < 6 or words[1] != "FLOCK" or not words[5].endswith(f":{wanted.st_ino}"):
+        if words[1:4] != ["FLOCK", "ADVISORY", "WRITE"]:  # READ: somebody looks, see `flock_held`
+            continue
+        if not words[5].endswith(f":{wanted.st_ino}"):
             continue
         pid = int(words[4])
         with contextlib.suppress(OSError):  # it has ended meanwhile
-            if _has_open(pid, path):
+            if has_open(pid, path):
                 return pid
     return None
 
 
-def _has_open(pid: int, path: Path) -> bool:
-    """Whether a process has a file open."""
+def has_open(pid: int, path: Path) -> bool:
+    """Whether a process has a file open, by whatever name. OSError: it can't be looked into."""
     return any(fd.exists() and fd.samefile(path) for fd in Path(f"/proc/{pid}/fd").iterdir())
 
 
@@ -1349,6 +1387,8 @@ _TERM = (
 )
 _OVERFLOW = 1 << 63  # the first number that is no int64; negated it is one
 _LATEST = 32503679999  # 2999-12-31T23:59:59Z, in seconds since the epoch
+# 1900-01-01T00:00:00Z. Of a boot alone: a clock that a dead battery has reset is below the uptime.
+_EARLIEST_BOOT = -2208988800
 _RFC3339 = r"(?a)(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|z|[+-]\d\d:[0-5]\d)"
 _CLOCK = r"(?a)([01]?\d|2[0-3]):([0-5]\d)"
 
@@ -1453,7 +1493,7 @@ def in_words(seconds: float) -> str:
     return " ".join(words[:2]) or "0s"
 
 
-def parse_time(text: str) -> int:
+def parse_time(text: str, *, earliest: int = 0) -> int:
     """Seconds since the epoch of an RFC 3339 time, a fraction rounded up."""
     from datetime import datetime
 
@@ -1466,8 +1506,8 @@ def parse_time(text: str) -> int:
     seconds = int(datetime.fromisoformat(f"{date}T{clock}{zone}").timestamp())
     if fraction and fraction.strip("0"):
         seconds += 1
-    if not 0 <= seconds <= _LATEST:
-        raise ValueError(f"{text!r} is before 1970 or after 2999")
+    if not earliest <= seconds <= _LATEST:
+        raise ValueError(f"{text!r} is before {utc_text(earliest, '%Y')} or after 2999")
     return seconds
 
 
@@ -3550,9 +3590,8 @@ class Files(Record):
         return [path for path in self.names() if os.path.lexists(path) and not self._is_free(path)]
 
     def _is_free(self, path: Path) -> bool:
-        status = os.lstat(path)
         if path in self.locks():
-            return stat.S_ISREG(status.st_mode) and status.st_size == 0
+            return is_empty(path)
         if path == self.sibling_gateway:  # it may be the state of a cluster of that name
             return _is_state(path)
         return path == self.incoming and self.is_our_import()
@@ -3621,18 +3660,6 @@ def _decode_text(raw: object) -> str:
     return _of_type(raw, str, "string")
 
 
-def _decode_word(raw: object) -> str:
-    return no_option(_decode_text(raw))
-
-
-def _decode_address(raw: object) -> str:
-    return address(_decode_text(raw))
-
-
-def _decode_user(raw: object) -> str:
-    return user_name(_decode_text(raw))
-
-
 def _decode_object(raw: object) -> dict[str, Any]:
     return _of_type(raw, dict, "object")
 
@@ -3671,8 +3698,22 @@ def _decode_time(raw: object) -> int | None:
     return _decode_moment(raw)
 
 
+def _decode_boot(raw: object) -> int | None:
+    """When a boot began, or None. By a clock that is wrong it may have begun before 1970."""
+    return parse_time(_decode_text(raw), earliest=_EARLIEST_BOOT) if raw else None
+
+
 def _encode_time(seconds: int | None) -> str:
     return "" if seconds is None else format_time(seconds)
+
+
+def text_by(rule: Callable[[str], str]) -> Field[str]:
+    """A text that has to keep a rule of section 7's."""
+
+    def decode(raw: object) -> str:
+        return rule(_decode_text(raw))
+
+    return Field(decode)
 
 
 def tuple_of(field: Field[Value]) -> Field[tuple[Value, ...]]:
@@ -3713,9 +3754,9 @@ def _encode_k3s(k3s: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _TEXT = Field(_decode_text)
-_WORD = Field(_decode_word)  # for what becomes an argument of another program
-_ADDRESS_TEXT = Field(_decode_address)
-_USER_NAME = Field(_decode_user)
+_WORD = text_by(no_option)  # for what becomes an argument of another program
+_ADDRESS_TEXT = text_by(address)
+_USER_NAME = text_by(user_name)
 _URL_TEXT = Field(_decode_text, without_password)
 _K3S_RELEASE: Field[Mapping[str, Any]] = Field(_decode_object, _encode_k3s)
 _BUDGET = Field(_decode_budget)
@@ -3723,6 +3764,7 @@ _PORT = Field(_decode_port, str)
 _ACTION = Field(_decode_action)
 _MOMENT = Field(_decode_moment, format_time)
 _TIME = Field(_decode_time, _encode_time)
+_BOOT_TIME = Field(_decode_boot, _encode_time)
 _PORTS = tuple_of(_PORT)
 _FORWARDS = tuple_of(object_of(PortForward, Host=_PORT, Guest=_PORT))
 
@@ -3759,7 +3801,7 @@ def _decode_timers(raw: object) -> tuple[ArmedTimer, ...]:
     if "others" in found and "backend" not in found:
         return others
     first = _OF_DEADLINE.decode(found)
-    warning = _decode_word(found.get("warning", ""))
+    warning = _WORD.decode(found.get("warning", ""))
     if warning:
         others = (ArmedTimer(first.backend, warning, 0, "warning"), *others)
     return (first, *others)
@@ -3867,7 +3909,7 @@ class State(Record):
     machine: str = stored(_WORD, "")
     boot_id: str = ""  # the host's boot in which the deadline was set
     # When that boot began, by the wall clock when this was saved.
-    booted_at: int | None = stored(_TIME, None)
+    booted_at: int | None = stored(_BOOT_TIME, None)
     auto_ports: tuple[int, ...] = stored(_PORTS, ())  # guest ports whose host ports QEMU chooses
 
     # What was armed for it, and its last expiry.
@@ -3922,7 +3964,8 @@ _FIELDS = _fields_of_state()
 
 # --- reading and writing the state file
 def _unreadable(path: Path, why: object) -> StateError:
-    way_out = f"a VM that may still run is found by `pgrep -af {path.stem}.pid`"
+    stop = shlex.join(["ycluster", "stop", "--state", str(path)])
+    way_out = f"`{stop}` shuts its guest down, if that still runs"
     return StateError(f"{path}: {why!s:.200}", hint=f"fix {path}, or move it away; {way_out}")
 
 
@@ -4070,15 +4113,28 @@ def _text_of(path: Path) -> str:
         return ""
 
 
+def _read_back(text: str, files: Files) -> None:
+    """Raise StateError where a text could not be read again, were it saved as the state."""
+    try:
+        decode_state(text, files.sidecar)
+        if len(text) > STATE_SIZE:
+            raise StateError(f"{files.sidecar}: it would be larger than {STATE_SIZE} bytes")
+    except StateError as error:
+        hint = "the state of before stays; `date` shows whether this host's clock is right"
+        raise StateError(f"not saved, as it could not be read again: {error}", hint=hint) from None
+
+
 def save_state(state: State) -> State:
     """Replace the state file, whole or not at all. Only under the cluster's lock.
 
+    What is saved has been read back first: a file that no verb can read is a VM that none can stop.
     The copy goes first: it counts only once the sibling has replaced the state file. A new cluster
     has its state file first, for that is what claims all of its other names.
     """
     files = state.files
     copy = {**_state_object(state), "loginKey": _login_key(files.sidecar)}
     copy_text, text = to_json(copy).encode("ascii"), encode_state(state).encode("ascii")
+    _read_back(text.decode("ascii"), files)
     if not os.path.lexists(files.sidecar):
         write_file(files.sidecar, text)
     write_file(files.copy, copy_text)
@@ -4134,8 +4190,7 @@ def remember_cache_dir(host: Host, cache_dir: Path) -> None:
     """
     try:
         index = _index(host)
-        make_folder(index)
-        check_folder(index)
+        own_folder(index)
         with contextlib.suppress(FileExistsError):  # then it is in the index already
             (index / sha256_of(os.fsencode(cache_dir))[:16]).symlink_to(cache_dir)
     except (OSError, YclusterError) as error:
@@ -4173,8 +4228,7 @@ def claim_lock(host: Host) -> Iterator[None]:
     """
     try:
         path = host.state_home() / "claims.lock"
-        make_folder(path.parent)
-        check_folder(path.parent)
+        own_folder(path.parent)
         fd = take_flock(host, path, timeout=LOCK_TIMEOUT, what="its names")
     except (OSError, YclusterError) as error:
         host.output.debug(f"no lock on claims: {error}")
@@ -4345,8 +4399,7 @@ def log_event(host: Host, state: State, event: str, **facts: object) -> None:
     with contextlib.suppress(OSError, YclusterError):  # nothing depends on the log
         log = _event_log(host)
         refuse_sudo(host, log)
-        make_folder(log.parent)
-        check_folder(log.parent)
+        own_folder(log.parent)
         if log.exists() and log.stat().st_size > EVENTS_SIZE:
             log.replace(log.with_name("events.1.jsonl"))
         with descriptor(open_own(log, appending)) as fd:
@@ -4440,8 +4493,8 @@ def adjusted(state: State, clock: Clock) -> State:
     step = round(clock.booted - state.booted_at)
     if abs(step) < CLOCK_STEP:
         return state
-    moved = {}
-    for name in ("booted_at", "started_at", "retry_at", "warned", "expires_at"):
+    moved = {"booted_at": min(max(_EARLIEST_BOOT, state.booted_at + step), _LATEST)}
+    for name in ("started_at", "retry_at", "warned", "expires_at"):
         at = getattr(state, name)
         if at is not None:
             moved[name] = min(max(0, at + step), _LATEST)
@@ -4669,12 +4722,13 @@ IMPORTED_LATER = ("datetime", "hashlib", "shutil", "socket", "subprocess", "temp
 _LAUNCHER = """\
 #!/bin/sh
 # Written by ycluster: runs its copy by the first Python that is fit for it.
+# The copy's SHA-256 is {digest}
 for python in /usr/bin/python3 {python} python3 /usr/local/bin/python3 /usr/bin/python3.*; do
   "$python" -I -S -c 'import sys, {modules}; sys.exit(sys.version_info < (3, 9))' 2>/dev/null ||
     continue
   case "$*" in
-    probe) exit 0 ;;
-    *"lifetime watch "*) exec "$python" -I -S {program} "$@" ;;
+    probe) printf '%s\\n' {program}; exit ;;
+    *"lifetime watch "*) exec "$python" -I -S -c {lean} {program} "$@" ;;
   esac
   "$python" -I -S {program} "$@" && exit
   status=$?
@@ -4684,6 +4738,27 @@ done
 rm -f {failed}
 echo 'no Python 3.9 or later is left to run it' >{failed}
 exit 127
+"""
+
+
+# How a watcher loads the copy: compiled by a child, as compiling takes 30 MiB, which a process that
+# has done it keeps for as long as it runs.
+_LEAN = """\
+import marshal, os, sys
+from importlib.machinery import SourceFileLoader
+del sys.argv[0]
+__file__ = sys.argv[0]
+__loader__ = SourceFileLoader("__main__", __file__)
+reader, writer = os.pipe()
+if os.fork() == 0:
+    with os.fdopen(writer, "wb") as to:
+        marshal.dump(compile(__loader__.get_data(__file__), __file__, "exec"), to)
+    os._exit(0)
+os.close(writer)
+with os.fdopen(reader, "rb") as compiled:
+    code = marshal.load(compiled)
+os.wait()
+exec(code)
 """
 
 
@@ -4707,7 +4782,9 @@ def install_program(host: Host, files: Files) -> None:
     So no reap is lost when the program that armed it, or its Python, is moved, upgraded or deleted.
     """
     launcher = _LAUNCHER.format(
+        digest=sha256_of(host.program_source()),
         python=shlex.quote(host.interpreter()),
+        lean=shlex.quote(_LEAN),
         modules=", ".join(IMPORTED_LATER),
         program=shlex.quote(str(files.program)),
         failed=shlex.quote(str(files.timer_failed)),
@@ -4725,19 +4802,22 @@ def program_trouble(host: Host, state: State) -> str:
     A reap that has armed its own retry has failed to act, and not to run.
     """
     files = state.files
-    if not files.launcher.is_file() or not _is_whole(files.program):
+    if not _is_whole(files):
         return "what it would run is not there, or not whole"
     if files.timer_failed.exists() and state.retry_at is None:
         return _text_of(files.timer_failed).strip() or "its last run failed"
-    if host.attempt(["/bin/sh", str(files.launcher), "probe"], timeout=60) is None:
+    # A launcher that is cut off may end well, and run nothing.
+    runs = host.attempt(["/bin/sh", str(files.launcher), "probe"], timeout=60) or ""
+    if runs.rstrip("\n") != str(files.program):
         return "no Python 3.9 or later can run it"
     return ""
 
 
-def _is_whole(program: Path) -> bool:
-    """Whether a copy of this program is there to its last line."""
+def _is_whole(files: Files) -> bool:
+    """Whether the private copy is there, and as it was when its launcher was written."""
     try:
-        return read_own(program, len(LAST_LINE), last=True) == LAST_LINE
+        digest = sha256_of(read_own(files.program))
+        return digest.encode() in read_own(files.launcher)
     except OSError:
         return False
 
@@ -4798,9 +4878,14 @@ def unit_name(files: Files, moment: int, nonce: str) -> str:
     With a hash of the place, as systemd takes few characters, and the sibling's names may hold
     any. With the moment and a nonce, as no name can be armed while its own unit runs.
     """
+    return f"{_unit_stem(files)}-{moment}-{nonce}"
+
+
+def _unit_stem(files: Files) -> str:
+    """What the names of all units begin with that are for a cluster in this place."""
     place = sha256_of(os.fsencode(files.sidecar))[:8]
     name = re.sub(r"[^A-Za-z0-9:_.-]", "-", files.name)[:100]
-    return f"ycluster-reap-{name}-{place}-{moment}-{nonce}"
+    return f"ycluster-reap-{name}-{place}"
 
 
 class SystemdTimer(Timer):
@@ -4884,8 +4969,9 @@ class SystemdTimer(Timer):
         files: Files,
         timer: ArmedTimer,
     ) -> bool:
-        """Whether the unit has a time to fire."""
-        return self._has_a_time(host, timer.id)
+        """Whether the unit is for the cluster where it now is, and has a time to fire."""
+        is_ours = timer.id.startswith(f"{_unit_stem(files)}-")
+        return is_ours and self._has_a_time(host, timer.id)
 
     def cancel(
         self,
@@ -4926,15 +5012,17 @@ class AtTimer(Timer):
         "unless a ycluster command runs before",
     }
     QUEUE = "c"  # the later the letter, the lower the priority
+    PIDFILE = Path("/run/atd.pid")
 
     @property
     def daemon_runs(self) -> bool:
-        """Whether the atd that serves our spool runs.
+        """Whether the atd that serves our spool runs, and is not stopped.
 
         By its pidfile at(1) finds it, too: with none, at warns, exits 0 and never runs the job. An
         atd of another mount namespace has another spool, and its pidfile is not seen from here.
         """
-        return process_stat(Path("/run/atd.pid"))[0] == "atd"
+        name, state = process_stat(self.PIDFILE)
+        return name == "atd" and state not in STOPPED
 
     def check(self, host: Host) -> None:
         """Raise unless at is installed, its daemon runs and the user may use it."""
@@ -4954,10 +5042,11 @@ class AtTimer(Timer):
         wait = f"{AT_EARLY:.0f}s"
         command = shlex.join(timer_argv(host, files, self.name, "reap", "--wait", wait))
         log = shlex.quote(str(files.log))
-        # A log that can't be written must not keep the reap from running.
+        # A log that can't be written must keep no reap from running; a FIFO would be waited for.
         job = (
-            "umask 077\n"
-            f"true >>{log} && exec {command} >>{log} 2>&1\n"
+            f"umask 077\nlog={log}\n"
+            '[ -L "$log" ] || { [ -e "$log" ] && [ ! -f "$log" ]; } ||\n'
+            f'{{ true >>"$log" && exec {command} >>"$log" 2>&1; }}\n'
             f"exec {command} >/dev/null 2>&1\n"
         )
         minute = utc_text(moment, "%Y%m%d%H%M")
@@ -4978,17 +5067,14 @@ class AtTimer(Timer):
         """Whether the job is queued (or runs), and its daemon runs."""
         if not self.daemon_runs:
             return False
-        # At the moment when atd renames a job that it starts, atq misses it: look twice.
-        queued = self._queued(host, timer.id) or self._queued(host, timer.id)
-        return queued and self._is_ours(host, files, timer.id)
-
-    def _queued(self, host: Host, job: str) -> bool:
-        # In every queue: a job that runs is listed under `=`, and not under our letter.
-        listing = host.attempt(["atq"], timeout=30) or ""
-        return any(line.split()[:1] == [job] for line in listing.splitlines())
+        # At the moment when atd renames a job that it starts, at misses it: look twice.
+        return self._is_ours(host, files, timer.id) or self._is_ours(host, files, timer.id)
 
     def _is_ours(self, host: Host, files: Files, job: str) -> bool:
-        """Whether a job is for this cluster: at gives a number again, in a new spool for one."""
+        """Whether there is such a job, and it is this cluster's.
+
+        at gives a number again, in a new spool for one. Of a job that is gone it shows nothing.
+        """
         return f"--state {shlex.quote(str(files.sidecar))} " in self.job_text(host, job)
 
     def cancel(
@@ -5039,12 +5125,16 @@ class WatcherTimer(Timer):
     ) -> str:
         """Start the watcher, unless one runs: it reads its moments from the state file.
 
-        One that is stopped (SIGSTOP), or runs the code of before an upgrade, makes room for it.
+        One that is stopped (SIGSTOP), looks where the files have been moved from, or runs the code
+        of before an upgrade, makes room for it.
         """
         holder = lock_holder(files.watch_lock)
         if holder == os.getpid():
             return "watch"
-        if holder is not None and (_is_stopped(holder) or not _is_installed(host, files)):
+        if holder is not None and not watched(holder):
+            why = f"{files.watch_lock} is held by a process that is no watcher"
+            raise YclusterError(why, hint=f"`ps -fp {holder}` names it")
+        if holder is not None and not (_is_fit(holder, files) and _is_installed(host, files)):
             self._end(host, files, holder)
         if flock_held(files.watch_lock):
             return "watch"
@@ -5065,11 +5155,11 @@ class WatcherTimer(Timer):
         files: Files,
         timer: ArmedTimer,
     ) -> bool:
-        """Whether a watcher holds its lock, and is not stopped."""
+        """Whether a watcher of this place holds its lock, and is not stopped."""
         if not flock_held(files.watch_lock):
             return False
-        holder = lock_holder(files.watch_lock)
-        return holder is None or not _is_stopped(holder)
+        holder = lock_holder(files.watch_lock)  # None where the kernel's list has it not
+        return holder is None or holder == os.getpid() or _is_fit(holder, files)
 
     def cancel(
         self,
@@ -5080,17 +5170,22 @@ class WatcherTimer(Timer):
         """Nothing to do: it reads the state file at every look, and ends when not named there."""
 
 
-def _is_stopped(pid: int) -> bool:
-    """Whether a process does not run until it is continued (SIGSTOP)."""
-    return process_stat(pid)[1] in ("T", "t")
+def _is_fit(pid: int, files: Files) -> bool:
+    """Whether a process watches the cluster in its place, and is not stopped."""
+    return process_stat(pid)[1] not in STOPPED and watched(pid) == str(files.sidecar)
+
+
+def watched(pid: int) -> str:
+    """The state file that a process watches, by its argv; empty where it is no watcher."""
+    words = command_line(pid)
+    if words[-3:] != ["--by", WatcherTimer.name, ""] or "--state" not in words:
+        return ""
+    return words[words.index("--state") + 1]
 
 
 def _is_installed(host: Host, files: Files) -> bool:
     """Whether the private copy is this very program."""
-    try:
-        return read_own(files.program) == host.program_source()
-    except OSError:
-        return False
+    return holds(files.program, host.program_source(), 0o600)
 
 
 TIMERS: tuple[Timer, ...] = (SystemdTimer(), AtTimer(), WatcherTimer())  # best first
@@ -5557,11 +5652,11 @@ def _look_for_vm(files: Files) -> Vm | None:
     """The VM by its pidfile; else among all processes, whatever has become of its files."""
     named = _pid_in(files.pidfile)
     if named is not None:
-        vm = _vm_of(named, files.pidfile)
+        vm = _vm_of(named, files)
         if vm is not None:
             return vm
     # Of another user's process only the pidfile, in our own folder, may say that it is ours.
-    candidates = (_vm_of(pid, files.pidfile) for pid in pids() if _is_mine(pid))
+    candidates = (_vm_of(pid, files) for pid in pids() if _is_mine(pid))
     return next((vm for vm in candidates if vm is not None), None)
 
 
@@ -5572,27 +5667,19 @@ def _pid_in(pidfile: Path) -> int | None:
         return None
 
 
-def _vm_of(pid: int, pidfile: Path) -> Vm | None:
-    """The process as a VM, where it runs with this pidfile."""
-    if not _runs_with_pidfile(pid, pidfile):
+def _vm_of(pid: int, files: Files) -> Vm | None:
+    """The process as a VM, where it is the cluster's QEMU."""
+    if not is_qemu_of(pid, files):
         return None
     try:
         pidfd = pidfd_open(pid)
     except ProcessLookupError:
         return None
     # Asked again: the number may have been recycled before it was opened; now it can't be.
-    if _runs_with_pidfile(pid, pidfile) and not exited(pidfd, 0):
+    if is_qemu_of(pid, files) and not exited(pidfd, 0):
         return Vm(pid, pidfd)
     os.close(pidfd)
     return None
-
-
-def command_line(pid: int) -> list[str]:
-    """The argv of a process; empty where it is gone, or may not be seen."""
-    try:
-        return os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")
-    except OSError:
-        return []
 
 
 def one_value(text: str) -> str:
@@ -5624,6 +5711,16 @@ def lost_vms() -> Iterator[tuple[int, Files]]:
                 yield pid, files
 
 
+def where_now(pid: int, files: Files) -> Files:
+    """The files of a VM in the place that they have been moved to: QEMU has its lock open."""
+    try:
+        paths = [Path(os.readlink(fd)) for fd in Path(f"/proc/{pid}/fd").iterdir()]
+    except OSError:  # it has just closed one, or ended
+        paths = []
+    now = next((path for path in paths if path.name == files.vm_lock.name), files.vm_lock)
+    return Files(now.parent, files.name)
+
+
 def _is_mine(pid: int) -> bool:
     try:
         return os.stat(f"/proc/{pid}").st_uid == os.getuid()
@@ -5641,10 +5738,18 @@ def _guest_name(pid: int | str) -> str:
     return os.fsdecode(found[1]) if found else ""
 
 
-def _runs_with_pidfile(pid: int, pidfile: Path) -> bool:
-    """Whether the process is ours. Its argv may spell the directory otherwise: a link, relative."""
+def is_qemu_of(pid: int, files: Files) -> bool:
+    """Whether the process is the cluster's QEMU: by its pidfile, or it has the VM lock open.
+
+    Its argv may spell the directory otherwise (a link, relative); or the files were moved since.
+    """
     named = pidfiles(pid)
-    return bool(named) and os.path.realpath(pidfile) in map(os.path.realpath, named)
+    if os.path.realpath(files.pidfile) in map(os.path.realpath, named):
+        return True
+    try:
+        return bool(named) and has_open(pid, files.vm_lock)
+    except OSError:  # there is no such file, or the process is gone or another user's
+        return False
 
 
 def exited(pidfd: int, timeout: float) -> bool:
@@ -7041,8 +7146,7 @@ def fetch_k3s(host: Host, version: str, source: str) -> Path:
     is not what it should be.
     """
     folder = host.home() / ".cache" / "y-cluster" / "k3s" / version
-    make_folder(folder)
-    check_folder(folder)
+    own_folder(folder)
     listing, *others = [partial(_fetch_k3s_file, host, folder, name) for name in K3S_FILES]
     with locked(host, folder / ".lock", timeout=3600):
         list_is_new = listing(version, source)
@@ -7249,9 +7353,9 @@ def _run_k3s_install(host: Host, state: State, waiting: Waiting) -> None:
 # user's own is never replaced, and what kubectl does without --context does not change: it merges
 # all files of $KUBECONFIG, so every one of them is looked at, while one alone is written. The state
 # names this file before our names go into it. The context, which shows that they are ours, goes in
-# first and comes out last: so a teardown finds what a kill has left. Two copies are kept beside the
-# file: `.before-ycluster`, as it was before our first change ever, and `.before-ycluster-last`, as
-# it was before our last one.
+# first and comes out last: so a teardown finds what a kill has left. `.before-ycluster`, beside the
+# file, is a copy of it as it was before our first change ever; `.before-ycluster-last` is one that
+# is there while we change it, and stays only where that fails.
 
 
 class Kubeconfig(Record):
@@ -7463,13 +7567,42 @@ def _keep_first(file: Path) -> None:
         write_file(backup, file.read_bytes())
 
 
-def _keep_last(file: Path) -> None:
-    """Keep a copy of a kubeconfig as it is now.
+@contextlib.contextmanager
+def _copied(host: Host, file: Path, name: str) -> Iterator[None]:
+    """Keep a copy of a kubeconfig, with its credentials, while kubectl changes our names in it.
 
-    kubectl truncates the file before it writes: if the disk is full, this must fail first.
+    kubectl truncates the file before it writes: if the disk is full, the copy must fail first. It
+    stays where the change fails; one that has what the file has lost since then stays, too.
     """
-    if file.exists():
-        write_file(file.with_name(f"{file.name}.before-ycluster-last"), file.read_bytes())
+    if not file.exists():
+        yield
+        return
+    copy = file.with_name(f"{file.name}.before-ycluster-last")
+    lost = _lost_users(host, file, copy, name)
+    if lost:
+        spare = copy.rename(f"{copy}-{os.urandom(4).hex()}")
+        text = f"an earlier change of {file} was cut off: it has no user {lost[0]!r} now, but"
+        host.output.warn(f"{text} {spare} has; remove that once you have what you need of it")
+    write_file(copy, file.read_bytes())
+    try:
+        yield
+    except BaseException:
+        host.output.warn(f"{file} may be half changed; {copy} is the file as it was")
+        raise
+    remove(copy)
+
+
+def _lost_users(host: Host, file: Path, copy: Path, name: str) -> list[str]:
+    """The users in a copy of a kubeconfig that are no longer in it, but for `name`.
+
+    A user whose key is in a file that is gone is not missed, such as that of a former cluster.
+    """
+    lost = []
+    users = _view(host, copy).users if os.path.exists(copy) else {}
+    for user in sorted(set(users) - {name} - set(_view(host, file).users if users else ())):
+        if os.path.exists(users[user].get("client-key", "/")):
+            lost.append(user)
+    return lost
 
 
 def forget_kubeconfig(host: Host, state: State, *, moving: bool = False) -> None:
@@ -7509,14 +7642,14 @@ def _remove_names(host: Host, file: Path, state: State, *, leave: bool) -> None:
         raise PrerequisiteError(unwritable)
     if not state.kubeconfig:  # It may be our first change.
         _keep_first(file)
-    _keep_last(file)
-    if leave:
-        _leave_context(host, file, state.context)
-    _kubectl(host, file, "unset", f"clusters.{name}")
-    _kubectl(host, file, "unset", f"users.{name}")
-    # Last, because it shows that the names are ours: so a teardown that was killed is completed by
-    # the next.
-    _kubectl(host, file, "delete-context", state.context)
+    with _copied(host, file, name):
+        if leave:
+            _leave_context(host, file, state.context)
+        _kubectl(host, file, "unset", f"clusters.{name}")
+        _kubectl(host, file, "unset", f"users.{name}")
+        # Last, because it shows that the names are ours: so a teardown that was killed is completed
+        # by the next.
+        _kubectl(host, file, "delete-context", state.context)
 
 
 def leave_kubeconfig(host: Host, state: State, *, moving: bool = False) -> None:
@@ -7570,9 +7703,9 @@ def merge_kubeconfig(host: Host, state: State) -> State:
         # Saved before the file is touched: so a teardown takes our names out whatever happens.
         state = save_state(replace(state, kubeconfig=str(file)))
         _keep_first(file)
-        _keep_last(file)
-        _write_certificates(state.files, cluster, user)
-        _merge_by_kubectl(host, state, file, cluster)
+        with _copied(host, file, state.name):
+            _write_certificates(state.files, cluster, user)
+            _merge_by_kubectl(host, state, file, cluster)
     host.output.say(f"  kubectl --context {shlex.quote(state.context)} get nodes   ({file})")
     return state
 
@@ -7660,8 +7793,7 @@ def fetch_image(host: Host, config: QemuConfig, cache_dir: Path) -> Path:
     the image is not available, ConfigError if its digest differs.
     """
     images = cache_dir / "images"
-    make_folder(images)
-    check_folder(images)
+    own_folder(images)
     with locked(host, images / ".lock", timeout=3600):
         known, fault = images / config.image_sha256, ""
         if config.image_sha256 and os.path.lexists(known):
@@ -8209,6 +8341,8 @@ BY_PLACE = argument(
     "cluster", nargs="?", metavar="NAME", type=_placed, help="the cluster of this name"
 )
 ONE = OneOf("files", (BY_CONTEXT, BY_NAME, BY_CONFIG), default=Selector())
+# For what needs no state file to be read.
+ONE_OR_LOST = OneOf("files", (*ONE.arguments, BY_STATE), default=Selector())
 # For the verbs that apply a config, where the cluster is named by one.
 ONE_OR_CONFIG = OneOf("which", ONE.arguments, default=Selector())
 SOME = OneOf("which", (BY_CONTEXT, BY_NAME, BY_CONFIG, ALL, BY_STATE), default=Selector())
@@ -8588,8 +8722,7 @@ def _make_cache_dir(config: QemuConfig, files: Files) -> None:
     folder = files.cache_dir
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{config.file}: cacheDir {folder} is not a directory")
-    check_folder(folder)
-    make_folder(folder)
+    own_folder(folder)
 
 
 def _claim(host: Host, config: QemuConfig, state: State) -> State:
@@ -8672,6 +8805,11 @@ def _refuse_existing(host: Host, files: Files) -> str:
 _END_OF_LOST = "only its watcher, if that still runs, ends it at its deadline"
 
 
+def _stop_of_lost(files: Files) -> str:
+    """The command that shuts down a guest whose state file is lost."""
+    return shlex.join(["ycluster", "stop", "--state", str(files.sidecar)])
+
+
 def _refuse_lost(host: Host, files: Files) -> None:
     """Raise where a VM of this name runs whose files are gone, here or in a default cacheDir."""
     places = {files.cache_dir, host.data_home().resolve(), host.sibling_home().resolve()}
@@ -8680,7 +8818,7 @@ def _refuse_lost(host: Host, files: Files) -> None:
             why = (
                 f"{lost.name} already runs (pid {pid}), and its files in {lost.cache_dir} are gone"
             )
-            raise YclusterError(why, hint=f"{_END_OF_LOST}; `kill {pid}` ends it now")
+            raise YclusterError(why, hint=f"{_END_OF_LOST}; `{_stop_of_lost(lost)}` does now")
 
 
 def _refuse_unclaimed(files: Files) -> None:
@@ -8880,13 +9018,21 @@ def _require_disk(state: State) -> None:
 @verb(
     "stop",
     "power a cluster off; its disk stays",
-    ONE,
+    ONE_OR_LOST,
     DISCARD_MEMORY,
     example="ycluster stop --name dev",
 )
 def stop(host: Host, files: Files, *, discard_memory: bool = False) -> None:
-    """Power the guest off; the disk stays."""
+    """Power the guest off; the disk stays. Its state file may be lost, or what can't be read."""
     hand_over(host, spare=files)
+    try:
+        load_state(files)
+    except StateError:
+        check_folder(files.cache_dir)  # in another's, nothing is believed
+        if not running(host, files):
+            raise
+        _stop_lost(host, files)
+        return
     with opened(host, files) as state:
         state = _settled(host, state)
         if discard_memory:
@@ -8904,6 +9050,40 @@ def stop(host: Host, files: Files, *, discard_memory: bool = False) -> None:
         host.output.say(f"{state.name} was not running{last_expiry(state)}")
 
 
+def _stop_lost(host: Host, files: Files) -> None:
+    """Power off a guest whose state can't be read.
+
+    By its watcher, where there is one: it has what logs in to the guest, also where the monitor is
+    gone with the folder.
+    """
+    with find_vm(host, files) as vm:
+        if vm is None:
+            return
+        host.output.say(f"stopping {files.name} (pid {vm.pid}), without its state")
+        asked = _ask_watcher(files)
+        if asked:
+            host.output.say(f"  its watcher (pid {asked}) has been asked to do it")
+        if not asked or not exited(vm.pidfd, LOCK_TIMEOUT):
+
+            def no_login() -> NoReturn:
+                raise YclusterError("what logs in to it is not known")
+
+            stop_vm(host, where_now(vm.pid, files), vm, no_login)
+    host.output.say(f"{files.name} is stopped")
+
+
+def _ask_watcher(files: Files) -> int | None:
+    """The pid of the watcher that now stops its VM; None where there is none that would."""
+    for pid in pids():
+        is_its = watched(pid) == str(files.sidecar)
+        if is_its and process_stat(pid)[1] not in STOPPED and catches(pid, ASK_TO_STOP):
+            # It may have ended meanwhile, with its VM.
+            with contextlib.suppress(OSError), descriptor(pidfd_open(pid)) as pidfd:
+                send_signal(pidfd, ASK_TO_STOP)
+                return pid
+    return None
+
+
 def _halt(host: Host, state: State) -> str:
     """Stop the VM; returns the step that ended it, empty where nothing ran.
 
@@ -8911,10 +9091,11 @@ def _halt(host: Host, state: State) -> str:
     """
     if not running(host, state.files):
         return _stop_guest(host, state)
-    fd = None
-    with contextlib.suppress(OSError):  # what stands there instead must not keep a VM
-        fd = take_flock(host, state.files.stop_lock, timeout=LOCK_TIMEOUT)
-    with contextlib.nullcontext() if fd is None else descriptor(fd):
+    files = state.files
+    one = locked(host, files.stop_lock, timeout=LOCK_TIMEOUT, belongs_to=files.sidecar)
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(YclusterError, OSError):  # whatever is there keeps no VM
+            stack.enter_context(one)
         return _stop_guest(host, state)
 
 
@@ -9188,12 +9369,6 @@ def _kept(state: State) -> list[Path]:
     return [path for path in disks if path.exists()]
 
 
-def _remove_lock(path: Path) -> bool:
-    """Remove a lock file, unless it is none of ours: those are empty."""
-    is_ours = path.is_file() and not path.is_symlink() and path.stat().st_size == 0
-    return is_ours and remove(path)
-
-
 def _erase(host: Host, state: State, *, keep_disk: bool = False) -> list[str]:
     """Remove the cluster's files; returns their names.
 
@@ -9202,9 +9377,8 @@ def _erase(host: Host, state: State, *, keep_disk: bool = False) -> list[str]:
     """
     files = state.files
     if not is_claimed(files):
-        others = [path for path in files.locks() if path != files.lock]
-        locks = [path for path in others if _remove_lock(path)]
-        return [path.name for path in (*locks, *filter(remove, files.unfinished()))]
+        locks = [path for path in files.locks() if path != files.lock and is_empty(path)]
+        return [path.name for path in (*locks, *files.unfinished()) if remove(path)]
     first = _going_first(state, keep_disk=keep_disk)
     removed = [path.name for path in first if remove(path)]
     leave_kubeconfig(host, state)
@@ -9531,6 +9705,9 @@ def _end_without_lock(host: Host, files: Files) -> None:
     is_under_way = state.retry_at is not None and state.retry_at > host.now()
     if decision.do not in ACTIONS or is_under_way:  # an expiry has its own second try
         return
+    over = ("stopped", "paused") if decision.do == "pause" else ("stopped",)
+    if vm_status(host, files) in over:  # an earlier look than this has ended it
+        return
     text = f"{decision.why}; its lock is held, so it is ended without it"
     host.output.say(f"{format_time(host.now())} {state.name}: {text}")
     end = _freeze if decision.do == "pause" else _halt
@@ -9702,21 +9879,45 @@ END_BY: Mapping[str, Callable[[Host, State], str]] = {
 def sweep(host: Host, *, by: str, every: bool = False) -> list[str]:
     """Reap what is overdue, or has no timer for its deadline; with `every` all others, too.
 
-    Returns the names of those that could not be reaped; one that fails, or is busy, does not stop
-    the rest.
+    Returns the names of those that could not be reaped; one that fails does not stop the rest. One
+    whose lock is held comes last, and its VM, if due, is ended as in `reap_in_time`.
     """
-    failed = []
-    for files in discover(host):
+
+    def at_once(files: Files) -> None:
+        if every or _needs_reap(host, current(host, files)):
+            reap(host, files, by=by, patience=0.5)
+
+    def in_time(files: Files) -> None:
+        if every or running(host, files):
+            reap_in_time(host, files, by=by, patience=0.5)
+        else:
+            raise Busy(f"{files.name}: another ycluster is working on it")
+
+    def patiently(files: Files) -> None:
+        reap(host, files, by=by)
+
+    left, failed = discover(host), []
+    for act in (at_once, in_time, patiently) if every else (at_once, in_time):
+        left, names = _reap_each(host, left, act)
+        failed += names
+    return [*failed, *(files.name for files in left)]
+
+
+def _reap_each(
+    host: Host, clusters: Sequence[Files], act: Callable[[Files], None]
+) -> tuple[list[Files], list[str]]:
+    """Do it to each of the clusters; returns those that are busy, and the names that failed."""
+    busy, failed = [], []
+    for files in clusters:
         try:
-            if every or _needs_reap(host, current(host, files)):
-                reap(host, files, by=by, patience=LOCK_TIMEOUT if every else 0.5)
+            act(files)
         except Busy:
-            failed.append(files.name)
+            busy.append(files)
         except Exception as error:
             if os.path.lexists(files.sidecar):
                 host.output.warn(f"{files.name}: {error}")
                 failed.append(files.name)
-    return failed
+    return busy, failed
 
 
 def _needs_reap(host: Host, state: State) -> bool:
@@ -10025,6 +10226,7 @@ def run_watcher(host: Host, files: Files) -> None:
     """
     load_all(host)
     watcher = Watcher(host, files, "watcher")
+    signal.signal(ASK_TO_STOP, watcher.ask)
     fd = take_flock(host, files.watch_lock, timeout=2)
     if fd is not None:
         watcher.run(fd)
@@ -10049,6 +10251,7 @@ class Watcher:
         self.vm: Vm | None = None  # the VM that is held
         self.login: dict[str, bytes] = {}  # the files by which ssh logs in to it
         self.trouble = ""  # what was said last, so that it is not said again at each look
+        self.asked = False  # whether a VM whose state can't be read is to be stopped now
         self.slept = self._sleep_of_host()
 
     def run(self, fd: int | None = None) -> None:
@@ -10063,6 +10266,10 @@ class Watcher:
             except Exception as error:  # if this ended, perhaps nothing would enforce the deadline
                 self._say_once(error)
             self.host.sleep(max(0.02, min(WATCH_INTERVAL, wake - self.host.now())))
+
+    def ask(self, *_: object) -> None:
+        """Have the VM stopped at the next look, if its state can't be read: as `stop` does then."""
+        self.asked = True
 
     def _say_once(self, error: Exception) -> None:
         if str(error) != self.trouble:
@@ -10092,16 +10299,20 @@ class Watcher:
             return True
 
     def _is_superseded(self, fd: int) -> bool:
-        """Whether its VM has ended, and its lock file, `fd`, is not the one that is there now.
+        """Whether its lock file, `fd`, is not the one that is there now: another watcher has that.
 
-        The cluster has been torn down and made again: that one has another watcher.
+        Its VM has ended, and the cluster was made again; or somebody has removed its lock file, and
+        the other, too, has the VM that runs in this place.
         """
-        if self.vm is None or not exited(self.vm.pidfd, 0):
-            return False
         try:
-            return not os.path.samestat(os.fstat(fd), os.lstat(self.files.watch_lock))
+            if os.path.samestat(os.fstat(fd), os.lstat(self.files.watch_lock)):
+                return False
         except OSError:
             return False  # there is none, see `_has_ended`
+        if self.vm is None or exited(self.vm.pidfd, 0):
+            return True
+        runs_here = _pid_in(self.files.pidfile) == self.vm.pid
+        return runs_here and flock_held(self.files.watch_lock)
 
     def _has_folder(self) -> bool:
         """Whether the cluster's folder is there, and its user's own: no verb works in another."""
@@ -10156,6 +10367,10 @@ class Watcher:
     def _act(self) -> float:
         """Reap what is due; returns when to look again, in seconds since the epoch."""
         state = adjusted(self.known, self.host.clock())
+        asked, self.asked = self.asked, False
+        if asked and not self.readable and self.vm is not None:
+            self._stop_without_files(state, self.vm, "it is to be stopped")
+            return self.host.now() + 1
         wake = wake_time(state)
         if self._stands_by(state):
             wake = time_of(state, DEADLINE) + (WATCH_GRACE if self.readable else 0)
@@ -10164,7 +10379,8 @@ class Watcher:
         if self.readable:
             reap_in_time(self.host, self.files, by=self.by, patience=LOCK_BOUND)
         elif self.vm is not None:
-            self._stop_without_files(state, self.vm)
+            how = self._stop_without_files(state, self.vm, "its deadline has passed")
+            _tell_expiry(self.host, state, Reaped(int(self.host.now()), "stop", self.by, how))
         return self.host.now() + 1  # soon, as there may be nothing left to wait for
 
     def _sleep_of_host(self) -> float:
@@ -10178,20 +10394,20 @@ class Watcher:
         if has_slept and self.vm is not None and vm_status(self.host, self.files) == "running":
             set_guest_clock(self.host, self.known)
 
-    def _stop_without_files(self, state: State, vm: Vm) -> None:
-        """Stop the VM at the deadline that is known, whatever the expiry would be: nothing goes."""
+    def _stop_without_files(self, state: State, vm: Vm, cause: str) -> str:
+        """Stop the VM, whatever the expiry would be: nothing goes. Returns how."""
         import tempfile
 
         host = self.host
-        why = "its state file is lost or can't be read"
-        host.output.say(f"{format_time(host.now())} {state.name}: {why}; its deadline has passed")
+        text = f"{state.name}: its state file is lost or can't be read, and {cause}: stopping it"
+        host.output.say(f"{format_time(host.now())} {text}")
+        host.tell_terminals(f"ycluster: {text}")
         with tempfile.TemporaryDirectory(prefix="ycluster-") as folder:
             for name, content in self.login.items():
                 write_file(Path(folder, name), content)
             login = ssh_argv(replace(state, cache_dir=folder), "sudo sync; sudo poweroff")
             poweroff = partial(host.run, login, timeout=30)
-            how = stop_vm(host, self.files, vm, poweroff)
-        _tell_expiry(host, state, Reaped(int(host.now()), "stop", self.by, how))
+            return stop_vm(host, where_now(vm.pid, self.files), vm, poweroff)
 
 
 # --- looking: data first, then rows of it for people, and one way to show either
@@ -10630,8 +10846,14 @@ def _unclaimed_disks(host: Host, survey: Survey) -> Iterator[Finding]:
 
 def _lost_vms(host: Host, survey: Survey) -> Iterator[Finding]:
     for pid, files in lost_vms():
-        text = f"{files.name} runs (pid {pid}), but its state file is gone"
-        yield Finding("vm", "failure", f"{text}: {_END_OF_LOST}", f"kill {pid}")
+        if any(is_qemu_of(pid, known) for known in survey.clusters):
+            continue  # its files were moved, and are seen there
+        files = where_now(pid, files)
+        gone = "is gone"
+        if os.path.lexists(files.sidecar):
+            gone = f"is in {files.cache_dir} now, where no timer looks for it"
+        text = f"{files.name} runs (pid {pid}), but its state file {gone}"
+        yield Finding("vm", "failure", f"{text}: {_END_OF_LOST}", _stop_of_lost(files))
 
 
 def _leftover_timers(host: Host, survey: Survey) -> Iterator[Finding]:

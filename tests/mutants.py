@@ -147,7 +147,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a stopped process that holds no lock is left alone",
-        "if _has_open(pid, path):\n            send_signal",
+        "if has_open(pid, path):\n            send_signal",
         "if True:\n            send_signal",
         "test_state.py::test_a_holder_that_was_put_to_sleep_is_woken_and_no_other_sleeper",
     ),
@@ -203,7 +203,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "what has not changed is not written again",
-        "    if _holds(path, data, mode):\n        return\n",
+        "    if holds(path, data, mode):\n        return\n",
         "",
         "test_own_files.py::test_a_reap_with_nothing_due_writes_nothing_anew",
     ),
@@ -217,13 +217,13 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     # --- 5 durations
     (
         "no time is after 2999",
-        "if not 0 <= seconds <= _LATEST:",
-        "if not 0 <= seconds:",
+        "if not earliest <= seconds <= _LATEST:",
+        "if not earliest <= seconds:",
         "test_state.py::test_a_time_that_could_not_be_written_is_refused",
     ),
     (
         "no time is before 1970",
-        "if not 0 <= seconds <= _LATEST:",
+        "if not earliest <= seconds <= _LATEST:",
         "if not seconds <= _LATEST:",
         "test_state.py::test_a_time_that_could_not_be_written_is_refused",
     ),
@@ -455,8 +455,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a state file's words are no options",
-        "return no_option(_decode_text(raw))",
-        "return _decode_text(raw)",
+        "_WORD = text_by(no_option)",
+        "_WORD = text_by(str)",
         "test_own_files.py::test_a_state_file_holds_no_word_that_is_an_option",
     ),
     # --- 9 lifetime decisions
@@ -799,26 +799,26 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a VM is known by its own pidfile",
-        "return bool(named) and os.path.realpath(pidfile) in map(os.path.realpath, named)",
-        "return bool(named)",
+        "if os.path.realpath(files.pidfile) in map(os.path.realpath, named):",
+        "if named:",
         "test_vm.py::test_the_vm_of_another_cluster_is_not_ours",
     ),
     (
         "whoever has a stale pid is left alone",
-        "return bool(named) and os.path.realpath(pidfile) in map(os.path.realpath, named)",
-        "return True",
+        "if os.path.realpath(files.pidfile) in map(os.path.realpath, named):",
+        "if True:",
         "test_vm.py::test_a_foreign_process_in_the_pidfile_is_never_taken_for_the_vm",
     ),
     (
         "a VM that ends while it is looked for is none",
-        "if _runs_with_pidfile(pid, pidfile) and not exited(pidfd, 0):",
+        "if is_qemu_of(pid, files) and not exited(pidfd, 0):",
         "if True:",
         "test_vm.py::test_a_vm_that_ends_while_it_is_looked_for_is_not_found",
     ),
     (
         "a VM whose pidfile is lost is found",
-        "(_vm_of(pid, files.pidfile) for pid in pids() if",
-        "(_vm_of(pid, files.pidfile) for pid in () if",
+        "(_vm_of(pid, files) for pid in pids() if",
+        "(_vm_of(pid, files) for pid in () if",
         "test_vm.py::test_a_vm_whose_pidfile_is_lost_is_found_by_its_lock",
     ),
     (
@@ -1497,8 +1497,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a stop reaps not the cluster that it stops",
-        '"""Power the guest off; the disk stays."""\n    hand_over(host, spare=files)',
-        '"""Power the guest off; the disk stays."""\n    sweep(host, by="next command")',
+        'read."""\n    hand_over(host, spare=files)',
+        'read."""\n    sweep(host, by="next command")',
         "test_faults.py::test_no_verb_but_a_reap_tears_its_own_cluster_down_because_it_is_overdue",
     ),
     (
@@ -1515,15 +1515,15 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a sweep outlives any failure",
-        "failed.append(files.name)\n        except Exception as error:",
-        "failed.append(files.name)\n        except YclusterError as error:",
+        "busy.append(files)\n        except Exception as error:",
+        "busy.append(files)\n        except YclusterError as error:",
         "test_faults.py::test_whatever_is_wrong_with_one_cluster_keeps_no_other_from_being_reaped",
     ),
     (
         "a sweep waits for no cluster that is busy",
-        "patience=LOCK_TIMEOUT if every else 0.5)",
-        "patience=LOCK_TIMEOUT)",
-        "test_faults.py::test_the_next_command_waits_for_no_cluster_that_is_busy",
+        "reap(host, files, by=by, patience=0.5)\n\n    def in_time",
+        "reap(host, files, by=by)\n\n    def in_time",
+        "test_faults.py::test_watching_all_waits_for_no_cluster_that_is_busy",
     ),
     (
         "the next command outlives any failure of another cluster",
@@ -1645,15 +1645,117 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a job of at's counts only with our text",
-        "return queued and self._is_ours(host, files, timer.id)",
-        "return queued",
+        'return f"--state {shlex.quote(str(files.sidecar))} " in self.job_text(host, job)',
+        "return bool(self.job_text(host, job))",
         "test_timers.py::test_a_number_that_at_has_given_to_another_is_neither_believed_nor_removed",
     ),
     (
         "a stopped watcher is no timer",
-        "return holder is None or not _is_stopped(holder)",
+        "return holder is None or holder == os.getpid() or _is_fit(holder, files)",
         "return True",
         "test_timers.py::test_a_watcher_that_is_no_good_is_replaced_by_the_next_verb",
+    ),
+    (
+        "a watcher of the place that the files were moved from is none",
+        "and watched(pid) == str(files.sidecar)",
+        "",
+        "test_timers.py::test_a_watcher_of_the_place_that_the_files_were_moved_from_is_replaced",
+    ),
+    (
+        "whoever holds the watch lock is not ended unless it is a watcher",
+        "if holder is not None and not watched(holder):",
+        "if False:",
+        "test_timers.py::test_a_lock_that_is_held_by_no_watcher_is_no_watch",
+    ),
+    (
+        "whoever looks at a lock does not hold it",
+        '["FLOCK", "ADVISORY", "WRITE"]',
+        '["FLOCK", "ADVISORY", words[3]]',
+        "test_timers.py::test_whoever_looks_at_a_lock_does_not_hold_it",
+    ),
+    (
+        "a watcher is asked only where it would not end by that",
+        "and catches(pid, ASK_TO_STOP):",
+        "and True:",
+        "test_vm.py::test_a_vm_whose_folder_is_gone_is_shut_down_by_its_watcher",
+    ),
+    (
+        "a watcher whose state can be read stops nothing when asked",
+        "if asked and not self.readable and",
+        "if asked and",
+        "test_timers.py::test_a_watcher_that_is_asked_stops_a_vm_whose_files_are_lost_before_its_deadline",
+    ),
+    (
+        "the monitor of a moved VM is where its lock is",
+        "stop_vm(host, where_now(vm.pid, files), vm, no_login)",
+        "stop_vm(host, files, vm, no_login)",
+        "test_vm.py::test_a_vm_without_a_state_whose_folder_was_moved_is_shut_down_by_its_monitor",
+    ),
+    (
+        "the terminals are told of a VM whose files are lost",
+        'host.tell_terminals(f"ycluster: {text}")',
+        "pass",
+        "test_timers.py::test_a_watcher_ends_a_vm_whose_files_are_lost_at_the_deadline_it_knows",
+    ),
+    (
+        "a watcher does not compile the program itself",
+        'exec "$python" -I -S -c {lean} {program} "$@"',
+        'exec "$python" -I -S {program} "$@"',
+        "test_timers.py::test_a_watcher_is_small",
+    ),
+    (
+        "a unit of another place is not armed",
+        "return is_ours and self._has_a_time(host, timer.id)",
+        "return self._has_a_time(host, timer.id)",
+        "test_timers.py::test_a_unit_of_the_place_that_the_files_were_moved_from_is_not_armed",
+    ),
+    (
+        "a watcher leaves where another has taken its place",
+        "return runs_here and flock_held(self.files.watch_lock)",
+        "return False",
+        "test_timers.py::test_a_watcher_whose_place_another_has_taken_leaves",
+    ),
+    (
+        "a copy is compared with its digest",
+        "return digest.encode() in read_own(files.launcher)",
+        "return True",
+        "test_timers.py::test_a_copy_that_is_not_whole_is_no_timer",
+    ),
+    (
+        "a launcher answers its probe",
+        'if runs.rstrip("\\n") != str(files.program):',
+        "if False:",
+        "test_timers.py::test_a_copy_that_is_not_whole_is_no_timer",
+    ),
+    (
+        "an atd that is stopped does not run",
+        'return name == "atd" and state not in STOPPED',
+        'return name == "atd"',
+        "test_timers.py::test_a_job_of_an_atd_that_is_stopped_is_no_guard",
+    ),
+    (
+        "a moved VM is found by its lock",
+        "return bool(named) and has_open(pid, files.vm_lock)",
+        "return False",
+        "test_vm.py::test_a_vm_whose_folder_was_moved_is_found_by_its_lock",
+    ),
+    (
+        "what is saved has been read back",
+        '_read_back(text.decode("ascii"), files)',
+        "pass",
+        "test_state.py::test_what_could_not_be_read_again_is_not_saved",
+    ),
+    (
+        "a boot may have begun before 1970",
+        "min(max(_EARLIEST_BOOT, state.booted_at + step), _LATEST)",
+        "min(max(0, state.booted_at + step), _LATEST)",
+        "test_lifetime.py::test_a_clock_below_the_uptime_gives_a_state_that_is_read_and_followed",
+    ),
+    (
+        "a sweep ends a VM whose lock is held without end",
+        "if every or running(host, files):",
+        "if False:",
+        "test_faults.py::test_a_lock_that_is_held_without_end_keeps_no_vm_from_its_end_and_no_other_waiting",
     ),
     (
         "a watcher of an older version is replaced",
@@ -1687,8 +1789,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a watcher ends a VM whose files are gone",
-        "self._stop_without_files(state, self.vm)",
-        "pass",
+        'self._stop_without_files(state, self.vm, "its deadline has passed")',
+        '""',
         "test_timers.py::test_a_watcher_ends_a_vm_whose_files_are_lost_at_the_deadline_it_knows",
     ),
     (
@@ -1880,7 +1982,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a pid is looked at again once it can't be recycled",
-        "if _runs_with_pidfile(pid, pidfile) and not exited(pidfd, 0):",
+        "if is_qemu_of(pid, files) and not exited(pidfd, 0):",
         "if not exited(pidfd, 0):",
         "test_vm.py::test_a_pid_that_comes_to_mean_another_process_during_the_look_is_not_the_vm",
     ),

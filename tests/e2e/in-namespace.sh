@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Run a command as root in a mount namespace whose /run, lingering users and at spool are its own.
+# Run a command as root with a /run, lingering users and an at spool of its own, in a mount namespace.
+# In a PID namespace it also sees no processes but its own: no lane's doctor names another lane's VMs, and none outlives it.
 set -euo pipefail
 mount -t tmpfs -o mode=755 tmpfs /run
 mkdir -p /run/systemd/system /run/user/0
@@ -13,4 +14,4 @@ if [[ -d $spool ]]; then
     install -m 600 -o daemon -g daemon /dev/null "$spool/.SEQ"
 fi
 export XDG_RUNTIME_DIR=/run/user/0 YCLUSTER_OWN_MOUNTS=1
-exec "$@"
+"$@" # not exec: as its namespace's first process, bash takes in the orphans

@@ -168,21 +168,18 @@ class History:
         )
 
     def stopped_watcher(self) -> None:
+        self.harmed_watcher(signal.SIGSTOP)
+
+    def killed_watcher(self) -> None:
+        self.harmed_watcher(signal.SIGKILL)
+
+    def harmed_watcher(self, sign: signal.Signals) -> None:
         if self.damaged or self.holders:
             return  # two faults at a time, of which each takes away what makes up for the other
         for pid in watchers(self.cluster):
-            self.say(f"its watcher {pid} is sent SIGSTOP; then a verb looks after it")
+            self.say(f"its watcher {pid} is sent {sign.name}; then a verb looks after it")
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGSTOP)
-        self.ended("lifetime arm", self.spawn("lifetime arm"), 150)
-
-    def killed_watcher(self) -> None:
-        if self.damaged or self.holders:
-            return
-        for pid in watchers(self.cluster):
-            self.say(f"its watcher {pid} is killed; then a verb looks after it")
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, sign)
         self.ended("lifetime arm", self.spawn("lifetime arm"), 150)
 
     def spoilt(self) -> None:

@@ -330,7 +330,7 @@ def test_stop_by_hand_takes_the_timer_away_and_twice_is_once(vm: Cluster) -> Non
     assert vm.qemu() == [] and vm.status()["state"] == "stopped"
     assert our_timers(vm) == [] and "timer" not in vm.sidecar()
     assert "was not running" in vm.run("stop").stderr
-    assert "there is none to extend" in vm.run("lifetime", "extend", "1h", code=1).stderr
+    assert "there is none to move" in vm.run("lifetime", "extend", "1h", code=1).stderr
 
 
 def test_teardown_removes_the_clusters_files_and_no_others(vm: Cluster) -> None:

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, block, need
+from conftest import ROOT, block, need, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +52,13 @@ def test_the_quickstart_ends_with_the_vm_gone_and_the_disk_there(
     assert "guest-shutdown" in done.stdout.split("expired:")[1].splitlines()[0]
     assert "s left" in done.stderr and "Nothing is running" in done.stderr
     assert (tmp_path / ".local/share/ycluster/quickstart.qcow2").is_file()
-    still = subprocess.run(
-        ["pgrep", "-f", f"{tmp_path}/.local/share/ycluster"], capture_output=True, text=True
-    )
-    assert still.stdout == ""
+
+    def left() -> str:
+        argv = ["pgrep", "-af", f"{tmp_path}/.local/share/ycluster"]
+        return subprocess.run(argv, capture_output=True, text=True).stdout
+
+    assert "qemu" not in left()
+    wait_for("the end of the watcher, which looks every few seconds", lambda: not left())
 
 
 def test_an_ordinary_user_without_the_packages_is_given_the_one_line(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -64,11 +66,13 @@ def kept_frozen(pid: int) -> Iterator[None]:
     over = threading.Event()
 
     def freeze() -> None:
-        while not over.wait(0.01):
+        while not over.wait(0.001):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGSTOP)
 
     thread = threading.Thread(target=freeze)
+    for task in os.listdir(f"/proc/{pid}/task"):  # on a busy machine, too, it gets nowhere
+        os.setpriority(os.PRIO_PROCESS, int(task), 19)
     os.kill(pid, signal.SIGSTOP)
     thread.start()
     try:
@@ -187,9 +191,24 @@ def test_a_vm_whose_files_are_gone_is_found_and_ends_at_its_deadline(
     assert any(one["level"] == "failure" and str(pid) in one["text"] for one in found), found
     assert str(pid) in cluster.run("provision", code=1).stderr
     assert cluster.qemu() == [pid]
+    if lost != "everything":  # what doctor names shuts its guest down (21.1.1)
+        remedy = next(one["remedy"] for one in found if str(pid) in one["text"])
+        program.run(*shlex.split(remedy)[1:])
+        assert not cluster.qemu()
     wait_for("the end of the VM", lambda: not cluster.qemu(), timeout=300)
     wait_for("the end of its watcher", lambda: not watchers(cluster))
     assert lost == "everything" or cluster.file(".qcow2").exists()
+
+
+def overdue_and_unwatched(cluster: Cluster) -> list[int]:
+    """Leave it to a `watch --all`: at once, as that replaces a watcher that it finds frozen."""
+    with cluster.file(".lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        pids = watchers(cluster)
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        cluster.set_deadline(-5)
+    return pids
 
 
 def test_a_watch_goes_on_when_its_archive_is_replaced(
@@ -197,22 +216,21 @@ def test_a_watch_goes_on_when_its_archive_is_replaced(
 ) -> None:
     """The README's way to upgrade: copy the new file over the old one. (20.22)"""
     first, second = (boot(new_cluster(name, image)) for name in ("watched-1", "watched-2"))
-    frozen = [pid for cluster in (first, second) for pid in watchers(cluster)]
-    for pid in frozen:
-        os.kill(pid, signal.SIGSTOP)  # they stay armed, and leave it to the watch
     copy = shutil.copy(program.path, tmp_path / "ycluster")
+    frozen = overdue_and_unwatched(first)
     watch = Program(Path(copy), program.home).spawn("lifetime", "watch", "--all")
     try:
-        first.set_deadline(-5)
         wait_for("the first end", lambda: not first.qemu(), timeout=300)
         Path(copy).write_bytes(b"another file, as long as may be" * 9)
-        second.set_deadline(-5)
+        frozen += overdue_and_unwatched(second)
         wait_for("the second end", lambda: not second.qemu(), timeout=300)
         wait_for("its end on disk", lambda: "expiresAt" not in second.sidecar())
     finally:
         watch.kill()
-        watch.communicate()
+        said = watch.communicate()[1]
         for pid in frozen:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    assert said.count("(by watch --all)") == 2
     forget(first)
     forget(second)

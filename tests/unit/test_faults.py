@@ -20,6 +20,7 @@ from typing import Any, Callable
 import pytest
 import test_histories
 from unit_support import (
+    GIVES_WAY,
     IMPORTS,
     LAUNCHER,
     NOW,
@@ -32,6 +33,7 @@ from unit_support import (
     folded,
     made,
     missing,
+    stand_in,
     told,
     tree,
     wait_for,
@@ -42,14 +44,6 @@ from ycluster import ArmedTimer, Files, Host, PortForward, Reaped, State, Yclust
 
 LONG_AGO = ycluster.parse_time("2020-01-01T00:00:00Z")
 FAR_AHEAD = ycluster.parse_time("2100-01-01T00:00:00Z")
-GIVES_WAY = "import os, signal; signal.signal(signal.SIGCONT, lambda *args: os._exit(0))"  # to the first act of a stop
-
-
-def vm(processes: Processes, files: Files, code: str = GIVES_WAY) -> subprocess.Popen[bytes]:
-    """A process with QEMU's identity."""
-    process = processes.start(code, "-pidfile", str(files.pidfile))
-    files.pidfile.write_text(f"{process.pid}\n")
-    return process
 
 
 def enough(host: Host, seconds: float) -> None:
@@ -365,6 +359,40 @@ def test_watching_all_waits_for_no_cluster_that_is_busy(
     os.close(lock)
 
 
+@pytest.mark.parametrize("every", [False, True], ids=["watch --all", "reap --all"])
+def test_a_lock_that_is_held_without_end_keeps_no_vm_from_its_end_and_no_other_waiting(
+    host: Clocked, cache: Path, timer: Memory, processes: Processes, every: bool
+) -> None:
+    """Where nothing else would end it: cron runs `reap --all`, or `watch --all` is the only timer. (21.2.2)"""
+    states = [made(cache, name, expires_at=int(NOW) - 5) for name in ("busy", "other")]
+    gives_way = "import os, signal; signal.signal(signal.SIGCONT, lambda *args: os._exit(0))"
+    vms = []
+    for state in states:
+        vms.append(
+            processes.start(gives_way, "-name", state.name, "-pidfile", str(state.files.pidfile))
+        )
+        state.files.pidfile.write_text(str(vms[-1].pid))
+    lock = ycluster.try_flock(states[0].files.lock)
+    assert lock is not None
+    ended = []
+    halt = ycluster._halt
+
+    def halts(host: Host, state: State) -> str:
+        ended.append((state.name, host.now() - NOW))
+        return halt(host, state)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ycluster, "_halt", halts)
+        patch.setitem(vars(ycluster)["END_BY"], "stop", halts)
+        assert ycluster.sweep(host, by="x", every=every) == ["busy"]
+        ycluster.sweep(host, by="x")  # it is ended once
+    os.close(lock)
+    assert [vm.wait(10) for vm in vms] == [0, 0]
+    (first, at), (second, later) = ended
+    assert (first, second) == ("other", "busy") and at < 1 and later < 30
+    assert ycluster.load_state(states[0].files) == states[0]
+
+
 @pytest.mark.parametrize(
     "verb, expires",
     [
@@ -540,7 +568,7 @@ def arrives_by_at(schedulers: Path, home: Path, place: Path) -> None:
     stub = files.launcher
     stub.write_text('#!/bin/sh\nprintf "%s\\0" "$@" >"$0.argv"; echo said\n')
     assert ycluster.AtTimer().arm(host, files, FAR_AHEAD) == "7"
-    for log in ("kept", "refused"):
+    for log in ("kept", "a folder", "a FIFO", "a link"):
         Path(f"{stub}.argv").unlink(missing_ok=True)
         subprocess.run(
             ["/bin/sh", "-s"],
@@ -557,6 +585,13 @@ def arrives_by_at(schedulers: Path, home: Path, place: Path) -> None:
             assert files.log.read_text() == "said\n" and files.log.stat().st_mode & 0o777 == 0o600
             files.log.unlink()
             files.log.mkdir()  # a log that can't be written must not keep the reap from running
+        elif log == "a folder":
+            files.log.rmdir()
+            os.mkfifo(files.log)
+        elif log == "a FIFO":
+            files.log.unlink()
+            files.log.symlink_to(place / "theirs")
+    assert not (place / "theirs").exists()
 
 
 def as_systemd_runs(word: str) -> str:
@@ -632,7 +667,7 @@ def test_places_that_look_alike_have_guards_of_their_own_and_never_reap_one_anot
         units.append(ycluster.unit_name(state.files, 5, "ab12"))
         ycluster.AtTimer().arm(host, state.files, FAR_AHEAD)
         jobs.append((schedulers / "stdin").read_bytes())
-        vms.append(vm(processes, state.files))
+        vms.append(stand_in(processes, state.files))
         states.append(state)
     assert len({*units}) == len({*jobs}) == len(ycluster.discover(host)) == 2
     told(
@@ -739,7 +774,7 @@ def test_a_second_try_stands_before_the_first_and_only_a_success_takes_it_away(
     cli: Cli, cache: Path, timer: Memory, processes: Processes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = made(cache, expires_at=LONG_AGO, on_expiry="teardown")
-    vm(processes, state.files)
+    stand_in(processes, state.files)
 
     def stubborn(*args: object) -> str:
         seen.append(ycluster.load_state(state.files).retry_at)
@@ -770,7 +805,7 @@ def test_where_no_second_try_can_be_armed_the_first_is_made_all_the_same(
     if unexpected:
         monkeypatch.setattr(ycluster, "install_program", broken)
     state = made(cache, expires_at=LONG_AGO)
-    process = vm(processes, state.files)
+    process = stand_in(processes, state.files)
     assert cli("lifetime", "reap").code == 0 and process.wait(10) == 0
     assert ycluster.load_state(state.files).reaped is not None
 
@@ -872,7 +907,7 @@ def test_every_verb_leaves_files_and_directories_private(
         ran = cli(*verb.split())
         assert ran.code == 0, ran
         if verb == verbs[0]:
-            vm(processes, Files(cache, "demo"), "")
+            stand_in(processes, Files(cache, "demo"), "")
             Files(cache, "demo").pidfile.chmod(0o600)  # that one the test has made
             monkeypatch.setattr(
                 ycluster,
@@ -1086,7 +1121,7 @@ def test_a_provision_that_fails_leaves_nothing_or_a_vm_with_its_disk_and_its_gua
         saved = ycluster.load_state(files)
         assert [*timer.standing.values()] == [saved.expires_at], "guarded before it runs"
         if runs:
-            vm(processes, files)
+            stand_in(processes, files)
         raise ycluster.Interrupted("interrupted")
 
     monkeypatch.setattr(ycluster, "launch", launch)
@@ -1304,7 +1339,7 @@ def test_looking_and_reaping_need_no_environment_and_no_working_directory(
     (tmp_path / "y-cluster-provision.yaml").write_text(
         f"name: demo\ncacheDir: {tmp_path}\nk3s: {{install: none}}\n"
     )
-    process = vm(processes, state.files)
+    process = stand_in(processes, state.files)
     python = [sys.executable, "-I", "-S", str(LAUNCHER)]
     gone.mkdir()
     script = 'cd "$1" && /bin/rmdir "$1" && shift && "$@" status -o json -c "$conf" && exec "$@" lifetime reap --state "$state"'
@@ -1398,7 +1433,7 @@ def test_the_next_command_brings_a_private_copy_back(
     state = made(cache, expires_at=FAR_AHEAD)
     assert cli("lifetime", "arm").code == 0
     state.files.program.unlink()
-    vm(processes, state.files)
+    stand_in(processes, state.files)
     assert cli(*verb.split()).code == 0
     assert state.files.program.exists()
 
@@ -1595,7 +1630,7 @@ def test_a_vm_whose_sidecar_is_gone_is_stopped_by_a_teardown_and_its_disk_stays(
 ) -> None:
     (tmp_path / "y-cluster-provision.yaml").write_text("name: demo\nk3s: {install: none}\n")
     files = Files(cache, "demo")
-    process = vm(processes, files)
+    process = stand_in(processes, files)
     for path in (files.disk, files.ssh_key):
         path.write_text("mine")
     assert cli("teardown", "-c", tmp_path).code == 0

@@ -485,6 +485,52 @@ def test_our_names_go_in_beside_the_users_and_come_out_again(
     assert json.loads(first.read_text()) == WORK, "the second merge left it as it was"
 
 
+def copies(file: Path) -> list[Path]:
+    """The copies of a kubeconfig that its last change has left."""
+    return sorted(file.parent.glob(f"{file.name}.before-ycluster-last*"))
+
+
+@needs_kubectl
+def test_a_copy_of_the_kubeconfig_lasts_as_long_as_its_change(
+    home: Path, user: Host, demo: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stayed for ever, with all the credentials of the user's. (21.4.5)"""
+    file = config_of(home, WORK)
+    seen, kubectl = [], ycluster._kubectl
+
+    def look(host: Host, of: Path | str, *words: str) -> str:
+        seen.append([(path.stat().st_mode & 0o777, path.read_bytes()) for path in copies(file)])
+        return kubectl(host, of, *words)
+
+    before = file.read_bytes()
+    monkeypatch.setattr(ycluster, "_kubectl", look)
+    merged = ycluster.merge_kubeconfig(user, demo)
+    assert [(0o600, before)] in seen and copies(file) == []
+    ycluster.forget_kubeconfig(user, merged)
+    assert seen[-1] != [] and copies(file) == []
+
+
+@needs_kubectl
+def test_a_copy_of_the_kubeconfig_that_a_change_has_damaged_stays(
+    home: Path, user: Host, demo: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the next change, too, which would copy the damaged file over it. (21.4.5)"""
+    file = config_of(home, WORK)
+    before = file.read_bytes()
+
+    def full(*args: object) -> None:
+        file.write_bytes(b"")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(ycluster, "_merge_by_kubectl", full)
+        ycluster.merge_kubeconfig(user, demo)
+    assert [path.read_bytes() for path in copies(file)] == [before]
+    merged = ycluster.merge_kubeconfig(user, ycluster.load_state(demo.files))
+    ycluster.forget_kubeconfig(user, merged)
+    assert [path.read_bytes() for path in copies(file)] == [before]
+
+
 @needs_kubectl
 def test_a_teardown_will_know_of_the_kubeconfig_before_anything_goes_into_it(
     home: Path, user: Host, demo: State, monkeypatch: pytest.MonkeyPatch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -379,6 +380,22 @@ def test_a_clock_at_the_beginning_or_the_end_of_time_gives_a_state_that_can_be_s
             replace(adjusted(begun, at(NOW, stepped=step)), cache_dir="/c")
         )
         ycluster.decode_state(text, ycluster.Path("/c/demo.json"))
+
+
+def test_a_clock_below_the_uptime_gives_a_state_that_is_read_and_followed(cache: Path) -> None:
+    """A dead battery: the host has been up for longer than since 1970. (21.1.3)"""
+    reset = ycluster.Clock(now=600.0, booted=600.0 - 86400, boot_id="boot-1")
+    begun = anchored(state(cache_dir=str(cache), lifetime="1h"), reset)
+    ycluster.save_state(begun)
+    read = ycluster.load_state(begun.files)
+    assert (read.booted_at, read.expires_at) == (600 - 86400, 600 + HOUR)
+    assert adjusted(read, reset) == read
+    # Then somebody sets the clock: the deadline is as far away as it was.
+    right = replace(reset, now=NOW, booted=NOW - 86400)
+    moved = adjusted(read, right)
+    assert moved.expires_at == NOW + HOUR and adjusted(moved, right) == moved
+    back = adjusted(moved, reset)
+    assert (back.booted_at, back.expires_at) == (read.booted_at, read.expires_at)
 
 
 @pytest.mark.parametrize("step", [0, 1, -29, 29])

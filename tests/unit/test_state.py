@@ -588,6 +588,27 @@ def test_saving_leaves_nothing_but_the_sidecar_and_its_copy(cache: Path) -> None
     assert {path.name for path in cache.iterdir()} == {"demo.json", "demo.ycluster.state"}
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"lifetime": "8 hours"},
+        {"context": "-o"},
+        {"expires_at": -1},
+        {"booted_at": 1 << 40},
+        {"on_expiry": "explode"},
+        {"on_warn": "x" * ycluster.STATE_SIZE},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_what_could_not_be_read_again_is_not_saved(cache: Path, fields: dict[str, Any]) -> None:
+    """Every verb would fail for ever, and the VM would run on. (21.1.3)"""
+    made(cache)
+    before = tree(cache)
+    with pytest.raises(StateError, match="not saved"):
+        made(cache, **fields)
+    assert tree(cache) == before
+
+
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_a_save_that_fails_leaves_the_old_sidecar_and_no_debris(
     cache: Path, monkeypatch: pytest.MonkeyPatch, call: str

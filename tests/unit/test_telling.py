@@ -571,7 +571,9 @@ def test_doctor_finds_what_is_left_over(
         "ycluster lifetime arm --name unguarded",
     )
     assert found["broken"]["level"] == "failure" and "JSON" in found["broken"]["text"]
-    assert (found["vm"]["text"].split()[0], found["vm"]["remedy"]) == ("gone", f"kill {pid}")
+    remedy = f"ycluster stop --state {gone.sidecar}"  # which shuts its guest down
+    assert (found["vm"]["text"].split()[0], found["vm"]["remedy"]) == ("gone", remedy)
+    assert str(pid) in found["vm"]["text"]
     # Not that of a sidecar which is there, and can't be read: it may guard.
     stale = "ycluster-reap-gone.timer ycluster-reap-unguarded.timer"
     assert found["timers"]["remedy"] == f"systemctl --user stop {stale}"

@@ -32,6 +32,7 @@ from unit_support import (
     made,
     missing,
     refused,
+    stand_in,
     tree,
 )
 
@@ -52,7 +53,6 @@ from ycluster import (
 labels = st.from_regex(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", fullmatch=True)
 DEADLINE = int(NOW) + 3600
 # To the first act of a stop.
-GIVES_WAY = "import os, signal; signal.signal(signal.SIGCONT, lambda *args: os._exit(0))"
 
 
 @pytest.fixture
@@ -493,6 +493,19 @@ def test_a_job_that_no_atd_will_run_is_no_guard(
         at.check(host)
 
 
+def test_a_job_of_an_atd_that_is_stopped_is_no_guard(
+    home: Path, tmp_path: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By SIGSTOP: it would run nothing until somebody continues it. (21.2.1)"""
+    atd = processes.start("open('/proc/self/comm', 'w').write('atd')")
+    pidfile = tmp_path / "atd.pid"
+    pidfile.write_text(f"{atd.pid}\n")
+    monkeypatch.setattr(ycluster.AtTimer, "PIDFILE", pidfile)
+    assert ycluster.AtTimer().daemon_runs
+    os.kill(atd.pid, signal.SIGSTOP)
+    assert poll(lambda: not ycluster.AtTimer().daemon_runs)
+
+
 def test_an_at_that_names_no_job_has_armed_nothing(home: Path, cache: Path) -> None:
     host = Says(home, "Can't open /run/atd.pid to signal atd")
     with pytest.raises(ycluster.YclusterError):
@@ -592,6 +605,15 @@ def test_the_watcher_has_a_session_of_its_own(watched: Files, cache: Path, home:
     assert [os.readlink(f"/proc/{pid}/{of}") for of in ("cwd", "fd/0")] == ["/", os.devnull]
 
 
+def test_a_watcher_is_small(watched: Files, cache: Path, home: Path) -> None:
+    """One stands beside every VM: less than 15 MiB of its own. To compile the program takes 30. (21.1)"""
+    arm_watcher(cache, home, expires_at=int(time.time()) + 3600)
+    (pid,) = watchers(watched)
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    own = sum(int(kib) for kib in re.findall(r"Private_(?:Clean|Dirty): +(\d+) kB", text))
+    assert 0 < own < 15 * 1024
+
+
 @pytest.mark.parametrize("what", ["its job", "another's job"])
 def test_a_number_that_at_has_given_to_another_is_neither_believed_nor_removed(
     home: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, what: str
@@ -627,6 +649,45 @@ def test_a_watcher_that_is_no_good_is_replaced_by_the_next_verb(
     assert watched.program.read_bytes() == host.program_source()
 
 
+def test_a_watcher_of_the_place_that_the_files_were_moved_from_is_replaced(
+    watched: Files, cache: Path, home: Path, tmp_path: Path
+) -> None:
+    """It would end the VM at the deadline of before an extension. (21.1.1)"""
+    host, _ = arm_watcher(cache, home, expires_at=int(time.time()) + 3600)
+    (pid,) = watchers(watched)
+    moved = Files(tmp_path / "moved", "demo")
+    cache.rename(moved.cache_dir)
+    assert not ycluster.is_armed(host, ycluster.load_state(moved))
+    try:
+        with ycluster.locked(host, moved.lock, timeout=10):
+            state = arm_timers(host, ycluster.load_state(moved))
+        assert ycluster.is_armed(host, state)
+        assert len(watchers(moved)) == 1 and pid not in watchers(watched)
+    finally:
+        for left in watchers(moved):
+            os.kill(left, signal.SIGKILL)
+
+
+def test_a_lock_that_is_held_by_no_watcher_is_no_watch(
+    watched: Files, cache: Path, home: Path, processes: Processes
+) -> None:
+    """`flock dev.watch.lock sleep 1000` looks like one; it is told, and not killed. (21.2.1)"""
+    code = "import fcntl, sys; kept = open(sys.argv[1], 'w'); fcntl.flock(kept, fcntl.LOCK_EX)"
+    holder = processes.start(code, str(watched.watch_lock))
+    with refused(ycluster.PrerequisiteError, "no watcher"):
+        arm_watcher(cache, home, expires_at=int(time.time()) + 3600)
+    assert holder.poll() is None
+
+
+def test_whoever_looks_at_a_lock_does_not_hold_it(cache: Path) -> None:
+    """Else an arming that meets a `list` would take it for a watcher that is none. (21.2.1)"""
+    path = cache / "demo.watch.lock"
+    for shared, holder in ((False, os.getpid()), (True, None)):
+        fd = ycluster.try_flock(path, shared=shared)
+        assert fd is not None and ycluster.lock_holder(path) == holder
+        os.close(fd)
+
+
 @pytest.mark.parametrize("there", ["a directory", "a FIFO", "a link"])
 def test_no_log_is_needed_to_be_armed(
     watched: Files, cache: Path, home: Path, tmp_path: Path, there: str
@@ -644,13 +705,29 @@ def test_no_log_is_needed_to_be_armed(
     assert ycluster.is_armed(host, state) and theirs.stat().st_size == 0
 
 
-def test_a_copy_that_is_cut_is_no_timer(host: Clocked, cache: Path) -> None:
-    """(21.2.1)"""
-    state = made(cache, expires_at=DEADLINE)
-    ycluster.install_program(host, state.files)
+@pytest.mark.parametrize("part", ["program", "launcher"])
+@pytest.mark.parametrize("fault", ["cut", "empty", "altered", "a folder"])
+def test_a_copy_that_is_not_whole_is_no_timer(
+    home: Path, cache: Path, launching: Memory, part: str, fault: str
+) -> None:
+    """It is armed again by the next verb. A launcher that is cut off may end well. (21.2.1)"""
+    host = Clocked(home)
+    state = arm_timers(host, made(cache, expires_at=DEADLINE))
     assert ycluster.program_trouble(host, state) == ""
-    os.truncate(state.files.program, state.files.program.stat().st_size - 100)
-    assert "whole" in ycluster.program_trouble(host, state)
+    path: Path = getattr(state.files, part)
+    whole = path.read_bytes()
+    if fault == "a folder":
+        path.unlink()
+        path.mkdir()
+        assert not ycluster.is_armed(host, state)
+        return
+    faulty = {"cut": whole[:200], "empty": b"", "altered": whole[:-99] + b"\0" * 99}
+    path.write_bytes(faulty[fault])
+    if (part, fault) == ("launcher", "altered"):
+        path.write_bytes(whole.split(b"\n", 3)[2] + b"\n")  # its comment alone
+    assert "whole" in ycluster.program_trouble(host, state) or part == "launcher"
+    assert not ycluster.is_armed(host, state)
+    assert ycluster.is_armed(host, arm_timers(host, state)) and path.read_bytes() == whole
 
 
 @pytest.mark.parametrize(
@@ -667,8 +744,7 @@ def test_a_deadline_waits_for_no_lock_that_is_held_without_end(
     """The VM ends without it, its files stay; an expiry that is under way is left to its second try. (21.2.2)"""
     late = int(NOW) + 300 if held_by == "an expiry" else None
     state = made(cache, expires_at=int(NOW) - 5, on_expiry=action, retry_at=late)
-    vm = processes.start(GIVES_WAY, "-name", "demo", "-pidfile", str(state.files.pidfile))
-    state.files.pidfile.write_text(str(vm.pid))
+    vm = stand_in(processes, state.files)
     state.files.disk.touch()
     before = sorted(path.name for path in cache.iterdir() if path.suffix != ".lock")
     waited = []
@@ -694,12 +770,33 @@ def test_of_two_that_stop_a_vm_the_second_waits(
     state = made(cache)
     fd = ycluster.take_flock(host, state.files.stop_lock, timeout=1)
     assert fd is not None
-    vm = processes.start(GIVES_WAY, "-name", "demo", "-pidfile", str(state.files.pidfile))
-    state.files.pidfile.write_text(str(vm.pid))
+    vm = stand_in(processes, state.files)
     began = host.time
     with ycluster.descriptor(fd):
         assert ycluster._halt(host, state) == "guest-shutdown"
     assert vm.wait(10) == 0 and host.time >= began + 200, "it waited for its bound"
+
+
+def test_whoever_waited_for_a_stop_leaves_no_file_of_a_cluster_that_is_gone_by_then(
+    host: Clocked, cache: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A watcher that waits while a teardown goes through its steps. (21.2.2)"""
+    state = made(cache)
+    vm = stand_in(processes, state.files, "")
+    fd = ycluster.take_flock(host, state.files.stop_lock, timeout=1)
+    assert fd is not None
+
+    def torn_down(seconds: float) -> None:
+        host.time += seconds
+        if vm.poll() is None:
+            vm.kill()
+            vm.wait()
+            for path in cache.iterdir():
+                path.unlink()
+            os.close(fd)
+
+    monkeypatch.setattr(host, "sleep", torn_down)
+    assert ycluster._halt(host, state) == "" and list(cache.iterdir()) == []
 
 
 @pytest.mark.parametrize("which", ["--name demo", "--name demo --by watcher", "--all"])
@@ -800,6 +897,32 @@ def test_a_watcher_stays_whatever_fails_and_whatever_becomes_of_the_sidecar_whil
     assert len(tries) == 2 and vm.wait(10) == 0
     reaped = ycluster.load_state(state.files).reaped
     assert reaped and reaped.by == "watcher"
+
+
+@pytest.mark.parametrize("cause", ["torn down and made again", "its lock file was removed"])
+def test_a_watcher_whose_place_another_has_taken_leaves(
+    host: Clocked, cache: Path, processes: Processes, cause: str
+) -> None:
+    """Six quick teardown and provision cycles left seven watchers of one cluster. (21.2.1)"""
+    files = made(cache, expires_at=int(NOW) + 3600).files
+    vm = processes.start("", "-name", "demo", "-pidfile", str(files.pidfile))
+    files.pidfile.write_text(str(vm.pid))
+    fd = ycluster.try_flock(files.watch_lock)
+    assert fd is not None
+    watcher = ycluster.Watcher(host, files, "watcher")
+    assert not watcher._has_ended(fd) and watcher.vm is not None
+    files.watch_lock.unlink()
+    assert not watcher._has_ended(fd)  # nobody else watches yet
+    if cause == "torn down and made again":
+        vm.kill()
+        vm.wait()
+        assert not watcher._has_ended(fd) and watcher.vm is None  # the state file is there yet
+        new = processes.start("", "-name", "demo", "-pidfile", str(files.pidfile))
+        files.pidfile.write_text(str(new.pid))
+    other = ycluster.try_flock(files.watch_lock)
+    assert other is not None
+    assert watcher._has_ended(fd)
+    os.close(other)
 
 
 def test_only_one_watcher_watches(host: Clocked, cache: Path) -> None:
@@ -925,15 +1048,12 @@ def test_a_timer_without_its_launcher_is_replaced(
 
 def test_every_module_that_is_imported_late_is_known() -> None:
     """What a reap imports late, a watcher imports before it counts as armed. (20.11)"""
-    late = set(
-        re.findall(
-            r"^ +(?:import|from) ([a-z0-9]+)",
-            PROGRAM.read_text().split("# === 1 ")[1],
-            re.MULTILINE,
-        )
-    )
+    source = PROGRAM.read_text().split("# === 1 ")[1]
+    late = set(re.findall(r"^ +(?:import|from) ([a-z0-9]+)", source, re.MULTILINE))
     of_other_verbs = {"base64", "ctypes", "difflib", "gzip", "http", "tarfile", "urllib", "netrc"}
     assert late - of_other_verbs <= set(ycluster.IMPORTED_LATER)
+    codecs = set(re.findall(r'encoding="([^"]+)"', source))
+    assert codecs == {"utf-8"}, "any other is a module, too, loaded when it is first asked for"
 
 
 def test_the_program_is_read_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -969,8 +1089,7 @@ def test_a_watcher_needs_its_python_no_longer_once_it_is_armed(
     """The Python that a version manager had is removed; it is to end the VM all the same. (20.11)"""
     python = copied_python(tmp_path / "python")
     host = Host({"HOME": str(home), "PATH": "/usr/bin:/bin"}, Clocked(home).output)
-    vm = processes.start(GIVES_WAY, "-name", "demo", "-pidfile", str(watched.pidfile))
-    watched.pidfile.write_text(str(vm.pid))
+    vm = stand_in(processes, watched)
     ycluster.install_program(host, watched)
     deadline = int(time.time()) + 3
     made(cache, expires_at=deadline, timers=(ArmedTimer("watcher", "watch", deadline),))
@@ -996,8 +1115,13 @@ def test_a_watcher_ends_a_vm_whose_files_are_lost_at_the_deadline_it_knows(
 
     So is a VM whose folder others can write to since it was started. (21.3.1)"""
 
+    shown = []
+
     class Hasty(Clocked):
         """Its time runs with the process, but a hundred times as fast."""
+
+        def tell_terminals(self, text: str) -> None:
+            shown.append(text)
 
         def now(self) -> float:
             return NOW + (time.monotonic() - began) * 100
@@ -1016,8 +1140,7 @@ def test_a_watcher_ends_a_vm_whose_files_are_lost_at_the_deadline_it_knows(
     )
     for path in (files.disk, files.ssh_key, files.known_hosts):
         path.write_text(path.name)
-    vm = processes.start(GIVES_WAY, "-name", "demo", "-pidfile", str(files.pidfile))
-    files.pidfile.write_text(str(vm.pid))
+    vm = stand_in(processes, files)
     logins = []
 
     def stop(host: Host, of: Files, held: ycluster.Vm, poweroff: Any) -> str:
@@ -1050,7 +1173,26 @@ def test_a_watcher_ends_a_vm_whose_files_are_lost_at_the_deadline_it_knows(
     watcher.run()
     assert logins == [("demo-ssh", 0o600)] and vm.poll() is not None
     assert lost == "folder" or files.disk.read_text() == "demo.qcow2"
+    assert len(shown) == 1 and "demo" in shown[0]  # the user's terminals are told (21.1.1)
     assert len(host.log.getvalue().splitlines()) <= 4
+
+
+def test_a_watcher_that_is_asked_stops_a_vm_whose_files_are_lost_before_its_deadline(
+    host: Clocked, cache: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It alone can still log in to the guest; one whose state can be read is not stopped. (21.1.1)"""
+    monkeypatch.setattr(Host, "tell_terminals", lambda self, text: None)
+    files, ends = Files(cache, "demo"), int(NOW) + 7200
+    made(cache, expires_at=ends, timers=(ArmedTimer("watcher", "watch", ends),))
+    vm = stand_in(processes, files)
+    watcher = ycluster.Watcher(host, files, "watcher")
+    watcher.ask()
+    assert not watcher._has_ended(None) and watcher._act() == ends and vm.poll() is None
+    shutil.rmtree(cache)
+    assert not watcher._has_ended(None) and watcher._act() == ends and vm.poll() is None
+    watcher.ask()
+    watcher.run()
+    assert vm.wait(10) == 0 and host.now() < ends
 
 
 def test_an_unreadable_sidecar_is_said_once_and_not_at_every_look(
@@ -1059,8 +1201,7 @@ def test_an_unreadable_sidecar_is_said_once_and_not_at_every_look(
     """720 lines an hour fill a disk. (20.25)"""
     files, ends = Files(cache, "demo"), int(NOW) + 7200
     made(cache, expires_at=ends, timers=(ArmedTimer("watcher", "watch", ends),))
-    vm = processes.start("", "-name", "demo", "-pidfile", str(files.pidfile))
-    files.pidfile.write_text(str(vm.pid))
+    vm = stand_in(processes, files, "")
     watcher = ycluster.Watcher(host, files, "watcher")
     watcher._look()
     files.sidecar.write_text("{")
@@ -1088,8 +1229,7 @@ def test_a_watcher_stands_by_and_leaves_the_deadline_to_the_timer_for_a_while(
     use(monkeypatch, memory)
     ends = int(NOW) + 100
     state = arm_timers(host, made(cache, expires_at=ends))
-    vm = processes.start(GIVES_WAY, "-name", "demo", "-pidfile", str(state.files.pidfile))
-    state.files.pidfile.write_text(str(vm.pid))
+    vm = stand_in(processes, state.files)
     ycluster.Watcher(host, state.files, "watcher").run()
     assert vm.wait(10) == 0
     reaped = ycluster.load_state(state.files).reaped
@@ -1108,8 +1248,7 @@ def test_no_deadline_is_left_to_a_timer_that_cannot_read_it_either(
     use(monkeypatch, Memory("memory", log))
     ends = int(NOW) + 100
     state = arm_timers(host, made(cache, expires_at=ends))
-    vm = processes.start(GIVES_WAY, "-name", "demo", "-pidfile", str(state.files.pidfile))
-    state.files.pidfile.write_text(str(vm.pid))
+    vm = stand_in(processes, state.files)
     watcher = ycluster.Watcher(host, state.files, "watcher")
     watcher._look()
     state.files.sidecar.write_text("rubbish")
@@ -1131,8 +1270,7 @@ def test_a_watcher_that_stands_by_leaves_with_its_vm(
     """(20.12)"""
     use(monkeypatch, Memory("memory", log))
     state = arm_timers(host, made(cache, expires_at=int(NOW) + 7200))
-    vm = processes.start("", "-name", "demo", "-pidfile", str(state.files.pidfile))
-    state.files.pidfile.write_text(str(vm.pid))
+    vm = stand_in(processes, state.files, "")
 
     def sleep(seconds: float) -> None:
         host.time += seconds
@@ -1163,8 +1301,7 @@ def test_a_watcher_sets_the_guests_clock_after_the_host_has_slept(
 
     host, files, ends = Laptop(home), Files(cache, "demo"), int(NOW) + 7200
     made(cache, expires_at=ends, timers=(ArmedTimer("watcher", "watch", ends),))
-    vm = processes.start("", "-name", "demo", "-pidfile", str(files.pidfile))
-    files.pidfile.write_text(str(vm.pid))
+    vm = stand_in(processes, files, "")
     seen = []
     monkeypatch.setattr(ycluster, "set_guest_clock", lambda host, state: seen.append(state.name))
 
@@ -1273,11 +1410,26 @@ def test_a_systemd_timer_without_a_time_is_not_armed(home: Path, cache: Path, sa
 
     files = Files(cache, "demo")
     files.program.touch()
-    assert not ycluster.SystemdTimer().armed(
-        Answers(home), files, ArmedTimer("systemd", "x", DEADLINE)
-    )
+    ident = unit_name(files, DEADLINE, "ab12")
+    timer = ArmedTimer("systemd", ident, DEADLINE)
+    assert not ycluster.SystemdTimer().armed(Answers(home), files, timer)
     with refused(ycluster.YclusterError, "no time"):
         ycluster.SystemdTimer().arm(Answers(home), files, DEADLINE)
+
+
+def test_a_unit_of_the_place_that_the_files_were_moved_from_is_not_armed(
+    home: Path, cache: Path, tmp_path: Path
+) -> None:
+    """It would find no state file there. (21.2.1)"""
+
+    class Answers(Clocked):
+        def run(self, argv, **options):  # type: ignore[no-untyped-def]
+            return subprocess.CompletedProcess(tuple(argv), 0, "Sat 2025-11-22 16:26:40 UTC", "")
+
+    files, moved = Files(cache, "demo"), Files(tmp_path / "moved", "demo")
+    timer = ArmedTimer("systemd", unit_name(files, DEADLINE, "ab12"), DEADLINE)
+    armed = [ycluster.SystemdTimer().armed(Answers(home), of, timer) for of in (files, moved)]
+    assert armed == [True, False]
 
 
 def work(host: Clocked, output: Output, seconds: int, what: str) -> None:

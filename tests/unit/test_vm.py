@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,7 @@ TERM_IS_KEPT = """
 import signal
 signal.signal(signal.SIGTERM, lambda *args: print("SIGTERM", file=open("asked", "a"), flush=True))
 """
+GOES_AT_CONT = "import os, signal; signal.signal(signal.SIGCONT, lambda *args: os._exit(0))"
 IGNORE_TERM = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
 
 
@@ -64,11 +67,17 @@ def files(cache: Path) -> Files:
 
 
 def qemu(
-    processes: Processes, files: Files, code: str = "", *, pidfile: str = ""
+    processes: Processes,
+    files: Files,
+    code: str = "",
+    *,
+    pidfile: str = "",
+    fds: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
     """A process with QEMU's identity: our -pidfile in its argv, and its pid in that file."""
     words = ["-name", "demo", "-pidfile", pidfile or str(files.pidfile), "-daemonize"]
-    process = processes.start(code, *words, "-chardev", ycluster.monitor_option(files))
+    monitor = ("-chardev", ycluster.monitor_option(files))
+    process = processes.start(code, *words, *monitor, pass_fds=fds)
     files.pidfile.write_text(f"{process.pid}\n")
     return process
 
@@ -186,6 +195,40 @@ def test_a_vm_whose_pidfile_is_lost_is_found_by_its_lock(
     if left is not None:
         files.pidfile.write_bytes(left)
     assert found(files) == process.pid
+
+
+def test_a_vm_whose_pidfile_and_lock_are_gone_is_found_by_its_argv(
+    files: Files, processes: Processes, host: Clocked, timer: Memory
+) -> None:
+    """`rm dev.pid dev.vm.lock`: a teardown stops it before its disk goes. (21.1.2)"""
+    made(files.cache_dir)
+    files.disk.touch()
+    process = qemu(processes, files, MONITOR)
+    files.pidfile.unlink()
+    assert ycluster.vm_status(host, files) == "running"
+    ycluster.teardown(host, files)
+    assert process.wait(10) == 0 and not files.disk.exists()
+
+
+def test_a_vm_whose_folder_was_moved_is_found_by_its_lock(
+    files: Files, processes: Processes, cli: Cli, timer: Memory, tmp_path: Path
+) -> None:
+    """Stop, reap and teardown work from the new place, and doctor takes it for no lost VM. (21.1.1)"""
+    made(files.cache_dir)
+    fd = ycluster.try_flock(files.vm_lock)
+    assert fd is not None
+    process = qemu(processes, files, MONITOR, fds=[fd])
+    os.close(fd)
+    moved = Files(tmp_path / "moved", "demo")
+    files.cache_dir.rename(moved.cache_dir)
+    assert found(moved) == process.pid
+    findings = json.loads(cli("doctor", "-o", "json").out)["findings"]
+    (finding,) = [one for one in findings if str(process.pid) in one["text"]]
+    assert finding["remedy"] == f"ycluster stop --state {moved.sidecar}"
+    assert cli("lifetime", "reap", "--state", moved.sidecar).code == 0  # now the index has it
+    findings = json.loads(cli("doctor", "-o", "json").out)["findings"]
+    assert [one["text"] for one in findings if str(process.pid) in one["text"]] == []
+    assert cli("stop", "--name", "demo").code == 0 and process.wait(10) == 0
 
 
 def test_a_pid_that_comes_to_mean_another_process_during_the_look_is_not_the_vm(
@@ -536,6 +579,8 @@ def test_a_vm_whose_files_are_gone_is_found_by_its_argv(
     findings = json.loads(cli("doctor", "-o", "json").out)["findings"]
     named = [one for one in findings if str(process.pid) in one["text"]]
     assert [one["level"] for one in named] == ["failure"]
+    remedy = shlex.join(["ycluster", "stop", "--state", str(files.sidecar)])
+    assert [one["remedy"] for one in named] == [remedy]
     config = tmp_path / "config"
     config.mkdir()
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "elsewhere"))
@@ -543,6 +588,59 @@ def test_a_vm_whose_files_are_gone_is_found_by_its_argv(
     (config / "y-cluster-provision.yaml").write_text(text)
     told(cli("provision", "-c", config), 1, "demo", process.pid)
     assert not (tmp_path / "elsewhere").exists() and process.poll() is None
+
+
+@pytest.mark.parametrize("lost", ["its state file", "what is in it"])
+def test_a_vm_whose_state_is_lost_is_shut_down_by_its_monitor(
+    cli: Cli, files: Files, processes: Processes, timer: Memory, lost: str
+) -> None:
+    """The remedy of doctor's: the power button, and no signal that its guest does not see. (21.1.1)"""
+    made(files.cache_dir)
+    files.disk.touch()
+    process = qemu(processes, files, MONITOR + TERM_IS_KEPT)
+    if lost == "its state file":
+        files.sidecar.unlink()
+        files.copy.unlink()
+    else:
+        files.sidecar.write_text("rubbish")
+        told(cli("status", "--name", "demo"), 4, "ycluster stop --state", files.sidecar)
+    assert cli("stop", "--state", files.sidecar).code == 0
+    assert process.wait(10) == 0 and files.disk.exists()
+    asked = (files.cache_dir / "asked").read_text().split()
+    assert asked[-1] == "system_powerdown" and "SIGTERM" not in asked
+    assert cli("stop", "--state", files.sidecar).code == 4  # then there is nothing to stop
+
+
+@pytest.mark.parametrize("ready", [True, False], ids=["its watcher", "a watcher that would end"])
+def test_a_vm_whose_folder_is_gone_is_shut_down_by_its_watcher(
+    cli: Cli, files: Files, processes: Processes, timer: Memory, ready: bool
+) -> None:
+    """That can log in to the guest; one of an earlier version, which would end, is let be. (21.1.1)"""
+    made(files.cache_dir)
+    process = qemu(processes, files, "" if ready else GOES_AT_CONT)
+    code = "import os, signal, sys\n"
+    if ready:
+        kill = f"lambda *args: os.kill({process.pid}, signal.SIGTERM)"
+        code += f"signal.signal(signal.SIGUSR1, {kill})"
+    words = ["lifetime", "watch", "--state", str(files.sidecar), "--by", "watcher"]
+    watcher = processes.start(code, *words)
+    shutil.rmtree(files.cache_dir)
+    assert cli("stop", "--state", files.sidecar).code == 0
+    assert process.wait(10) == (-signal.SIGTERM if ready else 0) and watcher.poll() is None
+
+
+def test_a_vm_without_a_state_whose_folder_was_moved_is_shut_down_by_its_monitor(
+    cli: Cli, files: Files, processes: Processes, timer: Memory, tmp_path: Path
+) -> None:
+    """QEMU's own lock tells where its socket is now. (21.1.1)"""
+    files.cache_dir.mkdir(exist_ok=True)
+    fd = ycluster.try_flock(files.vm_lock)
+    assert fd is not None
+    process = qemu(processes, files, MONITOR, fds=[fd])
+    os.close(fd)
+    files.cache_dir.rename(tmp_path / "moved")
+    assert cli("stop", "--state", files.sidecar).code == 0 and process.wait(10) == 0
+    assert (tmp_path / "moved" / "asked").read_text().split()[-1] == "system_powerdown"
 
 
 def test_a_vm_out_of_sight_is_not_taken_for_stopped(

@@ -158,6 +158,9 @@ class Cli:
         return Ran(code, *self.capsys.readouterr())
 
 
+GIVES_WAY = "import os, signal; signal.signal(signal.SIGCONT, lambda *args: os._exit(0))"  # to the first act of a stop
+
+
 class Processes:
     """Real processes that stand in for QEMU, and innocent ones."""
 
@@ -185,6 +188,13 @@ class Processes:
         self.started.append(process)
         assert process.stdout is not None and process.stdout.readline() == b"up\n"
         return process
+
+
+def stand_in(processes: Processes, files: Files, code: str = GIVES_WAY) -> subprocess.Popen[bytes]:
+    """A process with QEMU's identity, and its pidfile."""
+    process = processes.start(code, "-name", files.name, "-pidfile", str(files.pidfile))
+    files.pidfile.write_text(f"{process.pid}\n")
+    return process
 
 
 def bound_by_modes(*argv: object) -> list[str]:
