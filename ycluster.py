@@ -4715,7 +4715,16 @@ def retry_delay(late: float) -> float:
 
 # The modules that a reap imports when it first needs them. A Python that lacks one is of no use to
 # a timer; and a watcher imports them all before it counts as armed.
-IMPORTED_LATER = ("datetime", "hashlib", "shutil", "socket", "subprocess", "tempfile", "traceback")
+IMPORTED_LATER = (
+    "array",  # by socket.send_fds
+    "datetime",
+    "hashlib",
+    "shutil",
+    "socket",
+    "subprocess",
+    "tempfile",
+    "traceback",
+)
 
 # What a timer starts. The Python that armed it may be gone by then: one of a version manager, or of
 # the system before an upgrade. The watcher takes the launcher's place; a reap reports its failure.
@@ -6224,8 +6233,13 @@ def chosen_ports(usernet: Any) -> dict[int, int]:
 # --- suspend: the guest's memory to a file, and back
 # A memory file belongs to one state of the disks alone. From when it is whole until it is removed
 # the guest executes nothing; it is removed before the guest goes on.
-MEMORY_TIMEOUT = 900.0  # seconds; 64 GiB at 100 MB/s take eleven minutes
 _PIPE = "memory"  # what QEMU knows the descriptor by
+
+
+def memory_timeout(state: State) -> float:
+    """Seconds that its memory may take to a file, and back: a minute, and one for each 3 GiB."""
+    known = re.fullmatch("[0-9]{1,7}", state.memory)  # in MB; a state file may hold any word
+    return 60.0 + (int(known[0]) / 50 if known else 0.0)
 
 
 def memory_fits(host: Host, state: State) -> dict[str, str]:
@@ -6269,23 +6283,18 @@ def _host_cpu() -> str:
 def write_memory(host: Host, state: State, vm: Vm) -> Suspended:
     """Write the guest's memory to its file, whole or not at all; the guest then stands still.
 
-    Raises YclusterError or OSError; a guest that ran then runs on.
+    Raises YclusterError or OSError; see `drop_memory`.
     """
     files = state.files
-    ran = vm_status(host, files) == "running"
     _check_room(files, vm)
     remove(files.memory_part)
     _continue(vm)
-    try:
-        with Qmp.connect(files.qmp, host.monotonic, timeout=5.0) as qmp:
-            qmp.execute("stop")
-            packed = _write_part(host, files, qmp)
-        digest = "" if packed else _digest(host, files.memory_part)
-        files.memory_part.replace(files.memory)
-        sync_folder(files.cache_dir)
-    except BaseException:
-        drop_memory(host, files, runs_on=ran)
-        raise
+    with Qmp.connect(files.qmp, host.monotonic, timeout=5.0) as qmp:
+        qmp.execute("stop")
+        packed = _write_part(host, state, qmp)
+    digest = "" if packed else _digest(host, state, files.memory_part)
+    files.memory_part.replace(files.memory)
+    sync_folder(files.cache_dir)
     return Suspended(int(host.now()), packed, digest, memory_fits(host, state))
 
 
@@ -6310,8 +6319,9 @@ def _check_room(files: Files, vm: Vm) -> None:
         raise YclusterError(f"{why}{free >> 20} MiB left", hint="make room, or `ycluster stop` it")
 
 
-def _write_part(host: Host, files: Files, qmp: Qmp) -> str:
+def _write_part(host: Host, state: State, qmp: Qmp) -> str:
     """Write the memory to the file that is not whole yet; returns what it was packed with."""
+    files = state.files
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     packed = "zstd" if host.which("zstd") else ""
     with descriptor(os.open(files.memory_part, flags, 0o600)) as fd:
@@ -6319,33 +6329,34 @@ def _write_part(host: Host, files: Files, qmp: Qmp) -> str:
             with host.beside([packed, "-q", "-1", "-T0", "-c"], stdout=fd) as pipe:
                 qmp.give(_PIPE, pipe.fileno())
                 pipe.close()  # zstd ends when QEMU closes its copy
-                _migrate(host, qmp, files)
+                _migrate(host, qmp, state)
         else:
             qmp.give(_PIPE, fd)
-            _migrate(host, qmp, files)
+            _migrate(host, qmp, state)
         os.fsync(fd)
     return packed
 
 
-def _migrate(host: Host, qmp: Qmp, files: Files) -> None:
+def _migrate(host: Host, qmp: Qmp, state: State) -> None:
     """Have QEMU write its memory to the descriptor that it was given, and wait until it has."""
+    name, timeout = state.name, memory_timeout(state)
     qmp.execute("migrate-set-parameters", {"max-bandwidth": 1 << 40})  # it would go at 128 MiB/s
     qmp.execute("migrate", {"uri": f"fd:{_PIPE}"})
     steps = Steps(host.output, host.monotonic)
-    until = host.monotonic() + MEMORY_TIMEOUT
+    until = host.monotonic() + timeout
     while True:
         found = _migration(qmp)
         status = found.get("status")
         if status == "completed":
-            steps.done(f"memory of {files.name}")
+            steps.done(f"memory of {name}")
             return
         if status in ("failed", "cancelled"):
             why = found.get("error-desc") or f"the migration has {status}"
-            raise YclusterError(f"{files.name}: QEMU could not write its memory: {why}")
+            raise YclusterError(f"{name}: QEMU could not write its memory: {why}")
         if host.monotonic() > until:
             qmp.execute("migrate_cancel")
-            raise TimedOut(f"{files.name}: its memory is not written in {MEMORY_TIMEOUT:.0f} s")
-        steps.waiting(f"memory of {files.name}")
+            raise TimedOut(f"{name}: its memory is not written in {timeout:.0f} s")
+        steps.waiting(f"memory of {name}")
         host.sleep(0.02)
 
 
@@ -6357,8 +6368,9 @@ def _migration(qmp: Qmp) -> dict[str, Any]:
     return found
 
 
-def _digest(host: Host, path: Path) -> str:
-    done = host.run(["sha256sum", str(path)], timeout=MEMORY_TIMEOUT, progress="checksum")
+def _digest(host: Host, state: State, path: Path) -> str:
+    argv = ["sha256sum", str(path)]
+    done = host.run(argv, timeout=memory_timeout(state), progress="checksum")
     return done.stdout.split()[0].lstrip("\\")  # it begins with one where a name is escaped
 
 
@@ -6376,7 +6388,7 @@ def memory_fault(host: Host, state: State) -> str:
         return f"it fits no more, as this has changed since: {', '.join(other)}"
     if suspended.packed and not host.which(suspended.packed):
         return f"it is packed by {suspended.packed}, which is not installed"
-    if suspended.digest and _digest(host, files.memory) != suspended.digest:
+    if suspended.digest and _digest(host, state, files.memory) != suspended.digest:
         return f"{files.memory} is damaged: its SHA-256 is another"
     return ""
 
@@ -6404,26 +6416,32 @@ def _read_memory(host: Host, state: State) -> None:
             with host.beside([packed, "-q", "-d", "-c"], stdin=fd) as pipe:
                 qmp.give(_PIPE, pipe.fileno())
                 pipe.close()  # zstd fails where QEMU reads no further
-                _load(host, qmp, files)
+                _load(host, qmp, state)
         else:
             qmp.give(_PIPE, fd)
-            _load(host, qmp, files)
+            _load(host, qmp, state)
 
 
-def _load(host: Host, qmp: Qmp, files: Files) -> None:
-    """Have QEMU read its memory from the descriptor that it was given, and wait until it has."""
+def _load(host: Host, qmp: Qmp, state: State) -> None:
+    """Have QEMU read its memory from the descriptor that it was given, and wait until it has.
+
+    The disks are its own, and may be written to, only when the guest goes on.
+    """
+    name, timeout = state.name, memory_timeout(state)
     steps = Steps(host.output, host.monotonic)
-    until = host.monotonic() + MEMORY_TIMEOUT
+    until = host.monotonic() + timeout
+    late = {"capability": "late-block-activate", "state": True}
     try:
+        qmp.execute("migrate-set-capabilities", {"capabilities": [late]})
         qmp.execute("migrate-incoming", {"uri": f"fd:{_PIPE}"}, timeout=60.0)
         while run_state(qmp.execute("query-status", timeout=60.0)) != "paused":
             if host.monotonic() > until:
-                raise TimedOut(f"{files.name}: its memory is not read in {MEMORY_TIMEOUT:.0f} s")
+                raise TimedOut(f"{name}: its memory is not read in {timeout:.0f} s")
             steps.waiting("reading its memory")
             host.sleep(0.02)
     except QmpError as error:  # QEMU ends where it can't make sense of what it reads
-        raise YclusterError(f"{files.name}: QEMU could not read its memory: {error}") from None
-    steps.done(f"memory of {files.name}")
+        raise YclusterError(f"{name}: QEMU could not read its memory: {error}") from None
+    steps.done(f"memory of {name}")
 
 
 def port_owner(host: Host, port: int) -> str:
@@ -8902,7 +8920,7 @@ def _boot(host: Host, state: State) -> State:
             swap_timers(host, stopped(load_state(state.files)), ())
         raise
     expires_at = _encode_time(state.expires_at)
-    log_event(host, state, "started", expiresAt=expires_at, accel=state.ran_with)
+    log_event(host, state, "started", expiresAt=expires_at, accel=state.ran_with, restored=False)
     return state
 
 
@@ -9084,18 +9102,26 @@ def _ask_watcher(files: Files) -> int | None:
     return None
 
 
-def _halt(host: Host, state: State) -> str:
-    """Stop the VM; returns the step that ended it, empty where nothing ran.
+@contextlib.contextmanager
+def _one_at_a_time(host: Host, state: State) -> Iterator[None]:
+    """While a VM is stopped, paused or suspended, with the cluster's lock or without it.
 
-    One at a time: of two that stop it at once, the second would come to force too soon.
+    Of two that stop it at once, the second would come to force too soon; and a stop that did not
+    wait for a suspend would lose the memory.
     """
-    if not running(host, state.files):
-        return _stop_guest(host, state)
     files = state.files
-    one = locked(host, files.stop_lock, timeout=LOCK_TIMEOUT, belongs_to=files.sidecar)
+    timeout = max(LOCK_TIMEOUT, memory_timeout(state))
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(YclusterError, OSError):  # whatever is there keeps no VM
-            stack.enter_context(one)
+        if running(host, files):
+            with contextlib.suppress(YclusterError, OSError):  # whatever is there keeps no VM
+                one = locked(host, files.stop_lock, timeout=timeout, belongs_to=files.sidecar)
+                stack.enter_context(one)
+        yield
+
+
+def _halt(host: Host, state: State) -> str:
+    """Stop the VM; returns the step that ended it, empty where nothing ran."""
+    with _one_at_a_time(host, state):
         return _stop_guest(host, state)
 
 
@@ -9160,14 +9186,16 @@ def _suspend(host: Host, state: State, vm: Vm) -> State:
 
     A guest whose monitor does not answer runs on: that is the error.
     """
-    suspended = write_memory(host, state, vm)
-    try:
-        state = save_state(replace(state, suspended=suspended))
-    except BaseException:
-        drop_memory(host, state.files, runs_on=True)
-        raise
-    _end_still(host, state)
-    log_event(host, state, "suspended", size=state.files.memory.stat().st_size)
+    with _one_at_a_time(host, state):
+        ran = vm_status(host, state.files) == "running"
+        try:
+            suspended = write_memory(host, state, vm)
+            state = save_state(replace(state, suspended=suspended))
+        except BaseException:
+            drop_memory(host, state.files, runs_on=ran)
+            raise
+        _end_still(host, state)
+    log_event(host, state, "suspended", bytes=state.files.memory.stat().st_size)
     return _stamped(host, state)
 
 
@@ -9252,7 +9280,7 @@ def _go_on(host: Host, state: State) -> State:
                 raise _not_loaded(state, str(error)) from error
         raise
     expires_at = _encode_time(fresh.expires_at)
-    log_event(host, fresh, "restored", expiresAt=expires_at, accel=fresh.ran_with)
+    log_event(host, fresh, "started", expiresAt=expires_at, accel=fresh.ran_with, restored=True)
     host.output.say(f"{state.name} goes on where it was suspended")
     return fresh
 
@@ -9705,12 +9733,14 @@ def _end_without_lock(host: Host, files: Files) -> None:
     is_under_way = state.retry_at is not None and state.retry_at > host.now()
     if decision.do not in ACTIONS or is_under_way:  # an expiry has its own second try
         return
-    over = ("stopped", "paused") if decision.do == "pause" else ("stopped",)
+    # To suspend takes the lock; paused, the VM loses nothing, and costs less.
+    is_kept = decision.do in ("pause", "suspend")
+    over = ("stopped", "paused") if is_kept else ("stopped",)
     if vm_status(host, files) in over:  # an earlier look than this has ended it
         return
     text = f"{decision.why}; its lock is held, so it is ended without it"
     host.output.say(f"{format_time(host.now())} {state.name}: {text}")
-    end = _freeze if decision.do == "pause" else _halt
+    end = _freeze if is_kept else _halt
     end(host, state)
 
 
@@ -9850,7 +9880,7 @@ def _failed(
 
 def _freeze(host: Host, state: State) -> str:
     """Pause the VM; returns how, empty where nothing ran."""
-    with find_vm(host, state.files) as vm:
+    with _one_at_a_time(host, state), find_vm(host, state.files) as vm:
         return pause_vm(host, state.files, vm) if vm else ""
 
 

@@ -154,6 +154,11 @@ def test_the_json_of_doctor_is_as_documented(cli: Cli) -> None:
     )
 
 
+def with_memory(host: Clocked, state: ycluster.State, vm: ycluster.Vm) -> ycluster.Suspended:
+    state.files.memory.write_text("what ran in it")
+    return ycluster.Suspended(at=int(NOW), packed="", digest="", fits={})
+
+
 def test_the_log_of_events_is_as_documented(
     host: Clocked, home: Path, cache: Path, timer: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +170,9 @@ def test_the_log_of_events_is_as_documented(
         ycluster, "launch", lambda host, state: ycluster.replace(state, ran_with="kvm")
     )
     state = ycluster._boot(host, made(cache, lifetime="1h", warn="10m"))
+    monkeypatch.setattr(ycluster, "write_memory", with_memory)
+    monkeypatch.setattr(ycluster, "memory_fits", lambda host, state: {})
+    ycluster._discarded(host, ycluster._suspend(host, state, ycluster.Vm(1, -1)))
     host.time += 3100
     ycluster.reap(host, state.files, by="memory")
     ycluster.extend(host, state.files, ycluster.HowFar(by=10**9))

@@ -21,7 +21,18 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from unit_support import Clocked, tree
 
 import ycluster
-from ycluster import ArmedTimer, Files, Host, HowFar, Selector, State, Vm, YclusterError, replace
+from ycluster import (
+    ArmedTimer,
+    Files,
+    Host,
+    HowFar,
+    Selector,
+    State,
+    Suspended,
+    Vm,
+    YclusterError,
+    replace,
+)
 
 NAMES = ("a", "b")
 names = st.sampled_from(NAMES)
@@ -52,6 +63,8 @@ class World:
 
     def __init__(self) -> None:
         self.vms: dict[Files, str] = {}  # running or paused; others are stopped
+        self.work: dict[Files, int] = {}  # what runs in them: by the boot that it came from
+        self.boots = 0
         self.timers: dict[str, tuple[Files, int]] = {}  # those that stand
         self.serial = 0
         self.crash_at: int | None = None
@@ -78,9 +91,44 @@ class World:
         if self.broken:
             raise YclusterError("QEMU failed")
         assert state.files not in self.vms, "two VMs on one disk"
+        assert not state.files.memory.exists(), "a boot of the disk that a memory belongs to"
         self.vms[state.files] = "running"
+        self.boots += 1
+        self.work[state.files] = self.boots
         self.effect()
         return replace(state, ran_with="tcg")
+
+    def write_memory(self, host: Host, state: State, vm: Vm) -> Suspended:
+        self.effect()
+        self.vms[state.files] = "paused"
+        state.files.memory_part.write_text(str(self.work[state.files]))
+        self.effect()
+        if self.stubborn:
+            raise YclusterError("no room")
+        state.files.memory_part.replace(state.files.memory)
+        self.effect()
+        return Suspended(at=int(host.now()), packed="", digest="", fits={})
+
+    def launch_from_memory(self, host: Host, state: State) -> State:
+        self.effect()
+        if self.broken:
+            raise YclusterError("QEMU failed")
+        assert state.files not in self.vms, "two VMs on one disk"
+        self.vms[state.files] = "paused"
+        self.work[state.files] = int(state.files.memory.read_text())
+        self.effect()
+        return state
+
+    def ask_qemu(self, host: Host, files: Files, command: str) -> None:
+        """`quit` ends a VM that stands still, `cont` lets it go on."""
+        self.effect()
+        if command == "quit":
+            assert self.vms[files] == "paused" and files.memory.exists(), "its work is lost"
+            del self.vms[files]
+        else:
+            assert not files.memory.exists(), "it would be run twice"
+            self.vms[files] = "running"
+        self.effect()
 
     def stop_vm(self, host: Host, files: Files, vm: Vm, poweroff: object) -> str:
         self.effect()
@@ -145,6 +193,7 @@ class Histories(RuleBasedStateMachine):
         self.cache = self.host.data_home()
         self.files = {name: Files(self.cache, name) for name in NAMES}
         self.killed = False
+        self.cut: set[str] = set()  # whose VM has ended by itself, and took what ran in it along
         self.unguarded: set[str] = (
             set()
         )  # whose timer may be gone: it was lost, or its reap was killed
@@ -159,6 +208,10 @@ class Histories(RuleBasedStateMachine):
         self.patch = pytest.MonkeyPatch()
         for attr in ("find_vm", "vm_status", "launch", "stop_vm", "pause_vm", "resume_vm"):
             self.patch.setattr(ycluster, attr, getattr(self.world, attr))
+        for attr in ("write_memory", "launch_from_memory", "ask_qemu"):
+            self.patch.setattr(ycluster, attr, getattr(self.world, attr))
+        self.patch.setattr(ycluster, "memory_fits", lambda host, state: {})
+        self.patch.setattr(ycluster, "exited", lambda pidfd, timeout: True)
         self.patch.setattr(ycluster, "TIMERS", (self.world,))
         for attr in ("save_state", "remove"):
             self.patch.setattr(ycluster, attr, self.fatal(getattr(ycluster, attr)))
@@ -293,7 +346,11 @@ class Histories(RuleBasedStateMachine):
 
     @rule(name=names, crash=crashes, verb=st.sampled_from(["start", "resume"]))
     def wake(self, name: str, crash: int | None, verb: str) -> None:
-        stopped = self.files[name] not in self.world.vms and self.files[name].disk.exists()
+        files, before = self.files[name], self.states().get(name)
+        stopped = files not in self.world.vms and files.disk.exists()
+        suspended = stopped and before is not None and before.suspended is not None
+        suspended = suspended and name not in self.cut
+        kept = files.memory.read_text() if suspended else ""
         end = self.command(
             lambda: getattr(ycluster, verb)(self.host, Selector(name=name)),
             crash,
@@ -304,12 +361,41 @@ class Histories(RuleBasedStateMachine):
             )
         if end == "done" and verb == "start" and stopped:
             self.guarded(name)
+        if suspended:
+            self.goes_on(name, end, kept)
         if end == "failed" and verb == "start" and stopped and name in self.states():
             assert self.states()[name].expires_at is None, (
                 "a guest that didn't come to run leaves a deadline behind"
             )
 
-    @rule(name=names, crash=crashes, verb=st.sampled_from(["pause", "stop"]))
+    def goes_on(self, name: str, end: str, kept: str) -> None:
+        """What ran when it was suspended is there, in memory or in the file, whatever became of the verb."""
+        files = self.files[name]
+        if end == "done":
+            assert self.world.vms[files] == "running" and not files.memory.exists()
+            assert self.states()[name].suspended is None
+            self.guarded(name)
+        now = files.memory.read_text() if files.memory.exists() else str(self.world.work[files])
+        assert now == kept and (files.memory.exists() or files in self.world.vms)
+
+    @rule(name=names, crash=crashes)
+    def discard(self, name: str, crash: int | None) -> None:
+        """The only verb but teardown that a memory is lost by."""
+        files = self.files[name]
+        end = self.command(
+            lambda: ycluster.stop(
+                self.host,
+                ycluster.find_cluster(self.host, Selector(name=name)),
+                discard_memory=True,
+            ),
+            crash,
+            halts=name,
+        )
+        assert end != "done" or (
+            not files.memory.exists() and self.states()[name].suspended is None
+        )
+
+    @rule(name=names, crash=crashes, verb=st.sampled_from(["pause", "suspend", "stop"]))
     def halt(self, name: str, crash: int | None, verb: str) -> None:
         end = self.command(
             lambda: getattr(ycluster, verb)(
@@ -318,7 +404,9 @@ class Histories(RuleBasedStateMachine):
             crash,
             halts=name,
         )
-        if end == "done" and verb == "stop":
+        if end == "done" and verb != "pause" and name not in self.cut:
+            assert (self.states()[name].suspended is not None) is (verb == "suspend")
+            assert self.files[name].memory.exists() is (verb == "suspend")
             assert self.files[name] not in self.world.vms and self.states()[name].expires_at is None
             left = [owner for owner, _ in self.world.timers.values() if owner == self.files[name]]
             assert not left or self.killed, (
@@ -510,7 +598,8 @@ class Histories(RuleBasedStateMachine):
     @rule(keeps_timers=st.booleans())
     def the_host_is_rebooted(self, keeps_timers: bool) -> None:
         self.host.reboot()
-        self.world.vms.clear()
+        for name in NAMES:
+            self.the_vm_ends_by_itself(name)
         if not keeps_timers:
             self.unguarded |= {files.name for files, _ in self.world.timers.values()}
             self.world.timers.clear()
@@ -527,7 +616,10 @@ class Histories(RuleBasedStateMachine):
 
     @rule(name=names)
     def the_vm_ends_by_itself(self, name: str) -> None:
-        self.world.vms.pop(self.files[name], None)
+        """One that was about to go on, its memory file already removed, is gone as by any power cut."""
+        files = self.files[name]
+        if self.world.vms.pop(files, None) == "paused" and not files.memory.exists():
+            self.cut.add(name)
 
     # --- what always holds
 
@@ -546,6 +638,18 @@ class Histories(RuleBasedStateMachine):
         if hasattr(self, "cache") and self.cache.exists():
             assert {path.stem for path in self.cache.glob("*.json")} == set(self.states())
             assert not list(self.cache.glob(".*.tmp"))
+
+    @invariant()
+    def no_memory_is_loaded_twice_or_lost(self) -> None:
+        if hasattr(self, "world"):
+            for name, state in self.states().items():
+                files = self.files[name]
+                runs = self.world.vms.get(files) == "running"
+                assert not runs or not files.memory.exists(), "the memory of a guest that runs"
+                if state.suspended is None:
+                    self.cut.discard(name)
+                elif name not in self.cut:
+                    assert files.memory.exists() or files in self.world.vms, "its memory is lost"
 
     @invariant()
     def no_vm_runs_without_its_deadline_and_a_timer(self) -> None:
@@ -597,9 +701,13 @@ Step = Callable[[Histories], object]
         ("teardown", [lambda h: h.guard("a", None, "disarm"), lambda h: h.time_passes(1e5), lambda h: h.reap("a", None)]),
         ("teardown", [lambda h: h.the_host_is_rebooted(True), lambda h: h.the_deadline_comes("a", 5, True)]),
         ("teardown", [lambda h: h.the_clock_is_set(1e5), lambda h: h.reap("a", None), lambda h: h.time_passes(3600.0), lambda h: h.reap("a", None)]),
+        ("suspend", [lambda h: h.the_deadline_comes("a", 0, True), lambda h: h.wake("a", None, "start")]),
+        ("suspend", [lambda h: h.qemu_has_moods(True, False), lambda h: h.the_deadline_comes("a", 5, True)]),
+        ("stop", [step for n in range(1, 20) for step in (lambda h, n=n: h.halt("a", n, "suspend"), lambda h: h.wake("a", None, "resume"))]),
+        ("stop", [step for n in range(1, 20) for step in (lambda h: h.halt("a", None, "suspend"), lambda h, n=n: h.wake("a", n, "start"), lambda h: h.wake("a", None, "resume"))]),
         ("stop", [step for n in range(1, 12) for step in (lambda h: h.halt("a", None, "stop"), lambda h, n=n: h.wake("a", n, "start"))]),
     ],
-    ids=["resumed after its expiry", "started again", "won't stop", "extended late", "won't start", "disarmed", "rebooted", "clock set", "killed anywhere"],
+    ids=["resumed after its expiry", "started again", "won't stop", "extended late", "won't start", "disarmed", "rebooted", "clock set", "suspended", "can't be suspended", "killed in a suspend", "killed in a start from it", "killed anywhere"],
 )  # fmt: skip
 def test_histories_that_must_be_among_them(action: str, steps: list[Step]) -> None:
     """Chance finds these too, but not in every run."""
@@ -609,6 +717,7 @@ def test_histories_that_must_be_among_them(action: str, steps: list[Step]) -> No
         for step in steps:
             step(history)
             history.every_sidecar_can_be_read()
+            history.no_memory_is_loaded_twice_or_lost()
             history.no_vm_runs_without_its_deadline_and_a_timer()
     finally:
         history.teardown()

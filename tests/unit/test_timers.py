@@ -731,7 +731,14 @@ def test_a_copy_that_is_not_whole_is_no_timer(
 
 
 @pytest.mark.parametrize(
-    "action, held_by", [("stop", "a hang"), ("teardown", "a hang"), ("stop", "an expiry")]
+    "action, held_by",
+    [
+        ("stop", "a hang"),
+        ("pause", "a hang"),
+        ("suspend", "a hang"),
+        ("teardown", "a hang"),
+        ("stop", "an expiry"),
+    ],
 )
 def test_a_deadline_waits_for_no_lock_that_is_held_without_end(
     host: Clocked,
@@ -741,7 +748,10 @@ def test_a_deadline_waits_for_no_lock_that_is_held_without_end(
     action: str,
     held_by: str,
 ) -> None:
-    """The VM ends without it, its files stay; an expiry that is under way is left to its second try. (21.2.2)"""
+    """The VM ends without it, or is paused where nothing in it is to be lost; its files stay.
+
+    An expiry that is under way is left to its second try. (21.2.2)
+    """
     late = int(NOW) + 300 if held_by == "an expiry" else None
     state = made(cache, expires_at=int(NOW) - 5, on_expiry=action, retry_at=late)
     vm = stand_in(processes, state.files)
@@ -757,24 +767,30 @@ def test_a_deadline_waits_for_no_lock_that_is_held_without_end(
     with pytest.raises(ycluster.Busy):
         ycluster.reap_in_time(host, state.files, by="systemd", patience=7.0)
     assert waited == [ycluster.LOCK_BOUND, 7.0] and ycluster.LOCK_BOUND <= 30
-    assert (vm.poll() is None) is (held_by == "an expiry")
+    is_kept = held_by == "an expiry" or action in ("pause", "suspend")
+    assert (vm.poll() is None) is is_kept
+    if is_kept:
+        now = ycluster.vm_status(host, state.files)
+        assert now == ("running" if held_by == "an expiry" else "paused")
     left = sorted(path.name for path in cache.iterdir() if path.suffix != ".lock")
     assert {*before} - {*left} <= {"demo.pid", "demo.qmp"} and state.files.disk.name in left
     assert ycluster.load_state(state.files).expires_at == int(NOW) - 5
 
 
+@pytest.mark.parametrize("end, how", [("_halt", "guest-shutdown"), ("_freeze", "SIGSTOP")])
 def test_of_two_that_stop_a_vm_the_second_waits(
-    host: Clocked, cache: Path, processes: Processes
+    host: Clocked, cache: Path, processes: Processes, end: str, how: str
 ) -> None:
-    """Two ladders at once would come to force while the guest still shuts down. (21.2.2)"""
+    """Two ladders at once would come to force while the guest still shuts down, or is suspended. (21.2.2)"""
     state = made(cache)
     fd = ycluster.take_flock(host, state.files.stop_lock, timeout=1)
     assert fd is not None
     vm = stand_in(processes, state.files)
     began = host.time
     with ycluster.descriptor(fd):
-        assert ycluster._halt(host, state) == "guest-shutdown"
-    assert vm.wait(10) == 0 and host.time >= began + 200, "it waited for its bound"
+        assert getattr(ycluster, end)(host, state) == how
+    assert (vm.poll() is None) is (end == "_freeze")
+    assert host.time >= began + 200, "it waited for its bound"
 
 
 def test_whoever_waited_for_a_stop_leaves_no_file_of_a_cluster_that_is_gone_by_then(
