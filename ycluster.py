@@ -5972,22 +5972,25 @@ def qemu_argv(state: State, accel: str) -> list[str]:
     """QEMU's command line, to be run in the cacheDir.
 
     Sockets and logs are named without it (`-daemonize` leaves it only after they are open), as a
-    socket's path is 107 bytes at most. Disks are JSON, in which a comma has no meaning.
+    socket's path is 107 bytes at most. Disks are JSON, in which a comma has no meaning. One that is
+    suspended waits for its memory, and its console goes on where it was.
     """
-    files = state.files
+    files, goes_on = state.files, state.suspended is not None
+    console = f"file,id=console,path={one_value(files.console.name)}"
     return [
         QEMU, "-name", f"guest={one_value(state.name)}", "-no-user-config", "-nodefaults",
         "-display", "none", "-vga", "none",
         *_machine_argv(state, accel),
         *_disk_argv("boot", _qcow2(files.disk), ",bootindex=0"),
         *_network_argv(state),
-        "-chardev", f"file,id=console,path={one_value(files.console.name)}",
+        "-chardev", f"{console},append=on" if goes_on else console,
         "-serial", "chardev:console",
         "-chardev", monitor_option(files),
         "-mon", "chardev=qmp,mode=control",
         "-pidfile", str(files.pidfile), "-daemonize",
         *_seed_argv(files),
         *(_disk_argv("data", _qcow2(Path(state.data_disk))) if state.data_disk else []),
+        *(["-incoming", "defer"] if goes_on else []),
     ]  # fmt: skip
 
 
@@ -6188,7 +6191,7 @@ def _kill(host: Host, files: Files) -> None:
             exited(vm.pidfd, 10)
 
 
-def _spawn_qemu(host: Host, state: State, accel: str, *more: str) -> None:
+def _spawn_qemu(host: Host, state: State, accel: str) -> None:
     """Run QEMU until it is a daemon. It inherits the VM lock, and holds it as long as it lives."""
     files = state.files
     fd = take_flock(host, files.vm_lock, timeout=5)
@@ -6200,8 +6203,7 @@ def _spawn_qemu(host: Host, state: State, accel: str, *more: str) -> None:
         remove(files.pidfile)
         # Made here, as QEMU's daemon has a umask of its own, 027.
         os.close(open_own(files.console, os.O_WRONLY | os.O_CREAT))
-        argv = [*qemu_argv(state, accel), *more]
-        host.run(argv, timeout=60, cwd=files.cache_dir, pass_fds=(fd,))
+        host.run(qemu_argv(state, accel), timeout=60, cwd=files.cache_dir, pass_fds=(fd,))
         files.qmp.chmod(0o600)
         for path in (files.qmp, files.pidfile):
             keep_owner(path, files.cache_dir)
@@ -6399,7 +6401,7 @@ def launch_from_memory(host: Host, state: State) -> State:
     YclusterError: nothing is left running, and the memory file is as it was.
     """
     try:
-        _spawn_qemu(host, state, state.ran_with, "-incoming", "defer")
+        _spawn_qemu(host, state, state.ran_with)
         _read_memory(host, state)
         return with_ports(host, state)
     except BaseException:
@@ -6423,16 +6425,11 @@ def _read_memory(host: Host, state: State) -> None:
 
 
 def _load(host: Host, qmp: Qmp, state: State) -> None:
-    """Have QEMU read its memory from the descriptor that it was given, and wait until it has.
-
-    The disks are its own, and may be written to, only when the guest goes on.
-    """
+    """Have QEMU read its memory from the descriptor that it was given, and wait until it has."""
     name, timeout = state.name, memory_timeout(state)
     steps = Steps(host.output, host.monotonic)
     until = host.monotonic() + timeout
-    late = {"capability": "late-block-activate", "state": True}
     try:
-        qmp.execute("migrate-set-capabilities", {"capabilities": [late]})
         qmp.execute("migrate-incoming", {"uri": f"fd:{_PIPE}"}, timeout=60.0)
         while run_state(qmp.execute("query-status", timeout=60.0)) != "paused":
             if host.monotonic() > until:
