@@ -170,6 +170,9 @@ def test_the_data_is_there_again_after_a_start(vm: Cluster) -> None:
     assert "prepared" not in vm.sidecar()
     assert "is running" in vm.run("export", vm.directory / "bundle", code=1).stderr
     guest(vm, f"echo and more | sudo tee -a {DATA_NOTE}")
+    vm.run("suspend")
+    vm.run("start")
+    assert guest(vm, f"cat {DATA_NOTE}") == "kept\nand more"
     vm.run("stop")
 
 

@@ -142,6 +142,17 @@ def test_registries_are_private_in_the_guest_and_their_secret_is_nowhere_else(vm
     )
 
 
+def test_a_suspended_cluster_is_reached_again_by_its_new_port(
+    vm: Cluster, kubeconfig: Path
+) -> None:
+    starts = vm.run("ssh", "--", "cat /var/lib/rancher/k3s/starts").stdout
+    vm.run("suspend")
+    told = vm.run("start").stderr
+    assert "goes on" in told and "node Ready" in told
+    reaches_the_api(vm, kubeconfig)
+    assert vm.run("ssh", "--", "cat /var/lib/rancher/k3s/starts").stdout == starts
+
+
 def test_start_refreshes_the_port_and_imports_nothing_again(vm: Cluster, kubeconfig: Path) -> None:
     [before] = [
         item["cluster"]["server"]

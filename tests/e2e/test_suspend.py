@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -161,6 +162,15 @@ def test_one_that_is_packed_by_nothing_goes_on_as_well_and_is_checked(
     assert "damaged" in vm.run("start", code=1).stderr
     memory.write_bytes(kept)
     run_again(vm)
+
+
+def test_it_goes_on_in_another_boot_of_the_host(suspended: Cluster) -> None:
+    vm = suspended
+    vm.set_deadline(0, expiresAt="", bootId=str(uuid.uuid4()), bootedAt="2026-01-01T00:00:00Z")
+    vm.program.run("list")
+    run_again(vm)
+    assert 3500 < vm.status()["remainingSeconds"] <= 3600
+    assert vm.file("-console.log").read_bytes().count(GREETING) == 1
 
 
 @pytest.mark.parametrize("timer", ["systemd", "at", "watcher"])
