@@ -105,7 +105,7 @@ if wants e2e; then
     fi
     (($#)) && exec "${here[@]}" "${pytest[@]}" tests/e2e "$@"
     # The guest that plays the host mostly waits for its deadlines, and libguestfs's is one CPU: four lanes.
-    lanes=('tests/e2e/test_quickstart.py tests/e2e/test_stubborn.py tests/e2e/test_crashes.py' 'tests/e2e/test_real_host.py tests/e2e/test_k3s.py' tests/e2e/test_appliance.py) rest=()
+    lanes=('tests/e2e/test_quickstart.py tests/e2e/test_stubborn.py tests/e2e/test_crashes.py' 'tests/e2e/test_real_host.py tests/e2e/test_k3s.py' 'tests/e2e/test_appliance.py tests/e2e/test_suspend.py') rest=()
     for lane in "${lanes[@]}"; do
         read -ra files <<<"$lane"
         beside "$lane" "${here[@]}" "${pytest[@]}" --durations=15 "${files[@]}"

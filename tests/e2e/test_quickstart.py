@@ -96,7 +96,7 @@ def test_the_commands_of_the_readme_and_of_its_pages_do_what_they_say(
     assert "ycluster provision -c dev" in twenty and "ycluster stop" in rest and image in twenty
     more = block("docs/developer.md", "For a developer with a laptop").splitlines()
     more = [
-        line for line in more if not re.match(r"ycluster (provision|stop|start) ", line)
+        line for line in more if not re.match(r"ycluster (provision|suspend|stop|start) ", line)
     ]  # each boot takes a minute
     assert len(more) > 6
     config = block("docs/ci.md", "For CI, and for agents", "yaml") + image
