@@ -6754,6 +6754,20 @@ BOOT_STAGES = (
 )
 
 
+def clock_is_set(host: Host, state: State, waiting: Waiting) -> bool:
+    """Have the clock set of a guest that goes on; always true, as its end is only a warning."""
+    set_guest_clock(host, state)
+    return True
+
+
+# A guest that goes on writes nothing to its console; but it may have been in the middle of a boot.
+RESTORED_STAGES = (
+    Stage("SSH banner", ssh_answers),
+    Stage("clock", clock_is_set),
+    Stage("cloud-init done", cloud_init_is_done),
+)
+
+
 class BootWait:
     """The wait for a VM to boot, one stage after the other. It ends soon after the VM does.
 
@@ -6835,9 +6849,9 @@ def wait_ready(
     state: State,
     *,
     timeout: float,
-    more: Sequence[Stage] = (),
+    stages: Sequence[Stage] = BOOT_STAGES,
 ) -> None:
-    """Wait until you can log in and the stages `more` are reached, each shown with its time.
+    """Wait until you can log in and the stages are reached, each shown with its time.
 
     Raises YclusterError with the end of the console within a second or so of the moment when QEMU
     ends or its guest stops, TimedOut when a stage takes more than `timeout` seconds.
@@ -6848,7 +6862,7 @@ def wait_ready(
         wait = BootWait(host, state, vm, timeout)
         wait.check()
         wait.steps.done("process")
-        for stage in (*BOOT_STAGES, *more):
+        for stage in stages:
             wait.reach(stage)
 
 
@@ -8937,13 +8951,17 @@ def _with_deadline(host: Host, state: State) -> State:
     return state
 
 
-def _finish_boot(host: Host, state: State) -> None:
+def _finish_boot(
+    host: Host,
+    state: State,
+    stages: Sequence[Stage] = BOOT_STAGES,
+) -> None:
     """Wait without the lock, so that an extend, a stop or a reap gets its turn meanwhile."""
     say_deadline(host, state)
     if state.has_k3s:
         can_merge(host, state.name)  # told now, and not after minutes
     try:
-        wait_ready(host, state, timeout=READY_TIMEOUT, more=k3s_stages(state))
+        wait_ready(host, state, timeout=READY_TIMEOUT, stages=(*stages, *k3s_stages(state)))
         if state.has_k3s:
             with opened(host, state.files) as state:
                 state = merge_kubeconfig(host, state)
@@ -9008,9 +9026,7 @@ def start(host: Host, which: Selector, *, discard_memory: bool = False) -> None:
                 say_deadline(host, state)
                 return
             # Its install may have been cut short: finished below.
-    if now == "suspended":
-        set_guest_clock(host, state)
-    _finish_boot(host, state)
+    _finish_boot(host, state, RESTORED_STAGES if now == "suspended" else BOOT_STAGES)
 
 
 def _check_disks(state: State) -> None:
