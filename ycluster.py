@@ -290,7 +290,13 @@ class TimedOut(YclusterError):
 
 
 class Busy(TimedOut):
-    """Another ycluster holds the cluster's lock."""
+    """A lock can't be had: another ycluster holds it."""
+
+
+class NoLock(Busy):
+    """Nobody can have a lock: its file is another's, or no file at all."""
+
+    exit_code = 1
 
 
 class ProgramFailed(YclusterError):
@@ -1355,7 +1361,7 @@ def locked(
         fd = take_flock(host, path, timeout=timeout, what=path.stem)
     except PermissionError as error:  # root's, or no file at all
         hint = f"while no ycluster works on {path.stem}, `rm {shlex.quote(str(path))}` is safe"
-        raise YclusterError(f"{path}: {error.strerror}", hint=hint) from None
+        raise NoLock(f"{path}: {error.strerror}", hint=hint) from None
     if fd is None:
         hint = f"`fuser {path}` names it"
         raise Busy(f"{path.stem}: another ycluster is working on it", hint=hint)
