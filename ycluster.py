@@ -141,6 +141,8 @@ AT_EARLY = 120.0  # A job of at(1) starts up to a minute early; it then waits, a
 CLOCK_STEP = 30.0  # If the wall clock is set by less than this, deadlines stay where they are.
 NOTICE_TIMEOUT = 60.0  # For the command lifetime.onWarn.
 WAKE_AFTER = 5.0  # After this wait for a lock, a holder that is stopped (SIGSTOP) is continued.
+CONSOLE_SIZE = 16 << 20  # Bytes; the watcher cuts a console log that is larger.
+CONSOLE_KEPT = 1 << 18  # Bytes at its end, which are kept then.
 EVENTS_SIZE = 1 << 20  # Bytes; a larger log of events is set aside and a new one begun.
 STATE_SIZE = 1 << 20  # Bytes; no file of ours that is read whole is larger. A state file has 2 KB.
 
@@ -5859,7 +5861,8 @@ def qemu_argv(state: State, accel: str) -> list[str]:
     """QEMU's command line, to be run in the cacheDir.
 
     Sockets and logs are named without it (`-daemonize` leaves it only after they are open), as a
-    socket's path is 107 bytes at most. Disks are JSON, in which a comma has no meaning.
+    socket's path is 107 bytes at most. Disks are JSON, in which a comma has no meaning. The log of
+    the console is cut while it is written, see `cut_console`.
     """
     files = state.files
     return [
@@ -5868,7 +5871,7 @@ def qemu_argv(state: State, accel: str) -> list[str]:
         *_machine_argv(state, accel),
         *_disk_argv("boot", _qcow2(files.disk), ",bootindex=0"),
         *_network_argv(state),
-        "-chardev", f"file,id=console,path={one_value(files.console.name)}",
+        "-chardev", f"file,id=console,path={one_value(files.console.name)},append=on",
         "-serial", "chardev:console",
         "-chardev", monitor_option(files),
         "-mon", "chardev=qmp,mode=control",
@@ -6086,11 +6089,25 @@ def _spawn_qemu(host: Host, state: State, accel: str) -> None:
         remove(files.qmp)
         remove(files.pidfile)
         # Made here, as QEMU's daemon has a umask of its own, 027.
-        os.close(open_own(files.console, os.O_WRONLY | os.O_CREAT))
+        with descriptor(open_own(files.console, os.O_WRONLY | os.O_CREAT)) as console:
+            os.ftruncate(console, 0)
         host.run(qemu_argv(state, accel), timeout=60, cwd=files.cache_dir, pass_fds=(fd,))
         files.qmp.chmod(0o600)
         for path in (files.qmp, files.pidfile):
             keep_owner(path, files.cache_dir)
+
+
+def cut_console(files: Files) -> None:
+    """Cut a console log that has become too long to its last lines: a guest can write for ever.
+
+    QEMU appends to it, and so goes on at the new end.
+    """
+    if os.lstat(files.console).st_size <= CONSOLE_SIZE:
+        return
+    with descriptor(open_own(files.console, os.O_RDWR | os.O_APPEND)) as fd:
+        last = os.pread(fd, CONSOLE_KEPT, os.fstat(fd).st_size - CONSOLE_KEPT)
+        os.ftruncate(fd, 0)
+        os.write(fd, b"[cut by ycluster]\n" + last)
 
 
 def with_ports(host: Host, state: State) -> State:
@@ -9739,9 +9756,15 @@ class Watcher:
                     return
                 wake = self._act()
                 self._follow_clock()
+                self._bound_console()
             except Exception as error:  # if this ended, perhaps nothing would enforce the deadline
                 self._say_once(error)
             self.host.sleep(max(0.02, min(WATCH_INTERVAL, wake - self.host.now())))
+
+    def _bound_console(self) -> None:
+        if self.vm is not None and self.readable:
+            with contextlib.suppress(OSError):  # there is none, or it is another's
+                cut_console(self.files)
 
     def ask(self, *_: object) -> None:
         """Have the VM stopped at the next look, if its state can't be read: as `stop` does then."""

@@ -19,7 +19,7 @@ from typing import Callable
 
 import pytest
 from conftest import Cluster, Program, wait_for
-from sabotage import boot, forget, obedient_image, unwatch, watchers
+from sabotage import GREETING, boot, forget, obedient_image, unwatch, watchers
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +171,21 @@ def test_a_pidfile_of_a_vm_that_is_off_leads_to_nobody(
     assert (
         Path(f"/proc/{bystander.pid}/stat").read_text().split()[2] == "S"
     )  # nor was it put to sleep
+
+
+def test_a_console_that_is_written_for_ever_is_cut_and_goes_on(running: Cluster) -> None:
+    """(21.4.4)"""
+    console = running.file("-console.log")
+    with console.open("ab") as log:
+        log.write(b"x" * (20 << 20))
+    wait_for("the watcher to cut it", lambda: console.stat().st_size < 1 << 20)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(running.file(".qmp")))
+        stream = sock.makefile("rw")
+        for command in ("qmp_capabilities", "system_reset"):
+            print(json.dumps({"execute": command}), file=stream, flush=True)
+        wait_for("another boot", lambda: GREETING in console.read_bytes())
+    assert b"\0" not in console.read_bytes()
 
 
 # --- what a watcher and a watch lean on

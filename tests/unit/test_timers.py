@@ -1217,6 +1217,44 @@ def test_an_unreadable_sidecar_is_said_once_and_not_at_every_look(
     assert 1 <= len(host.log.getvalue().splitlines()) <= 4
 
 
+@pytest.mark.parametrize("size", [0, 1 << 20, 20 << 20])
+def test_a_console_that_is_written_for_ever_is_cut_to_its_end(
+    host: Clocked,
+    cache: Path,
+    processes: Processes,
+    monkeypatch: pytest.MonkeyPatch,
+    size: int,
+) -> None:
+    """11 GB in a night, of a guest that wants to. (21.4.4)"""
+    files, ends = Files(cache, "demo"), int(NOW) + 7200
+    made(cache, expires_at=ends, timers=(ArmedTimer("watcher", "watch", ends),))
+    vm = stand_in(processes, files, "")
+    files.console.touch(0o600)
+    os.truncate(files.console, size)
+    with files.console.open("ab") as console:
+        console.write(b"the end")
+
+    def sleep(seconds: float) -> None:
+        vm.kill()
+        vm.wait()
+        files.sidecar.unlink()
+
+    monkeypatch.setattr(host, "sleep", sleep)
+    ycluster.Watcher(host, files, "watcher").run()
+    assert files.console.read_bytes().endswith(b"the end")
+    now = files.console.stat().st_size
+    assert now == size + 7 or (size > ycluster.CONSOLE_SIZE and 7 < now <= 1 << 20)
+
+
+def test_no_other_file_is_cut_in_the_place_of_the_console(cache: Path, tmp_path: Path) -> None:
+    files, other = Files(cache, "demo"), tmp_path / "other"
+    other.touch()
+    os.truncate(other, 20 << 20)
+    files.console.symlink_to(other)
+    ycluster.cut_console(files)  # of the link itself, which is short
+    assert other.stat().st_size == 20 << 20
+
+
 def test_a_watcher_stands_by_and_leaves_the_deadline_to_the_timer_for_a_while(
     host: Clocked,
     cache: Path,
