@@ -292,6 +292,10 @@ class Busy(TimedOut):
     """Another ycluster holds the cluster's lock."""
 
 
+class NoLock(YclusterError):
+    """Nobody can have the cluster's lock: its file is another's, or no file at all."""
+
+
 class ProgramFailed(YclusterError):
     """A program that ycluster ran has failed.
 
@@ -1307,7 +1311,7 @@ def locked(
         fd = take_flock(host, path, timeout=timeout, what=path.stem)
     except PermissionError as error:  # root's, or no file at all
         hint = f"while no ycluster works on {path.stem}, `rm {shlex.quote(str(path))}` is safe"
-        raise YclusterError(f"{path}: {error.strerror}", hint=hint) from None
+        raise NoLock(f"{path}: {error.strerror}", hint=hint) from None
     if fd is None:
         hint = f"`fuser {path}` names it"
         raise Busy(f"{path.stem}: another ycluster is working on it", hint=hint)
@@ -9210,7 +9214,7 @@ def reap_in_time(host: Host, files: Files, *, by: str, patience: float, wait: fl
     """
     try:
         reap(host, files, by=by, wait=wait, patience=LOCK_BOUND)
-    except Busy:
+    except (Busy, NoLock):
         _end_without_lock(host, files)
         reap(host, files, by=by, patience=patience)
 
@@ -9378,7 +9382,11 @@ def sweep(host: Host, *, by: str, every: bool = False) -> list[str]:
 
     def at_once(files: Files) -> None:
         if every or _needs_reap(host, current(host, files)):
-            reap(host, files, by=by, patience=0.5)
+            try:
+                reap(host, files, by=by, patience=0.5)
+            except NoLock:  # to come back later would help nobody
+                _end_without_lock(host, files)
+                raise
 
     def in_time(files: Files) -> None:
         if every or running(host, files):

@@ -393,6 +393,23 @@ def test_a_lock_that_is_held_without_end_keeps_no_vm_from_its_end_and_no_other_w
     assert ycluster.load_state(states[0].files) == states[0]
 
 
+@pytest.mark.parametrize("how", ["by its timer", "by reap --all", "by watch --all"])
+def test_a_lock_that_cannot_be_had_keeps_no_vm_from_its_end(
+    host: Clocked, cache: Path, timer: Memory, processes: Processes, how: str
+) -> None:
+    """Its file is a folder, or what `sudo` left behind. (21.2.2)"""
+    state = made(cache, expires_at=int(NOW) - 5)
+    vm = stand_in(processes, state.files)
+    state.files.lock.mkdir()
+    if how == "by its timer":
+        with pytest.raises(YclusterError, match="demo.lock"):
+            ycluster.reap_in_time(host, state.files, by="systemd", patience=1.0)
+    else:
+        assert ycluster.sweep(host, by="x", every=how == "by reap --all") == ["demo"]
+    assert vm.wait(10) == 0
+    assert ycluster.load_state(state.files) == state
+
+
 @pytest.mark.parametrize(
     "verb, expires",
     [
