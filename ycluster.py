@@ -290,13 +290,11 @@ class TimedOut(YclusterError):
 
 
 class Busy(TimedOut):
-    """A lock can't be had: another ycluster holds it."""
+    """Another ycluster holds the cluster's lock."""
 
 
-class NoLock(Busy):
-    """Nobody can have a lock: its file is another's, or no file at all."""
-
-    exit_code = 1
+class NoLock(YclusterError):
+    """Nobody can have the cluster's lock: its file is another's, or no file at all."""
 
 
 class ProgramFailed(YclusterError):
@@ -9756,7 +9754,7 @@ def reap_in_time(host: Host, files: Files, *, by: str, patience: float, wait: fl
     """
     try:
         reap(host, files, by=by, wait=wait, patience=LOCK_BOUND)
-    except Busy:
+    except (Busy, NoLock):
         _end_without_lock(host, files)
         reap(host, files, by=by, patience=patience)
 
@@ -9950,7 +9948,11 @@ def sweep(host: Host, *, by: str, every: bool = False) -> list[str]:
 
     def at_once(files: Files) -> None:
         if every or _needs_reap(host, current(host, files)):
-            reap(host, files, by=by, patience=0.5)
+            try:
+                reap(host, files, by=by, patience=0.5)
+            except NoLock:  # to come back later would help nobody
+                _end_without_lock(host, files)
+                raise
 
     def in_time(files: Files) -> None:
         if every or running(host, files):
