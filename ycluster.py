@@ -815,8 +815,7 @@ class Host:
     ) -> Iterator[IO[bytes]]:
         """Run a program while the block lasts, with our end of the pipe that it has on one side.
 
-        Raises ProgramFailed where the program fails. It is killed where the block does, and where
-        it is not done a minute after it.
+        Raises ProgramFailed where it fails. It is killed where the block does, or a minute later.
         """
         import subprocess
 
@@ -834,18 +833,19 @@ class Host:
         )
         ours, errors = process.stdin or process.stdout, process.stderr
         assert ours is not None and errors is not None
-        try:
-            with ours, errors:
+        with ours, errors:
+            try:
                 yield ours
                 process.wait(60)
-                told = errors.read().decode(errors="replace")
-        except subprocess.TimeoutExpired:
-            raise TimedOut(f"{argv[0]} is not done a minute after its input has ended") from None
-        finally:
-            process.kill()  # does nothing to a program that has ended
-            process.wait()
-        if process.returncode:
-            raise ProgramFailed(argv, process.returncode, told)
+            except subprocess.TimeoutExpired:
+                raise TimedOut(f"{argv[0]} does not end") from None
+            finally:
+                failed = process.poll() not in (None, 0)  # by itself, so that it is the cause
+                process.kill()  # does nothing to a program that has ended
+                process.wait()
+                if failed:
+                    told = errors.read().decode(errors="replace")
+                    raise ProgramFailed(argv, process.returncode, told)
 
     def attempt(self, argv: Sequence[str], *, timeout: float) -> str | None:
         """What a program writes to stdout; None if it is missing, fails or takes too long.
@@ -4664,7 +4664,7 @@ def moved(state: State, how_far: HowFar, clock: Clock) -> State:
     Raises YclusterError if no deadline is set, or past lifetime.maxTotal; UsageError if the new
     deadline is absurd.
     """
-    if state.suspended:
+    if state.suspended and state.expires_at is None:
         hint = f"`ycluster start --name {state.name}` goes on where it was, with a fresh budget"
         raise YclusterError(f"{state.name} is suspended, and has no deadline", hint=hint)
     if state.expires_at is None:
@@ -5826,15 +5826,22 @@ def _status_of(host: Host, files: Files, vm: Vm | None) -> str:
         return "running"  # started by the sibling, which has no monitor
     try:
         status = run_state(ask_qemu(host, files, "query-status", timeout=2.0))
-        return "paused" if status in _STANDS_STILL else status
+        return _IN_OUR_WORDS.get(status, status)
     except QmpError:
         if exited(vm.pidfd, 0):
             return "stopped"
         return "busy" if flock_held(files.lock) else "unresponsive"
 
 
-# Run states of QEMU's around a suspend: no instruction of the guest's is executed.
-_STANDS_STILL = ("paused", "postmigrate", "inmigrate", "prelaunch", "finish-migrate")
+# Run states of QEMU's that would be misread: those around a suspend, in which the guest executes
+# nothing, and that of a guest which sleeps by its own will (ACPI S3).
+_IN_OUR_WORDS = {
+    "postmigrate": "paused",
+    "inmigrate": "paused",
+    "prelaunch": "paused",
+    "finish-migrate": "paused",
+    "suspended": "asleep",
+}
 
 
 def pause_vm(host: Host, files: Files, vm: Vm) -> str:
@@ -6266,9 +6273,10 @@ def memory_timeout(state: State) -> float:
 
 def memory_fits(host: Host, state: State) -> dict[str, str]:
     """What a memory file goes with: QEMU, the machine that it makes, and the state of its disks."""
-    version = host.run([QEMU, "--version"], timeout=20).stdout.partition("\n")[0]
+    version = host.run([QEMU, "--version"], timeout=20).stdout
+    found = re.search("version ([0-9.]+)", version)
     fits = {
-        "QEMU": version,
+        "QEMU": found[1] if found else version.partition("\n")[0],
         "machine type": state.machine,
         "accelerator": state.ran_with,
         "CPU model": state.cpu_model,
@@ -6283,6 +6291,31 @@ def memory_fits(host: Host, state: State) -> dict[str, str]:
     return fits
 
 
+def misfits(then: Mapping[str, Any], now: Mapping[str, str]) -> list[str]:
+    """What keeps a memory file that was written `then` from being loaded now; empty: nothing. Pure.
+
+    A later QEMU reads what an earlier one of the same machine type has written, and a guest needs
+    no fewer features of its CPU than it had.
+    """
+    return sorted(
+        what
+        for what in then.keys() | now.keys()
+        if not _goes_with(what, str(then.get(what)), str(now.get(what)))
+    )
+
+
+def _goes_with(what: str, was: str, now: str) -> bool:
+    if what == "QEMU":
+        return _numbers(now) >= _numbers(was)
+    if what == "CPU of this host":
+        return {*was.split()} <= {*now.split()}
+    return was == now
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall("[0-9]{1,9}", version)]
+
+
 def _disk_state(disk: Path) -> str:
     """What changes whenever a disk is written to: its size, and its modification time in ns."""
     try:
@@ -6293,50 +6326,94 @@ def _disk_state(disk: Path) -> str:
 
 
 def _host_cpu() -> str:
-    """The model and the features of this host's CPU, which a guest of KVM's may use."""
-    import hashlib
-
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    of_one = lines[: lines.index("")] if "" in lines else lines
-    facts = [line for line in of_one if line.startswith(("model name", "flags"))]
-    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
+    """The model and the features of this host's CPU, which a guest of KVM's may use, as words."""
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    facts = dict(re.findall(r"(?m)^(model name|flags)\s*: (.*)$", text.partition("\n\n")[0]))
+    return f"{facts.get('model name', '').replace(' ', '_')} {facts.get('flags', '')}"
 
 
-def write_memory(host: Host, state: State, vm: Vm) -> Suspended:
-    """Write the guest's memory to its file, whole or not at all; the guest then stands still.
+@contextlib.contextmanager
+def standing_still(host: Host, state: State, vm: Vm) -> Iterator[Qmp]:
+    """A guest that executes nothing during the block, and goes on as it was where that fails.
 
-    Raises YclusterError or OSError; see `drop_memory`.
+    On one connection: QEMU has one client at a time, so nobody else lets it go on meanwhile.
     """
-    files = state.files
-    _check_room(files, vm)
-    remove(files.memory_part)
+    frozen = process_stat(vm.pid)[1] == "T"
     _continue(vm)
-    with Qmp.connect(files.qmp, host.monotonic, timeout=5.0) as qmp:
-        qmp.execute("stop")
-        packed = _write_part(host, state, qmp)
+    try:
+        with Qmp.connect(state.files.qmp, host.monotonic, timeout=5.0) as qmp:
+            ran = _stand_still(qmp, state.name)
+            try:
+                yield qmp
+            except BaseException:
+                _undo_suspend(host, state, qmp, runs_on=ran)
+                raise
+    except BaseException:
+        if frozen:
+            send_signal(vm.pidfd, signal.SIGSTOP)
+        raise
+
+
+# Seconds. QEMU writes out all that its disks have kept back before it answers.
+_SLOW = 60.0
+
+
+def _stand_still(qmp: Qmp, name: str) -> bool:
+    """Stop the guest's CPUs; returns whether they ran. Raises where no memory can be had of it."""
+    now = run_state(qmp.execute("query-status", timeout=_SLOW))
+    if now == "postmigrate":  # a suspend was cut off; QEMU writes a memory twice only so
+        qmp.execute("cont", timeout=_SLOW)
+    elif now not in ("running", "paused"):
+        raise YclusterError(f"{name}: its QEMU is {now}, so it can't be suspended")
+    qmp.execute("stop", timeout=_SLOW)
+    return now != "paused"
+
+
+def _undo_suspend(host: Host, state: State, qmp: Qmp, *, runs_on: bool) -> None:
+    """After a suspend that failed: no file, and only then a guest that runs on."""
+    try:
+        cancel_migration(host, qmp)
+        remove(state.files.memory_part)
+        remove(state.files.memory)
+        if runs_on:
+            qmp.execute("cont", timeout=_SLOW)
+    except (OSError, YclusterError) as error:
+        remedy = f"`ycluster resume --name {state.name}` lets it go on"
+        host.output.warn(f"{state.name} may stand still, and {remedy}: {error}")
+
+
+def cancel_migration(host: Host, qmp: Qmp) -> None:
+    """Have QEMU write no memory any more; it would stop the guest when it has."""
+    until = host.monotonic() + _SLOW
+    while _migration(qmp).get("status", "none") not in ("none", *_MIGRATION_ENDS):
+        if host.monotonic() > until:
+            raise TimedOut(f"QEMU still writes its memory after {_SLOW:.0f} s")
+        qmp.execute("migrate_cancel", timeout=_SLOW)
+        host.sleep(0.02)
+
+
+_MIGRATION_ENDS = ("completed", "failed", "cancelled")
+
+
+def write_memory(host: Host, state: State, qmp: Qmp) -> Suspended:
+    """Write the memory of a guest that stands still to its file, whole or not at all."""
+    files = state.files
+    packed = _write_part(host, state, qmp)
+    fits = memory_fits(host, state)
     digest = "" if packed else _digest(host, state, files.memory_part)
     files.memory_part.replace(files.memory)
     sync_folder(files.cache_dir)
-    return Suspended(int(host.now()), packed, digest, memory_fits(host, state))
+    return Suspended(int(host.now()), packed, digest, fits)
 
 
-def drop_memory(host: Host, files: Files, *, runs_on: bool) -> None:
-    """After a suspend that failed: no file, and only then a guest that runs on."""
-    with contextlib.suppress(OSError, YclusterError):  # that failure is the one to be reported
-        remove(files.memory_part)
-        remove(files.memory)
-        if runs_on:
-            ask_qemu(host, files, "cont")
-
-
-def _check_room(files: Files, vm: Vm) -> None:
+def _check_room(host: Host, files: Files, vm: Vm) -> None:
     """Raise where the memory can't have room. Zero pages take none, and zstd packs the others."""
     status = Path(f"/proc/{vm.pid}/status").read_text(encoding="utf-8")
     found = re.search(r"^VmRSS:\s+([0-9]+) kB$", status, re.MULTILINE)
     most = int(found[1]) << 10 if found else 0
     disk = os.statvfs(files.cache_dir)
     free = disk.f_bavail * disk.f_frsize
-    if free < most // 4:
+    if free < (most // 4 if host.which("zstd") else most):
         why = f"{files.name}: its memory takes up to {most >> 20} MiB, and {files.cache_dir} has "
         raise YclusterError(f"{why}{free >> 20} MiB left", hint="make room, or `ycluster stop` it")
 
@@ -6372,11 +6449,10 @@ def _migrate(host: Host, qmp: Qmp, state: State) -> None:
         if status == "completed":
             steps.done(f"memory of {name}")
             return
-        if status in ("failed", "cancelled"):
+        if status in _MIGRATION_ENDS:
             why = found.get("error-desc") or f"the migration has {status}"
             raise YclusterError(f"{name}: QEMU could not write its memory: {why}")
         if host.monotonic() > until:
-            qmp.execute("migrate_cancel")
             raise TimedOut(f"{name}: its memory is not written in {timeout:.0f} s")
         steps.waiting(f"memory of {name}")
         host.sleep(0.02)
@@ -6384,7 +6460,7 @@ def _migrate(host: Host, qmp: Qmp, state: State) -> None:
 
 def _migration(qmp: Qmp) -> dict[str, Any]:
     """How far QEMU is with its migration. Raises QmpError where the answer is none."""
-    found = qmp.execute("query-migrate")
+    found = qmp.execute("query-migrate", timeout=_SLOW)
     if not isinstance(found, dict):
         raise QmpError("query-migrate: an answer without a state")
     return found
@@ -6403,11 +6479,9 @@ def memory_fault(host: Host, state: State) -> str:
         return "it is not suspended"
     if not files.memory.is_file():
         return f"{files.memory} is gone"
-    now = memory_fits(host, state)
-    changed = [what for what, was in suspended.fits.items() if now.get(what) != was]
-    if changed or now.keys() != suspended.fits.keys():
-        other = changed or sorted(now.keys() ^ suspended.fits.keys())
-        return f"it fits no more, as this has changed since: {', '.join(other)}"
+    changed = misfits(suspended.fits, memory_fits(host, state))
+    if changed:
+        return f"it fits no more, as this has changed since: {', '.join(changed)}"
     if suspended.packed and not host.which(suspended.packed):
         return f"it is packed by {suspended.packed}, which is not installed"
     if suspended.digest and _digest(host, state, files.memory) != suspended.digest:
@@ -6451,14 +6525,32 @@ def _load(host: Host, qmp: Qmp, state: State) -> None:
     until = host.monotonic() + timeout
     try:
         qmp.execute("migrate-incoming", {"uri": f"fd:{_PIPE}"}, timeout=60.0)
-        while run_state(qmp.execute("query-status", timeout=60.0)) != "paused":
+        while True:
+            now = run_state(qmp.execute("query-status", timeout=_SLOW))
+            if now != "inmigrate":
+                break
             if host.monotonic() > until:
                 raise TimedOut(f"{name}: its memory is not read in {timeout:.0f} s")
             steps.waiting("reading its memory")
             host.sleep(0.02)
     except QmpError as error:  # QEMU ends where it can't make sense of what it reads
         raise YclusterError(f"{name}: QEMU could not read its memory: {error}") from None
+    if now != "paused":
+        raise YclusterError(f"{name}: QEMU is {now} after it has read its memory")
     steps.done(f"memory of {name}")
+
+
+def stands_still(host: Host, files: Files) -> bool:
+    """Whether a VM has executed nothing since its memory was written to its file, or read from it.
+
+    That is proven by what QEMU itself says. Raises YclusterError where it says nothing.
+    """
+    if not files.qmp.exists():
+        return False  # the sibling's
+    now = run_state(ask_qemu(host, files, "query-status", timeout=_SLOW))
+    with find_vm(host, files) as vm:
+        reads = vm is not None and "-incoming" in command_line(vm.pid)
+    return now in ("postmigrate", "inmigrate") or (now == "paused" and reads)
 
 
 def port_owner(host: Host, port: int) -> str:
@@ -8548,6 +8640,9 @@ WAYS_OUT: Mapping[str, tuple[str, str]] = {
 }
 
 
+OFF = ("stopped", "suspended")  # the states in which there is no QEMU
+
+
 def wrong_state(state: State, now: str, why: str = "") -> YclusterError:
     """The error where a cluster is in a state in which a verb can do nothing; `why` adds to it."""
     verb_out, effect = WAYS_OUT.get(now, ("status", "shows more"))
@@ -8574,10 +8669,10 @@ _AT_ONCE = {
 _AT_START = {
     "memory": "memory",
     "cpus": "cpus",
-    "network.bindAddress": "bind_address",
     "accel": "accel",
     "cpuModel": "cpu_model",
 }
+_NETWORK_AT_START = {"network.bindAddress": "bind_address"}
 _AT_PROVISION = {
     "diskSize": "disk_size",
     "context": "context",
@@ -8623,10 +8718,15 @@ def reconfigured(
     # As it would be saved and read: a password in a URL is none of the differences.
     wanted = decode_state(encode_state(made), made.files.sidecar)
     applied = _differences(state, wanted, _AT_ONCE)
-    at_start = _differences(state, wanted, _AT_START) + _port_differences(state, wanted)
+    at_start = _differences(state, wanted, _AT_START)
+    network = _differences(state, wanted, _NETWORK_AT_START) + _port_differences(state, wanted)
     fixed = _differences(state, wanted, _AT_PROVISION) + _k3s_differences(state, wanted)
-    if not runs:
-        applied += at_start
+    if runs:
+        at_start += network
+    elif state.suspended:  # it goes on with the machine that it had
+        applied += network
+    else:
+        applied += at_start + network
         at_start = []
     lines = [str(difference) for difference in applied]
     fields: dict[str, Any] = {}
@@ -9028,7 +9128,7 @@ def start(host: Host, which: Selector, *, discard_memory: bool = False) -> None:
         now = status_of(host, state)
         if now == "paused":
             raise wrong_state(state, now)
-        runs = now != "stopped"
+        runs = now not in OFF
         state, changes = reconfigured(state, config, host.clock(), runs=runs)
         if now == "suspended":
             say_changes(host, changes)
@@ -9153,9 +9253,28 @@ def _one_at_a_time(host: Host, state: State) -> Iterator[None]:
 
 
 def _halt(host: Host, state: State) -> str:
-    """Stop the VM; returns the step that ended it, empty where nothing ran."""
+    """Stop the VM; returns the step that ended it, empty where nothing ran.
+
+    One that stands still beside its memory file is ended as it is: nothing of it is lost.
+    """
     with _one_at_a_time(host, state):
+        if _is_kept(host, state.files):
+            _end_still(host, state)
+            return MEMORY_STEP
         return _stop_guest(host, state)
+
+
+MEMORY_STEP = "memory file"  # how a VM has ended of which its memory is left
+
+
+def _is_kept(host: Host, files: Files) -> bool:
+    """Whether all that a VM has in memory is in its file, too, by the state as it is now."""
+    try:
+        if not files.memory.exists() or not running(host, files):
+            return False
+        return load_state(files).suspended is not None and stands_still(host, files)
+    except YclusterError:
+        return False
 
 
 def _stop_guest(host: Host, state: State) -> str:
@@ -9219,16 +9338,18 @@ def _suspend(host: Host, state: State, vm: Vm) -> State:
 
     A guest whose monitor does not answer runs on: that is the error.
     """
+    files = state.files
+    if not files.qmp.exists():
+        raise YclusterError(f"{state.name}: its QEMU has no monitor, which a suspend needs")
+    _check_room(host, files, vm)
     with _one_at_a_time(host, state):
-        ran = vm_status(host, state.files) == "running"
-        try:
-            suspended = write_memory(host, state, vm)
-            state = save_state(replace(state, suspended=suspended))
-        except BaseException:
-            drop_memory(host, state.files, runs_on=ran)
-            raise
+        with standing_still(host, state, vm) as qmp:
+            state = replace(state, suspended=write_memory(host, state, qmp))
+            state = save_state(state)
+            with contextlib.suppress(QmpError):  # a signal is what follows
+                qmp.execute("quit")
         _end_still(host, state)
-    log_event(host, state, "suspended", bytes=state.files.memory.stat().st_size)
+    log_event(host, state, "suspended", bytes=files.memory.stat().st_size)
     return _stamped(host, state)
 
 
@@ -9258,25 +9379,46 @@ def _stamped(host: Host, state: State) -> State:
 
 
 def _settled(host: Host, state: State) -> State:
-    """The state of a cluster whose suspend, or start from one, was cut off.
+    """The state of a cluster whose suspend, or start from one, may have been cut off.
 
-    A VM that stands still beside its memory file has executed nothing since that was written: it is
-    ended, and the file is what counts. Where the file was removed, the VM is what counts. A file
-    that is not whole, or of which no state knows, goes.
+    A VM that has executed nothing since its memory was written, or read, is ended, and the file is
+    what counts. Any other VM counts itself: the file is out of date, or not whole, and goes.
     """
-    remove(state.files.memory_part)
-    if state.suspended is None:
-        remove(state.files.memory)
+    files = state.files
+    if not running(host, files):
+        _remove_memory(files, whole=state.suspended is None)
         return state
-    if not running(host, state.files):
-        return state
-    if not state.files.memory.exists():
-        return save_state(replace(state, suspended=None))
-    if vm_status(host, state.files) != "paused":
-        return state  # the disk will have changed, and then nobody can load the memory any more
-    host.output.say(f"{state.name}: its suspend was cut off, or a start from it; it is suspended")
-    _end_still(host, state)
-    return _stamped(host, state)
+    if state.suspended is None or not files.memory.exists():
+        _settle_vm(host, files)
+        return state if state.suspended is None else save_state(replace(state, suspended=None))
+    if stands_still(host, files):
+        text = "its suspend was cut off, or a start from it; it is suspended"
+        host.output.say(f"{state.name}: {text}")
+        _end_still(host, state)
+        return _stamped(host, state)
+    host.output.warn(f"{state.name} runs; its memory file is out of date, and is removed")
+    _remove_memory(files, whole=True)
+    return save_state(replace(state, suspended=None))
+
+
+def _remove_memory(files: Files, *, whole: bool) -> None:
+    """Remove what a suspend that was cut off has left. On a read-only disk it stays."""
+    with contextlib.suppress(OSError):
+        remove(files.memory_part)
+        if whole:
+            remove(files.memory)
+
+
+def _settle_vm(host: Host, files: Files) -> None:
+    """Let a VM forget about a suspend that was cut off, and take what is left of that away."""
+    if not os.path.lexists(files.memory_part) and not os.path.lexists(files.memory):
+        return
+    try:
+        with Qmp.connect(files.qmp, host.monotonic, timeout=5.0) as qmp:
+            cancel_migration(host, qmp)
+    except YclusterError as error:
+        host.output.warn(f"{files.name}: {error}")
+    _remove_memory(files, whole=True)
 
 
 def _discarded(host: Host, state: State) -> State:
@@ -9303,19 +9445,26 @@ def _go_on(host: Host, state: State) -> State:
     fresh = replace(anchored(with_choice(host, state), host.clock()), **kept)
     try:
         fresh = arm_timers(host, save_state(fresh))
-        fresh = save_state(launch_from_memory(host, fresh))
+        fresh = save_state(_launched(host, fresh))
         fresh = _run_on(host, fresh)
-    except BaseException as error:
+    except BaseException:
         if not running(host, state.files):
-            saved = _stamped(host, load_state(state.files))
+            saved = load_state(state.files)
+            if state.files.memory.exists():
+                saved = _stamped(host, saved)
             swap_timers(host, stopped(saved), ())
-            if isinstance(error, YclusterError):
-                raise _not_loaded(state, str(error)) from error
         raise
     expires_at = _encode_time(fresh.expires_at)
     log_event(host, fresh, "started", expiresAt=expires_at, accel=fresh.ran_with, restored=True)
     host.output.say(f"{state.name} goes on where it was suspended")
     return fresh
+
+
+def _launched(host: Host, state: State) -> State:
+    try:
+        return launch_from_memory(host, state)
+    except YclusterError as error:
+        raise _not_loaded(state, str(error)) from error
 
 
 def _run_on(host: Host, state: State) -> State:
@@ -9868,10 +10017,13 @@ def _expire(
 
 def _end(host: Host, state: State, action: Action) -> tuple[str, Action, State]:
     """End a run by an action: how, empty where nothing ran; what it came to; and the state then."""
-    state = _settled(host, state)
+    try:
+        state = _settled(host, state)
+    except Exception as error:  # whatever it is: the VM is to end all the same
+        host.output.warn(f"{state.name}: {error}")
     how = END_BY[action.name](host, state)
     state = replace(state, suspended=load_state(state.files).suspended)
-    if how and action.name == "suspend" and state.suspended is None:
+    if action.name == "suspend" and state.suspended is None:
         return how, ACTIONS["stop"], state  # see `_suspend_or_stop`
     return how, action, state
 
@@ -9924,7 +10076,7 @@ def _suspend_or_stop(host: Host, state: State) -> str:
             if vm is None:
                 return ""
             _suspend(host, state, vm)
-            return "memory file"
+            return MEMORY_STEP
     except (YclusterError, OSError) as error:
         host.output.warn(f"{state.name}: it can't be suspended, and is stopped: {error}")
     return _halt(host, state)
@@ -10513,9 +10665,6 @@ def show_as(
         host.output.data(row, line.colour)
         for text in line.remedy.splitlines():
             host.output.data("    " + text)
-
-
-OFF = ("stopped", "suspended")  # the states in which there is no QEMU
 
 
 def describe(host: Host, state: State, *, armed: bool | None = None) -> dict[str, Any]:

@@ -58,6 +58,17 @@ class Laptop(Clocked):
         self.handed.append(Path(argv[list(argv).index("--state") + 1]))
 
 
+class Monitor:
+    """In the place of a connection to QEMU."""
+
+    def __init__(self, world: World, files: Files) -> None:
+        self.world = world
+        self.files = files
+
+    def execute(self, command: str) -> None:
+        self.world.ask_qemu(None, self.files, command)
+
+
 class World:
     """What is outside of the program: VMs, timers, and when the program dies."""
 
@@ -65,6 +76,7 @@ class World:
         self.vms: dict[Files, str] = {}  # running or paused; others are stopped
         self.work: dict[Files, int] = {}  # what runs in them: by the boot that it came from
         self.boots = 0
+        self.still: set[Files] = set()  # those that have executed nothing beside their memory file
         self.timers: dict[str, tuple[Files, int]] = {}  # those that stand
         self.serial = 0
         self.crash_at: int | None = None
@@ -95,17 +107,34 @@ class World:
         self.vms[state.files] = "running"
         self.boots += 1
         self.work[state.files] = self.boots
+        state.files.qmp.touch()
         self.effect()
         return replace(state, ran_with="tcg")
 
-    def write_memory(self, host: Host, state: State, vm: Vm) -> Suspended:
+    @contextlib.contextmanager
+    def standing_still(self, host: Host, state: State, vm: Vm) -> Iterator[Monitor]:
         self.effect()
-        self.vms[state.files] = "paused"
+        files, ran = state.files, self.vms[state.files] == "running"
+        self.vms[files] = "paused"
+        try:
+            yield Monitor(self, files)
+        except YclusterError:
+            for path in (files.memory, files.memory_part):
+                path.unlink(missing_ok=True)
+            self.still.discard(files)
+            self.vms[files] = "running" if ran else "paused"
+            raise
+
+    def stands_still(self, host: Host, files: Files) -> bool:
+        return files in self.still
+
+    def write_memory(self, host: Host, state: State, qmp: object) -> Suspended:
         state.files.memory_part.write_text(str(self.work[state.files]))
         self.effect()
         if self.stubborn:
             raise YclusterError("no room")
         state.files.memory_part.replace(state.files.memory)
+        self.still.add(state.files)
         self.effect()
         return Suspended(at=int(host.now()), packed="", digest="", fits={})
 
@@ -116,10 +145,12 @@ class World:
         assert state.files not in self.vms, "two VMs on one disk"
         self.vms[state.files] = "paused"
         self.work[state.files] = int(state.files.memory.read_text())
+        self.still.add(state.files)
+        state.files.qmp.touch()
         self.effect()
         return state
 
-    def ask_qemu(self, host: Host, files: Files, command: str) -> None:
+    def ask_qemu(self, host: Host | None, files: Files, command: str) -> None:
         """`quit` ends a VM that stands still, `cont` lets it go on."""
         self.effect()
         if command == "quit":
@@ -128,6 +159,7 @@ class World:
         else:
             assert not files.memory.exists(), "it would be run twice"
             self.vms[files] = "running"
+        self.still.discard(files)
         self.effect()
 
     def stop_vm(self, host: Host, files: Files, vm: Vm, poweroff: object) -> str:
@@ -148,7 +180,9 @@ class World:
 
     def resume_vm(self, host: Host, files: Files, vm: Vm) -> None:
         self.effect()
+        assert not files.memory.exists(), "it would be run twice"
         self.vms[files] = "running"
+        self.still.discard(files)
 
     # --- in the place of systemd
 
@@ -208,8 +242,15 @@ class Histories(RuleBasedStateMachine):
         self.patch = pytest.MonkeyPatch()
         for attr in ("find_vm", "vm_status", "launch", "stop_vm", "pause_vm", "resume_vm"):
             self.patch.setattr(ycluster, attr, getattr(self.world, attr))
-        for attr in ("write_memory", "launch_from_memory", "ask_qemu"):
+        for attr in (
+            "standing_still",
+            "stands_still",
+            "write_memory",
+            "launch_from_memory",
+            "ask_qemu",
+        ):
             self.patch.setattr(ycluster, attr, getattr(self.world, attr))
+        self.patch.setattr(ycluster, "_check_room", lambda host, files, vm: None)
         self.patch.setattr(ycluster, "memory_fits", lambda host, state: {})
         self.patch.setattr(ycluster, "exited", lambda pidfd, timeout: True)
         self.patch.setattr(ycluster, "TIMERS", (self.world,))
@@ -618,6 +659,7 @@ class Histories(RuleBasedStateMachine):
     def the_vm_ends_by_itself(self, name: str) -> None:
         """One that was about to go on, its memory file already removed, is gone as by any power cut."""
         files = self.files[name]
+        self.world.still.discard(files)
         if self.world.vms.pop(files, None) == "paused" and not files.memory.exists():
             self.cut.add(name)
 
