@@ -6297,11 +6297,9 @@ def misfits(then: Mapping[str, Any], now: Mapping[str, str]) -> list[str]:
     A later QEMU reads what an earlier one of the same machine type has written, and a guest needs
     no fewer features of its CPU than it had.
     """
-    return sorted(
-        what
-        for what in then.keys() | now.keys()
-        if not _goes_with(what, str(then.get(what)), str(now.get(what)))
-    )
+    known = then.keys() & now.keys()
+    others = [what for what in known if not _goes_with(what, str(then[what]), now[what])]
+    return sorted(others + [*(then.keys() ^ now.keys())])
 
 
 def _goes_with(what: str, was: str, now: str) -> bool:
