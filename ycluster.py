@@ -6299,7 +6299,7 @@ def misfits(then: Mapping[str, Any], now: Mapping[str, str]) -> list[str]:
     """
     known = then.keys() & now.keys()
     others = [what for what in known if not _goes_with(what, str(then[what]), now[what])]
-    return sorted(others + [*(then.keys() ^ now.keys())])
+    return sorted([*others, *(then.keys() ^ now.keys())])
 
 
 def _goes_with(what: str, was: str, now: str) -> bool:
