@@ -42,7 +42,10 @@ def run_again(vm: Cluster, verb: str = "start") -> None:
     waiting = vm.program.spawn(verb, "-c", vm.directory, YCLUSTER_TIMER="watcher")
 
     def runs() -> bool:
-        return waiting.poll() is not None or vm.status()["state"] == "running"
+        if waiting.poll() is not None:
+            return True
+        # It counts as running from when its QEMU is there, too, before that has a monitor.
+        return "suspended" not in vm.sidecar() and vm.status()["state"] == "running"
 
     try:
         wait_for("the guest to go on", runs)
