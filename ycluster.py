@@ -5611,7 +5611,7 @@ class Qmp:
         if left <= 0:  # a line without end must not, either
             raise QmpError("no answer in time")
         try:
-            self.sock.settimeout(max(0.001, left))
+            self.sock.settimeout(left)
             chunk: bytes = self.sock.recv(65536)
         except OSError as error:
             if not error.errno:  # the socket's own timeout

@@ -365,13 +365,7 @@ def test_a_lock_that_is_held_without_end_keeps_no_vm_from_its_end_and_no_other_w
 ) -> None:
     """Where nothing else would end it: cron runs `reap --all`, or `watch --all` is the only timer. (21.2.2)"""
     states = [made(cache, name, expires_at=int(NOW) - 5) for name in ("busy", "other")]
-    gives_way = "import os, signal; signal.signal(signal.SIGCONT, lambda *args: os._exit(0))"
-    vms = []
-    for state in states:
-        vms.append(
-            processes.start(gives_way, "-name", state.name, "-pidfile", str(state.files.pidfile))
-        )
-        state.files.pidfile.write_text(str(vms[-1].pid))
+    vms = [stand_in(processes, state.files) for state in states]
     lock = ycluster.try_flock(states[0].files.lock)
     assert lock is not None
     ended = []

@@ -162,6 +162,30 @@ def test_silence_is_an_error_by_its_deadline(pair: Pair, sent: bytes) -> None:
         late.cancel()
 
 
+class Noting:
+    """A socket that keeps how long it was told to wait."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.waits: list[float] = []
+
+    def settimeout(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        self.sock.settimeout(seconds)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.sock, name)
+
+
+def test_no_wait_is_longer_than_what_is_left_of_its_time() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        noting = Noting(ours)
+        theirs.sendall(line({"return": {}, "id": 1}))
+        Qmp(noting, time.monotonic).execute("x", timeout=4.5)
+    assert len(noting.waits) > 1 and max(noting.waits) <= 4.5
+
+
 def test_events_without_end_do_not_hold_a_deadline_up() -> None:
     """Each comes a little later; the answer comes long after the deadline."""
     ours, theirs = socket.socketpair()

@@ -52,7 +52,6 @@ from ycluster import (
 
 labels = st.from_regex(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", fullmatch=True)
 DEADLINE = int(NOW) + 3600
-# To the first act of a stop.
 
 
 @pytest.fixture
@@ -890,9 +889,7 @@ def test_a_watcher_stays_whatever_fails_and_whatever_becomes_of_the_sidecar_whil
     ends = int(NOW) + 5
     state = made(cache, expires_at=ends, timers=(ArmedTimer("watcher", "watch", ends),))
     whole, reap, tries = state.files.sidecar.read_bytes(), ycluster.reap, []
-    gives_way = "import os, signal; signal.signal(signal.SIGCONT, lambda *args: os._exit(0))"
-    vm = processes.start(gives_way, "-pidfile", str(state.files.pidfile))
-    state.files.pidfile.write_text(str(vm.pid))
+    vm = stand_in(processes, state.files)
 
     def failing(*args: Any, **options: Any) -> None:
         tries.append(host.now())
