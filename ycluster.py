@@ -5852,9 +5852,17 @@ def pause_vm(host: Host, files: Files, vm: Vm) -> str:
         ask_qemu(host, files, "stop")
     except QmpError:
         # There is no monitor, or none that answers: the sibling's way.
-        send_signal(vm.pidfd, signal.SIGSTOP)
+        freeze_process(host, vm)
         return "SIGSTOP"
     return "QMP stop"
+
+
+def freeze_process(host: Host, vm: Vm) -> None:
+    """Stop QEMU itself; on a busy host the kernel does so a moment later, which is waited for."""
+    send_signal(vm.pidfd, signal.SIGSTOP)
+    until = host.monotonic() + 5
+    while process_stat(vm.pid)[1] not in ("T", "") and host.monotonic() < until:
+        host.sleep(0.02)
 
 
 def resume_vm(host: Host, files: Files, vm: Vm) -> None:
@@ -6348,7 +6356,7 @@ def standing_still(host: Host, state: State, vm: Vm) -> Iterator[Qmp]:
                 raise
     except BaseException:
         if frozen:
-            send_signal(vm.pidfd, signal.SIGSTOP)
+            freeze_process(host, vm)
         raise
 
 
@@ -9400,8 +9408,8 @@ def _settled(host: Host, state: State) -> State:
 
 
 def _remove_memory(files: Files, *, whole: bool) -> None:
-    """Remove what a suspend that was cut off has left. On a read-only disk it stays."""
-    with contextlib.suppress(OSError):
+    """Remove what a suspend that was cut off has left."""
+    with contextlib.suppress(OSError):  # on a read-only disk it stays
         remove(files.memory_part)
         if whole:
             remove(files.memory)

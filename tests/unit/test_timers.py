@@ -34,6 +34,7 @@ from unit_support import (
     refused,
     stand_in,
     tree,
+    wait_for,
 )
 
 import ycluster
@@ -769,8 +770,8 @@ def test_a_deadline_waits_for_no_lock_that_is_held_without_end(
     is_kept = held_by == "an expiry" or action in ("pause", "suspend")
     assert (vm.poll() is None) is is_kept
     if is_kept:
-        now = ycluster.vm_status(host, state.files)
-        assert now == ("running" if held_by == "an expiry" else "paused")
+        expected = "running" if held_by == "an expiry" else "paused"
+        wait_for(expected, lambda: ycluster.vm_status(host, state.files) == expected)
     left = sorted(path.name for path in cache.iterdir() if path.suffix != ".lock")
     assert {*before} - {*left} <= {"demo.pid", "demo.qmp"} and state.files.disk.name in left
     assert ycluster.load_state(state.files).expires_at == int(NOW) - 5
