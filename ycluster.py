@@ -8965,6 +8965,18 @@ def _stop_of_lost(files: Files) -> str:
     return shlex.join(["ycluster", "stop", "--state", str(files.sidecar)])
 
 
+def told_of_lost(known: Sequence[Files]) -> Iterator[tuple[str, Files]]:
+    """What to say of each VM whose state file is not where it was made, and its files."""
+    for pid, files in lost_vms():
+        if any(is_qemu_of(pid, cluster) for cluster in known):
+            continue  # its files were moved, and are seen there
+        files = where_now(pid, files)
+        gone = "is gone"
+        if os.path.lexists(files.sidecar):
+            gone = f"is in {files.cache_dir} now, where no timer looks for it"
+        yield f"{files.name} runs (pid {pid}), but its state file {gone}", files
+
+
 def _refuse_lost(host: Host, files: Files) -> None:
     """Raise where a VM of this name runs whose files are gone, here or in a default cacheDir."""
     places = {files.cache_dir, host.data_home().resolve(), host.sibling_home().resolve()}
@@ -10747,8 +10759,13 @@ def left_words(shown: Mapping[str, Any], *, bar: bool = False) -> str:
 
 @verb("list", "list your clusters", forms("table", "json"), example="ycluster list")
 def list_clusters(host: Host, form: str) -> None:
-    """Every cluster of this user. It shows what is overdue, and never acts."""
+    """Every cluster of this user. It shows what is overdue, and never acts.
+
+    A VM whose state file is lost has no row; a warning names it.
+    """
     found = [describe(host, state) for _, state in readable(host)]
+    for text, files in told_of_lost(discover(host)):
+        host.output.warn(f"{text}: {_END_OF_LOST}; `{_stop_of_lost(files)}` does now")
     if not found and form != "json":
         if unseen(host):
             return
@@ -11073,14 +11090,7 @@ def _unclaimed_disks(host: Host, survey: Survey) -> Iterator[Finding]:
 
 
 def _lost_vms(host: Host, survey: Survey) -> Iterator[Finding]:
-    for pid, files in lost_vms():
-        if any(is_qemu_of(pid, known) for known in survey.clusters):
-            continue  # its files were moved, and are seen there
-        files = where_now(pid, files)
-        gone = "is gone"
-        if os.path.lexists(files.sidecar):
-            gone = f"is in {files.cache_dir} now, where no timer looks for it"
-        text = f"{files.name} runs (pid {pid}), but its state file {gone}"
+    for text, files in told_of_lost(survey.clusters):
         yield Finding("vm", "failure", f"{text}: {_END_OF_LOST}", _stop_of_lost(files))
 
 

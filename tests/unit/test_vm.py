@@ -558,7 +558,7 @@ def test_a_vm_whose_files_are_gone_is_found_by_its_argv(
     gone: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """doctor names it, and a provision of its name, wherever that would be, is refused. (20.12)"""
+    """doctor and list name it, and a provision of its name, wherever that would be, is refused. (20.12, 21)"""
     monkeypatch.setattr(Host, "need", lambda self, programs: None)
     files = Files(home / ".cache" / "y-cluster-qemu", "demo")
     files.cache_dir.mkdir(parents=True)
@@ -581,6 +581,7 @@ def test_a_vm_whose_files_are_gone_is_found_by_its_argv(
     assert [one["level"] for one in named] == ["failure"]
     remedy = shlex.join(["ycluster", "stop", "--state", str(files.sidecar)])
     assert [one["remedy"] for one in named] == [remedy]
+    assert not missing(cli("list").err, f"warning: demo runs (pid {process.pid})", remedy)
     config = tmp_path / "config"
     config.mkdir()
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "elsewhere"))
