@@ -3536,7 +3536,6 @@ class Files(Record):
     ssh_pub = OwnFile("-ssh.pub", "with the disk")
 
     # The VM. A process is our QEMU if its argv names this pidfile.
-    stop_lock = OwnFile(".stop.lock")  # held while the VM is stopped, with the lock or without it
     pidfile = OwnFile(".pid")
     qmp = OwnFile(".qmp")  # the socket of QEMU's monitor
     vm_lock = OwnFile(".vm.lock")  # held by QEMU itself for as long as it lives
@@ -3573,6 +3572,10 @@ class Files(Record):
     timer_failed = OwnFile(".reap.failed")  # says how a timer's last run failed
     copy = OwnFile(".ycluster.state", "last")  # a copy of the state, see `save_state`
     sidecar = OwnFile(".json", "last")  # the state, see `State`
+
+    # Held while the VM is stopped, with the lock or without it. Whoever waits for it makes it anew,
+    # and leaves it where the state is still there; so it goes after that.
+    stop_lock = OwnFile(".stop.lock", "last")
 
     def going(self, removed: Removal) -> list[Path]:
         """The files that a teardown removes at this stage."""

@@ -815,6 +815,24 @@ def test_whoever_waited_for_a_stop_leaves_no_file_of_a_cluster_that_is_gone_by_t
     assert ycluster._halt(host, state) == "" and list(cache.iterdir()) == []
 
 
+def test_a_watcher_that_is_ended_while_it_waits_for_a_stop_leaves_no_file(
+    cli: Cli, cache: Path, timer: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A teardown ends it after it has removed the files; it makes the lock anew until then. (21.2.2)"""
+    files = made(cache).files
+    files.disk.touch()
+    cancel = ycluster.cancel_timers
+
+    def ended(host: Host, state: State) -> None:
+        fd = ycluster.take_flock(host, files.stop_lock, timeout=1)  # and has no time to remove it
+        assert fd is not None
+        os.close(fd)
+        cancel(host, state)
+
+    monkeypatch.setattr(ycluster, "cancel_timers", ended)
+    assert cli("teardown", "--name", "demo").code == 0 and list(cache.iterdir()) == []
+
+
 @pytest.mark.parametrize("which", ["--name demo", "--name demo --by watcher", "--all"])
 def test_a_suspend_costs_a_watcher_one_interval_at_most(
     cli: Cli, home: Path, cache: Path, timer: Memory, monkeypatch: pytest.MonkeyPatch, which: str
