@@ -6592,7 +6592,7 @@ grep -qxF "$entry" /etc/fstab || echo "$entry" >>/etc/fstab
 mountpoint -q {DATA_DIR} || mount {DATA_DIR}
 """
 
-# The two halves of `prepare-export`: run in the guest, then on its disk once the guest is off.
+# The parts of `prepare-export`: run in the guest, then on its disk once the guest is off.
 PREPARE_LIVE = f"""\
 # Downloaded packages need not travel.
 if command -v apt-get >/dev/null; then apt-get clean; fi
@@ -6642,6 +6642,18 @@ rm -rf /root/.bash_history /home/*/.bash_history /root/.cache /home/*/.cache \\
 # emptied but stay, since the owner and mode of a log file are part of the installation.
 rm -rf /var/cache/apt/*.bin /var/lib/apt/lists/* /var/log/journal/* /var/lib/systemd/random-seed
 find /var/log -type f -exec truncate -s 0 {} +
+"""
+
+# Blocks that were freed keep what was in them, secrets included, until something else is written
+# there. guestfish runs what its first list is made into; zerofree can do ext2, 3 and 4.
+CLEAR_FREE = r"""
+found=$(mktemp) && trap 'rm -f "$found"' EXIT
+guestfish --format=qcow2 --add "$1" <<END
+run
+list-filesystems
+list-filesystems | sed -n 's/^\(.*\): ext[234]$/zerofree \1/p' >"$found"
+<! cat "$found"
+END
 """
 
 
@@ -8088,8 +8100,8 @@ def check_host_kernel(
         raise PrerequisiteError(f"{newest} can't be read, and {why}", hint=KERNEL_REMEDY)
 
 
-def guestfs(host: Host, what: str, *argv: str) -> None:
-    """Run a program of libguestfs, shown as `what`; with KVM where that works.
+def guestfs(host: Host, what: str, *argv: str) -> str:
+    """What a program of libguestfs, shown as `what`, prints; with KVM where that works.
 
     Where the user has set libguestfs's own variables, they hold.
     """
@@ -8100,7 +8112,7 @@ def guestfs(host: Host, what: str, *argv: str) -> None:
     if "LIBGUESTFS_BACKEND_SETTINGS" not in env and not kvm_works(host):
         env["LIBGUESTFS_BACKEND_SETTINGS"] = "force_tcg"
     try:
-        host.run(argv, timeout=1800, env=env, progress=what)
+        return host.run(argv, timeout=1800, env=env, progress=what).stdout
     except YclusterError:
         forget_kvm(host)  # it may be why; whoever tries again has it checked anew
         raise
@@ -9643,15 +9655,15 @@ CLEAN = ("guest-shutdown", "ssh poweroff")  # the steps of a stop after which a 
 def prepare_export(host: Host, files: Files) -> None:
     """Make the boot disk fit to boot elsewhere.
 
-    Stops the cluster, and removes what its disk knows of this host and this network. Its machine-id
-    and its login stay. Safe to repeat; it resumes if it was interrupted.
+    Stops the cluster, and removes what its disk knows of this host and this network, free blocks
+    included. Its machine-id and its login stay. Safe to repeat; it resumes if it was interrupted.
     """
     with opened(host, files) as state:
         _require_disk(state)
         now = status_of(host, state)
         if now != "running" and not (now == "stopped" and state.prepared):
             raise wrong_state(state, now, ", so its disk can't be prepared")
-        host.need({"virt-customize": "libguestfs-tools"})
+        host.need({"virt-customize": "libguestfs-tools", "zerofree": "zerofree"})
         check_host_kernel(host)
         if now == "running":
             _prepare_in_guest(host, state)
@@ -9688,16 +9700,24 @@ def _halt_cleanly(host: Host, state: State) -> State:
 
 
 def _prepare_disk(host: Host, state: State) -> None:
+    disk = str(state.files.disk)
     argv = [
         "virt-customize", "--quiet", "--no-network", "--format", "qcow2",
-        "-a", str(state.files.disk), "--run-command", PREPARE_OFFLINE,
+        "-a", disk, "--run-command", PREPARE_OFFLINE,
     ]  # fmt: skip
     try:
         guestfs(host, "offline phase", *argv)
+        listed = guestfs(host, "clearing free space", "sh", "-c", CLEAR_FREE, "sh", disk)
     except YclusterError as error:
         why = f"{state.name} is stopped, and its disk half prepared: {error}"
         hint = "`ycluster prepare-export` again resumes it; `ycluster start` boots it as it is"
         raise YclusterError(why, hint=hint) from error
+    for device, kind in re.findall(r"(?m)^(/.*): (.*)$", listed):
+        if not re.fullmatch(
+            "ext[234]|vfat|unknown", kind
+        ):  # the EFI and BIOS partitions hold no data
+            text = f"what was deleted from {device} ({kind}) can still be read from the disk"
+            host.output.warn(f"{state.name}: {text}")
 
 
 @verb(

@@ -198,9 +198,9 @@ def panicking_image(workshop: Path) -> Path:
     return image
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def new_cluster(program: Program, workshop: Path) -> Iterator[Callable[..., Cluster]]:
-    """Makes the config of a cluster; whatever runs at the end of the session is killed, and nothing asked."""
+    """Makes the config of a cluster; what runs at the module's end is killed: an emulated guest costs half a CPU."""
     made: list[Cluster] = []
 
     def make(name: str, image: Path, max_run: str = "1h", on_expiry: str = "stop") -> Cluster:

@@ -21,6 +21,7 @@ FORMATS = ("qcow2", "raw", "vmdk", "gcp-tar")
 # The page's own commands, run as they stand there.
 PREPARE, EXPORT, IMPORT, PROVISION = block("docs/appliances.md", "A disk that leaves").splitlines()
 DATA_NOTE = "/data/yolean/note"
+SECRET = "the-password-of-a-registry"
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,7 @@ def vm(
     new_cluster: Callable[..., Cluster], guest_image: Path, data_disk: Path, work: Path
 ) -> Cluster:
     need(shutil.which("virt-customize"), "libguestfs-tools is not installed")
+    need(shutil.which("zerofree", path="/usr/sbin"), "zerofree is not installed")
     need(list(Path("/boot").glob("vmlinuz-*")), "no kernel for libguestfs in /boot")
     made = with_data_disk(new_cluster("dev", guest_image), data_disk)
     return replace(made, program=Program(made.program.path, work))
@@ -91,7 +93,7 @@ def test_provision_makes_a_labelled_ext4_data_disk_and_mounts_it(
     guest(vm, f"echo kept | sudo tee {DATA_NOTE}; sudo touch /root/.bash_history; sudo sync")
     guest(
         vm,
-        "sudo mkdir -p /etc/rancher/k3s; echo password | sudo tee /etc/rancher/k3s/registries.yaml",
+        f"sudo mkdir -p /etc/rancher/k3s; echo {SECRET} | sudo tee /etc/rancher/k3s/registries.yaml; sync",
     )
 
 
@@ -160,6 +162,9 @@ def test_every_format_is_read_back_the_same(
         ["qemu-img", "compare", "-f", kind, "-F", "qcow2", disk, vm.file(".qcow2")], check=True
     )
     assert disk.stat().st_blocks * 512 < 2 << 30, "sparse stays sparse"
+    if form in ("raw", "qcow2"):  # vmdk packs what is in it
+        said = subprocess.run(["grep", "-c", "-a", SECRET, disk], capture_output=True, text=True)
+        assert said.stdout == "0\n", "a file that was removed can be read no more"
     if form != "gcp-tar":
         disk.unlink()  # the bundle that is imported is the one that went the longest way
 

@@ -217,13 +217,22 @@ def test_a_prepare_that_fails_half_way_says_how_to_go_on_and_can_be_had_again(
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     state = prepared_host(cache, prepared="live")
     qcow2(state.files.disk)
+    fake_program(tmp_path / "bin", "zerofree", "")
     fake_program(tmp_path / "bin", "virt-customize", "echo 'no space left' >&2; exit 1")
     ran = cli("prepare-export")
     told(ran, 1, "demo is stopped", "virt-customize", "exit 1", "no space left")
     assert missing(ran.err, "`ycluster prepare-export`", "`ycluster start`") == []
     assert ycluster.load_state(state.files).prepared == "live"
     fake_program(tmp_path / "bin", "virt-customize", f'printf "%s\\n" "$@" >{tmp_path}/argv')
-    assert cli("prepare-export").code == 0 and ycluster.load_state(state.files).prepared == "done"
+    fake_program(tmp_path / "bin", "guestfish", "exit 1")
+    told(cli("prepare-export"), 1, "demo is stopped", "exit 1")
+    assert ycluster.load_state(state.files).prepared == "live"
+    kinds = ("ext4", "vfat", "unknown", "xfs")
+    listed = "".join(f"/dev/sda{at}: {kind}\\n" for at, kind in enumerate(kinds))
+    fake_program(tmp_path / "bin", "guestfish", f"printf '{listed}'")
+    ran = cli("prepare-export")
+    assert ran.code == 0 and ycluster.load_state(state.files).prepared == "done"
+    assert "/dev/sda3 (xfs)" in ran.err and "/dev/sda0" not in ran.err and "sda1" not in ran.err
     assert (tmp_path / "argv").read_text().splitlines()[:6] == [
         "--quiet", "--no-network", "--format", "qcow2", "-a", str(state.files.disk),
     ]  # fmt: skip

@@ -491,6 +491,8 @@ def test_only_a_guest_that_shut_down_by_itself_is_prepared_for_export(
     scripts = {
         "ssh": f'cd {files.cache_dir}; case "$*" in *poweroff) {ssh or ":"};; esac',
         "virt-customize": f": >{tmp_path}/customized",
+        "guestfish": "",
+        "zerofree": "",
     }
     for name, script in scripts.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
