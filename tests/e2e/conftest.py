@@ -215,7 +215,7 @@ context: {name}
 memory: 1024
 cpus: "2"
 cpuModel: qemu64  # a sixth less work than max, where it is emulated; quickstart has the default
-diskSize: 8G
+diskSize: 4G
 sshPort: 0
 portForwards: []
 cacheDir: "{cache}"

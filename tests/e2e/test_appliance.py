@@ -149,7 +149,7 @@ def test_every_format_is_read_back_the_same(
         ).stdout
         assert (
             len(listed.splitlines()) == 1
-            and f" {8 << 30} " in listed
+            and f" {4 << 30} " in listed
             and listed.split()[-1] == "disk.raw"
         )
         subprocess.run(["tar", "-xzf", packed, "-C", tmp_path], check=True)
