@@ -107,7 +107,12 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "until = self.monotonic() + timeout * 1000\n        try:\n            while",
         "test_host.py",
     ),
-    ("a program that is out of time is killed", "process.kill()", "pass", "test_host.py"),
+    (
+        "a program that is out of time is killed",
+        "            return None\n        finally:\n            process.kill()",
+        "            return None\n        finally:\n            pass",
+        "test_host.py",
+    ),
     (
         "a program that fails is an error",
         "if check and done.returncode != 0:",
@@ -278,7 +283,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a VM that nothing ends is not shown as one that is off",
-        'return "-" if shown["state"] == "stopped" else "no limit"',
+        'return "-" if shown["state"] in OFF else "no limit"',
         'return "-"',
         "test_telling.py::test_list_tells_what_nothing_will_end",
     ),
@@ -891,7 +896,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     (
         "the console is the user's alone",
         "        with descriptor(open_own(files.console, os.O_WRONLY | os.O_CREAT)) as console:\n"
-        "            os.ftruncate(console, 0)\n",
+        "            if not state.suspended:\n                os.ftruncate(console, 0)\n",
         "",
         "test_machine.py::test_qemus_monitor_and_console_are_its_users_alone",
     ),
@@ -906,6 +911,116 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "if done.returncode != 33:",
         "if done.returncode > 33:",
         "test_machine.py::test_a_kvm_that_fails_the_trial_is_told_apart",
+    ),
+    # --- 14 suspend
+    (
+        "an earlier QEMU is not given a later one's memory",
+        "return _numbers(now) >= _numbers(was)",
+        "return True",
+        "test_suspend.py::test_a_memory_goes_with_a_later_qemu_and_a_cpu_that_lacks_nothing",
+    ),
+    (
+        "a version is numbers, not a text",
+        "return _numbers(now) >= _numbers(was)",
+        "return now >= was",
+        "test_suspend.py::test_a_memory_goes_with_a_later_qemu_and_a_cpu_that_lacks_nothing",
+    ),
+    (
+        "a CPU must have what the guest had",
+        "return {*was.split()} <= {*now.split()}",
+        "return True",
+        "test_suspend.py::test_a_memory_goes_with_a_later_qemu_and_a_cpu_that_lacks_nothing",
+    ),
+    (
+        "what only one of the two knows is no fit",
+        "return sorted([*others, *(then.keys() ^ now.keys())])",
+        "return sorted(others)",
+        "test_suspend.py::test_a_memory_goes_with_a_later_qemu_and_a_cpu_that_lacks_nothing",
+    ),
+    (
+        "a pause alone does not prove that nothing was executed",
+        '(now == "paused" and reads)',
+        'now == "paused"',
+        "test_suspend.py::test_only_qemu_proves_that_nothing_was_executed",
+    ),
+    (
+        "nor does -incoming alone",
+        '(now == "paused" and reads)',
+        "reads",
+        "test_suspend.py::test_only_qemu_proves_that_nothing_was_executed",
+    ),
+    (
+        "a guest that ran on makes its memory file worthless",
+        "    _remove_memory(files, whole=True)\n    return save_state(replace(state, suspended=None))",
+        "    return save_state(replace(state, suspended=None))",
+        "test_suspend.py::test_only_qemu_proves_that_nothing_was_executed",
+    ),
+    (
+        "a VM without a monitor is no proof of anything",
+        "return False  # the sibling's",
+        "return True",
+        "test_suspend.py::test_a_vm_without_a_monitor_has_run",
+    ),
+    (
+        "a guest with an error is not suspended",
+        'elif now not in ("running", "paused"):',
+        "elif False:",
+        "test_suspend.py::test_a_guest_whose_memory_could_not_be_loaded_again_is_not_suspended",
+    ),
+    (
+        "a migration is ended before its guest goes on",
+        "        cancel_migration(host, qmp)\n        remove(state.files.memory_part)",
+        "        remove(state.files.memory_part)",
+        "test_suspend.py::test_a_suspend_that_fails_ends_its_migration_before_the_guest_goes_on",
+    ),
+    (
+        "a guest that was paused stays so after a suspend that failed",
+        "        if runs_on:\n            qmp.execute(\"cont\", timeout=_SLOW)",
+        "        qmp.execute(\"cont\", timeout=_SLOW)",
+        "test_suspend.py::test_a_suspend_that_fails_ends_its_migration_before_the_guest_goes_on",
+    ),
+    (
+        "QEMU lets go of a memory that it has written before it writes another",
+        'qmp.execute("cont", timeout=_SLOW)\n    elif now',
+        "pass\n    elif now",
+        "test_suspend.py::test_a_suspend_that_fails_ends_its_migration_before_the_guest_goes_on",
+    ),
+    (
+        "a migration that was left alone is ended",
+        "            cancel_migration(host, qmp)\n    except YclusterError as error:",
+        "            pass\n    except YclusterError as error:",
+        "test_suspend.py::test_a_migration_that_was_left_alone_is_ended",
+    ),
+    (
+        "a VM without a monitor is not woken for a suspend",
+        "    if not files.qmp.exists():\n        raise YclusterError(f\"{state.name}: its QEMU has no monitor",
+        "    _continue(vm)\n    if not files.qmp.exists():\n"
+        "        raise YclusterError(f\"{state.name}: its QEMU has no monitor",
+        "test_suspend.py::test_a_suspend_leaves_a_vm_without_a_monitor_as_it_is",
+    ),
+    (
+        "a guest that sleeps by its own will is not called suspended",
+        '    "suspended": "asleep",\n',
+        "",
+        "test_suspend.py::test_a_guest_that_sleeps_by_its_own_will_is_not_called_suspended",
+    ),
+    (
+        "a program that failed beside QEMU is the cause that is told",
+        "failed = process.poll() not in (None, 0)",
+        "failed = False",
+        "test_suspend.py::test_the_program_that_failed_first_is_the_cause",
+    ),
+    (
+        "an expiry without the lock keeps what is in memory",
+        'is_kept = decision.do in ("pause", "suspend")',
+        'is_kept = decision.do == "pause"',
+        "test_timers.py::test_a_deadline_waits_for_no_lock_that_is_held_without_end",
+    ),
+    (
+        "a teardown removes the stop lock when nobody makes it any more",
+        'stop_lock = OwnFile(".stop.lock", "last")',
+        'stop_lock = OwnFile(".stop.lock")',
+        "test_timers.py::test_a_watcher_that_is_ended_while_it_waits_for_a_stop_leaves_no_file",
     ),
     # --- 15 guest
     (
@@ -1349,8 +1464,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a QEMU that came up and can't be used is killed",
-        "_kill(host, state.files)\n        raise",
-        "raise",
+        "ran_with=accel))\n    except BaseException:\n        _kill(host, state.files)\n        raise",
+        "ran_with=accel))\n    except BaseException:\n        raise",
         "test_vm.py::test_a_vm_that_does_not_tell_its_ports_is_not_left_running",
     ),
     (
@@ -1510,8 +1625,10 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a resume reaps not the cluster that it wakes",
-        "hand_over(host, spare=files)\n    with opened(host, files) as state, find_vm",
-        'sweep(host, by="next command")\n    with opened(host, files) as state, find_vm',
+        "hand_over(host, spare=files)\n    with opened(host, files) as state:\n"
+        "        state = _settled(host, state)\n        halted",
+        'sweep(host, by="next command")\n    with opened(host, files) as state:\n'
+        "        state = _settled(host, state)\n        halted",
         "test_faults.py::test_no_verb_but_a_reap_tears_its_own_cluster_down_because_it_is_overdue",
     ),
     (
@@ -1591,8 +1708,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a running guest keeps its machine",
-        "    if not runs:\n        applied += at_start",
-        "    if True:\n        applied += at_start",
+        "    if runs:\n        at_start += network",
+        "    if False:\n        at_start += network",
         "test_reconfigure.py::test_the_machine_is_changed_at_a_start_and_not_below_a_running_guest",
     ),
     (
