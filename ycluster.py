@@ -952,7 +952,7 @@ def send_signal(pidfd: int, signum: int) -> None:
 
 def pids() -> list[int]:
     """The pids of all processes that can be seen."""
-    return [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
 
 
 def catches(pid: int, number: signal.Signals) -> bool:
@@ -986,7 +986,8 @@ def process_stat(process: int | Path) -> tuple[str, str]:
 def command_line(pid: int) -> list[str]:
     """The argv of a process; empty where it is gone, or may not be seen."""
     try:
-        return os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return os.fsdecode(file.read()).split("\0")
     except OSError:
         return []
 
@@ -5762,10 +5763,12 @@ def is_qemu_of(pid: int, files: Files) -> bool:
     Its argv may spell the directory otherwise (a link, relative); or the files were moved since.
     """
     named = pidfiles(pid)
+    if not named:  # as nearly all: what follows takes far longer than to see that
+        return False
     if os.path.realpath(files.pidfile) in map(os.path.realpath, named):
         return True
     try:
-        return bool(named) and has_open(pid, files.vm_lock)
+        return has_open(pid, files.vm_lock)
     except OSError:  # there is no such file, or the process is gone or another user's
         return False
 

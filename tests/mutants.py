@@ -975,8 +975,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a guest that was paused stays so after a suspend that failed",
-        "        if runs_on:\n            qmp.execute(\"cont\", timeout=_SLOW)",
-        "        qmp.execute(\"cont\", timeout=_SLOW)",
+        '        if runs_on:\n            qmp.execute("cont", timeout=_SLOW)',
+        '        qmp.execute("cont", timeout=_SLOW)',
         "test_suspend.py::test_a_suspend_that_fails_ends_its_migration_before_the_guest_goes_on",
     ),
     (
@@ -993,9 +993,9 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a VM without a monitor is not woken for a suspend",
-        "    if not files.qmp.exists():\n        raise YclusterError(f\"{state.name}: its QEMU has no monitor",
+        '    if not files.qmp.exists():\n        raise YclusterError(f"{state.name}: its QEMU has no monitor',
         "    _continue(vm)\n    if not files.qmp.exists():\n"
-        "        raise YclusterError(f\"{state.name}: its QEMU has no monitor",
+        '        raise YclusterError(f"{state.name}: its QEMU has no monitor',
         "test_suspend.py::test_a_suspend_leaves_a_vm_without_a_monitor_as_it_is",
     ),
     (

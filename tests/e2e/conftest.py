@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -234,6 +235,52 @@ lifetime:
     for cluster in made:
         for pid in cluster.qemu():
             os.kill(pid, 9)
+
+
+@pytest.fixture(scope="module")
+def woken(new_cluster: Callable[..., Cluster], guest_image: Path) -> Callable[..., Cluster]:
+    """Makes clusters of one Debian that was booted and suspended: each goes on in seconds, a boot takes a minute.
+
+    For tests that are not about booting. It is kept beside the image, and made anew where it goes on no more.
+    """
+    kept = guest_image.with_suffix(".booted")
+
+    def boot() -> None:
+        first = new_cluster("booted", guest_image)
+        first.run("provision", YCLUSTER_TIMER="watcher")
+        first.run("suspend")
+        shutil.rmtree(kept, ignore_errors=True)
+        part = kept.with_suffix(".part")
+        shutil.rmtree(part, ignore_errors=True)
+        subprocess.run(["cp", "-a", "--reflink=auto", first.cache, part], check=True)
+        part.rename(kept)
+        first.run("teardown")
+
+    def copy(made: Cluster) -> None:
+        shutil.rmtree(made.cache, ignore_errors=True)
+        subprocess.run(["cp", "-a", "--reflink=auto", kept, made.cache], check=True)
+        for path in made.cache.glob("booted*"):
+            path.rename(made.file(path.name.removeprefix("booted")))
+        for path in made.cache.glob("*.ycluster.*"):
+            path.unlink()  # what its timers ran
+        hosts = made.file("-known_hosts")
+        hosts.write_text(hosts.read_text().replace("booted", made.name))
+        now = {"name": made.name, "context": made.name, "cacheDir": str(made.cache)}
+        made.file(".json").write_text(json.dumps({**made.sidecar(), **now}))
+
+    def wake(name: str, **environ: str) -> Cluster:
+        made = new_cluster(name, guest_image)
+        with open(kept.with_suffix(".booted.lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for fresh in (not kept.exists(), True):
+                if fresh:
+                    boot()
+                copy(made)
+                if made.run("start", code=None, **environ).returncode == 0:
+                    return made
+        raise AssertionError("a guest that was just booted does not go on")
+
+    return wake
 
 
 @contextlib.contextmanager

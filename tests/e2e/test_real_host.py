@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Callable
 
 import pytest
@@ -141,9 +140,8 @@ class RealHost:
 
 
 @pytest.fixture(scope="module")
-def host(new_cluster: Callable[..., Cluster], guest_image: Path) -> RealHost:
-    vm = new_cluster("real-host", guest_image)
-    vm.run("provision", YCLUSTER_TIMER="watcher")
+def host(woken: Callable[..., Cluster]) -> RealHost:
+    vm = woken("real-host", YCLUSTER_TIMER="watcher")
     made = RealHost(vm, vm.status()["sshPort"])
     made.root(
         "useradd -m -s /bin/bash dev && mkdir -m 700 /home/dev/.ssh && cp /home/ystack/.ssh/authorized_keys /home/dev/.ssh"

@@ -233,9 +233,8 @@ LOOK = "cat /proc/sys/kernel/random/boot_id /dev/shm/pid /var/tmp/open; ls /proc
 
 
 @pytest.fixture(scope="module")
-def debian(new_cluster: Callable[..., Cluster], guest_image: Path) -> Iterator[Cluster]:
-    made = new_cluster("sleeper", guest_image)
-    made.run("provision")
+def debian(woken: Callable[..., Cluster]) -> Iterator[Cluster]:
+    made = woken("sleeper")
     made.run("ssh", "--", BUSY)
     yield made
     made.run("teardown")
