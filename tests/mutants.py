@@ -1853,7 +1853,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a moved VM is found by its lock",
-        "return bool(named) and has_open(pid, files.vm_lock)",
+        "return has_open(pid, files.vm_lock)",
         "return False",
         "test_vm.py::test_a_vm_whose_folder_was_moved_is_found_by_its_lock",
     ),

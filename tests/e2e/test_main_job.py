@@ -93,7 +93,7 @@ def test_ssh_passes_words_output_and_exit_status(vm: Cluster) -> None:
 
 def test_the_guest_has_the_whole_disk_and_a_login_of_its_own(vm: Cluster) -> None:
     size = int(vm.run("ssh", "--", "df --output=size -B1 / | tail -1").stdout)
-    assert size > 7 << 30
+    assert size > 3400 << 20, "the image's own has 3,072 MiB"
     assert vm.run("ssh", "--", "sudo id -un").stdout == "root\n"
     assert vm.run("ssh", "--", "hostname").stdout == f"{vm.name}\n"
 
@@ -245,6 +245,32 @@ def test_its_user_is_warned_and_extends_it_from_there(
     wait_for("one timer", lambda: len(our_timers(vm)) == 1 and our_timers(vm) != armed)
 
 
+def test_what_the_guest_has_synced_outlives_a_killed_qemu_and_its_machine_stays_the_same(
+    vm: Cluster,
+) -> None:
+    machine = vm.sidecar()["machine"]
+    vm.run("ssh", "--", "sudo touch /etc/cloud/cloud-init.disabled; echo solid > synced && sync")
+    [pid] = vm.qemu()
+    os.kill(pid, 9)
+    wait_for("its end", lambda: vm.qemu() == [])
+    assert vm.status()["state"] == "stopped"
+    config = vm.directory / "y-cluster-provision.yaml"
+    config.write_text(config.read_text().replace("memory: 1024", "memory: 1100"))
+    told = vm.run("start", YCLUSTER_TIMER="systemd").stderr
+    assert "memory: 1024 -> 1100" in told
+    assert vm.run("ssh", "--", "cat synced").stdout == "solid\n"
+    [pid] = vm.qemu()
+    assert machine.startswith("pc-q35-") and vm.sidecar()["machine"] == machine
+    assert f"-machine\0{machine},".encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+    assert b"-m\x001100M\0" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    assert len(our_timers(vm)) == 1
+
+
+def test_a_guest_whose_cloud_init_is_disabled_is_not_waited_for(vm: Cluster) -> None:
+    """By the start above: each boot takes a minute."""
+    vm.run("ssh", "--", "test -e /run/cloud-init/disabled")
+
+
 def test_systemd_reaps_it_at_its_deadline(vm: Cluster) -> None:
     vm.run("ssh", "--", "echo kept > precious")  # no sync: the shutdown has to keep it
     vm.set_deadline(AHEAD)
@@ -265,33 +291,26 @@ def test_start_gives_a_fresh_deadline_later_than_the_first(vm: Cluster) -> None:
         "backend": "at", "armed": True, "trouble": "", "nextFire": vm.status()["expiresAt"], "survives": None, "improve": "",
         "chosen": "at",
     }  # fmt: skip
-    assert (
-        vm.run("ssh", "--", "cat precious && sudo touch /etc/cloud/cloud-init.disabled").stdout
-        == "kept\n"
-    )
+    assert vm.run("ssh", "--", "cat precious").stdout == "kept\n"
 
 
-def test_at_reaps_it_at_its_deadline(vm: Cluster) -> None:
-    vm.set_deadline(AHEAD)
-    vm.run("lifetime", "arm", YCLUSTER_TIMER="at")
-    assert (vm.guard()["backend"], vm.guard()["armed"]) == ("at", True)
-    check_expired_by(vm, "at")
-    assert subprocess.run(["atq"], text=True, capture_output=True).stdout == ""
-
-
-def test_the_watcher_reaps_at_the_deadline_with_no_scheduler_at_all(
-    new_cluster: Callable[..., Cluster], workshop: Path
+@pytest.mark.parametrize("timer", ["at", "watcher"])
+def test_it_is_reaped_at_its_deadline_without_systemd(
+    new_cluster: Callable[..., Cluster], workshop: Path, atd: None, timer: str
 ) -> None:
-    vm = boot(new_cluster("main-job-watched", obedient_image(workshop / "watched.img")))
+    jobs = subprocess.run(["atq"], text=True, capture_output=True).stdout
+    image = obedient_image(workshop / f"{timer}.img")
+    vm = boot(new_cluster(f"main-job-by-{timer}", image))
     vm.set_deadline(AHEAD)
-    vm.run("lifetime", "arm", YCLUSTER_TIMER="watcher")
-    assert (vm.guard()["backend"], vm.guard()["armed"]) == ("watcher", True)
+    vm.run("lifetime", "arm", YCLUSTER_TIMER=timer)
+    assert (vm.guard()["backend"], vm.guard()["armed"]) == (timer, True)
     vm.program.path.rename(vm.program.path.with_name("moved"))  # it runs its own copy
     try:
         wait_for("QEMU to be gone", lambda: vm.qemu() == [])
     finally:
         vm.program.path.with_name("moved").rename(vm.program.path)
-    check_expired_by(vm, "watcher")
+    check_expired_by(vm, timer)
+    assert subprocess.run(["atq"], text=True, capture_output=True).stdout == jobs
     watching = ["pgrep", "-f", f"lifetime watch --state {vm.file('.json')}"]
     wait_for(
         "the watcher to leave",
@@ -299,33 +318,9 @@ def test_the_watcher_reaps_at_the_deadline_with_no_scheduler_at_all(
     )
 
 
-def test_a_guest_whose_cloud_init_is_disabled_is_not_waited_for(vm: Cluster) -> None:
-    vm.run("start", YCLUSTER_TIMER="systemd")
-    vm.run("ssh", "--", "test -e /run/cloud-init/disabled")
-
-
-def test_what_the_guest_has_synced_outlives_a_killed_qemu_and_its_machine_stays_the_same(
-    vm: Cluster,
-) -> None:
-    machine = vm.sidecar()["machine"]
-    vm.run("ssh", "--", "echo solid > synced && sync")
-    [pid] = vm.qemu()
-    os.kill(pid, 9)
-    wait_for("its end", lambda: vm.qemu() == [])
-    assert vm.status()["state"] == "stopped"
-    config = vm.directory / "y-cluster-provision.yaml"
-    config.write_text(config.read_text().replace("memory: 1024", "memory: 1100"))
-    told = vm.run("start", YCLUSTER_TIMER="systemd").stderr
-    assert "memory: 1024 -> 1100" in told
-    assert vm.run("ssh", "--", "cat synced").stdout == "solid\n"
-    [pid] = vm.qemu()
-    assert machine.startswith("pc-q35-") and vm.sidecar()["machine"] == machine
-    assert f"-machine\0{machine},".encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
-    assert b"-m\x001100M\0" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    assert len(our_timers(vm)) == 1
-
-
 def test_stop_by_hand_takes_the_timer_away_and_twice_is_once(vm: Cluster) -> None:
+    vm.run("lifetime", "arm", YCLUSTER_TIMER="systemd")
+    assert len(our_timers(vm)) == 1
     assert "off by guest-shutdown" in vm.run("stop").stderr
     assert vm.qemu() == [] and vm.status()["state"] == "stopped"
     assert our_timers(vm) == [] and "timer" not in vm.sidecar()
