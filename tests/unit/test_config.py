@@ -462,7 +462,7 @@ registries = st.fixed_dictionaries(
 gateway = st.fixed_dictionaries({}, optional={"skip": st.booleans(), "className": strings})
 common: dict[str, Any] = {
     "name": st.from_regex(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", fullmatch=True),
-    "context": st.from_regex(r"[a-zA-Z0-9@:/._-]{1,40}", fullmatch=True),
+    "context": st.from_regex(r"[a-zA-Z0-9@:/._][a-zA-Z0-9@:/._-]{0,39}", fullmatch=True),
     "memory": st.integers(64, 10**6) | st.integers(64, 10**6).map(str),
     "cpus": st.integers(1, 512),
     "portForwards": st.lists(
