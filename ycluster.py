@@ -6789,14 +6789,22 @@ def set_guest_clock(host: Host, state: State) -> None:
     try:
         if not ssh_banner(state.dial_address, state.ssh_port, 2.0):
             return  # a guest without sshd, or one that is about to shut down
-        clock = shlex.join(["sudo", "sh", "-c", GUEST_CLOCK, "clock", str(int(host.now()))])
-        off = in_guest(host, state, clock, lambda: None)
-        if off is None:
-            host.output.warn(f"{state.name}: its clock could not be set, and may be late")
-        elif off.strip():
-            host.output.say(f"  {state.name}: its clock was off by {off.strip()} s, and is set")
+        _say_clock(host, state, in_guest(host, state, _set_clock(host), lambda: None))
     except (YclusterError, OSError) as error:
         host.output.warn(f"{state.name}: its clock was not looked at: {error}")
+
+
+def _set_clock(host: Host) -> str:
+    """The command that sets the guest's clock, and prints by how many seconds it was off."""
+    return shlex.join(["sudo", "sh", "-c", GUEST_CLOCK, "clock", str(int(host.now()))])
+
+
+def _say_clock(host: Host, state: State, off: str | None) -> None:
+    """Tell what came of setting the guest's clock; None: it failed."""
+    if off is None:
+        host.output.warn(f"{state.name}: its clock could not be set, and may be late")
+    elif off.strip():
+        host.output.say(f"  {state.name}: its clock was off by {off.strip()} s, and is set")
 
 
 # --- the wait for the boot
@@ -6869,9 +6877,13 @@ def cloud_init_is_done(host: Host, state: State, waiting: Waiting) -> bool:
     answer = in_guest(host, state, CLOUD_INIT_RESULT, waiting)
     if answer is None:
         return False
-    for error in _cloud_init_errors(answer):
-        host.output.warn(f"cloud-init in the guest: {error}")
+    _warn_of_cloud_init(host, answer)
     return True
+
+
+def _warn_of_cloud_init(host: Host, result: str) -> None:
+    for error in _cloud_init_errors(result):
+        host.output.warn(f"cloud-init in the guest: {error}")
 
 
 def _cloud_init_errors(result: str) -> list[object]:
@@ -6890,18 +6902,23 @@ BOOT_STAGES = (
 )
 
 
-def clock_is_set(host: Host, state: State, waiting: Waiting) -> bool:
-    """Have the clock set of a guest that goes on; always true, as its end is only a warning."""
-    set_guest_clock(host, state)
+def goes_on(host: Host, state: State, waiting: Waiting) -> bool:
+    """Whether a guest that was suspended can be logged in to; the same login sets its clock.
+
+    It may have been in the middle of a boot, so cloud-init is waited for.
+    """
+    clock = f'off=$({_set_clock(host)}) || off=failed; echo "$off"'
+    answer = in_guest(host, state, f"{clock}\n{CLOUD_INIT_RESULT}", waiting)
+    if answer is None:
+        return False
+    off, _, result = answer.partition("\n")
+    _say_clock(host, state, None if off == "failed" else off)
+    _warn_of_cloud_init(host, result)
     return True
 
 
-# A guest that goes on writes nothing to its console; but it may have been in the middle of a boot.
-RESTORED_STAGES = (
-    Stage("SSH banner", ssh_answers),
-    Stage("clock", clock_is_set),
-    Stage("cloud-init done", cloud_init_is_done),
-)
+# A guest that goes on writes nothing to its console.
+RESTORED_STAGES = (Stage("SSH banner", ssh_answers), Stage("login", goes_on))
 
 
 class BootWait:

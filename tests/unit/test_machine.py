@@ -672,6 +672,36 @@ def test_a_clock_that_cannot_be_set_is_no_error(
     assert len(host.log.getvalue().splitlines()) <= 1
 
 
+@pytest.mark.parametrize(
+    "sudo, said", [('exec "$@"', "off by 4000 s, and is set"), ("exit 1", "could not be set")]
+)
+def test_one_login_is_enough_for_a_guest_that_goes_on(
+    tmp_path: Path,
+    host: Clocked,
+    clock: State,
+    monkeypatch: pytest.MonkeyPatch,
+    sudo: str,
+    said: str,
+) -> None:
+    """Without KVM each takes seconds: it sets the clock, and asks for cloud-init. (22)"""
+    script = ycluster.CLOUD_INIT_RESULT.replace("/run/cloud-init", str(tmp_path))
+    monkeypatch.setattr(ycluster, "CLOUD_INIT_RESULT", script)
+    login = f'echo login >>{tmp_path}/logins; for last; do :; done; exec sh -c "$last"'
+    for name, text in {"ssh": login, "sudo": sudo, "cloud-init": "", "sleep": ""}.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    (tmp_path / "clock").write_text("1000\n")
+    (tmp_path / "rtc").write_text("5000\n")
+    banner, goes_on = (stage.reached for stage in ycluster.RESTORED_STAGES)
+    assert banner(host, clock, lambda: None)
+    assert not goes_on(host, clock, lambda: None), "cloud-init is not done yet"
+    (tmp_path / "clock").write_text("1000\n")
+    (tmp_path / "result.json").write_text('{"v1": {"errors": ["no swap"]}}')
+    assert goes_on(host, clock, lambda: None)
+    assert said in host.log.getvalue() and "no swap" in host.log.getvalue()
+    assert (tmp_path / "logins").read_text() == "login\n" * 2
+
+
 # --- readiness
 
 
