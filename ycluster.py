@@ -1210,16 +1210,23 @@ def refuse_sudo(host: Host, path: Path) -> None:
 
 
 def remove(path: Path) -> bool:
-    """Remove a file, a link or a whole directory; False if there was none."""
+    """Remove a file or a link; False if there was none. A folder there is the user's, and stays."""
+    if path.is_dir() and not path.is_symlink():
+        return False
     try:
-        if path.is_dir() and not path.is_symlink():
-            import shutil
-
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        path.unlink()
     except FileNotFoundError:
         return False
+    return True
+
+
+def remove_folder(path: Path) -> bool:
+    """Remove a folder of ours with all that is in it, or what stands in its place."""
+    if path.is_symlink() or not path.is_dir():
+        return remove(path)
+    import shutil
+
+    shutil.rmtree(path)
     return True
 
 
@@ -3587,6 +3594,11 @@ class Files(Record):
         """Every path at which the cluster may have something, its disk first."""
         stages: tuple[Removal, ...] = ("with the disk", "with the cluster", "last", "never")
         return [path for stage in stages for path in self.going(stage)]
+
+    def remove(self, path: Path) -> bool:
+        """Remove one of these; False if there was none, or a folder of the user's is there."""
+        is_folder = path in (self.seed, self.incoming, self.certificates)
+        return remove_folder(path) if is_folder else remove(path)
 
     def locks(self) -> tuple[Path, ...]:
         """The files that are never written to."""
@@ -6721,7 +6733,7 @@ def _make_key(host: Host, file: Path, comment: str) -> None:
 def make_seed(state: State, registries: Mapping[str, Any]) -> None:
     """Make the NoCloud seed, a folder that QEMU shows to the guest as a volume labelled CIDATA."""
     files = state.files
-    remove(files.seed)
+    remove_folder(files.seed)
     make_folder(files.seed)
     login_key = read_own(files.ssh_pub).decode("ascii")
     host_private = read_own(files.host_key).decode("ascii")
@@ -9643,10 +9655,10 @@ def _erase(host: Host, state: State, *, keep_disk: bool = False) -> list[str]:
         locks = [path for path in files.locks() if path != files.lock and is_empty(path)]
         return [path.name for path in (*locks, *files.unfinished()) if remove(path)]
     first = _going_first(state, keep_disk=keep_disk)
-    removed = [path.name for path in first if remove(path)]
+    removed = [path.name for path in first if files.remove(path)]
     leave_kubeconfig(host, state)
     cancel_timers(host, state)
-    return removed + [path.name for path in files.going("last") if remove(path)]
+    return removed + [path.name for path in files.going("last") if files.remove(path)]
 
 
 def _going_first(state: State, *, keep_disk: bool) -> list[Path]:
@@ -9778,7 +9790,7 @@ def export(
             _fill_bundle(host, state, part, form)
             part.rename(bundle)
         finally:
-            remove(part)
+            remove_folder(part)
     host.output.data(str(bundle))
 
 
@@ -9862,7 +9874,7 @@ def import_disk(host: Host, disk: Path, directory: Path) -> None:
             save_state(replace(state_from_config(config, files.cache_dir), imported=str(disk)))
             made.replace(files.disk)
         finally:
-            remove(files.incoming)
+            remove_folder(files.incoming)
     remember_cache_dir(host, files.cache_dir)
     way_on = f"`ycluster provision -c {shlex.quote(str(directory))}` boots it"
     host.output.say(f"{files.name}: {disk} is imported; {way_on}")
@@ -9891,7 +9903,7 @@ def _check_sums(host: Host, disk: Path) -> None:
 
 def _convert_import(host: Host, disk: Path, files: Files) -> Path:
     """A qcow2 of the disk, in the folder for imports; of a gzipped tar, of the disk.raw in it."""
-    remove(files.incoming)
+    remove_folder(files.incoming)
     make_folder(files.incoming)
     write_file(files.incoming / IMPORT_MARK, b"")
     source, made = disk, files.incoming / files.disk.name

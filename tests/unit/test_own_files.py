@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from unit_support import Cli, Clocked, Memory, made, missing, told, tree
+from unit_support import NOW, Cli, Clocked, Memory, made, missing, told, tree
 
 import ycluster
 from ycluster import Files
@@ -247,6 +247,23 @@ def test_doctor_does_not_call_a_data_disk_in_a_cachedir_unclaimed(
     assert [one["text"].split(":")[0] for one in found if one["name"] == "disk"] == [
         str(cache / "other.qcow2")
     ]
+
+
+@pytest.mark.parametrize(
+    "suffix",
+    [".reap.failed", ".pid", ".qmp", "-console.log", ".memory", ".memory.part", "-hostkey", ".reap.log", ".qcow2"],
+)  # fmt: skip
+def test_a_folder_of_the_users_in_the_place_of_a_file_outlives_a_teardown(
+    cli: Cli, cache: Path, timer: Memory, suffix: str
+) -> None:
+    """Ours would be a file. (21.3)"""
+    state = made(cache, expires_at=int(NOW) + 60, started_at=int(NOW))
+    note = cache / f"demo{suffix}" / "note"
+    note.parent.mkdir()
+    note.write_text("mine")
+    cli("lifetime", "arm", "--name", "demo")
+    cli("teardown", "--name", "demo")
+    assert note.read_text() == "mine" and not state.files.sidecar.exists()
 
 
 def test_a_teardown_without_a_state_file_goes_by_its_copy(
