@@ -8106,6 +8106,7 @@ def make_disk(host: Host, state: State, image: Path) -> None:
 
 
 # --- libguestfs: what it needs of the host, and the data disk
+LIBGUESTFS = {"virt-customize": "libguestfs-tools", "zerofree": "zerofree"}
 KERNEL_REMEDY = r"""paste this; it lets today's kernels be read, and every later one:
 printf '#!/bin/sh\nexec chmod 0644 "/boot/vmlinuz-$1"\n' |
   sudo tee /etc/kernel/postinst.d/zz-readable-kernel >/dev/null
@@ -9695,7 +9696,7 @@ def prepare_export(host: Host, files: Files) -> None:
         now = status_of(host, state)
         if now != "running" and not (now == "stopped" and state.prepared):
             raise wrong_state(state, now, ", so its disk can't be prepared")
-        host.need({"virt-customize": "libguestfs-tools", "zerofree": "zerofree"})
+        host.need(LIBGUESTFS)
         check_host_kernel(host)
         if now == "running":
             _prepare_in_guest(host, state)
@@ -10452,9 +10453,9 @@ def _require_budget(host: Host, state: State) -> None:
     if budget(state.lifetime) is None:
         hint = "set lifetime.maxRun in its config; `ycluster lifetime arm -c DIR` then applies it"
         raise YclusterError(f"{state.name} has no lifetime budget", hint=hint)
-    if not running(host, state.files):
-        hint = "`ycluster start` gives it a fresh budget"
-        raise YclusterError(f"{state.name} is not running", hint=hint)
+    now = status_of(host, state)
+    if now in OFF:
+        raise wrong_state(state, now)
 
 
 @verb(
@@ -11069,7 +11070,7 @@ def _of_host(host: Host) -> Iterator[Finding]:
     yield _look("kvm", "warning", try_kvm, host)
     for timer in TIMERS[:-1]:  # the last one is always available
         yield _look(timer.name, "warning", timer.check, host)
-    yield _look("libguestfs", "warning", host.need, {"virt-customize": "libguestfs-tools"})
+    yield _look("libguestfs", "warning", host.need, LIBGUESTFS)
     yield _look("host kernel", "warning", check_host_kernel, host)
     yield _look("kubectl", "warning", host.need, {"kubectl": "kubernetes-client"})
     yield _look("gcloud", "warning", host.need, {"gcloud": "google-cloud-cli"})

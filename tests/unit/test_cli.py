@@ -557,7 +557,7 @@ def test_stop_of_a_stopped_cluster_is_done_already_and_clears_its_deadline(
         ("resume", "`ycluster start --name demo`"),
         ("ssh", "`ycluster start --name demo`"),
         ("lifetime extend 1h", "lifetime.maxRun"),
-        ("lifetime arm", "`ycluster start`"),
+        ("lifetime arm", "`ycluster start --name demo`"),
     ],
 )
 def test_verbs_that_need_a_running_vm_say_what_to_do(
