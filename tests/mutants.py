@@ -1022,7 +1022,19 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         'stop_lock = OwnFile(".stop.lock")',
         "test_timers.py::test_a_watcher_that_is_ended_while_it_waits_for_a_stop_leaves_no_file",
     ),
+    (
+        "a folder in the place of a file is the user's",
+        "    if path.is_dir() and not path.is_symlink():\n        return False",
+        "    if path.is_dir() and not path.is_symlink():\n        return remove_folder(path)",
+        "test_own_files.py::test_a_folder_of_the_users_in_the_place_of_a_file_outlives_a_teardown",
+    ),
     # --- 15 guest
+    (
+        "one login is enough for a guest that goes on",
+        "    _say_clock(host, state, None if off == \"failed\" else off)\n",
+        "    set_guest_clock(host, state)\n",
+        "test_machine.py::test_one_login_is_enough_for_a_guest_that_goes_on",
+    ),
     (
         "a guest boots without its data disk",
         "ext4 defaults,nofail,",
@@ -1418,8 +1430,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a teardown that is cut off can be finished: the state file outlives the program",
-        'files.going("last") if remove(path)]',
-        'files.going("last")[::-1] if remove(path)]',
+        'files.going("last") if files.remove(path)]',
+        'files.going("last")[::-1] if files.remove(path)]',
         "test_faults.py::test_what_an_expiry_needs_goes_last_in_a_teardown",
     ),
     (
@@ -2041,7 +2053,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "an export that fails leaves nothing",
-        "finally:\n            remove(part)\n    host",
+        "finally:\n            remove_folder(part)\n    host",
         "finally:\n            pass\n    host",
         "test_appliance.py::test_an_export_that_fails_leaves_nothing_and_an_empty_folder_is_taken",
     ),
