@@ -3906,6 +3906,7 @@ class State(Record):
 
     # The budget, as the config gives it: Go durations, where "" and "0" mean none.
     lifetime: str = stored(_BUDGET, "")
+    run_budget: str = stored(_BUDGET, "")  # for the run of now alone, in place of `lifetime`
     on_expiry: str = stored(_ACTION, "stop")
     warn: str = stored(_BUDGET, "")  # this long before the deadline
     on_warn: str = ""  # a shell command
@@ -3946,6 +3947,11 @@ class State(Record):
     def files(self) -> Files:
         """What the cluster owns on disk."""
         return Files(Path(self.cache_dir), self.name)
+
+    @property
+    def max_run(self) -> str:
+        """The budget that counts: that of this run alone, or what the config gives each run."""
+        return self.run_budget or self.lifetime
 
     @property
     def has_k3s(self) -> bool:
@@ -4018,7 +4024,7 @@ def decode_state(text: str, path: Path, copy: Callable[[], str] = str) -> State:
     # Where the file lies is where its neighbours are; the directory may have been moved or linked.
     values["cache_dir"] = str(path.parent)
     state = State(extra=data, **values)
-    if budget(state.lifetime) is None:
+    if budget(state.max_run) is None:
         # A deadline that is left of an earlier budget means nothing.
         return replace(state, expires_at=None, retry_at=None, ending="")
     return state
@@ -4434,7 +4440,7 @@ def last_expiry(state: State) -> str:
     if reaped is None:
         return ""
     done = f"{ACTIONS[reaped.action].done} {local_time(reaped.at)}"
-    return f": {done} by its {state.lifetime} budget ({reaped.by}: {reaped.how})"
+    return f": {done} by its {state.max_run} budget ({reaped.by}: {reaped.how})"
 
 
 def last_teardown(host: Host, name: str = "", place: str = "") -> str:
@@ -4529,7 +4535,7 @@ def agenda(state: State) -> list[Moment]:
     Empty if no deadline is set, without a budget, or if disarmed. The deadline is when to act: a
     retry, where an action has failed or is under way.
     """
-    if state.expires_at is None or state.disarmed or budget(state.lifetime) is None:
+    if state.expires_at is None or state.disarmed or budget(state.max_run) is None:
         return []
     moments = [Moment(max(state.expires_at, state.retry_at or 0), DEADLINE)]
     warning = _warning_time(state)
@@ -4569,7 +4575,7 @@ def decide(state: State, clock: Clock) -> Decision:
     """
     if state.disarmed:
         return Decision("nothing", "disarmed by hand; `ycluster lifetime arm` arms it again")
-    if budget(state.lifetime) is None:
+    if budget(state.max_run) is None:
         return Decision("nothing", "it has no lifetime budget")
     if state.expires_at is None:
         return Decision("nothing", "not armed")
@@ -4585,13 +4591,15 @@ def decide(state: State, clock: Clock) -> Decision:
     return Decision(action.name, why)
 
 
-def anchored(state: State, clock: Clock) -> State:
+def anchored(state: State, clock: Clock, run_budget: str = "") -> State:
     """The state of a VM that starts now. Its deadline is set by a fresh budget, counted from now.
 
-    It is rounded up to seconds. `timers` are kept, as those of before are still to be taken away.
+    That of `run_budget`, if there is one, for this run alone. The deadline is rounded up to
+    seconds. `timers` are kept, as those of before are still to be taken away.
     """
     expires_at = None
-    length = budget(state.lifetime)
+    state = replace(state, run_budget=run_budget)
+    length = budget(state.max_run)
     if length is not None:
         numerator, denominator = clock.now.as_integer_ratio()  # exact, so that it is never early
         nanoseconds = numerator * 10**9 + length * denominator
@@ -4622,7 +4630,7 @@ def recounted(state: State, clock: Clock) -> State:
 
     The budget counts from the start; where that deadline has passed, it is a fresh one, from now.
     """
-    length = budget(state.lifetime)
+    length = budget(state.max_run)
     if length is None:
         return replace(stopped(state), warned=None)
     expires_at = (state.started_at or 0) + seconds_up(length)
@@ -4638,7 +4646,22 @@ def recounted(state: State, clock: Clock) -> State:
         )
     # Not a start: what holds of the VM, and that it was disarmed by hand, stays.
     kept = {name: getattr(state, name) for name in ("timers", "ran_with", "prepared")}
-    return replace(anchored(state, clock), **kept)
+    return replace(anchored(state, clock, state.run_budget), **kept)
+
+
+def for_one_run(state: State, run_budget: str) -> State:
+    """The state with a budget for one run alone; "" for none. UsageError past lifetime.maxTotal."""
+    length, most = budget(run_budget), budget(state.max_total)
+    if run_budget and most is not None and (length is None or length > most):
+        why = f"--max-run {run_budget} is more than lifetime.maxTotal, {state.max_total}"
+        raise UsageError(why, hint="edit that, or give less")
+    return replace(state, run_budget=run_budget)
+
+
+def recounted_for_one_run(state: State, run_budget: str, clock: Clock) -> State:
+    """The state of a running VM with another budget for this run, counted from its start."""
+    changed = recounted(for_one_run(state, run_budget), clock)
+    return warned_by_hand(changed, clock.now)
 
 
 def warned_by_hand(state: State, now: float) -> State:
@@ -8458,6 +8481,13 @@ def positive_duration(text: str) -> int:
     return nanoseconds
 
 
+def own_budget(text: str) -> str:
+    """A budget on the command line: a positive duration, or "0" for none. Raises UsageError."""
+    if text not in ("", "0"):  # "" is what argparse has where none is given
+        positive_duration(text)
+    return text
+
+
 def forms(*choices: str) -> Argument:
     """`-o`: the form in which something is shown; the first is the default."""
     text = f"default: {choices[0]}"
@@ -8679,6 +8709,14 @@ def opened(host: Host, files: Files, *, patience: float = LOCK_TIMEOUT) -> Itera
         yield state
 
 
+MAX_RUN = argument(
+    "--max-run",
+    dest="run_budget",
+    metavar="D",
+    type=own_budget,
+    default="",
+    help='the budget of this one run, such as 2h; "0": none',
+)
 DISCARD_MEMORY = argument(
     "--discard-memory",
     action="store_true",
@@ -8881,9 +8919,10 @@ def say_changes(host: Host, lines: Sequence[str]) -> None:
     "provision",
     "create a cluster, boot it, wait until you can log in",
     CONFIG,
+    MAX_RUN,
     example="ycluster provision -c examples/dev",
 )
-def provision(host: Host, directory: Path) -> None:
+def provision(host: Host, directory: Path, *, run_budget: str = "") -> None:
     """Make a cluster and boot it, with everything checked before anything is made."""
     config = require_qemu(load_config(directory, host.home))
     check_implemented(config)
@@ -8892,7 +8931,7 @@ def provision(host: Host, directory: Path) -> None:
     _check_host(host)
     files = files_of(host, config)
     refuse_sudo(host, files.sidecar)
-    state = state_from_config(config, files.cache_dir)
+    state = for_one_run(state_from_config(config, files.cache_dir), run_budget)
     registries = registries_yaml(used_registries(config), host.environ)
     check_folder(files.cache_dir)
     hand_over(host, spare=files)
@@ -9102,7 +9141,7 @@ def _boot(host: Host, state: State) -> State:
 
     If the guest does not start, the deadline is cleared.
     """
-    state = anchored(with_choice(host, state), host.clock())
+    state = anchored(with_choice(host, state), host.clock(), state.run_budget)
     try:
         # The deadline is on disk: whatever kills us from here on, the next command knows of it.
         state = save_state(state)
@@ -9132,8 +9171,8 @@ def _with_timers(host: Host, state: State) -> State:
 
 
 def _with_deadline(host: Host, state: State) -> State:
-    if state.expires_at is None and budget(state.lifetime) is not None:
-        return save_state(anchored(state, host.clock()))
+    if state.expires_at is None and budget(state.max_run) is not None:
+        return save_state(anchored(state, host.clock(), state.run_budget))
     return state
 
 
@@ -9160,7 +9199,7 @@ def _finish_boot(
 
 def say_deadline(host: Host, state: State) -> None:
     """One line on stderr: when it ends, in how long, how and by which timer."""
-    if budget(state.lifetime) is None:
+    if budget(state.max_run) is None:
         host.output.say(f"  {state.name} has no lifetime budget: it runs until you stop it")
         return
     if state.expires_at is None:
@@ -9180,9 +9219,12 @@ def say_deadline(host: Host, state: State) -> None:
     "config as it is now",
     ONE_OR_CONFIG,
     DISCARD_MEMORY,
+    MAX_RUN,
     example="ycluster start --name dev",
 )
-def start(host: Host, which: Selector, *, discard_memory: bool = False) -> None:
+def start(
+    host: Host, which: Selector, *, discard_memory: bool = False, run_budget: str = ""
+) -> None:
     """Boot a stopped cluster; for one that runs, see to its timers and its k3s."""
     files, config = find_with_config(host, which)
     _check_host(host)
@@ -9196,6 +9238,10 @@ def start(host: Host, which: Selector, *, discard_memory: bool = False) -> None:
             raise wrong_state(state, now)
         runs = now not in OFF
         state, changes = reconfigured(state, config, host.clock(), runs=runs)
+        if not runs:
+            state = for_one_run(state, run_budget)
+        elif run_budget:
+            state = recounted_for_one_run(state, run_budget, host.clock())
         if now == "suspended":
             say_changes(host, changes)
             state = _go_on(host, state)
@@ -9508,7 +9554,8 @@ def _go_on(host: Host, state: State) -> State:
     if fault:
         raise _not_loaded(state, fault)
     kept = {name: getattr(state, name) for name in ("ran_with", "prepared")}
-    fresh = replace(anchored(with_choice(host, state), host.clock()), **kept)
+    fresh = anchored(with_choice(host, state), host.clock(), state.run_budget)
+    fresh = replace(fresh, **kept)
     try:
         fresh = arm_timers(host, save_state(fresh))
         fresh = save_state(_launched(host, fresh))
@@ -9552,17 +9599,18 @@ def _not_loaded(state: State, why: str) -> YclusterError:
     "resume",
     "continue a paused or suspended cluster; with -c by the config's lifetime as it is now",
     ONE_OR_CONFIG,
+    MAX_RUN,
     example="ycluster resume --name dev",
 )
-def resume(host: Host, which: Selector) -> None:
+def resume(host: Host, which: Selector, *, run_budget: str = "") -> None:
     """Continue a paused guest; with a fresh budget where the old one is used up."""
     files, config = find_with_config(host, which)
     hand_over(host, spare=files)
     with opened(host, files) as state:
         state = _settled(host, state)
-        halted, state = _resume(host, state, config)
+        halted, state = _resume(host, state, config, run_budget)
     if state.suspended:
-        start(host, which)
+        start(host, which, run_budget=run_budget)
         return
     host.output.say(f"{state.name} runs")
     say_deadline(host, state)
@@ -9570,7 +9618,9 @@ def resume(host: Host, which: Selector) -> None:
         set_guest_clock(host, state)
 
 
-def _resume(host: Host, state: State, config: QemuConfig | None) -> tuple[bool, State]:
+def _resume(
+    host: Host, state: State, config: QemuConfig | None, run_budget: str
+) -> tuple[bool, State]:
     """Let a paused VM run; returns whether it was paused. One that is suspended stays so."""
     with find_vm(host, state.files) as vm:
         if vm is None and state.suspended:
@@ -9579,6 +9629,8 @@ def _resume(host: Host, state: State, config: QemuConfig | None) -> tuple[bool, 
             raise wrong_state(state, "stopped")
         halted = vm_status(host, state.files) != "running"
         changed, changes = reconfigured(state, config, host.clock(), runs=True)
+        if run_budget:
+            changed = recounted_for_one_run(changed, run_budget, host.clock())
         if changed != state:
             state = save_state(changed)  # also where it is disarmed, and no timer is armed
         say_changes(host, changes)
@@ -10119,7 +10171,7 @@ def _tell_expiry(host: Host, state: State, reaped: Reaped) -> None:
     host.output.say(f"{format_time(host.now())} {state.name}: {reaped.action}: {reaped.how}")
     facts = {"action": reaped.action, "by": reaped.by, "how": reaped.how}
     late = reaped.at - (state.expires_at or reaped.at)
-    log_event(host, state, "reaped", **facts, maxRun=state.lifetime, late=late)
+    log_event(host, state, "reaped", **facts, maxRun=state.max_run, late=late)
 
 
 def _failed(
@@ -10450,7 +10502,7 @@ def arm(host: Host, which: Selector) -> None:
 
 
 def _require_budget(host: Host, state: State) -> None:
-    if budget(state.lifetime) is None:
+    if budget(state.max_run) is None:
         hint = "set lifetime.maxRun in its config; `ycluster lifetime arm -c DIR` then applies it"
         raise YclusterError(f"{state.name} has no lifetime budget", hint=hint)
     now = status_of(host, state)
@@ -10756,7 +10808,7 @@ def describe(host: Host, state: State, *, armed: bool | None = None) -> dict[str
         "name": state.name,
         "context": state.context,
         "state": now,
-        "maxRun": state.lifetime,
+        "maxRun": state.lifetime if now in OFF else state.max_run,
         "onExpiry": state.on_expiry,
         "startedAt": _encode_time(state.started_at),
         "expiresAt": _encode_time(state.expires_at),
@@ -10901,6 +10953,16 @@ def lifetime_status(host: Host, files: Files, form: str) -> None:
     show_as(host, form, shown, lines)
 
 
+def _budget_words(state: State, shown: Mapping[str, Any]) -> str:
+    """How long it may run, from when, and what comes then."""
+    limit = shown["maxRun"]
+    of_this_run = state.run_budget and shown["state"] not in OFF
+    if budget(limit) is None:
+        return "no limit for this run" if of_this_run else "no budget (lifetime.maxRun is not set)"
+    since = "for this run" if of_this_run else "from each start"
+    return f"{limit} {since}, then {state.on_expiry}"
+
+
 def _status_rows(state: State, shown: Mapping[str, Any], *, bar: bool) -> list[tuple[str, str]]:
     """What both kinds of status begin with."""
     now = shown["state"]
@@ -10909,13 +10971,10 @@ def _status_rows(state: State, shown: Mapping[str, Any], *, bar: bool) -> list[t
         now = f"{now} since {local_time(state.suspended.at)}; its memory takes {size} MiB"
     elif shown["accel"] and now != "stopped":
         now = f"{now} ({shown['accel']})"
-    limit = f"{state.lifetime} from each start, then {state.on_expiry}"
-    if budget(state.lifetime) is None:
-        limit = "no budget (lifetime.maxRun is not set)"
     rows = [
         ("cluster:", f"{state.name} (context {state.context})"),
         ("state:", now),
-        ("lifetime:", limit),
+        ("lifetime:", _budget_words(state, shown)),
     ]
     if state.expires_at is not None:
         ends = f"{local_time(state.expires_at)} ({left_words(shown, bar=bar)})"

@@ -1031,7 +1031,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     # --- 15 guest
     (
         "one login is enough for a guest that goes on",
-        "    _say_clock(host, state, None if off == \"failed\" else off)\n",
+        '    _say_clock(host, state, None if off == "failed" else off)\n',
         "    set_guest_clock(host, state)\n",
         "test_machine.py::test_one_login_is_enough_for_a_guest_that_goes_on",
     ),

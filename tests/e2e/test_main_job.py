@@ -256,8 +256,11 @@ def test_what_the_guest_has_synced_outlives_a_killed_qemu_and_its_machine_stays_
     assert vm.status()["state"] == "stopped"
     config = vm.directory / "y-cluster-provision.yaml"
     config.write_text(config.read_text().replace("memory: 1024", "memory: 1100"))
-    told = vm.run("start", YCLUSTER_TIMER="systemd").stderr
+    told = vm.run("start", "--max-run", "30m", YCLUSTER_TIMER="systemd").stderr
     assert "memory: 1024 -> 1100" in told
+    shown = vm.status()
+    assert 1800 <= moment(shown["expiresAt"]) - moment(shown["startedAt"]) <= 1801
+    assert shown["maxRun"] == "30m", "for this run alone: see the next start"
     assert vm.run("ssh", "--", "cat synced").stdout == "solid\n"
     [pid] = vm.qemu()
     assert machine.startswith("pc-q35-") and vm.sidecar()["machine"] == machine

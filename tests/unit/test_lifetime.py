@@ -465,3 +465,36 @@ def test_retries_come_within_15_minutes_and_never_more_often_as_time_passes(
 def test_a_budget_that_is_none_has_no_agenda(none: str) -> None:
     """Whatever deadline is left. (20.16)"""
     assert ycluster.agenda(state(expires_at=int(NOW), lifetime=none, warn="10m")) == []
+
+
+# --- a budget for one run
+
+
+def test_a_budget_for_one_run_is_gone_with_the_next_start() -> None:
+    clock = Clock(now=NOW, boot_id="b", booted=9.0)
+    one = anchored(state(lifetime="8h"), clock, "2h")
+    assert (one.max_run, one.lifetime, one.expires_at) == ("2h", "8h", int(NOW) + 2 * HOUR)
+    assert anchored(one, clock).expires_at == int(NOW) + 8 * HOUR
+    none = anchored(state(lifetime="8h"), clock, "0")
+    assert none.expires_at is None and decide(none, clock).do == "nothing"
+    assert anchored(state(lifetime=""), clock, "2h").expires_at == int(NOW) + 2 * HOUR
+
+
+def test_a_budget_for_one_run_counts_from_the_start_of_a_vm_that_runs() -> None:
+    clock = Clock(now=NOW + HOUR, boot_id="b", booted=9.0)
+    runs = state(lifetime="8h", started_at=int(NOW), expires_at=int(NOW) + 8 * HOUR)
+    shorter = ycluster.recounted_for_one_run(runs, "2h", clock)
+    assert shorter.expires_at == int(NOW) + 2 * HOUR
+    used_up = ycluster.recounted_for_one_run(runs, "30m", clock)
+    assert used_up.expires_at == int(clock.now) + HOUR // 2 and used_up.max_run == "30m"
+    assert ycluster.recounted_for_one_run(runs, "0", clock).expires_at is None
+
+
+@pytest.mark.parametrize("most, given_, over", [("4h", "5h", True), ("4h", "0", True), ("4h", "4h", False), ("4h", "", False), ("", "500h", False)])  # fmt: skip
+def test_a_budget_for_one_run_is_within_max_total(most: str, given_: str, over: bool) -> None:
+    limited = state(lifetime="2h", max_total=most)
+    if over:
+        with refused(ycluster.UsageError, given_, most):
+            ycluster.for_one_run(limited, given_)
+    else:
+        assert ycluster.for_one_run(limited, given_).run_budget == given_
