@@ -342,7 +342,7 @@ def test_an_arm_that_fails_applies_nothing(edited: Edited) -> None:
     before = edited.state
     edited.edit(lifetime={"maxRun": "4h"})
     ran = edited.run("lifetime arm")
-    told(ran, 1, "`ycluster start`")
+    told(ran, 1, "`ycluster start ")
     assert edited.state == before and "->" not in ran.err
 
 
