@@ -8838,7 +8838,9 @@ def _with_new_deadline(
 ) -> tuple[State, list[str]]:
     """The state of a running VM in which these fields have changed, and a line on its deadline."""
     lines = []
-    if "lifetime" in changed:
+    if "lifetime" in changed and state.run_budget:
+        lines.append("the new budget counts from the next start: this run has its own")
+    elif "lifetime" in changed:
         state = recounted(state, clock)
         lines.append(_counted_from(state, clock))
     if not {"lifetime", "warn"}.isdisjoint(changed):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import time
@@ -335,6 +336,39 @@ def test_by_its_name_alone_a_cluster_stays_as_it_was_made(
     ran = edited.cli(*verb.split(), "--name", "demo")
     assert ran.code == code and "->" not in ran.err
     assert (edited.state.memory, edited.state.lifetime) == ("4096", "8h")
+
+
+@pytest.mark.parametrize("verb", ["start", "resume"])
+def test_a_budget_for_one_run_is_armed_and_no_config_changes_it(
+    edited: Edited, timer: Memory, verb: str
+) -> None:
+    """(23)"""
+    process = edited.runs()
+    if verb == "resume":
+        process.send_signal(signal.SIGSTOP)
+    assert edited.run(f"{verb} --max-run 2h").code == 0
+    state = edited.state
+    assert (state.run_budget, state.lifetime) == ("2h", "8h")
+    assert state.expires_at == edited.began + 2 * HOUR == max(timer.standing.values())
+    edited.edit(lifetime={"maxRun": "4h"})
+    told(edited.run("start"), 0, "lifetime.maxRun: 8h -> 4h", "next start")
+    assert edited.state.expires_at == edited.began + 2 * HOUR
+    shown = edited.run("status -o json").out
+    assert json.loads(shown)["maxRun"] == "2h"
+    told(edited.run(f"{verb} --max-run soon"), 2, "soon")
+
+
+def test_a_budget_for_one_run_is_that_of_the_start_that_gave_it(
+    edited: Edited, timer: Memory
+) -> None:
+    """(23)"""
+    for budget, hours in (("--max-run 2h", 2), ("", 8)):
+        before = int(time.time())
+        assert edited.run(f"start {budget}").code == 0
+        ends = edited.state.expires_at
+        assert ends is not None and 0 <= ends - before - hours * HOUR < 300
+    told(edited.run("start --max-run 0"), 0, "no lifetime budget")
+    assert edited.state.expires_at is None and edited.state.timers == ()
 
 
 def test_an_arm_that_fails_applies_nothing(edited: Edited) -> None:
