@@ -161,6 +161,19 @@ class Cli:
 GIVES_WAY = "import os, signal; signal.signal(signal.SIGCONT, lambda *args: os._exit(0))"  # to the first act of a stop
 
 
+# A signal that comes just before a sleep begins would be handled after it: a descriptor has no such gap.
+WAITS = """
+import os, select, signal, sys
+signalled, wakes = os.pipe()
+os.set_blocking(wakes, False)
+signal.set_wakeup_fd(wakes)
+sys.stdout.write("up\\n")
+sys.stdout.flush()
+while select.select([signalled], [], [], 600)[0]:
+    os.read(signalled, 1)
+"""
+
+
 class Processes:
     """Real processes that stand in for QEMU, and innocent ones."""
 
@@ -178,8 +191,8 @@ class Processes:
             process.stdout.close()
 
     def start(self, code: str, *argv: str, pass_fds: Sequence[int] = ()) -> subprocess.Popen[bytes]:
-        """A Python process that runs `code`, then says so, then sleeps."""
-        code += "\nimport sys, time; sys.stdout.write('up\\n'); sys.stdout.flush(); time.sleep(600)"
+        """A Python process that runs `code`, then says so, then waits for signals."""
+        code += WAITS
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", code, *argv],
             stdout=subprocess.PIPE,
