@@ -569,6 +569,18 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "moment = state.expires_at - lead // 10**12",
         "test_lifetime.py::test_it_wakes_to_warn_once_and_then_at_the_deadline",
     ),
+    (
+        "a budget for one run is gone with the next start",
+        "    state = replace(state, run_budget=run_budget)\n    length",
+        "    length",
+        "test_lifetime.py::test_a_budget_for_one_run_is_gone_with_the_next_start",
+    ),
+    (
+        "a budget for one run is within lifetime.maxTotal",
+        "(length is None or length > most)",
+        "length is not None and length > most",
+        "test_lifetime.py::test_a_budget_for_one_run_is_within_max_total",
+    ),
     # --- 10 timers
     (
         "a private copy is of this version",
@@ -1488,7 +1500,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a running cluster that has a budget gets a deadline",
-        "if state.expires_at is None and budget(state.lifetime) is not None:",
+        "if state.expires_at is None and budget(state.max_run) is not None:",
         "if False:",
         "test_vm.py::test_resume_wakes_a_guest_that_stopped_by_itself_and_gives_it_a_deadline",
     ),
@@ -1973,7 +1985,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a deadline without a budget is none",
-        "state.disarmed or budget(state.lifetime) is None:",
+        "state.disarmed or budget(state.max_run) is None:",
         "state.disarmed:",
         "test_lifetime.py::test_a_budget_that_is_none_has_no_agenda",
     ),
