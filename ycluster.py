@@ -6331,10 +6331,15 @@ def memory_fits(host: Host, state: State) -> dict[str, str]:
         "CPU model": state.cpu_model,
         "number of CPUs": state.cpus,
         "memory size": state.memory,
-        "disk": _disk_state(state.files.disk),
     }
     if state.ran_with == "kvm":
         fits["CPU of this host"] = _host_cpu()
+    return {**fits, **disks_fit(state)}
+
+
+def disks_fit(state: State) -> dict[str, str]:
+    """The part of `memory_fits` that QEMU itself may still change when it ends."""
+    fits = {"disk": _disk_state(state.files.disk)}
     if state.data_disk:
         fits["data disk"] = _disk_state(Path(state.data_disk))
     return fits
@@ -9486,7 +9491,7 @@ def _stamped(host: Host, state: State) -> State:
     """The state, saved, with its disks as they are now that a QEMU which ran nothing has ended."""
     if state.suspended is None:
         return state
-    fits = memory_fits(host, state)
+    fits = {**state.suspended.fits, **disks_fit(state)}
     if fits == state.suspended.fits:
         return state
     return save_state(replace(state, suspended=replace(state.suspended, fits=fits)))

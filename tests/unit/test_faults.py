@@ -737,8 +737,8 @@ def test_a_provision_whose_state_cannot_be_saved_leaves_no_copy_of_it(
     [("start", 0), ("stop", 0), ("resume", 1), ("provision", 1), ("lifetime extend 1h", 0)],
 )
 def test_no_verb_but_a_reap_tears_its_own_cluster_down_because_it_is_overdue(
-    cli: Cli, cache: Path, tmp_path: Path, no_qemu: None, timer: Memory, verb: str, code: int
-) -> None:
+    cli: Cli, home: Path, cache: Path, tmp_path: Path, no_qemu: None, timer: Memory, verb: str, code: int
+) -> None:  # fmt: skip
     """Whoever starts a cluster wants it."""
     lifetime = "lifetime: {maxRun: 8h, onExpiry: teardown}"
     (tmp_path / "y-cluster-provision.yaml").write_text(
@@ -754,6 +754,8 @@ def test_no_verb_but_a_reap_tears_its_own_cluster_down_because_it_is_overdue(
     if verb in ("start", "lifetime extend 1h"):
         assert after.expires_at is not None and after.expires_at > before
     assert after.reaped is None
+    log = home / ".local/state/ycluster/events.jsonl"  # a start forgets what came before it
+    assert not log.exists() or '"reaped"' not in log.read_text()
 
 
 @pytest.mark.parametrize("none", ["", "0"])
