@@ -2,7 +2,7 @@
 
     tests/e2e/random_histories.py [--count N] [--seed S] [--at-once N] [--only I]     with dist/ycluster, as `tests/run.sh e2e` runs it
 
-Whatever happens, no VM is alive a minute after its deadline, there is never a second QEMU, nothing ends in a traceback, and a disk
+Whatever happens, no VM is alive a minute after its deadline (one that is to be suspended while its lock is held stands still), there is never a second QEMU, nothing ends in a traceback, and a disk
 goes only by a teardown that could read its sidecar. A history is named by its seed and its number, and is the same each time,
 but for what the machine's timing makes of it. Prints what happened in those that failed; its exit status says whether any did.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import json
 import os
 import random
 import shutil
@@ -48,10 +49,11 @@ lifetime:
   warn: "{warn}"
   onExpiry: {on_expiry}
 """
-# What a person, a script or a crash does; `start` and `provision` wait for an ssh that never comes, and are killed.
+# What a person, a script or a crash does; `start`, `provision` and a `resume` of what is suspended wait for an ssh that never comes, and are killed.
 VERBS = (
     "pause", "resume", "stop", "start", "provision", "lifetime extend 5s", "lifetime set 25s", "lifetime arm",
-    "lifetime reap", "lifetime reap --all", "lifetime status", "list", "doctor",
+    "lifetime reap", "lifetime reap --all", "lifetime status", "list", "doctor", "suspend", "suspend",
+    "start --discard-memory", "stop --discard-memory",
 )  # fmt: skip
 CALLS = ("fsync", "rename", "openat", "flock", "unlink", "link", "ftruncate")
 ERRORS = ("ENOSPC", "EIO", "EACCES", "EINTR")
@@ -81,7 +83,7 @@ class History:
         cache = self.place / self.random.choice(["cache", "a cache, with a comma"])
         directory = self.place / "config"
         directory.mkdir()
-        self.on_expiry = self.random.choice(["stop", "stop", "teardown"])
+        self.on_expiry = self.random.choice(["stop", "suspend", "teardown"])
         backend = self.random.choice(["systemd", "at", "watcher", "auto"])
         program = Program(ROOT / "dist" / "ycluster", home, {"YCLUSTER_TIMER": backend})
         self.cluster = Cluster(program, directory, cache, f"h{self.number}")
@@ -107,12 +109,12 @@ class History:
             argv += ["-c", str(self.cluster.directory)]
         return subprocess.Popen(
             argv, cwd="/", env=self.cluster.program.environ(), text=True, start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
     def ended(self, verb: str, process: subprocess.Popen[str], within: float) -> None:
         """Wait for a verb. One that boots waits without end, and is killed once it does nothing else."""
-        boots = verb.split()[0] in ("start", "provision")
+        boots = verb.split()[0] in ("start", "provision", "resume")  # the last of what is suspended
         try:
             _, told = process.communicate(timeout=4 if boots else within)
         except subprocess.TimeoutExpired:
@@ -258,6 +260,13 @@ class History:
         while self.cluster.qemu():
             if time.time() > max(self.deadline, self.began) + late:
                 self.look()  # a verb that was killed may have given it more
+                if (
+                    self.holders and self.on_expiry == "suspend"
+                ):  # what is in memory waits for the lock
+                    process = self.spawn("status -o json")
+                    if json.loads(process.communicate(timeout=60)[0])["state"] != "paused":
+                        self.fault("its lock is held, and it does not stand still")
+                    return
             if time.time() > max(self.deadline, self.began) + late:
                 self.fault(f"alive {time.time() - self.deadline:.0f} s after its deadline")
                 return
@@ -266,7 +275,12 @@ class History:
             f"ended {time.time() - self.deadline:.0f} s after its deadline" if ran else "is off"
         )
         disk = self.cluster.file(".qcow2")
-        if not self.damaged and self.on_expiry == "stop" and not disk.exists() and self.deadline:
+        if (
+            not self.damaged
+            and self.on_expiry != "teardown"
+            and not disk.exists()
+            and self.deadline
+        ):
             self.fault("its disk is gone")
 
     def clean(self) -> None:
@@ -294,7 +308,9 @@ def main() -> int:
     with contextlib.ExitStack() as stack:
         stack.enter_context(daemons.user_manager())
         stack.enter_context(daemons.atd())
-        workshop = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="histories-")))
+        workshop = Path(tempfile.mkdtemp(prefix="histories-"))
+        # What a timer still writes there keeps nobody.
+        stack.callback(shutil.rmtree, workshop, ignore_errors=True)
         image = obedient_image(workshop / "obedient.img")
         pool = stack.enter_context(ThreadPoolExecutor(options.at_once))
         made = (History(options.seed, number, workshop / str(number), image) for number in numbers)
