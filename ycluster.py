@@ -4591,14 +4591,12 @@ def decide(state: State, clock: Clock) -> Decision:
     return Decision(action.name, why)
 
 
-def anchored(state: State, clock: Clock, run_budget: str = "") -> State:
+def anchored(state: State, clock: Clock) -> State:
     """The state of a VM that starts now. Its deadline is set by a fresh budget, counted from now.
 
-    That of `run_budget`, if there is one, for this run alone. The deadline is rounded up to
-    seconds. `timers` are kept, as those of before are still to be taken away.
+    It is rounded up to seconds. `timers` are kept, as those of before are still to be taken away.
     """
     expires_at = None
-    state = replace(state, run_budget=run_budget)
     length = budget(state.max_run)
     if length is not None:
         numerator, denominator = clock.now.as_integer_ratio()  # exact, so that it is never early
@@ -4646,11 +4644,14 @@ def recounted(state: State, clock: Clock) -> State:
         )
     # Not a start: what holds of the VM, and that it was disarmed by hand, stays.
     kept = {name: getattr(state, name) for name in ("timers", "ran_with", "prepared")}
-    return replace(anchored(state, clock, state.run_budget), **kept)
+    return replace(anchored(state, clock), **kept)
 
 
 def for_one_run(state: State, run_budget: str) -> State:
-    """The state with a budget for one run alone; "" for none. UsageError past lifetime.maxTotal."""
+    """The state for a new run, with a budget of that run alone, or with none: "".
+
+    Raises UsageError past lifetime.maxTotal.
+    """
     length, most = budget(run_budget), budget(state.max_total)
     if run_budget and most is not None and (length is None or length > most):
         why = f"--max-run {run_budget} is more than lifetime.maxTotal, {state.max_total}"
@@ -5901,9 +5902,8 @@ def pause_vm(host: Host, files: Files, vm: Vm) -> str:
 def freeze_process(host: Host, vm: Vm) -> None:
     """Stop QEMU itself; on a busy host the kernel does so a moment later, which is waited for."""
     send_signal(vm.pidfd, signal.SIGSTOP)
-    until = host.monotonic() + 5
-    while process_stat(vm.pid)[1] not in ("T", "") and host.monotonic() < until:
-        host.sleep(0.02)
+    over = (*STOPPED, "")
+    host.wait_for(lambda: process_stat(vm.pid)[1] in over, timeout=5, interval=0.02)
 
 
 def resume_vm(host: Host, files: Files, vm: Vm) -> None:
@@ -6829,12 +6829,12 @@ def set_guest_clock(host: Host, state: State) -> None:
     try:
         if not ssh_banner(state.dial_address, state.ssh_port, 2.0):
             return  # a guest without sshd, or one that is about to shut down
-        _say_clock(host, state, in_guest(host, state, _set_clock(host), lambda: None))
+        _say_clock(host, state, in_guest(host, state, _clock_command(host), lambda: None))
     except (YclusterError, OSError) as error:
         host.output.warn(f"{state.name}: its clock was not looked at: {error}")
 
 
-def _set_clock(host: Host) -> str:
+def _clock_command(host: Host) -> str:
     """The command that sets the guest's clock, and prints by how many seconds it was off."""
     return shlex.join(["sudo", "sh", "-c", GUEST_CLOCK, "clock", str(int(host.now()))])
 
@@ -6947,7 +6947,7 @@ def goes_on(host: Host, state: State, waiting: Waiting) -> bool:
 
     It may have been in the middle of a boot, so cloud-init is waited for.
     """
-    clock = f'off=$({_set_clock(host)}) || off=failed; echo "$off"'
+    clock = f'off=$({_clock_command(host)}) || off=failed; echo "$off"'
     answer = in_guest(host, state, f"{clock}\n{CLOUD_INIT_RESULT}", waiting)
     if answer is None:
         return False
@@ -9059,9 +9059,15 @@ def _stop_of_lost(files: Files) -> str:
     return shlex.join(["ycluster", "stop", "--state", str(files.sidecar)])
 
 
-def told_of_lost(known: Sequence[Files]) -> Iterator[tuple[str, Files]]:
+def _way_out_of_lost(files: Files) -> str:
+    return f"{_END_OF_LOST}; `{_stop_of_lost(files)}` does now"
+
+
+def told_of_lost(host: Host) -> Iterator[tuple[str, Files]]:
     """What to say of each VM whose state file is not where it was made, and its files."""
-    for pid, files in lost_vms():
+    lost = list(lost_vms())
+    known = discover(host) if lost else []
+    for pid, files in lost:
         if any(is_qemu_of(pid, cluster) for cluster in known):
             continue  # its files were moved, and are seen there
         files = where_now(pid, files)
@@ -9079,7 +9085,7 @@ def _refuse_lost(host: Host, files: Files) -> None:
             why = (
                 f"{lost.name} already runs (pid {pid}), and its files in {lost.cache_dir} are gone"
             )
-            raise YclusterError(why, hint=f"{_END_OF_LOST}; `{_stop_of_lost(lost)}` does now")
+            raise YclusterError(why, hint=_way_out_of_lost(lost))
 
 
 def _refuse_unclaimed(files: Files) -> None:
@@ -9148,7 +9154,7 @@ def _boot(host: Host, state: State) -> State:
 
     If the guest does not start, the deadline is cleared.
     """
-    state = anchored(with_choice(host, state), host.clock(), state.run_budget)
+    state = anchored(with_choice(host, state), host.clock())
     try:
         # The deadline is on disk: whatever kills us from here on, the next command knows of it.
         state = save_state(state)
@@ -9179,7 +9185,7 @@ def _with_timers(host: Host, state: State) -> State:
 
 def _with_deadline(host: Host, state: State) -> State:
     if state.expires_at is None and budget(state.max_run) is not None:
-        return save_state(anchored(state, host.clock(), state.run_budget))
+        return save_state(anchored(state, host.clock()))
     return state
 
 
@@ -9561,8 +9567,7 @@ def _go_on(host: Host, state: State) -> State:
     if fault:
         raise _not_loaded(state, fault)
     kept = {name: getattr(state, name) for name in ("ran_with", "prepared")}
-    fresh = anchored(with_choice(host, state), host.clock(), state.run_budget)
-    fresh = replace(fresh, **kept)
+    fresh = replace(anchored(with_choice(host, state), host.clock()), **kept)
     try:
         fresh = arm_timers(host, save_state(fresh))
         fresh = save_state(_launched(host, fresh))
@@ -9642,7 +9647,7 @@ def _resume(
             state = save_state(changed)  # also where it is disarmed, and no timer is armed
         say_changes(host, changes)
         if halted and _used_up(state, host.now()):
-            state = anchored(state, host.clock())
+            state = anchored(for_one_run(state, ""), host.clock())
         state = _with_timers(host, state)  # before the guest runs
         if halted:
             _wake(host, state, vm)
@@ -9804,10 +9809,9 @@ def _prepare_disk(host: Host, state: State) -> None:
         why = f"{state.name} is stopped, and its disk half prepared: {error}"
         hint = "`ycluster prepare-export` again resumes it; `ycluster start` boots it as it is"
         raise YclusterError(why, hint=hint) from error
+    harmless = "ext[234]|vfat|unknown"  # those that are cleared; EFI and BIOS have no data of users
     for device, kind in re.findall(r"(?m)^(/.*): (.*)$", listed):
-        if not re.fullmatch(
-            "ext[234]|vfat|unknown", kind
-        ):  # the EFI and BIOS partitions hold no data
+        if not re.fullmatch(harmless, kind):
             text = f"what was deleted from {device} ({kind}) can still be read from the disk"
             host.output.warn(f"{state.name}: {text}")
 
@@ -10879,8 +10883,8 @@ def list_clusters(host: Host, form: str) -> None:
     A VM whose state file is lost has no row; a warning names it.
     """
     found = [describe(host, state) for _, state in readable(host)]
-    for text, files in told_of_lost(discover(host)):
-        host.output.warn(f"{text}: {_END_OF_LOST}; `{_stop_of_lost(files)}` does now")
+    for text, files in told_of_lost(host):
+        host.output.warn(f"{text}: {_way_out_of_lost(files)}")
     if not found and form != "json":
         if unseen(host):
             return
@@ -11212,7 +11216,7 @@ def _unclaimed_disks(host: Host, survey: Survey) -> Iterator[Finding]:
 
 
 def _lost_vms(host: Host, survey: Survey) -> Iterator[Finding]:
-    for text, files in told_of_lost(survey.clusters):
+    for text, files in told_of_lost(host):
         yield Finding("vm", "failure", f"{text}: {_END_OF_LOST}", _stop_of_lost(files))
 
 

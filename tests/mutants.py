@@ -571,8 +571,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a budget for one run is gone with the next start",
-        "    state = replace(state, run_budget=run_budget)\n    length",
-        "    length",
+        "return replace(state, run_budget=run_budget)",
+        "return replace(state, run_budget=run_budget or state.run_budget)",
         "test_lifetime.py::test_a_budget_for_one_run_is_gone_with_the_next_start",
     ),
     (

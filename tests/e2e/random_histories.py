@@ -2,8 +2,8 @@
 
     tests/e2e/random_histories.py [--count N] [--seed S] [--at-once N] [--only I]     with dist/ycluster, as `tests/run.sh e2e` runs it
 
-Whatever happens, no VM is alive a minute after its deadline (one that is to be suspended while its lock is held stands still), there is never a second QEMU, nothing ends in a traceback, and a disk
-goes only by a teardown that could read its sidecar. A history is named by its seed and its number, and is the same each time,
+Whatever happens, no VM is alive a minute after its deadline (one that is to be suspended stands still while its lock is held), there
+is never a second QEMU, nothing ends in a traceback, and a disk goes only by a teardown that could read its sidecar. A history is named by its seed and its number, and is the same each time,
 but for what the machine's timing makes of it. Prints what happened in those that failed; its exit status says whether any did.
 """
 
@@ -49,7 +49,8 @@ lifetime:
   warn: "{warn}"
   onExpiry: {on_expiry}
 """
-# What a person, a script or a crash does; `start`, `provision` and a `resume` of what is suspended wait for an ssh that never comes, and are killed.
+# What a person, a script or a crash does. `start`, `provision` and a `resume` of what is suspended wait for an ssh that never comes,
+# and are killed.
 VERBS = (
     "pause", "resume", "stop", "start", "provision", "lifetime extend 5s", "lifetime set 25s", "lifetime arm",
     "lifetime reap", "lifetime reap --all", "lifetime status", "list", "doctor", "suspend", "suspend",
@@ -260,12 +261,8 @@ class History:
         while self.cluster.qemu():
             if time.time() > max(self.deadline, self.began) + late:
                 self.look()  # a verb that was killed may have given it more
-                if (
-                    self.holders and self.on_expiry == "suspend"
-                ):  # what is in memory waits for the lock
-                    process = self.spawn("status -o json")
-                    if json.loads(process.communicate(timeout=60)[0])["state"] != "paused":
-                        self.fault("its lock is held, and it does not stand still")
+                if self.holders and self.on_expiry == "suspend":
+                    self.see_it_stand_still()
                     return
             if time.time() > max(self.deadline, self.began) + late:
                 self.fault(f"alive {time.time() - self.deadline:.0f} s after its deadline")
@@ -275,13 +272,15 @@ class History:
             f"ended {time.time() - self.deadline:.0f} s after its deadline" if ran else "is off"
         )
         disk = self.cluster.file(".qcow2")
-        if (
-            not self.damaged
-            and self.on_expiry != "teardown"
-            and not disk.exists()
-            and self.deadline
-        ):
+        is_kept = not self.damaged and self.on_expiry != "teardown"
+        if is_kept and self.deadline and not disk.exists():
             self.fault("its disk is gone")
+
+    def see_it_stand_still(self) -> None:
+        """What is in its memory waits for the lock."""
+        shown, _ = self.spawn("status -o json").communicate(timeout=60)
+        if json.loads(shown)["state"] != "paused":
+            self.fault("its lock is held, and it does not stand still")
 
     def clean(self) -> None:
         for holder in self.holders:

@@ -472,12 +472,16 @@ def test_a_budget_that_is_none_has_no_agenda(none: str) -> None:
 
 def test_a_budget_for_one_run_is_gone_with_the_next_start() -> None:
     clock = Clock(now=NOW, boot_id="b", booted=9.0)
-    one = anchored(state(lifetime="8h"), clock, "2h")
+
+    def started(before: State, run_budget: str) -> State:
+        return anchored(ycluster.for_one_run(before, run_budget), clock)
+
+    one = started(state(lifetime="8h"), "2h")
     assert (one.max_run, one.lifetime, one.expires_at) == ("2h", "8h", int(NOW) + 2 * HOUR)
-    assert anchored(one, clock).expires_at == int(NOW) + 8 * HOUR
-    none = anchored(state(lifetime="8h"), clock, "0")
+    assert started(one, "").expires_at == int(NOW) + 8 * HOUR
+    none = started(state(lifetime="8h"), "0")
     assert none.expires_at is None and decide(none, clock).do == "nothing"
-    assert anchored(state(lifetime=""), clock, "2h").expires_at == int(NOW) + 2 * HOUR
+    assert started(state(lifetime=""), "2h").expires_at == int(NOW) + 2 * HOUR
 
 
 def test_a_budget_for_one_run_counts_from_the_start_of_a_vm_that_runs() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -245,12 +244,13 @@ class Edited:
     def edit(self, **edits: Any) -> None:
         (self.folder / "y-cluster-provision.json").write_text(text(**edits))
 
-    def runs(self) -> subprocess.Popen[bytes]:
+    def runs(self, frozen: bool = False) -> None:
         """From now on there is a process with QEMU's identity."""
         process = self.processes.start("", "-pidfile", str(self.files.pidfile))
         self.files.pidfile.write_text(f"{process.pid}\n")
         ycluster.save_state(replace(self.state, expires_at=self.began + 8 * HOUR))
-        return process
+        if frozen:
+            process.send_signal(signal.SIGSTOP)
 
     def run(self, verb: str) -> Ran:
         return self.cli(*verb.split(), "-c", self.folder)
@@ -276,9 +276,7 @@ def test_a_running_cluster_gets_the_lifetime_of_its_config_and_timers_for_it(
     edited: Edited, timer: Memory, verb: str
 ) -> None:
     """The hint led to `lifetime arm -c`, which led to the hint. (20.14)"""
-    process = edited.runs()
-    if verb == "resume":
-        process.send_signal(signal.SIGSTOP)
+    edited.runs(frozen=verb == "resume")
     edited.edit(lifetime={"maxRun": "4h", "onExpiry": "pause", "warn": "0"}, memory=1024)
     ran = edited.run(verb)
     told(
@@ -343,9 +341,7 @@ def test_a_budget_for_one_run_is_armed_and_no_config_changes_it(
     edited: Edited, timer: Memory, verb: str
 ) -> None:
     """(23)"""
-    process = edited.runs()
-    if verb == "resume":
-        process.send_signal(signal.SIGSTOP)
+    edited.runs(frozen=verb == "resume")
     assert edited.run(f"{verb} --max-run 2h").code == 0
     state = edited.state
     assert (state.run_budget, state.lifetime) == ("2h", "8h")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from unit_support import NOW, Cli, Clocked, Memory, Processes, made, stand_in, told
+from unit_support import NOW, Cli, Clocked, Memory, Processes, made, monitor, stand_in, told
 
 import ycluster
 from ycluster import Clock, Files, Host, HowFar, Output, State, Suspended, YclusterError, replace
@@ -20,46 +20,13 @@ from ycluster import Clock, Files, Host, HowFar, Output, State, Suspended, Yclus
 HERE = Host({}, Output(io.StringIO(), io.StringIO()))  # this machine, with a clock that runs
 KEPT = Suspended(at=int(NOW), packed="", digest="", fits={})
 
-# QEMU's monitor, in a run state, and with a migration in a state. It keeps what it is asked.
-MONITOR = """
-import json, os, socket, sys, threading
-os.chdir(os.path.dirname(sys.argv[4]))
-server = socket.socket(socket.AF_UNIX)
-server.bind("demo.new")
-server.listen()
-os.rename("demo.new", "demo.qmp")
-guest, migration = {{"status": "{guest}"}}, {{"status": "{migration}"}}
-
-def serve():
-    while True:
-        client, _ = server.accept()
-        with client, client.makefile("rw") as lines, open("asked", "a") as asked:
-            print('{{"QMP": {{}}}}', file=lines, flush=True)
-            for request in map(json.loads, lines):
-                what = request["execute"]
-                print(what, file=asked, flush=True)
-                guest["status"] = {{"stop": "paused", "cont": "running"}}.get(what, guest["status"])
-                if what == "migrate_cancel":
-                    migration["status"] = "cancelled"
-                answer = migration if what == "query-migrate" else guest
-                print(json.dumps({{"return": answer, "id": request["id"]}}), file=lines, flush=True)
-                if what == "quit":
-                    os._exit(0)
-
-threading.Thread(target=serve, daemon=True).start()
-"""
-
 
 def qemu(
     processes: Processes, files: Files, guest: str, migration: str = "none", *more: str
 ) -> subprocess.Popen[bytes]:
     words = ["-name", "demo", "-pidfile", str(files.pidfile), *more]
-    process = processes.start(MONITOR.format(guest=guest, migration=migration), *words)
+    process = processes.start(monitor(guest, migration, 'what == "quit"'), *words)
     files.pidfile.write_text(f"{process.pid}\n")
-    until = time.monotonic() + 30
-    while not files.qmp.exists():
-        assert time.monotonic() < until
-        time.sleep(0.01)
     return process
 
 

@@ -19,7 +19,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from unit_support import LAUNCHER, Cli, Clocked, Memory, Processes, made, missing, refused, told
+from unit_support import (
+    LAUNCHER,
+    Cli,
+    Clocked,
+    Memory,
+    Processes,
+    made,
+    missing,
+    monitor,
+    refused,
+    told,
+)
 
 import ycluster
 from ycluster import Files, Host, Output, Vm, YclusterError, find_vm, stop_vm
@@ -33,32 +44,10 @@ GOES_AT_CONT = "import os, signal; signal.signal(signal.SIGCONT, lambda *args: o
 IGNORE_TERM = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
 
 
-# QEMU's monitor. It keeps what it is asked; a guest that runs goes when its button is pressed.
-MONITOR = """
-import json, os, socket, sys, threading
-os.chdir(os.path.dirname(sys.argv[4]))
-server = socket.socket(socket.AF_UNIX)
-server.bind("demo.qmp")
-server.listen()
-guest = {"status": "running"}
-
-def serve():
-    while True:
-        client, _ = server.accept()
-        with client, client.makefile("rw") as lines, open("asked", "a") as asked:
-            print('{"QMP": {}}', file=lines, flush=True)
-            for request in map(json.loads, lines):
-                what = request["execute"]
-                print(what, file=asked, flush=True)
-                guest["status"] = {"stop": "paused", "cont": "running"}.get(what, guest["status"])
-                print(json.dumps({"return": guest, "id": request["id"]}), file=lines, flush=True)
-                if what == "system_powerdown" and guest["status"] == "running":
-                    os._exit(0)
-
-threading.Thread(target=serve, daemon=True).start()
-"""
-DEAF = MONITOR.replace("os._exit(0)", "pass")  # to its button
-QUITS = MONITOR.replace('"system_powerdown" and guest["status"] == "running"', '"quit"')
+# A guest that runs goes when its button is pressed; one that is deaf to it; a QEMU that ends when it is told to.
+MONITOR = monitor(ends_at='what == "system_powerdown" and guest["status"] == "running"')
+DEAF = monitor()
+QUITS = monitor(ends_at='what == "quit"')
 
 
 @pytest.fixture

@@ -161,6 +161,37 @@ class Cli:
 GIVES_WAY = "import os, signal; signal.signal(signal.SIGCONT, lambda *args: os._exit(0))"  # to the first act of a stop
 
 
+def monitor(guest: str = "running", migration: str = "none", ends_at: str = "False") -> str:
+    """QEMU's monitor, with a guest and a migration in these states, until `ends_at`. It keeps what it is asked."""
+    return f"""
+import json, os, socket, sys, threading
+os.chdir(os.path.dirname(sys.argv[4]))
+server = socket.socket(socket.AF_UNIX)
+server.bind("demo.new")
+server.listen()
+os.rename("demo.new", "demo.qmp")
+guest, migration = {{"status": "{guest}"}}, {{"status": "{migration}"}}
+
+def serve():
+    while True:
+        client, _ = server.accept()
+        with client, client.makefile("rw") as lines, open("asked", "a") as asked:
+            print('{{"QMP": {{}}}}', file=lines, flush=True)
+            for request in map(json.loads, lines):
+                what = request["execute"]
+                print(what, file=asked, flush=True)
+                guest["status"] = {{"stop": "paused", "cont": "running"}}.get(what, guest["status"])
+                if what == "migrate_cancel":
+                    migration["status"] = "cancelled"
+                answer = migration if what == "query-migrate" else guest
+                print(json.dumps({{"return": answer, "id": request["id"]}}), file=lines, flush=True)
+                if {ends_at}:
+                    os._exit(0)
+
+threading.Thread(target=serve, daemon=True).start()
+"""
+
+
 # A signal that comes just before a sleep begins would be handled after it: a descriptor has no such gap.
 WAITS = """
 import os, select, signal, sys
