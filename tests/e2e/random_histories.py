@@ -125,7 +125,8 @@ class History:
                 self.fault(f"{verb} is not done after {within} s")
         self.say(f"{verb}: exit {process.returncode}: {' / '.join(told.splitlines())[-400:]}")
         # Python's own start-up has no better word for a file that can't be opened.
-        if ("Traceback" in told and "frozen getpath" not in told) or "internal error" in told:
+        starts = "frozen getpath" in told or "Fatal Python error: init" in told
+        if ("Traceback" in told and not starts) or "internal error" in told:
             self.fault(f"{verb}: {told}")
 
     def verb(self) -> None:
