@@ -24,7 +24,7 @@ The sections. Each uses only what stands above it.
                         `load_identity`, as much of it as tells the cluster; `schema_for`
    8 state sidecar      `State` <-> <cacheDir>/<name>.json; `Files`, what a cluster owns on disk;
                         `discover`; `log_event` and `last_teardown`, the log of events
-   9 lifetime decisions `agenda`, `adjusted`, `decide`, `anchored`, `moved`, `retry_delay`: pure
+   9 lifetime decisions `agenda`, `adjusted`, `decide`, `anchored`, `moved`, `after_look`
   10 timers             systemd --user, at(1) and the watcher, each a `Timer`; `arm_timers`
   11 gcloud flags       `gcp_flags`, `gcp_warnings`, and `gcp_lifetime` of an instance: pure
   12 QMP                `Qmp`, the client of QEMU's monitor
@@ -136,6 +136,9 @@ LOCK_TIMEOUT = 300.0  # Longer than a whole stop, so that a verb that waits gets
 POWERDOWN_TIMEOUT = 100.0  # The guest's systemd gives a service 90 s to end.
 WATCH_INTERVAL = 5.0  # Between two looks of the watcher; so late may it act after a suspend.
 ASK_TO_STOP = signal.SIGUSR1  # asks a watcher to stop a VM whose state can't be read
+LOOK_AGE = 60.0  # A look at a cluster's use that is older than this ends nothing.
+HOLD_LOOK = 25.0  # Between two looks at what holds a cluster whose deadline has passed.
+HOLD_GRACE = 30.0  # From the warning that its last hold has ended to the expiry.
 WATCH_GRACE = 30.0  # For so long the watcher leaves a deadline to the timer that is armed for it.
 AT_EARLY = 120.0  # A job of at(1) starts up to a minute early; it then waits, at most this long.
 CLOCK_STEP = 30.0  # If the wall clock is set by less than this, deadlines stay where they are.
@@ -232,6 +235,15 @@ ACTIONS: Mapping[str, Action] = {
     )
 }
 
+# What ends a run: its budget, or that nobody uses it. Both are keys of the config's lifetime.
+BUDGET, UNUSED = "maxRun", "maxIdle"
+
+# The events that a `Moment` and a timer can be of. A look at its use may end a run as a deadline
+# does, a warning never.
+DEADLINE, LOOK, WARNING = "deadline", "look", "warning"
+ENDS = (DEADLINE, LOOK)
+NEVER = float("inf")
+
 
 # === 2 errors =====================================================================================
 # The exceptions. Every failure that a user should understand is a YclusterError: its class has the
@@ -315,6 +327,15 @@ class ProgramFailed(YclusterError):
         self.argv = tuple(argv)
         self.returncode = returncode
         self.stderr = stderr
+
+
+class NotStarted(YclusterError):
+    """The command of `run` or `lifetime hold` could not be started; the code is a shell's."""
+
+    def __init__(self, program: str, error: OSError) -> None:
+        super().__init__(f"{program}: {error.strerror}")
+        missing = isinstance(error, FileNotFoundError)
+        self.exit_code = 127 if missing else 126
 
 
 class Interrupted(BaseException):
@@ -513,12 +534,14 @@ def to_json(value: object) -> str:
 class Clock(Record):
     """One look at the time: `now`, and when this boot began, both by the wall clock.
 
-    If somebody sets the wall clock, `booted` moves by as much as `now` does.
+    If somebody sets the wall clock, `booted` moves by as much as `now` does. `slept`: for how many
+    seconds of this boot the host has been suspended.
     """
 
     now: float
     booted: float
     boot_id: str
+    slept: float = 0.0
 
 
 # The variables that a child gets if they are set. Not all: at(1) would write secrets to disk.
@@ -534,6 +557,14 @@ _INHERITED = (
 )
 
 
+class Holder(Record):
+    """The command of the user's for which this process holds each cluster that it brings up."""
+
+    command: tuple[str, ...]
+    at_most: int = 0  # nanoseconds; 0: the default
+    undo: str = "hold"  # see `Hold`
+
+
 Done: TypeAlias = "subprocess.CompletedProcess[str]"  # a finished program: exit code and output
 
 
@@ -545,10 +576,14 @@ class Host:
         environ: Mapping[str, str],
         output: Output,
         stdin: Any = None,
+        umask: int = 0o022,
     ) -> None:
         self.environ = dict(environ)
         self.output = output
         self.stdin = stdin  # None: there is none
+        self.umask = umask  # the user's, which is for the user's own commands alone
+        self.holder: Holder | None = None
+        self.locked: set[Path] = set()  # the locks of clusters that this process holds
         self._source = b""
 
     # --- time
@@ -574,8 +609,8 @@ class Host:
 
     def clock(self) -> Clock:
         """Look at the time."""
-        now = self.now()
-        return Clock(now, now - self.uptime(), self.boot_id())
+        now, uptime = self.now(), self.uptime()
+        return Clock(now, now - uptime, self.boot_id(), max(0.0, uptime - self.monotonic()))
 
     def sleep(self, seconds: float) -> None:
         """Sleep; not at all if the span is negative."""
@@ -887,10 +922,72 @@ class Host:
         extra = {}
         if self.environ.get("TERM"):
             extra["TERM"] = self.environ["TERM"]
-        status = subprocess.call(argv, env=self.child_env(extra))
-        if status < 0:
-            return 128 - status  # It was killed by the signal of this number, negated.
-        return status
+        return _shell_status(subprocess.call(argv, env=self.child_env(extra)))
+
+    def become(self, argv: Sequence[str]) -> NoReturn:
+        """Run a command of the user's in the place of this process, which keeps its pid.
+
+        Raises NotStarted.
+        """
+        self.output.debug(shlex.join(argv))
+        for ignored in (signal.SIGTSTP, signal.SIGPIPE, signal.SIGXFSZ):  # by us, and by Python
+            signal.signal(ignored, signal.SIG_DFL)
+        os.umask(self.umask)
+        try:
+            os.execvpe(argv[0], list(argv), self.environ)
+        except OSError as error:
+            os.umask(0o077)
+            raise NotStarted(argv[0], error) from None
+
+    def attend(self, argv: Sequence[str], extra: Mapping[str, str]) -> int:
+        """Run a command of the user's on this terminal; its exit status, as a shell would give it.
+
+        It gets the signals that are sent to this process, which goes on. Those of a terminal's keys
+        it has got already. Raises NotStarted.
+        """
+        self.output.debug(shlex.join(argv))
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)  # both stop at Ctrl-Z, like any job
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {*_PASSED_ON, signal.SIGCHLD})
+        try:
+            process = self._start_attended(argv, extra, before)
+            while process.poll() is None:
+                got = signal.sigwaitinfo({*_PASSED_ON, signal.SIGCHLD})
+                if got.si_signo != signal.SIGCHLD and got.si_code <= 0:  # SI_USER, not SI_KERNEL
+                    _pass_on(process, got.si_signo)
+        finally:
+            self.ignore_interrupts()
+            signal.signal(signal.SIGTSTP, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return _shell_status(process.returncode)
+
+    def _start_attended(
+        self,
+        argv: Sequence[str],
+        extra: Mapping[str, str],
+        mask: Iterable[int],
+    ) -> subprocess.Popen[bytes]:
+        import subprocess
+
+        try:
+            return subprocess.Popen(
+                argv,
+                env={**self.environ, **extra},
+                umask=self.umask,
+                close_fds=False,  # those that we were given are its own; ours do not outlive exec
+                preexec_fn=partial(signal.pthread_sigmask, signal.SIG_SETMASK, mask),
+            )
+        except OSError as error:
+            raise NotStarted(argv[0], error) from None
+
+    def ignore_interrupts(self) -> None:
+        """Go on whatever comes, as a clean-up does. By a handler, which no child inherits."""
+
+        def say_so(signum: int, _: object) -> None:
+            self.output.say(f"  {signal.Signals(signum).name}: cleaning up already")
+
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(signum) is not signal.SIG_IGN:
+                signal.signal(signum, say_so)
 
     def tell_terminals(self, text: str) -> None:
         """Write a message to this user's terminals; wall(1) would write to everybody's."""
@@ -901,6 +998,20 @@ class Host:
             except OSError:
                 # It was closed meanwhile, or takes no more; the others still get the message.
                 continue
+
+
+# The signals that ask a command to end: one that is run for the user gets them from us.
+_PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
+def _pass_on(process: subprocess.Popen[bytes], signum: int) -> None:
+    with contextlib.suppress(OSError):  # it has become root's, as sudo does, and is attended still
+        process.send_signal(signum)
+
+
+def _shell_status(status: int) -> int:
+    """The exit status that a shell gives to a program: killed by signal 15, it is 143."""
+    return 128 - status if status < 0 else status
 
 
 def _takes_messages(terminal: Path) -> bool:
@@ -968,6 +1079,17 @@ def catches(pid: int, number: signal.Signals) -> bool:
 STOPPED = ("T", "t")  # states of a process that runs again when it is continued: SIGSTOP, a tracer
 
 
+def _stat_of(pid: int) -> tuple[str, list[str]]:
+    """The name of a process, and what follows it in /proc/pid/stat; empty if it is not there."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return "", []
+    # "17 (name) S ...": the name may have spaces and parentheses of its own.
+    name, _, rest = stat.partition("(")[2].rpartition(")")
+    return name, rest.split()
+
+
 def process_stat(process: int | Path) -> tuple[str, str]:
     """The name of a process and the letter of its state (T: stopped); empty if it is not there.
 
@@ -975,12 +1097,29 @@ def process_stat(process: int | Path) -> tuple[str, str]:
     """
     try:
         pid = int(process.read_text(encoding="utf-8")) if isinstance(process, Path) else process
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        # "17 (name) S ...": the name may have spaces and parentheses of its own.
-        name, _, rest = stat.partition("(")[2].rpartition(")")
-        return name, rest.split()[0]
-    except (OSError, ValueError, IndexError):
+    except (OSError, ValueError):
         return "", ""
+    name, fields = _stat_of(pid)
+    return (name, fields[0]) if fields else ("", "")
+
+
+def process_start(pid: int) -> int:
+    """When a process began, in clock ticks since the boot; 0 where it is gone, or a zombie.
+
+    A pid that is given again comes with another one.
+    """
+    _, fields = _stat_of(pid)
+    if not fields or fields[0] in ("Z", "X"):
+        return 0
+    return int(fields[19])  # starttime, the 22nd of proc(5)
+
+
+def cpu_time(pid: int) -> float | None:
+    """Seconds of CPU that all threads of a process have used; None where it is gone."""
+    _, fields = _stat_of(pid)
+    if not fields:
+        return None
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")  # utime and stime
 
 
 def command_line(pid: int) -> list[str]:
@@ -2993,6 +3132,20 @@ class Lifetime(Record):
         "",
     )
 
+    max_idle: str = key(
+        _DURATION,
+        "How long nobody may use the cluster before it expires, as a Go duration. Used is: a TCP "
+        "connection through a forwarded port, CPU time above idleCpu, a `lifetime hold`, or a verb "
+        'such as start, resume, ssh or extend. Empty or "0": it may be unused.',
+        "",
+    )
+
+    idle_cpu: int = key(
+        _number(0, 100000, "percent of one CPU"),
+        "Percent of one CPU above which the VM counts as used, for maxIdle. 0: never by its CPU.",
+        25,
+    )
+
 
 class Network(Record):
     """How the VM is attached. Only user mode is implemented here; tap is the sibling's."""
@@ -3394,20 +3547,44 @@ def ignored_keys(config: Config) -> list[str]:
 def idle_keys(config: Config) -> list[str]:
     """A warning for each key of the lifetime that the file has, and that can have no effect."""
     lifetime = config.lifetime
-    limit, lead = budget(lifetime.max_run), budget(lifetime.warn)
-    set_to = {
-        "onExpiry": lifetime.on_expiry,
-        "warn": lead,
-        "onWarn": lifetime.on_warn,
-        "maxTotal": budget(lifetime.max_total),
-    }
-    names = [name for name in set_to if set_to[name] and written(config, "lifetime", name)]
+    limit = budget(lifetime.max_run)
+    warnings = []
+    for name in _set_in_vain(config):
+        needed = " or ".join(f"lifetime.{key}" for key in _NEEDED[name])
+        warnings.append(f"lifetime.{name}: ignored, as there is no {needed}")
     if limit is None:
-        return [f"lifetime.{name}: ignored, as there is no lifetime.maxRun" for name in names]
-    if "warn" in names and lead is not None and lead >= limit:
+        return warnings
+    lead = budget(lifetime.warn)
+    if lead is not None and lead >= limit and written(config, "lifetime", "warn"):
         why = f"{lifetime.warn} before the deadline is no time within maxRun, {lifetime.max_run}"
-        return [f"lifetime.warn: it never comes: {why}"]
-    return []
+        warnings.append(f"lifetime.warn: it never comes: {why}")
+    if (budget(lifetime.max_idle) or 0) >= limit:
+        why = f"maxRun, {lifetime.max_run}, ends each run before"
+        warnings.append(f"lifetime.maxIdle: it never comes: {why}")
+    return warnings
+
+
+# Keys of the lifetime that mean nothing without one of these others.
+_NEEDED = {
+    "onExpiry": (BUDGET, UNUSED),
+    "warn": (BUDGET, UNUSED),
+    "onWarn": (BUDGET, UNUSED),
+    "maxTotal": (BUDGET, UNUSED),
+    "idleCpu": (UNUSED,),
+}
+
+
+def _set_in_vain(config: Config) -> list[str]:
+    """The keys of _NEEDED that the file sets to something without any that they need."""
+    shown = show_config(config)["lifetime"]
+    given = {name for name in (BUDGET, UNUSED) if budget(shown[name]) is not None}
+    return [
+        name
+        for name, needed in _NEEDED.items()
+        if given.isdisjoint(needed)
+        and shown[name] not in ("", "0")
+        and written(config, "lifetime", name)
+    ]
 
 
 def written(config: Config, *keys: str) -> object:
@@ -3700,6 +3877,14 @@ def _decode_port(raw: object) -> int:
     return _port(_decode_text(raw))
 
 
+def _decode_number(raw: object) -> int:
+    """A whole number, written as a text, as all that is in a state file."""
+    text = _decode_text(raw)
+    if not re.fullmatch("-?[0-9]{1,15}", text):
+        raise ValueError("is no whole number")
+    return int(text)
+
+
 def _decode_action(raw: object) -> str:
     """What to do at the deadline; where it is not set that is `stop`, as in the sibling."""
     if raw == "":
@@ -3782,6 +3967,7 @@ _USER_NAME = text_by(user_name)
 _URL_TEXT = Field(_decode_text, without_password)
 _K3S_RELEASE: Field[Mapping[str, Any]] = Field(_decode_object, _encode_k3s)
 _BUDGET = Field(_decode_budget)
+_NUMBER = Field(_decode_number, str)
 _PORT = Field(_decode_port, str)
 _ACTION = Field(_decode_action)
 _MOMENT = Field(_decode_moment, format_time)
@@ -3801,7 +3987,7 @@ class ArmedTimer(Record):
     backend: str
     id: str
     deadline: int  # when it fires, whatever its event; seconds since the epoch, 0: unknown
-    event: str = "deadline"  # or `warning`
+    event: str = DEADLINE  # or another one of a `Moment`
 
 
 _OF_DEADLINE = object_of(ArmedTimer, backend=_TEXT, id=_WORD, deadline=_MOMENT)
@@ -3809,7 +3995,7 @@ _OTHERS = tuple_of(object_of(ArmedTimer, event=_TEXT, id=_WORD, deadline=_MOMENT
 
 
 def _timer_of_deadline(timers: Sequence[ArmedTimer]) -> ArmedTimer | None:
-    return next((timer for timer in timers if timer.event == "deadline"), None)
+    return next((timer for timer in timers if timer.event == DEADLINE), None)
 
 
 def _decode_timers(raw: object) -> tuple[ArmedTimer, ...]:
@@ -3825,7 +4011,7 @@ def _decode_timers(raw: object) -> tuple[ArmedTimer, ...]:
     first = _OF_DEADLINE.decode(found)
     warning = _WORD.decode(found.get("warning", ""))
     if warning:
-        others = (ArmedTimer(first.backend, warning, 0, "warning"), *others)
+        others = (ArmedTimer(first.backend, warning, 0, WARNING), *others)
     return (first, *others)
 
 
@@ -3852,9 +4038,10 @@ class Reaped(Record):
     action: str  # what was done, one of ACTIONS
     by: str  # what fired it: a timer's backend, or the user's hand
     how: str  # how the VM ended
+    cause: str = ""  # UNUSED; empty: its budget
 
 
-_EXPIRY = object_of(Reaped, at=_MOMENT, action=_ACTION, by=_TEXT, how=_TEXT)
+_EXPIRY = object_of(Reaped, at=_MOMENT, action=_ACTION, by=_TEXT, how=_TEXT, cause=_TEXT)
 
 
 def _encode_record(reaped: Reaped | None) -> dict[str, Any] | None:
@@ -3889,6 +4076,68 @@ def _encode_suspended(suspended: Suspended | None) -> dict[str, Any] | None:
 _SUSPENDED: Field[Suspended | None] = Field(_MEMORY_FILE.decode, _encode_suspended)
 
 
+class Idle(Record):
+    """What is known of the use of a running cluster. Moments are in seconds since the epoch."""
+
+    used: int  # its last use that is known
+    seen: int  # the last look
+    next: int  # the next one
+    by: str  # what that look saw in use, as the keys of USES; empty: nothing
+    cpu: int  # CPU time that QEMU had used by then, in milliseconds; -1: not known
+    connections: int = -1  # that led into the guest then; -1: could not be told
+    percent: int = -1  # of one CPU, from the look before; -1: not known
+    slept: int = 0  # for how many seconds of this boot the host had been suspended
+    warned: int | None = None  # the end, if it stays unused, of which the user has been warned
+
+
+_IDLE_FIELDS = object_of(
+    Idle,
+    used=_MOMENT,
+    seen=_MOMENT,
+    next=_MOMENT,
+    by=_TEXT,
+    cpu=_NUMBER,
+    connections=_NUMBER,
+    percent=_NUMBER,
+    slept=_NUMBER,
+    warned=_TIME,
+)
+
+
+def _encode_idle(idle: Idle | None) -> dict[str, Any] | None:
+    return None if idle is None else _IDLE_FIELDS.encode(idle)
+
+
+_IDLE: Field[Idle | None] = Field(_IDLE_FIELDS.decode, _encode_idle)
+
+
+class Hold(Record):
+    """A process while which runs nothing expires."""
+
+    pid: int
+    began: int  # in clock ticks since the boot: a pid is given again
+    boot: str  # the host's boot that it belongs to
+    since: int  # seconds since the epoch
+    until: int | None  # likewise: it holds no longer than until then; None: as long as it runs
+    command: str  # for people
+    # `hold`; or what `run` does at its end, a verb or `leave`, where empty is `leave` by default.
+    undo: str
+
+
+_HOLDS = tuple_of(
+    object_of(
+        Hold,
+        pid=_NUMBER,
+        began=_NUMBER,
+        boot=_TEXT,
+        since=_MOMENT,
+        until=_TIME,
+        command=_TEXT,
+        undo=_TEXT,
+    )
+)
+
+
 class State(Record):
     """The content of a cluster's state file, the sidecar. A field with no declaration is a text."""
 
@@ -3911,6 +4160,8 @@ class State(Record):
     warn: str = stored(_BUDGET, "")  # this long before the deadline
     on_warn: str = ""  # a shell command
     max_total: str = stored(_BUDGET, "")  # upper limit of all extensions, from the start
+    max_idle: str = stored(_BUDGET, "")  # so long may nobody use it
+    idle_cpu: int = stored(_NUMBER, 25)  # percent of one CPU above which it counts as used
 
     # Where it stands. Times are seconds since the epoch.
     expires_at: int | None = stored(_TIME, None)  # the deadline, if there is one
@@ -3919,6 +4170,8 @@ class State(Record):
     warned: int | None = stored(_TIME, None)  # the deadline of which the user has been warned
     # The action of an expiry that is under way, if that erases, and found the VM running.
     ending: str = ""
+    idle: Idle | None = stored(_IDLE, None)  # while it runs, with max_idle
+    holds: tuple[Hold, ...] = stored(_HOLDS, ())  # of which some may have ended
 
     # The machine.
     image: str = stored(_URL_TEXT, "")
@@ -3960,9 +4213,20 @@ class State(Record):
         return installed and any(forward.guest == 6443 for forward in self.port_forwards)
 
     @property
+    def has_limit(self) -> bool:
+        """Whether anything ends a run: a budget, or that nobody uses it."""
+        return budget(self.max_run) is not None or budget(self.max_idle) is not None
+
+    @property
+    def counts(self) -> bool:
+        """Whether a run of now is counted: it has a deadline, or its use is looked at."""
+        return self.expires_at is not None or self.idle is not None
+
+    @property
     def timer(self) -> ArmedTimer | None:
-        """The timer that fires at the deadline."""
-        return _timer_of_deadline(self.timers)
+        """The timer that fires at the deadline; where there is none, that of the next look."""
+        looks = (timer for timer in self.timers if timer.event == LOOK)
+        return _timer_of_deadline(self.timers) or next(looks, None)
 
     @property
     def disarmed(self) -> bool:
@@ -4026,8 +4290,10 @@ def decode_state(text: str, path: Path, copy: Callable[[], str] = str) -> State:
     state = State(extra=data, **values)
     if budget(state.max_run) is None:
         # A deadline that is left of an earlier budget means nothing.
-        return replace(state, expires_at=None, retry_at=None, ending="")
-    return state
+        state = replace(state, expires_at=None)
+    if budget(state.max_idle) is None:
+        state = replace(state, idle=None)
+    return state if state.has_limit else replace(state, retry_at=None, ending="")
 
 
 def _parse_object(text: str, path: Path) -> dict[str, Any]:
@@ -4195,6 +4461,8 @@ def state_from_config(config: QemuConfig, cache_dir: Path) -> State:
         warn=config.lifetime.warn,
         on_warn=config.lifetime.on_warn,
         max_total=config.lifetime.max_total,
+        max_idle=config.lifetime.max_idle,
+        idle_cpu=config.lifetime.idle_cpu,
         image=config.image,
         data_disk=_show_path(config.data_disk),
         ssh_user=config.ssh_user,
@@ -4440,7 +4708,10 @@ def last_expiry(state: State) -> str:
     if reaped is None:
         return ""
     done = f"{ACTIONS[reaped.action].done} {local_time(reaped.at)}"
-    return f": {done} by its {state.max_run} budget ({reaped.by}: {reaped.how})"
+    cause = f" by its {state.max_run} budget"
+    if reaped.cause == UNUSED:
+        cause = f", unused for {state.max_idle}"
+    return f": {done}{cause} ({reaped.by}: {reaped.how})"
 
 
 def last_teardown(host: Host, name: str = "", place: str = "") -> str:
@@ -4479,8 +4750,10 @@ def _state_after(line: str) -> State | None:
             return None
         state = State(name=event["name"], cache_dir=event["cacheDir"])
         if event["event"] == "reaped" and event["action"] == "teardown":
-            reaped = Reaped(parse_time(event["at"]), "teardown", event["by"], event["how"])
-            state = replace(state, lifetime=event["maxRun"], reaped=reaped)
+            cause = event.get("cause", "")
+            reaped = Reaped(parse_time(event["at"]), "teardown", event["by"], event["how"], cause)
+            limits = {"lifetime": event["maxRun"], "max_idle": event.get("maxIdle", "")}
+            state = replace(state, **limits, reaped=reaped)
     except (ValueError, LookupError, TypeError, RecursionError):
         return None
     return state
@@ -4492,11 +4765,22 @@ def _state_after(line: str) -> State | None:
 # A deadline is an absolute time by the wall clock; where that clock is set, it moves along.
 
 
+class End(Record):
+    """What ends a run, and when: `at` in seconds since the epoch."""
+
+    at: int
+    cause: str  # BUDGET, or UNUSED
+
+
 class Decision(Record):
-    """What `reap` has to do: `nothing`, `rearm`, `warn`, or the name of one of ACTIONS; and why."""
+    """What `reap` has to do, and why; `end` is what an action, or a warning, is about.
+
+    `nothing`, `rearm`, `warn`, `held` (it is due, and not now), or the name of one of ACTIONS.
+    """
 
     do: str
     why: str
+    end: End | None = None
 
 
 class Moment(Record):
@@ -4504,10 +4788,6 @@ class Moment(Record):
 
     at: float
     event: str
-
-
-DEADLINE, WARNING = "deadline", "warning"  # the events that a `Moment` and a timer can be of
-NEVER = float("inf")
 
 
 def adjusted(state: State, clock: Clock) -> State:
@@ -4521,38 +4801,67 @@ def adjusted(state: State, clock: Clock) -> State:
     step = round(clock.booted - state.booted_at)
     if abs(step) < CLOCK_STEP:
         return state
-    moved = {"booted_at": min(max(_EARLIEST_BOOT, state.booted_at + step), _LATEST)}
-    for name in ("started_at", "retry_at", "warned", "expires_at"):
-        at = getattr(state, name)
+    booted_at = min(max(_EARLIEST_BOOT, state.booted_at + step), _LATEST)
+    if state.idle is not None:
+        idle = _shifted(state.idle, step, "used", "seen", "next", "warned")
+        state = replace(state, idle=idle)
+    holds = tuple(_shifted(hold, step, "since", "until") for hold in state.holds)
+    state = replace(state, booted_at=booted_at, holds=holds)
+    return _shifted(state, step, "started_at", "retry_at", "warned", "expires_at")
+
+
+def _shifted(record: AnyRecord, step: int, *names: str) -> AnyRecord:
+    """The record with these moments, where they are set, `step` seconds later."""
+    moved = {}
+    for name in names:
+        at = getattr(record, name)
         if at is not None:
             moved[name] = min(max(0, at + step), _LATEST)
-    return replace(state, **moved)
+    return replace(record, **moved)
 
 
 def agenda(state: State) -> list[Moment]:
     """What is to happen to the cluster, soonest first.
 
-    Empty if no deadline is set, without a budget, or if disarmed. The deadline is when to act: a
-    retry, where an action has failed or is under way.
+    Empty if nothing ends the run, or if disarmed. The deadline is when to act: a retry, where an
+    action has failed or is under way.
     """
-    if state.expires_at is None or state.disarmed or budget(state.max_run) is None:
+    if state.disarmed:
         return []
-    moments = [Moment(max(state.expires_at, state.retry_at or 0), DEADLINE)]
+    moments = []
+    again = state.retry_at or 0
+    if deadline_of(state) is not None:
+        moments.append(Moment(max(deadline_of(state) or 0, again), DEADLINE))
+    if state.idle is not None and unused_end(state) is not None:
+        moments.append(Moment(max(state.idle.next, again), LOOK))
     warning = _warning_time(state)
     if warning is not None:
         moments.append(Moment(warning, WARNING))
     return sorted(moments, key=lambda moment: moment.at)
 
 
+def deadline_of(state: State) -> int | None:
+    """When the budget of the run ends it, in seconds since the epoch; None without a budget."""
+    return None if budget(state.max_run) is None else state.expires_at
+
+
+def unused_end(state: State) -> int | None:
+    """When it ends if nobody uses it any more, likewise; None where nobody looks at that."""
+    limit = budget(state.max_idle)
+    if limit is None or state.idle is None:
+        return None
+    return state.idle.used + seconds_up(limit)
+
+
 def _warning_time(state: State) -> int | None:
     """When to warn of the deadline: once for each, and not where the whole budget is shorter."""
-    lead = budget(state.warn)
-    if lead is None or state.expires_at is None or state.retry_at:
+    lead, deadline = budget(state.warn), deadline_of(state)
+    if lead is None or deadline is None or state.retry_at:
         return None
-    if state.warned == state.expires_at:
+    if state.warned == deadline:
         return None
-    moment = state.expires_at - seconds_up(lead)
-    if (state.started_at or 0) < moment < state.expires_at:
+    moment = deadline - seconds_up(lead)
+    if (state.started_at or 0) < moment < deadline:
         return moment
     return None
 
@@ -4567,30 +4876,255 @@ def wake_time(state: State) -> float:
     return min((moment.at for moment in agenda(state)), default=NEVER)
 
 
+def end_time(state: State) -> float:
+    """When it may end at the earliest: at the deadline, or by a look; NEVER if by neither."""
+    return min(time_of(state, event) for event in ENDS)
+
+
 def decide(state: State, clock: Clock) -> Decision:
     """Decide what `reap` does about an adjusted state, by nothing but the state and the clock.
 
     The timer that asks may be stale, early or late. In doubt nothing is torn down: the clock of
     another boot can't be checked, so after a reboot of the host a teardown is only a stop.
     """
-    if state.disarmed:
-        return Decision("nothing", "disarmed by hand; `ycluster lifetime arm` arms it again")
-    if budget(state.max_run) is None:
-        return Decision("nothing", "it has no lifetime budget")
-    if state.expires_at is None:
-        return Decision("nothing", "not armed")
-    left = state.expires_at - clock.now
-    if left > 0:
-        warns = time_of(state, WARNING) <= clock.now
-        return Decision("warn" if warns else "rearm", f"due in {in_words(left)}")
-    why = f"due since {in_words(left)}"
+    nothing = _why_nothing(state)
+    if nothing:
+        return Decision("nothing", nothing)
+    due = next((end for end in ends_of(state) if _is_due(state, end, clock.now)), None)
+    if due is None:
+        return _before_the_end(state, clock.now)
+    why = _why_due(state, due, clock.now)
+    if state.holds:
+        return Decision("held", f"{why}; held by {hold_words(state.holds)}", due)
     action = ACTIONS[state.on_expiry]
     if action.in_doubt != action.name and state.boot_id not in ("", clock.boot_id):
         doubt = "by a clock that may be wrong, as the host was rebooted; its disk is kept"
-        return Decision(action.in_doubt, f"{why} {doubt}")
-    return Decision(action.name, why)
+        return Decision(action.in_doubt, f"{why} {doubt}", due)
+    return Decision(action.name, why, due)
 
 
+def _why_nothing(state: State) -> str:
+    """Why nothing can come to be due; empty where something can."""
+    if state.disarmed:
+        return "disarmed by hand; `ycluster lifetime arm` arms it again"
+    if not state.has_limit:
+        return "it has no lifetime budget"
+    return "" if agenda(state) else "not armed"
+
+
+def _before_the_end(state: State, now: float) -> Decision:
+    """The decision while nothing is due: to warn of an end, or to wait for the first."""
+    first = ends_of(state)[0]
+    why = f"due in {in_words(first.at - now)}"
+    if first.cause == UNUSED:
+        why = f"unused for {unused_words(state, now)}; {why}, if it stays so"
+    deadline, unused = deadline_of(state), unused_end(state)
+    if deadline is not None and time_of(state, WARNING) <= now:
+        return Decision("warn", why, End(deadline, BUDGET))
+    if unused is not None and first.cause == UNUSED and _warns_of_unused(state, now):
+        return Decision("warn", why, first)
+    return Decision("rearm", why, first)
+
+
+def _why_due(state: State, end: End, now: float) -> str:
+    if end.cause == UNUSED:
+        return f"unused for {unused_words(state, now)}"
+    return f"due since {in_words(end.at - now)}"
+
+
+def hold_words(holds: Sequence[Hold]) -> str:
+    """What holds a cluster: `make test (pid 17), 2 more`."""
+    first = holds[0]
+    words = f"{first.command} (pid {first.pid})"
+    if len(holds) > 1:
+        words += f", {len(holds) - 1} more"
+    return words
+
+
+def ends_of(state: State) -> list[End]:
+    """What ends the run by the state as it is, soonest first."""
+    ends = []
+    for at, cause in ((deadline_of(state), BUDGET), (unused_end(state), UNUSED)):
+        if at is not None:
+            ends.append(End(at, cause))
+    return sorted(ends, key=lambda end: end.at)
+
+
+def _is_due(state: State, end: End, now: float) -> bool:
+    """Whether an end has come: that nobody uses it only by a look of just now."""
+    if end.cause != UNUSED:
+        return end.at <= now
+    return _looks_unused(state, now) and state.idle is not None and state.idle.seen >= end.at
+
+
+def _looks_unused(state: State, now: float) -> bool:
+    """Whether a look of just now has seen no use."""
+    idle = state.idle
+    return idle is not None and not idle.by and 0 <= now - idle.seen <= LOOK_AGE
+
+
+# --- unused: what a look at a running cluster has measured, and what follows from it
+# By what a cluster can be in use. Of those that are `sampled`, a look sees only whether it is now:
+# what one has seen may have ended just before the next one.
+CPU, UNMEASURED, LATE, VERB = "cpu", "unmeasured", "late", "verb"
+CONNECTION, HELD = "connection", "hold"
+SAMPLED = (CONNECTION, HELD, UNMEASURED)
+USES: Mapping[str, str] = {
+    CONNECTION: "a connection to it",
+    CPU: "its CPU",
+    HELD: "a hold",
+    UNMEASURED: "no telling: its monitor does not answer",
+    LATE: "no telling: the look came late",
+    VERB: "a command of yours",
+}
+
+
+class Look(Record):
+    """What a look at a cluster has measured."""
+
+    holds: bool  # whether one of its holds still holds
+    connections: int | None  # TCP connections into the guest; None: can't be told
+    cpu: float | None  # seconds of CPU time that QEMU has used; None: can't be told
+
+
+def look_interval(limit: int) -> int:
+    """Seconds between two looks, for a `maxIdle` in nanoseconds: a sixth, 1 to 15 minutes."""
+    return min(max(limit // (6 * 10**9), 60), 900)
+
+
+def _next_look(used: int, limit: int, now: int) -> int:
+    """When to look next: after the interval, or at the end where no third look comes before."""
+    interval, end = look_interval(limit), used + seconds_up(limit)
+    return end if interval < end - now < 2 * interval else now + interval
+
+
+def watched_from(state: State, clock: Clock, cpu: float | None = None) -> State:
+    """The state of a running VM whose use is looked at from now on, if that is to be."""
+    limit, now = budget(state.max_idle), int(clock.now)
+    if limit is None:
+        return replace(state, idle=None)
+    spent = -1 if cpu is None else int(cpu * 1000)
+    idle = Idle(now, now, _next_look(now, limit, now), VERB, spent, slept=int(clock.slept))
+    return _called_off(replace(state, idle=idle), clock.now)
+
+
+def after_look(state: State, look: Look, clock: Clock) -> State:
+    """The state after a look, with all of the holds that there were since the one before.
+
+    What can't be told counts as use. So does what was in use at the look before and may have ended
+    since; and a look that comes late, so that nobody finds it ended who wakes the host to use it.
+    """
+    limit, before = budget(state.max_idle), state.idle
+    assert limit is not None and before is not None
+    now = int(clock.now)
+    percent = _percent(before, look, clock.now)
+    by = _use_seen(state, look, percent, clock)
+    used = now if by or before.by in SAMPLED else before.used
+    idle = Idle(
+        used=used,
+        seen=now,
+        next=_next_look(used, limit, now),
+        by=by,
+        cpu=-1 if look.cpu is None else int(look.cpu * 1000),
+        connections=-1 if look.connections is None else look.connections,
+        percent=-1 if percent is None else percent,
+        slept=int(clock.slept),
+        warned=before.warned,
+    )
+    state = replace(state, idle=idle)
+    return _called_off(state, clock.now) if by else state
+
+
+def _called_off(state: State, now: float) -> State:
+    """The state of a cluster that is used: an expiry that has begun is off, but at a deadline."""
+    deadline = deadline_of(state)
+    if deadline is not None and deadline <= now:
+        return state
+    return replace(state, retry_at=None, ending="")
+
+
+def _percent(before: Idle, look: Look, now: float) -> int | None:
+    """Percent of one CPU that were used since the look before; None: can't be told."""
+    if look.cpu is None or before.cpu < 0:
+        return None
+    spent = look.cpu - before.cpu / 1000
+    if spent < 0:  # another QEMU, which somebody has started meanwhile
+        return None
+    return min(round(100 * spent / max(1.0, now - before.seen)), 10**6)
+
+
+def _use_seen(
+    state: State,
+    look: Look,
+    percent: int | None,
+    clock: Clock,
+) -> str:
+    """By what a look has seen it in use, as a key of USES; empty: by nothing."""
+    unknown = look.connections is None or (percent is None and state.idle_cpu > 0)
+    seen = {
+        HELD: look.holds,
+        CONNECTION: look.connections,
+        UNMEASURED: unknown,
+        CPU: state.idle_cpu and (percent or 0) > state.idle_cpu,
+        VERB: state.holds,  # of which one has ended since the look before
+        LATE: _is_late(state, clock),
+    }
+    return next((use for use, is_so in seen.items() if is_so), "")
+
+
+def _is_late(state: State, clock: Clock) -> bool:
+    """Whether a look of now comes an interval late, or after a sleep of the host."""
+    limit, idle = budget(state.max_idle), state.idle
+    if limit is None or idle is None:
+        return False
+    return clock.now - idle.next > look_interval(limit) or clock.slept > idle.slept + 2
+
+
+def used_by_hand(state: State, now: float) -> State:
+    """The state of a cluster to which its user has just given a verb."""
+    if state.idle is None:
+        return state
+    used = replace(state.idle, used=max(state.idle.used, int(now)))
+    return _called_off(replace(state, idle=used), now)
+
+
+def unused_words(state: State, now: float) -> str:
+    """For how long nobody has used it, and of how long: `12m of 30m`."""
+    since = now - state.idle.used if state.idle is not None else 0
+    return f"{in_words(since)} of {state.max_idle}"
+
+
+def _warns_of_unused(state: State, now: float) -> bool:
+    """Whether to warn that it ends if it stays unused: at the last look before `warn`, once."""
+    limit, lead, end = budget(state.max_idle), budget(state.warn), unused_end(state)
+    if limit is None or lead is None or end is None or state.idle is None:
+        return False
+    if lead >= limit or state.idle.warned == end or state.retry_at:
+        return False
+    is_near = end - now <= seconds_up(lead) or state.idle.next >= end
+    return is_near and _looks_unused(state, now)
+
+
+# --- holds
+def hold_until(state: State, at_most: int, clock: Clock) -> int | None:
+    """How long a hold of now holds: `at_most` nanoseconds, or 0 for one maxRun; within maxTotal.
+
+    None: as long as it runs. Raises YclusterError if nothing is left of maxTotal.
+    """
+    limits = []
+    length = at_most or budget(state.max_run)
+    if length is not None:
+        limits.append(int(clock.now) + seconds_up(length))
+    most = budget(state.max_total)
+    if most is not None:
+        limits.append((state.started_at or int(clock.now)) + seconds_up(most))
+        if limits[-1] <= clock.now:
+            why = f"{state.name}: nothing is left of lifetime.maxTotal, {state.max_total}"
+            raise YclusterError(why, hint="edit that, and apply it by `ycluster lifetime arm -c`")
+    return min(limits, default=None)
+
+
+# --- where a deadline is, and how it moves
 def anchored(state: State, clock: Clock) -> State:
     """The state of a VM that starts now. Its deadline is set by a fresh budget, counted from now.
 
@@ -4603,7 +5137,7 @@ def anchored(state: State, clock: Clock) -> State:
         nanoseconds = numerator * 10**9 + length * denominator
         expires_at = -(-nanoseconds // (denominator * 10**9))
     return replace(
-        state,
+        watched_from(state, clock, 0.0),
         started_at=int(clock.now),
         expires_at=expires_at,
         retry_at=None,
@@ -4620,7 +5154,7 @@ def anchored(state: State, clock: Clock) -> State:
 
 def stopped(state: State) -> State:
     """The state of a VM that does not run: no deadline is set. Its timers are yet to be removed."""
-    return replace(state, expires_at=None, retry_at=None, ending="")
+    return replace(state, expires_at=None, retry_at=None, ending="", idle=None)
 
 
 def recounted(state: State, clock: Clock) -> State:
@@ -4630,7 +5164,7 @@ def recounted(state: State, clock: Clock) -> State:
     """
     length = budget(state.max_run)
     if length is None:
-        return replace(stopped(state), warned=None)
+        return replace(state, expires_at=None, retry_at=None, ending="", warned=None)
     expires_at = (state.started_at or 0) + seconds_up(length)
     if expires_at > clock.now:
         return replace(
@@ -4643,7 +5177,7 @@ def recounted(state: State, clock: Clock) -> State:
             booted_at=round(clock.booted),
         )
     # Not a start: what holds of the VM, and that it was disarmed by hand, stays.
-    kept = {name: getattr(state, name) for name in ("timers", "ran_with", "prepared")}
+    kept = {name: getattr(state, name) for name in ("timers", "ran_with", "prepared", "idle")}
     return replace(anchored(state, clock), **kept)
 
 
@@ -4707,6 +5241,8 @@ def moved(state: State, how_far: HowFar, clock: Clock) -> State:
     if state.suspended and state.expires_at is None:
         hint = f"`ycluster start --name {state.name}` goes on where it was, with a fresh budget"
         raise YclusterError(f"{state.name} is suspended, and has no deadline", hint=hint)
+    if state.expires_at is None and state.idle is not None and not how_far.exact:
+        return used_by_hand(state, clock.now)
     if state.expires_at is None:
         why = f"{state.name}: no deadline is set, so there is none to move{last_expiry(state)}"
         hint = "`ycluster start` gives a fresh budget; `ycluster lifetime arm -c DIR` applies the "
@@ -4729,7 +5265,7 @@ def moved(state: State, how_far: HowFar, clock: Clock) -> State:
         booted_at=round(clock.booted),
         timers=() if how_far.exact and state.disarmed else state.timers,
     )
-    return warned_by_hand(state, clock.now)
+    return warned_by_hand(used_by_hand(state, clock.now), clock.now)
 
 
 def _check_cap(state: State, expires_at: int, clock: Clock) -> None:
@@ -4742,6 +5278,13 @@ def _check_cap(state: State, expires_at: int, clock: Clock) -> None:
         limit = f"{local_time(cap)} (lifetime.maxTotal: {state.max_total} from the start)"
         hint = f"up to there: `ycluster lifetime extend --until {format_time(cap)}`"
         raise YclusterError(f"{state.name}: the deadline can't be later than {limit}", hint=hint)
+
+
+def tried_again(state: State, end: End, again: int) -> State:
+    """The state with the time of a second try, which is a look where it is about disuse."""
+    if end.cause == UNUSED and state.idle is not None:
+        state = replace(state, idle=replace(state.idle, next=again))
+    return replace(state, retry_at=again)
 
 
 def retry_delay(late: float) -> float:
@@ -5292,10 +5835,17 @@ def is_armed(host: Host, state: State) -> bool:
 
 
 def timer_trouble(host: Host, state: State) -> str:
-    """What is wrong with the timer of the deadline, in words; empty if it will run."""
+    """What is wrong with the timers that may end it, in words; empty if they will run."""
     if state.timer is None:
         return "none is armed"
-    return _trouble_of(host, state, state.timer)
+    armed = {timer.event: timer for timer in state.timers}
+    for event in {moment.event for moment in agenda(state)}.intersection(ENDS):
+        if event not in armed:
+            return f"none is armed for the {event}"
+        trouble = _trouble_of(host, state, armed[event])
+        if trouble:
+            return trouble
+    return ""
 
 
 def _trouble_of(host: Host, state: State, timer: ArmedTimer) -> str:
@@ -5312,20 +5862,21 @@ def arm_timers(host: Host, state: State, *, renew: bool = False) -> State:
     and run this very program, or a better backend may be there by now. Raises PrerequisiteError
     where no backend takes the deadline, which is saved all the same.
     """
-    moments = [at for at in agenda(state) if at.event == DEADLINE or at.at > host.now()]
+    moments = [at for at in agenda(state) if at.event in ENDS or at.at > host.now()]
     if not moments:
         return swap_timers(host, state, ())
     backends = timers_for(host, state)
     _stand_watch(host, state)
-    if not renew and all(_has_timer(host, state, moment, backends) for moment in moments):
-        return save_state(state)
+    kept = () if renew else _fit_timers(host, state, moments, backends)
+    if len(kept) == len(moments):
+        return swap_timers(host, state, kept)
     install_program(host, state.files)
     remove(state.files.timer_failed)  # it is about a timer of before
     refused: list[str] = []
     for backend in backends:
         try:
             backend.check(host)
-            armed = _arm_each(host, state, backend, moments)
+            armed = _arm_each(host, state, backend, moments, kept)
         except (YclusterError, OSError) as error:
             if _is_unexpected(host, state, backend, error):
                 host.output.warn(f"timer {backend.name}: {error}")
@@ -5358,24 +5909,32 @@ def _stand_watch(host: Host, state: State) -> None:
                 host.output.warn(f"{state.name}: no watcher beside it: {error}")
 
 
-def _is_unexpected(host: Host, state: State, backend: Timer, error: Exception) -> bool:
+def _is_unexpected(
+    host: Host,
+    state: State,
+    backend: Timer,
+    error: Exception,
+) -> bool:
     """Whether the failure of a backend is news: it was chosen before, or it lacks nothing."""
     was_chosen = backend.name == state.timer_choice and chosen_timer(host) is None
     return was_chosen or not isinstance(error, PrerequisiteError)
 
 
-def _has_timer(
+def _fit_timers(
     host: Host,
     state: State,
-    moment: Moment,
+    moments: Sequence[Moment],
     backends: Sequence[Timer],
-) -> bool:
-    """Whether the state has a timer for a moment, of one of the backends, that is really armed."""
-    for timer in state.timers:
-        if (timer.event, timer.deadline) == (moment.event, int(moment.at)):
-            known = timer_named(timer.backend) in backends
-            return known and not _trouble_of(host, state, timer)
-    return False
+) -> tuple[ArmedTimer, ...]:
+    """The timers of the state that are for one of the moments, of a backend, and really armed."""
+    wanted = [(moment.event, int(moment.at)) for moment in moments]
+    return tuple(
+        timer
+        for timer in state.timers
+        if (timer.event, timer.deadline) in wanted
+        and timer_named(timer.backend) in backends
+        and not _trouble_of(host, state, timer)
+    )
 
 
 def _arm_each(
@@ -5383,27 +5942,40 @@ def _arm_each(
     state: State,
     backend: Timer,
     moments: Sequence[Moment],
+    kept: Sequence[ArmedTimer],
 ) -> tuple[ArmedTimer, ...]:
-    """Arm a timer for each moment. A failure for another event costs the deadline nothing."""
+    """A timer of the backend for each moment; those that are `kept` stay as they are.
+
+    A failure for a warning, or for a look beside a deadline, costs the deadline nothing.
+    """
+    first, *others = sorted(
+        moments, key=lambda moment: (DEADLINE, LOOK, WARNING).index(moment.event)
+    )
+    by_event = {timer.event: timer for timer in kept if timer.backend == backend.name}
     armed: list[ArmedTimer] = []
-    for moment in sorted(moments, key=lambda moment: moment.event != DEADLINE):
+    for moment in (first, *others):
+        if moment.event in by_event:
+            armed.append(by_event[moment.event])
+            continue
         at = int(moment.at)
         try:
             ident = backend.arm(host, state.files, at)
         except (YclusterError, OSError) as error:
-            if moment.event == DEADLINE:
+            if moment is first:
                 raise
             host.output.warn(f"timer {backend.name}: no {moment.event}: {error}")
             continue
         armed.append(ArmedTimer(backend.name, ident, at, moment.event))
-    log_event(host, state, "armed", by=backend.name, deadline=format_time(armed[0].deadline))
+        if moment.event == DEADLINE and not state.holds:  # which has one after the other
+            log_event(host, state, "armed", by=backend.name, deadline=format_time(at))
     return tuple(armed)
 
 
 def swap_timers(host: Host, state: State, timers: tuple[ArmedTimer, ...]) -> State:
-    """Save the state with other timers, and only then take its old ones away."""
+    """Save the state with other timers, and only then take those away that are not among them."""
     saved = save_state(replace(state, timers=timers))
-    cancel_timers(host, state)
+    gone = tuple(timer for timer in state.timers if timer not in timers)
+    cancel_timers(host, replace(state, timers=gone))
     return saved
 
 
@@ -5456,6 +6028,9 @@ def gcp_warnings(config: Config, on_expiry: object) -> dict[str, str]:
     elif on_expiry != "teardown":
         text = f"lifetime.onExpiry: {on_expiry} is ignored in the cloud, the instance is deleted"
         warnings["onExpiry"] = text
+    if budget(config.lifetime.max_idle) is not None:
+        text = "lifetime.maxIdle is not kept in the cloud: an instance that nobody uses runs on"
+        warnings["maxIdle"] = text
     if isinstance(config, QemuConfig) and config.data_disk:
         text = "a data disk is deleted with the instance, unless its --disk has auto-delete=no"
         warnings["dataDisk"] = text
@@ -5886,6 +6461,46 @@ _IN_OUR_WORDS = {
 }
 
 
+# A TCP connection into the guest in slirp's list, which is what `info usernet` shows: the guest's
+# address comes last. With TIME_WAIT and the like nobody is there any more.
+_CONNECTION = re.compile(
+    r"^ *TCP\[(?:ESTABLISHED|SYN_SENT|SYN_RCVD|FIN_WAIT_[12]|CLOSE_WAIT)\] +\S+ +"
+    r"\S+ +\d+ +10\.0\.2\.15 +\d+ ",
+    re.MULTILINE,
+)
+
+
+def measured_use(host: Host, files: Files) -> tuple[int | None, float | None] | None:
+    """The TCP connections that lead into a VM, and the seconds of CPU time that it has used.
+
+    Each is None where it can't be told; there is neither where the VM is off.
+    """
+    try:
+        with find_vm(host, files) as vm:
+            if vm is None:
+                return None
+            return _connections(host, files), cpu_time(vm.pid)
+    except YclusterError:  # it runs, and can't be seen from here
+        return None, None
+
+
+def _connections(host: Host, files: Files) -> int | None:
+    """How many TCP connections lead into the guest; None where its monitor does not tell."""
+    try:
+        return len(_CONNECTION.findall(ask_usernet(host, files)))
+    except QmpError:
+        return None
+
+
+def ask_usernet(host: Host, files: Files) -> str:
+    """The answer to `info usernet`: all that goes in and out of the guest. Raises QmpError."""
+    ask = {"command-line": "info usernet"}
+    answer = ask_qemu(host, files, "human-monitor-command", ask)
+    if not isinstance(answer, str):
+        raise QmpError("info usernet: an answer that is no text")
+    return answer
+
+
 def pause_vm(host: Host, files: Files, vm: Vm) -> str:
     """Freeze the guest's CPUs, its memory kept; returns how it was done."""
     if vm_status(host, files) == "paused":
@@ -6289,8 +6904,7 @@ def with_ports(host: Host, state: State) -> State:
     """The state with the host ports that QEMU chose for itself filled in."""
     if not state.auto_ports:
         return state
-    usernet = ask_qemu(host, state.files, "human-monitor-command", {"command-line": "info usernet"})
-    chosen = chosen_ports(usernet)
+    chosen = chosen_ports(ask_usernet(host, state.files))
     ports = [
         PortForward(host=chosen.get(forward.guest, forward.host), guest=forward.guest)
         for forward in state.port_forwards
@@ -6299,10 +6913,8 @@ def with_ports(host: Host, state: State) -> State:
     return replace(state, ssh_port=ssh_port, port_forwards=tuple(ports))
 
 
-def chosen_ports(usernet: Any) -> dict[int, int]:
-    """The host ports in an answer to `info usernet`, by the guest's. QmpError if it is no text."""
-    if not isinstance(usernet, str):
-        raise QmpError("info usernet: an answer that is no text")
+def chosen_ports(usernet: str) -> dict[int, int]:
+    """The host ports in an answer to `info usernet`, by the guest's."""
     pattern = r"TCP\[HOST_FORWARD\]\s+[0-9]+\s+\S+\s+([0-9]{1,5})\s+\S+\s+([0-9]{1,5})\b"
     found = ((int(guest), int(port)) for port, guest in re.findall(pattern, usernet))
     return {guest: port for guest, port in found if 0 < port < 65536}
@@ -6421,7 +7033,13 @@ def _stand_still(qmp: Qmp, name: str) -> bool:
     return now != "paused"
 
 
-def _undo_suspend(host: Host, state: State, qmp: Qmp, *, runs_on: bool) -> None:
+def _undo_suspend(
+    host: Host,
+    state: State,
+    qmp: Qmp,
+    *,
+    runs_on: bool,
+) -> None:
     """After a suspend that failed: no file, and only then a guest that runs on."""
     try:
         cancel_migration(host, qmp)
@@ -6792,9 +7410,12 @@ def ssh_argv(state: State, *command: str) -> list[str]:
 
 
 def _ssh_path(path: Path) -> str:
-    """Quote a path for an option of ssh, which splits at spaces and expands `%`."""
+    """Quote a path for an option of ssh, which splits at spaces and expands `%`.
+
+    Only where it has to be: so that a shell can take $YCLUSTER_SSH as it is, too.
+    """
     escaped = str(path).replace("%", "%%")
-    return f'"{escaped}"'
+    return escaped if re.fullmatch("[-A-Za-z0-9@%+=:,./_]+", escaped) else f'"{escaped}"'
 
 
 def in_guest(
@@ -7417,7 +8038,12 @@ def _fetch_k3s_file(
     return True
 
 
-def _k3s_fault(host: Host, path: Path, folder: Path, name: str = "") -> str:
+def _k3s_fault(
+    host: Host,
+    path: Path,
+    folder: Path,
+    name: str = "",
+) -> str:
     """What is wrong with a file of a release; empty where nothing is. `name`: as in the release."""
     name = name or path.name
     if not path.is_file():  # a FIFO would be waited for
@@ -7749,7 +8375,13 @@ def _check_names(
             raise ConfigError(f"{file}: {taken}", hint=hint)
 
 
-def _borrower(view: Kubeconfig, name: str, context: str, *, known: bool) -> str:
+def _borrower(
+    view: Kubeconfig,
+    name: str,
+    context: str,
+    *,
+    known: bool,
+) -> str:
     """A context of the user's that half consists of our names; empty where there is none.
 
     With our user it would present our credentials to another cluster; with our cluster it would
@@ -7814,7 +8446,12 @@ def _copied(host: Host, file: Path, name: str) -> Iterator[None]:
     remove(copy)
 
 
-def _lost_users(host: Host, file: Path, copy: Path, name: str) -> list[str]:
+def _lost_users(
+    host: Host,
+    file: Path,
+    copy: Path,
+    name: str,
+) -> list[str]:
     """The users in a copy of a kubeconfig that are no longer in it, but for `name`.
 
     A user whose key is in a file that is gone is not missed, such as that of a former cluster.
@@ -7857,7 +8494,13 @@ def _has_names_of(view: Kubeconfig, state: State) -> bool:
     return leads_here and (entry.get("cluster"), entry.get("user")) == (name, name)
 
 
-def _remove_names(host: Host, file: Path, state: State, *, leave: bool) -> None:
+def _remove_names(
+    host: Host,
+    file: Path,
+    state: State,
+    *,
+    leave: bool,
+) -> None:
     """Take a cluster's names out of a kubeconfig; `leave` its context where it is the current."""
     name, unwritable = state.name, _unwritable(file)
     if unwritable:
@@ -8685,17 +9328,25 @@ def require_qemu(config: Config) -> QemuConfig:
     return config
 
 
-def cluster_lock(
-    host: Host, files: Files, *, patience: float = LOCK_TIMEOUT
-) -> contextlib.AbstractContextManager[None]:
-    """Hold a cluster's lock. Its file goes when the cluster has gone, or was never made.
+@contextlib.contextmanager
+def cluster_lock(host: Host, files: Files, *, patience: float = LOCK_TIMEOUT) -> Iterator[None]:
+    """Hold a cluster's lock, which may be held by this process already.
 
-    Whatever changes a cluster passes here. What root has made by sudo, root may end by sudo.
+    Its file goes when the cluster has gone, or was never made. Whatever changes a cluster passes
+    here. What root has made by sudo, root may end by sudo.
     """
+    if files.lock in host.locked:
+        yield
+        return
     refuse_sudo(host, files.sidecar)
     check_folder(files.cache_dir)
     host.program_source()  # before a wait, in which an upgrade may replace the file
-    return locked(host, files.lock, timeout=patience, belongs_to=files.sidecar)
+    with locked(host, files.lock, timeout=patience, belongs_to=files.sidecar):
+        host.locked.add(files.lock)
+        try:
+            yield
+        finally:
+            host.locked.discard(files.lock)
 
 
 @contextlib.contextmanager
@@ -8762,6 +9413,8 @@ _AT_ONCE = {
     "lifetime.warn": "warn",
     "lifetime.onWarn": "on_warn",
     "lifetime.maxTotal": "max_total",
+    "lifetime.maxIdle": "max_idle",
+    "lifetime.idleCpu": "idle_cpu",
 }
 _AT_START = {
     "memory": "memory",
@@ -8777,7 +9430,7 @@ _AT_PROVISION = {
     "dataDisk": "data_disk",
     "sshUser": "ssh_user",
 }
-_DURATIONS = ("lifetime.maxRun", "lifetime.warn", "lifetime.maxTotal")
+_DURATIONS = ("lifetime.maxRun", "lifetime.warn", "lifetime.maxTotal", "lifetime.maxIdle")
 _UNSHOWN = ("image", "k3s.source", "lifetime.onWarn")  # a URL or a command may hold a password
 _A_START = "takes a stop and a start"
 _A_PROVISION = "takes a teardown, which removes the disk, and a provision"
@@ -8848,6 +9501,10 @@ def _with_new_deadline(
     elif "lifetime" in changed:
         state = recounted(state, clock)
         lines.append(_counted_from(state, clock))
+    if "max_idle" in changed:
+        state = watched_from(state, clock)
+        if state.idle is not None:
+            lines.append("from now on, it expires if it stays unused for that long")
     if not {"lifetime", "warn"}.isdisjoint(changed):
         state = warned_by_hand(state, clock.now)
     return state, lines
@@ -8863,7 +9520,7 @@ def _what_takes(how: str, state: State, differences: Sequence[Difference]) -> li
 
 def _counted_from(state: State, clock: Clock) -> str:
     if state.expires_at is None:
-        return "no deadline any more: nothing will stop it"
+        return "no deadline any more" + ("" if state.max_idle else ": nothing will stop it")
     if state.started_at == int(clock.now):
         return "the new budget counts from now, as it is used up since the start"
     return "the new budget counts from the start, not from now"
@@ -8877,7 +9534,7 @@ def _differences(state: State, wanted: State, keys: Mapping[str, str]) -> list[D
         same = old == new or (key in _DURATIONS and budget(old) == budget(new))
         # The pinned image changes with ycluster itself, and says nothing of what the user wants.
         if not same and (key, new) != ("image", DEFAULT_IMAGE):
-            found.append(Difference(key, old, new, {attr: new}))
+            found.append(Difference(key, str(old), str(new), {attr: new}))
     return found
 
 
@@ -9154,7 +9811,7 @@ def _boot(host: Host, state: State) -> State:
 
     If the guest does not start, the deadline is cleared.
     """
-    state = anchored(with_choice(host, state), host.clock())
+    state = _held(host, anchored(with_choice(host, state), host.clock()))
     try:
         # The deadline is on disk: whatever kills us from here on, the next command knows of it.
         state = save_state(state)
@@ -9179,13 +9836,16 @@ def _with_timers(host: Host, state: State) -> State:
     Under the lock. One that was disarmed by hand stays so.
     """
     if state.disarmed:
-        return state
-    return arm_timers(host, with_choice(host, _with_deadline(host, state)))
+        return state if host.holder is None else save_state(_held(host, state))
+    state = used_by_hand(_with_deadline(host, state), host.now())
+    return arm_timers(host, _held(host, with_choice(host, state)))
 
 
 def _with_deadline(host: Host, state: State) -> State:
     if state.expires_at is None and budget(state.max_run) is not None:
         return save_state(anchored(state, host.clock()))
+    if state.idle is None and budget(state.max_idle) is not None:
+        return save_state(watched_from(state, host.clock()))
     return state
 
 
@@ -9204,26 +9864,29 @@ def _finish_boot(
             with opened(host, state.files) as state:
                 state = merge_kubeconfig(host, state)
     except Interrupted:
-        hint = f"`ycluster stop --name {state.name}` ends it now"
-        host.output.say(f"{state.name} keeps booting; {hint}")
+        if host.holder is None:  # else it is taken away again
+            hint = f"`ycluster stop --name {state.name}` ends it now"
+            host.output.say(f"{state.name} keeps booting; {hint}")
         raise
     host.output.say(f"{state.name} is ready: ycluster ssh --name {state.name}")
 
 
 def say_deadline(host: Host, state: State) -> None:
     """One line on stderr: when it ends, in how long, how and by which timer."""
-    if budget(state.max_run) is None:
+    if not state.has_limit:
         host.output.say(f"  {state.name} has no lifetime budget: it runs until you stop it")
-        return
-    if state.expires_at is None:
         return
     if state.disarmed:
         by = "disarmed by hand"
     else:
         by = f"{state.on_expiry} by {state.timer.backend if state.timer else '?'}"
-    left = state.expires_at - host.now()
-    when = f"in {in_words(left)}" if left > 0 else f"{in_words(left)} ago"
-    host.output.say(f"  deadline {local_time(state.expires_at)}, {when}: {by}")
+    if state.expires_at is not None:
+        left = state.expires_at - host.now()
+        when = f"in {in_words(left)}" if left > 0 else f"{in_words(left)} ago"
+        host.output.say(f"  deadline {local_time(state.expires_at)}, {when}: {by}")
+    if state.idle is not None:
+        word = "or" if state.expires_at else "ends"
+        host.output.say(f"  {word} when nobody has used it for {state.max_idle}: {by}")
 
 
 @verb(
@@ -9568,6 +10231,7 @@ def _go_on(host: Host, state: State) -> State:
         raise _not_loaded(state, fault)
     kept = {name: getattr(state, name) for name in ("ran_with", "prepared")}
     fresh = replace(anchored(with_choice(host, state), host.clock()), **kept)
+    fresh = _held(host, fresh)
     try:
         fresh = arm_timers(host, save_state(fresh))
         fresh = save_state(_launched(host, fresh))
@@ -9631,7 +10295,10 @@ def resume(host: Host, which: Selector, *, run_budget: str = "") -> None:
 
 
 def _resume(
-    host: Host, state: State, config: QemuConfig | None, run_budget: str
+    host: Host,
+    state: State,
+    config: QemuConfig | None,
+    run_budget: str,
 ) -> tuple[bool, State]:
     """Let a paused VM run; returns whether it was paused. One that is suspended stays so."""
     with find_vm(host, state.files) as vm:
@@ -10011,28 +10678,83 @@ def reap(
 ) -> None:
     """Carry out the expiry if it is due; warn if that is; re-arm if neither is.
 
-    `by` names what fired it. What is at most `wait` seconds away is waited for; `patience` is how
-    many seconds to wait for the lock. Raises YclusterError where the action failed, which is then
-    tried again.
+    First it looks at the cluster's use, if that is to be looked at by now. `by` names what fired
+    it. What is at most `wait` seconds away is waited for; `patience` is how many seconds to wait
+    for the lock. Raises YclusterError where the action failed, which is then tried again.
     """
     if wait:
         ahead = wake_time(current(host, files)) - host.now()
         host.sleep(ahead if ahead <= wait else 0)
-    with opened(host, files, patience=patience) as state:
+    with opened(host, files, patience=patience) as saved:
+        state = _without_ended_holds(host, _with_look(host, saved, files))
         decision = decide(state, host.clock())
+        if decision.do in ACTIONS and saved.holds and saved.retry_at:  # it was held until now
+            decision = replace(decision, do="warn", why=f"{decision.why}; its last hold has ended")
+            state = replace(state, retry_at=int(host.now() + HOLD_GRACE))
+        if decision.do == "held":
+            state = replace(state, retry_at=int(host.now() + HOLD_LOOK))
         if decision.do == "nothing":
             host.output.say(f"{state.name}: no expiry is due: {decision.why}")
-        elif decision.do in ("rearm", "warn"):
-            state = _arm_again(host, state, decision, by)
+        elif decision.do not in ACTIONS:
+            is_one_of_many = state.idle != saved.idle
+            if decision.do == "held":
+                is_one_of_many = saved.retry_at is not None
+            state = _arm_again(host, state, decision, by, is_one_of_many=is_one_of_many)
         else:
-            moment = format_time(host.now())
-            host.output.say(f"{moment} {state.name}: {decision.why}: {decision.do} (by {by})")
-            _expire(host, state, ACTIONS[decision.do], by)
+            say_when(host, f"{state.name}: {decision.why}: {decision.do} (by {by})")
+            _expire(host, state, decision, by)
     if decision.do == "warn":  # without the lock: whoever is warned may want to extend
-        _warn(host, state)
+        _warn(host, state, decision)
 
 
-def reap_in_time(host: Host, files: Files, *, by: str, patience: float, wait: float = 0.0) -> None:
+def say_when(host: Host, text: str) -> None:
+    """Write a line with its moment, for a log."""
+    host.output.say(f"{format_time(host.now())} {text}")
+
+
+def _with_holds(host: Host, state: State) -> State:
+    """The state with those holds alone that hold now."""
+    clock = host.clock()
+    return replace(state, holds=tuple(hold for hold in state.holds if _still_holds(hold, clock)))
+
+
+def _still_holds(hold: Hold, clock: Clock) -> bool:
+    """Whether the process that holds runs, and has not held for as long as it may."""
+    in_time = hold.until is None or clock.now < hold.until
+    return in_time and hold.boot == clock.boot_id and process_start(hold.pid) == hold.began > 0
+
+
+def _without_ended_holds(host: Host, state: State) -> State:
+    """The state with those holds that hold now; one that has ended was use until now."""
+    left = _with_holds(host, state)
+    return left if left.holds == state.holds else used_by_hand(left, host.now())
+
+
+def _with_look(host: Host, state: State, files: Files) -> State:
+    """The state after a look at its use, if the time for one has come; `files`: where they are."""
+    clock = host.clock()
+    if time_of(state, LOOK) > clock.now or state.idle is None:
+        return state
+    measured = measured_use(host, files)
+    if measured is None:  # it is off
+        measured = 0, max(0, state.idle.cpu) / 1000
+    is_held = bool(_with_holds(host, state).holds)
+    after = after_look(state, Look(is_held, *measured), clock)
+    assert after.idle is not None
+    if bool(after.idle.by) != bool(state.idle.by):
+        word = "used" if after.idle.by else "unused"
+        log_event(host, state, word, by=after.idle.by, since=format_time(after.idle.used))
+    return after
+
+
+def reap_in_time(
+    host: Host,
+    files: Files,
+    *,
+    by: str,
+    patience: float,
+    wait: float = 0.0,
+) -> None:
     """Reap as `reap` does, for a timer: it fires once, and its deadline waits for no lock.
 
     Where another ycluster holds that and hangs, the VM is ended without it, which takes no lock;
@@ -10047,7 +10769,7 @@ def reap_in_time(host: Host, files: Files, *, by: str, patience: float, wait: fl
 
 def _end_without_lock(host: Host, files: Files) -> None:
     """Stop or pause a VM that is due, whoever holds the cluster's lock. No file is touched."""
-    state = current(host, files)
+    state = _with_holds(host, current(host, files))
     decision = decide(state, host.clock())
     is_under_way = state.retry_at is not None and state.retry_at > host.now()
     if decision.do not in ACTIONS or is_under_way:  # an expiry has its own second try
@@ -10058,7 +10780,7 @@ def _end_without_lock(host: Host, files: Files) -> None:
     if vm_status(host, files) in over:  # an earlier look than this has ended it
         return
     text = f"{decision.why}; its lock is held, so it is ended without it"
-    host.output.say(f"{format_time(host.now())} {state.name}: {text}")
+    say_when(host, f"{state.name}: {text}")
     end = _freeze if is_kept else _halt
     end(host, state)
 
@@ -10068,42 +10790,64 @@ def _arm_again(
     state: State,
     decision: Decision,
     by: str,
+    *,
+    is_one_of_many: bool,
 ) -> State:
-    """Arm again; if a warning is due, note it first, so that it is given once."""
+    """Arm again; if a warning is due, note it first, so that it is given once.
+
+    What has fired is armed anew. If this is one of many looks, that was the look's timer, unless
+    the deadline is so near that its own, which may come early, may be what runs this.
+    """
     if decision.do == "warn":
-        state = replace(state, warned=state.expires_at)
+        state = _warned(state, decision.end)
     fired = state.timer is not None and state.timer.backend == by
-    state = arm_timers(host, state, renew=fired)
-    backend = state.timer.backend if state.timer else "-"
-    host.output.say(f"{state.name}: {decision.why}; armed by {backend}")
+    is_near = time_of(state, DEADLINE) - host.now() <= AT_EARLY
+    state = arm_timers(host, state, renew=fired and (is_near or not is_one_of_many))
+    if decision.do == "warn" or not is_one_of_many:  # a log has no room for all of them
+        backend = state.timer.backend if state.timer else "-"
+        host.output.say(f"{state.name}: {decision.why}; armed by {backend}")
     return state
 
 
-def _warn(host: Host, state: State) -> None:
-    """Warn the user of the deadline wherever they may see it; and run their command."""
-    expires_at = state.expires_at or 0
-    left = expires_at - host.now()
+def _warned(state: State, end: End | None) -> State:
+    """The state in which its user has been warned of an end."""
+    if end is not None and end.cause == UNUSED and state.idle is not None:
+        return replace(state, idle=replace(state.idle, warned=end.at))
+    return replace(state, warned=state.expires_at)
+
+
+def _warn(host: Host, state: State, decision: Decision) -> None:
+    """Warn the user of an end wherever they may see it; and run their command."""
+    assert decision.end is not None
+    cause = decision.end.cause
+    at = max(decision.end.at, int(end_time(state)))
     done = ACTIONS[state.on_expiry].done
-    end = f"{state.name} will be {done} in {in_words(left)}, at {local_time(expires_at)}"
-    way_out = f"`ycluster lifetime extend 2h --name {state.name}` gives it more time"
-    host.output.say(f"{format_time(host.now())} {end}; {way_out}")
-    log_event(host, state, "warned", expiresAt=format_time(expires_at))
-    host.tell_terminals(f"ycluster: {end}; {way_out}")
+    text = f"{state.name} will be {done} in {in_words(at - host.now())}, at {local_time(at)}"
+    if cause == UNUSED:
+        text += f", if it stays unused, as it is for {unused_words(state, host.now())}"
+        way_out = f"`ycluster lifetime hold --name {state.name} -- COMMAND` keeps it"
+    else:
+        way_out = f"`ycluster lifetime extend 2h --name {state.name}` gives it more time"
+    say_when(host, f"{text}; {way_out}")
+    log_event(host, state, "warned", expiresAt=format_time(at), cause=cause)
+    host.tell_terminals(f"ycluster: {text}; {way_out}")
     if host.which("notify-send"):
-        host.attempt(["notify-send", "--app-name=ycluster", "--", end, way_out], timeout=5)
+        host.attempt(["notify-send", "--app-name=ycluster", "--", text, way_out], timeout=5)
     if state.on_warn:
-        _run_on_warn(host, state, left)
+        _run_on_warn(host, state, End(at, cause))
 
 
-def _run_on_warn(host: Host, state: State, left: float) -> None:
+def _run_on_warn(host: Host, state: State, end: End) -> None:
     """Run lifetime.onWarn, with the facts in its environment, for at most the time that is left."""
+    left = end.at - host.now()
     facts = {
         "YCLUSTER_NAME": state.name,
         "YCLUSTER_CONTEXT": state.context,
         "YCLUSTER_STATE": str(state.files.sidecar),
         "YCLUSTER_ON_EXPIRY": state.on_expiry,
-        "YCLUSTER_EXPIRES_AT": _encode_time(state.expires_at),
+        "YCLUSTER_EXPIRES_AT": format_time(end.at),
         "YCLUSTER_REMAINING_SECONDS": str(int(left)),
+        "YCLUSTER_CAUSE": end.cause,
     }
     # A watcher waits for the command, and has a deadline to keep.
     timeout = max(1.0, min(NOTICE_TIMEOUT, left))
@@ -10116,7 +10860,7 @@ def _run_on_warn(host: Host, state: State, left: float) -> None:
 def _expire(
     host: Host,
     state: State,
-    action: Action,
+    decision: Decision,
     by: str,
 ) -> None:
     """Carry an action out, with a second try armed first, which acts if this one fails.
@@ -10125,11 +10869,13 @@ def _expire(
     it acts, and expires_at is cleared only at the end, so the next firing decides the same again. A
     teardown removes the program and the state file last, so that this timer can finish it.
     """
-    late = host.now() - (state.expires_at or 0)
-    again = int(host.now() + retry_delay(late))
+    action, end = ACTIONS[decision.do], decision.end
+    assert end is not None
+    again = int(host.now() + retry_delay(host.now() - end.at))
     ending = _ending(host, state, action)
     try:
-        state = arm_timers(host, replace(state, retry_at=again, ending=ending), renew=True)
+        state = replace(tried_again(state, end, again), ending=ending)
+        state = arm_timers(host, state, renew=True)
     except Exception as error:  # whatever it is: the VM is to end all the same
         host.output.warn(f"{state.name}: no second try can be armed: {error}")
     try:
@@ -10140,8 +10886,9 @@ def _expire(
     # off, or a stop by the sibling, which leaves its deadline in the state file.
     if not how and not ending:
         action = ACTIONS[action.in_doubt]
-    reaped = Reaped(at=int(host.now()), action=action.name, by=by, how=how or "was not running")
-    _tell_expiry(host, state, reaped)
+    how = how or "was not running"
+    reaped = Reaped(int(host.now()), action.name, by, how, end.cause)
+    _tell_expiry(host, state, reaped, end.at)
     try:
         if action.erases:
             _erase(host, state)
@@ -10178,11 +10925,25 @@ def _ending(host: Host, state: State, action: Action) -> str:
         return ""
 
 
-def _tell_expiry(host: Host, state: State, reaped: Reaped) -> None:
-    host.output.say(f"{format_time(host.now())} {state.name}: {reaped.action}: {reaped.how}")
-    facts = {"action": reaped.action, "by": reaped.by, "how": reaped.how}
-    late = reaped.at - (state.expires_at or reaped.at)
-    log_event(host, state, "reaped", **facts, maxRun=state.max_run, late=late)
+def _tell_expiry(
+    host: Host,
+    state: State,
+    reaped: Reaped,
+    due: int,
+) -> None:
+    say_when(host, f"{state.name}: {reaped.action}: {reaped.how}")
+    log_event(
+        host,
+        state,
+        "reaped",
+        action=reaped.action,
+        by=reaped.by,
+        how=reaped.how,
+        cause=reaped.cause,
+        maxRun=state.max_run,
+        maxIdle=state.max_idle,
+        late=reaped.at - due,
+    )
 
 
 def _failed(
@@ -10277,13 +11038,15 @@ def _reap_each(
 
 
 def _needs_reap(host: Host, state: State) -> bool:
-    """Whether something is due, or no timer is armed for the deadline."""
-    due = time_of(state, DEADLINE)
-    if due == NEVER:
+    """Whether something is due, or no timer is armed for what may end it."""
+    moments = agenda(state)
+    if not moments:
         return False
-    if wake_time(state) <= host.now():
+    if moments[0].at <= host.now():
         return True
-    return state.timer is None or state.timer.deadline != due or not is_armed(host, state)
+    armed = {(timer.event, timer.deadline) for timer in state.timers}
+    wanted = {(moment.event, int(moment.at)) for moment in moments if moment.event in ENDS}
+    return not wanted <= armed or not is_armed(host, state)
 
 
 def hand_over(host: Host, *, spare: Files) -> None:
@@ -10329,6 +11092,8 @@ def _why_reap(state: State, now: float) -> str:
     """Why a cluster needs a reap, in words."""
     if time_of(state, DEADLINE) <= now:
         return f"its {state.on_expiry} is overdue"
+    if time_of(state, LOOK) <= now:
+        return "whether it is used is to be looked at"
     if time_of(state, WARNING) <= now:
         return "its user is to be warned of its deadline"
     return "no timer is armed for its deadline"
@@ -10445,10 +11210,18 @@ EXACTLY_WHEN = OneOf(
     example="ycluster lifetime extend 2h --name demo",
     usage="%(prog)s (DURATION | --from-now DURATION | --until TIME) [--dry-run] [--name NAME|...]",
 )
-def extend(host: Host, files: Files, how_far: HowFar, *, dry_run: bool = False) -> None:
+def extend(
+    host: Host,
+    files: Files,
+    how_far: HowFar,
+    *,
+    dry_run: bool = False,
+) -> None:
     """Push the deadline out and re-arm. It never reaps first, even where that has passed."""
     by, state = _move_deadline(host, files, how_far, "extended", dry_run=dry_run)
-    if by:
+    if state.expires_at is None:
+        host.output.say(f"{state.name}: it has no deadline; that counts as use")
+    elif by:
         done = "would be extended" if dry_run else "extended"
         host.output.say(f"{state.name}: {done} by {in_words(by)}")
     else:
@@ -10465,7 +11238,13 @@ def extend(host: Host, files: Files, how_far: HowFar, *, dry_run: bool = False) 
     example="ycluster lifetime set 10m --name demo",
     usage="%(prog)s (DURATION | --until TIME) [--dry-run] [--name NAME|...]",
 )
-def set_deadline(host: Host, files: Files, how_far: HowFar, *, dry_run: bool = False) -> None:
+def set_deadline(
+    host: Host,
+    files: Files,
+    how_far: HowFar,
+    *,
+    dry_run: bool = False,
+) -> None:
     """Set the deadline and arm it, also where it was disarmed. It never reaps first."""
     how_far = replace(how_far, exact=True)
     by, state = _move_deadline(host, files, how_far, "set", dry_run=dry_run)
@@ -10475,7 +11254,12 @@ def set_deadline(host: Host, files: Files, how_far: HowFar, *, dry_run: bool = F
 
 
 def _move_deadline(
-    host: Host, files: Files, how_far: HowFar, event: str, *, dry_run: bool
+    host: Host,
+    files: Files,
+    how_far: HowFar,
+    event: str,
+    *,
+    dry_run: bool,
 ) -> tuple[int, State]:
     """By how many seconds the deadline was moved, and the state with it."""
     how_far = how_far.fixed(host.now())  # what is meant by now does not wait for the lock
@@ -10501,7 +11285,7 @@ def arm(host: Host, which: Selector) -> None:
     with opened(host, files) as before:
         # What has a deadline counts as running: a VM may run out of our sight.
         state, changes = reconfigured(before, config, host.clock(), runs=True)
-        if before.expires_at is None:
+        if not before.counts:
             _require_budget(host, state)
         say_changes(host, changes)
         if state.disarmed:
@@ -10513,7 +11297,7 @@ def arm(host: Host, which: Selector) -> None:
 
 
 def _require_budget(host: Host, state: State) -> None:
-    if budget(state.max_run) is None:
+    if not state.has_limit:
         hint = "set lifetime.maxRun in its config; `ycluster lifetime arm -c DIR` then applies it"
         raise YclusterError(f"{state.name} has no lifetime budget", hint=hint)
     now = status_of(host, state)
@@ -10530,11 +11314,245 @@ def _require_budget(host: Host, state: State) -> None:
 def disarm(host: Host, files: Files) -> None:
     """Remove the timers; the deadline stays saved, and nothing acts until `arm` or a start."""
     with opened(host, files) as state:
-        if state.expires_at is None:
+        if not state.counts:
             host.output.say(f"{state.name}: nothing is armed")
             return
-        swap_timers(host, state, (ArmedTimer("none", "", state.expires_at),))
+        swap_timers(host, state, (ArmedTimer("none", "", state.expires_at or 0),))
     host.output.say(f"{state.name} is disarmed: it runs until you stop it")
+
+
+# --- a command, and a cluster while it runs
+AT_MOST = argument(
+    "--at-most",
+    metavar="D",
+    type=positive_duration,
+    default=0,
+    help="how long it may hold, such as 2h; default: one maxRun, and never past maxTotal",
+)
+COMMAND = argument(
+    "command",
+    nargs=argparse.REMAINDER,
+    metavar="-- COMMAND",
+    help="what to run on this host, with your environment",
+)
+COMMAND_SHOWN = 100  # characters of a command that holds, for people
+OWN_FAILURE = 125  # the exit code where not the command has failed, as of docker run
+
+
+@verb(
+    "lifetime hold",
+    "run a command; while it runs, nothing expires",
+    ONE,
+    AT_MOST,
+    COMMAND,
+    example="ycluster lifetime hold --name dev -- make test",
+)
+def hold(
+    host: Host,
+    files: Files,
+    at_most: int,
+    command: Sequence[str],
+) -> NoReturn:
+    """Let this process hold the cluster, and become the command: what is killed holds nothing."""
+    words = _words(command)
+    host.holder = Holder(tuple(words), at_most)
+    with opened(host, files) as state:
+        state = _settled(host, state)
+        now = status_of(host, state)
+        if now in (*OFF, "unseen"):  # of which a process here could hold nothing
+            raise wrong_state(state, now)
+        state = _with_timers(host, state)
+    _tell_hold(host, state)
+    host.become(words)
+
+
+def _words(command: Sequence[str]) -> list[str]:
+    words = list(command[1:] if command[:1] == ["--"] else command)
+    if not words:
+        raise UsageError("what is to be run is missing", hint="it comes last: ... -- make test")
+    return words
+
+
+def _held(host: Host, state: State) -> State:
+    """The state with a hold of this process, if it is to hold what it brings up. Under the lock."""
+    if host.holder is None:
+        return state
+    clock = host.clock()
+    mine = Hold(
+        pid=os.getpid(),
+        began=process_start(os.getpid()),
+        boot=clock.boot_id,
+        since=int(clock.now),
+        until=hold_until(state, host.holder.at_most, clock),
+        command=masked(shlex.join(host.holder.command))[:COMMAND_SHOWN],
+        undo=host.holder.undo,
+    )
+    others = [hold for hold in _with_holds(host, state).holds if not _is_of_this_process(hold)]
+    return replace(state, holds=(*others, mine))
+
+
+def _is_of_this_process(hold: Hold) -> bool:
+    """Whether a hold is of this process."""
+    return (hold.pid, hold.began) == (os.getpid(), process_start(os.getpid()))
+
+
+def _tell_hold(host: Host, state: State) -> None:
+    """Say, and log, that this process holds the cluster."""
+    for mine in filter(_is_of_this_process, state.holds):
+        facts = _hold_facts(mine)
+        log_event(host, state, "held", **facts)
+        until = f", until {local_time(mine.until)} at most" if mine.until else ""
+        host.output.say(f"  {state.name} is held while it runs{until}: {mine.command}")
+
+
+# What undoes what `run` has done, by what the cluster was before; else it is left as it is.
+_UNDO = {
+    "missing": "teardown",
+    "imported": "stop",
+    "stopped": "stop",
+    "suspended": "suspend",
+    "paused": "pause",
+}
+
+
+@verb(
+    "run",
+    "bring a cluster up, run a command with it, and undo that",
+    CONFIG,
+    argument(
+        "--then",
+        choices=("stop", "suspend", "teardown", "leave"),
+        help="what to do at the end; default: a cluster that was made is torn down, one that was "
+        "woken goes back to what it was, and one that ran runs on",
+    ),
+    MAX_RUN,
+    COMMAND,
+    example="ycluster run -c examples/dev -- make test",
+)
+def run_with(
+    host: Host,
+    directory: Path,
+    command: Sequence[str],
+    *,
+    then: str | None,
+    run_budget: str = "",
+) -> int:
+    """Run a command on this host while a cluster runs; returns its exit status.
+
+    Whatever becomes of it, the clean-up follows; if this is killed, the deadline does.
+    """
+    words = _words(command)
+    files = files_of(host, require_qemu(load_config(directory, host.home)))
+    before = _state_before(host, files)
+    host.holder = Holder(tuple(words), undo=then or _UNDO.get(before, ""))
+    status, brought = 0, ""
+    try:
+        state = _bring_up(host, directory, before, run_budget)
+        brought = _run_of(state)
+        _tell_hold(host, state)
+        status = host.attend(words, _facts_for_commands(state))
+    finally:
+        host.ignore_interrupts()
+        undone = _undo(host, files, brought)
+    return status or (0 if undone else OWN_FAILURE)
+
+
+def _state_before(host: Host, files: Files) -> str:
+    """What `list` calls the state of a cluster; `missing` or `imported` where it has never run."""
+    if not has_state(files):
+        return "missing"
+    with opened(host, files) as state:
+        if _half_made(state):
+            return "imported" if state.imported else "missing"
+        return status_of(host, _settled(host, state))
+
+
+def _bring_up(
+    host: Host,
+    directory: Path,
+    before: str,
+    run_budget: str,
+) -> State:
+    """Have the cluster run, and be held by this process, until one can log in."""
+    which = Selector(config=directory)
+    if before in ("missing", "imported"):
+        provision(host, directory, run_budget=run_budget)
+    elif before == "paused":
+        resume(host, which, run_budget=run_budget)
+    else:
+        start(host, which, run_budget=run_budget)
+    state = current(host, find_cluster(host, which))
+    if before not in ("missing", "imported", *OFF):  # it may be booting for somebody else
+        wait_ready(host, state, timeout=READY_TIMEOUT, stages=RESTORED_STAGES)
+    return state
+
+
+def _run_of(state: State) -> str:
+    """What tells one run of one cluster from another: its login key, and when it was started."""
+    return f"{_login_key(state.files.sidecar)} {state.started_at}"
+
+
+def _facts_for_commands(state: State) -> dict[str, str]:
+    """How a command reaches the cluster, as variables of its environment."""
+    facts = {
+        "YCLUSTER_NAME": state.name,
+        "YCLUSTER_SSH_PORT": str(state.ssh_port),
+        "YCLUSTER_SSH": shlex.join(ssh_argv(state)),
+    }
+    if state.has_k3s:
+        facts["KUBECONFIG"] = str(state.files.kubeconfig)
+    return facts
+
+
+def _undo(host: Host, files: Files, brought: str) -> bool:
+    """Do what comes after a command; False, and a warning, where that fails."""
+    try:
+        if has_state(files):
+            with cluster_lock(host, files):
+                _undo_run(host, load_state(files), brought)
+        return True
+    except (YclusterError, OSError) as error:
+        host.output.warn(f"{files.name}: the clean-up failed: {error}")
+        return False
+
+
+def _undo_run(host: Host, state: State, brought: str) -> None:
+    """Undo what `run` did, where the run of now is what it brought up, and nobody else's."""
+    assert host.holder is not None
+    mine = [hold for hold in state.holds if _is_of_this_process(hold)]
+    others = [hold for hold in _with_holds(host, state).holds if hold not in mine]
+    undo = mine[0].undo if mine else host.holder.undo
+    if undo in ("", "leave"):
+        return
+    if not mine and brought != _run_of(state):
+        host.output.warn(f"{state.name} is left as it is: it is not what this run has brought up")
+    elif others:
+        host.output.warn(f"{state.name} is left running: held by {hold_words(others)}")
+        _hand_on(state, others, undo)
+    else:
+        _UNDO_BY[undo](host, state.files)
+
+
+def _unless_off(end: Callable[[Host, Files], None], host: Host, files: Files) -> None:
+    """End a run by a verb; it may have expired, or somebody has stopped it."""
+    if status_of(host, current(host, files)) not in OFF:
+        end(host, files)
+
+
+def _hand_on(state: State, others: Sequence[Hold], undo: str) -> None:
+    """Let another `run`, which found the cluster running, undo at its end what this one did."""
+    heir = next((hold for hold in others if not hold.undo), None)
+    if heir is not None:
+        rest = [hold for hold in others if hold is not heir]
+        save_state(replace(state, holds=(*rest, replace(heir, undo=undo))))
+
+
+_UNDO_BY: Mapping[str, Callable[[Host, Files], None]] = {
+    "stop": partial(_unless_off, stop),
+    "suspend": partial(_unless_off, suspend),
+    "pause": partial(_unless_off, pause),
+    "teardown": teardown,
+}
 
 
 @verb(
@@ -10608,7 +11626,7 @@ class Watcher:
         self.login: dict[str, bytes] = {}  # the files by which ssh logs in to it
         self.trouble = ""  # what was said last, so that it is not said again at each look
         self.asked = False  # whether a VM whose state can't be read is to be stopped now
-        self.slept = self._sleep_of_host()
+        self.slept = self.host.clock().slept
 
     def run(self, fd: int | None = None) -> None:
         """Wait until there is nothing left to wait for; then release the watch lock, `fd`."""
@@ -10730,28 +11748,39 @@ class Watcher:
         """Reap what is due; returns when to look again, in seconds since the epoch."""
         state = adjusted(self.known, self.host.clock())
         asked, self.asked = self.asked, False
-        if asked and not self.readable and self.vm is not None:
-            self._stop_without_files(state, self.vm, "it is to be stopped")
-            return self.host.now() + 1
+        if not self.readable:
+            return self._act_without_files(state, asked=asked)
         wake = wake_time(state)
         if self._stands_by(state):
-            wake = time_of(state, DEADLINE) + (WATCH_GRACE if self.readable else 0)
+            wake = end_time(state) + WATCH_GRACE
         if wake > self.host.now():
             return wake
-        if self.readable:
-            reap_in_time(self.host, self.files, by=self.by, patience=LOCK_BOUND)
-        elif self.vm is not None:
-            how = self._stop_without_files(state, self.vm, "its deadline has passed")
-            _tell_expiry(self.host, state, Reaped(int(self.host.now()), "stop", self.by, how))
+        reap_in_time(self.host, self.files, by=self.by, patience=LOCK_BOUND)
         return self.host.now() + 1  # soon, as there may be nothing left to wait for
 
-    def _sleep_of_host(self) -> float:
-        """For how many seconds of this boot the host has been suspended."""
-        return self.host.uptime() - self.host.monotonic()
+    def _act_without_files(self, state: State, *, asked: bool) -> float:
+        """The same for a VM whose state can't be read, by what was known of it."""
+        host, vm = self.host, self.vm
+        if vm is None:
+            return host.now() + 1
+        if asked:
+            self._stop_without_files(state, vm, "it is to be stopped")
+            return host.now() + 1
+        if end_time(state) > host.now():
+            return end_time(state)
+        self.known = _without_ended_holds(
+            host, _with_look(host, state, where_now(vm.pid, self.files))
+        )
+        decision = decide(self.known, host.clock())
+        if decision.do in ACTIONS and decision.end is not None:
+            how = self._stop_without_files(state, vm, f"it is {decision.why}")
+            reaped = Reaped(int(host.now()), "stop", self.by, how, decision.end.cause)
+            _tell_expiry(host, state, reaped, decision.end.at)
+        return host.now() + 1
 
     def _follow_clock(self) -> None:
         """Set the guest's clock where the host has slept, as its CPUs stood still meanwhile."""
-        before, self.slept = self.slept, self._sleep_of_host()
+        before, self.slept = self.slept, self.host.clock().slept
         has_slept = self.by == "watcher" and self.slept > before + 2
         if has_slept and self.vm is not None and vm_status(self.host, self.files) == "running":
             set_guest_clock(self.host, self.known)
@@ -10762,7 +11791,7 @@ class Watcher:
 
         host = self.host
         text = f"{state.name}: its state file is lost or can't be read, and {cause}: stopping it"
-        host.output.say(f"{format_time(host.now())} {text}")
+        say_when(host, text)
         host.tell_terminals(f"ycluster: {text}")
         with tempfile.TemporaryDirectory(prefix="ycluster-") as folder:
             for name, content in self.login.items():
@@ -10820,12 +11849,15 @@ def describe(host: Host, state: State, *, armed: bool | None = None) -> dict[str
         "context": state.context,
         "state": now,
         "maxRun": state.lifetime if now in OFF else state.max_run,
+        "maxIdle": state.max_idle,
         "onExpiry": state.on_expiry,
         "startedAt": _encode_time(state.started_at),
         "expiresAt": _encode_time(state.expires_at),
         "retryAt": _encode_time(state.retry_at),
         "remainingSeconds": left,
         "warnsAt": "" if warns_at == NEVER else format_time(warns_at),
+        "idle": _idle_facts(state, host.now()),
+        "holds": [_hold_facts(hold) for hold in _with_holds(host, state).holds],
         "disarmed": state.disarmed,
         "armed": armed,
         "reaped": _encode_record(state.reaped),
@@ -10850,6 +11882,35 @@ def _suspended_facts(state: State) -> dict[str, Any] | None:
     return {"at": format_time(state.suspended.at), "bytes": size}
 
 
+def _idle_facts(state: State, now: float) -> dict[str, Any] | None:
+    """What is known of a cluster's use; None where nobody looks at that."""
+    idle = state.idle
+    end = unused_end(state)
+    if idle is None or end is None:
+        return None
+    return {
+        "usedAt": format_time(idle.used),
+        "unusedSeconds": int(now - idle.used),
+        "expiresAt": format_time(max(end, idle.next)),  # it ends by a look
+        "remainingSeconds": int(max(end, idle.next) - now),
+        "lookedAt": format_time(idle.seen),
+        "nextLookAt": format_time(idle.next),
+        "usedBy": idle.by,
+        "connections": None if idle.connections < 0 else idle.connections,
+        "cpuPercent": None if idle.percent < 0 else idle.percent,
+        "idleCpu": state.idle_cpu,
+    }
+
+
+def _hold_facts(hold: Hold) -> dict[str, Any]:
+    return {
+        "pid": hold.pid,
+        "command": hold.command,
+        "since": format_time(hold.since),
+        "until": _encode_time(hold.until),
+    }
+
+
 def port_words(shown: Mapping[str, Any]) -> str:
     """The forwarded ports, without ssh's: `8080->80 6443`."""
     words = []
@@ -10861,19 +11922,33 @@ def port_words(shown: Mapping[str, Any]) -> str:
 
 def left_words(shown: Mapping[str, Any], *, bar: bool = False) -> str:
     """What `list` has under LEFT; with a bar of how much of its time has passed."""
-    left = shown["remainingSeconds"]
-    if left is None:
-        return "-" if shown["state"] in OFF else "no limit"
     if shown.get("disarmed"):
         return "disarmed"
-    words = in_words(left) if left > 0 else f"OVERDUE {in_words(left)}"
+    left, whole, when = _sooner_end(shown)
+    if left is None:
+        return "-" if shown["state"] in OFF else "no limit"
+    if left <= 0 and shown.get("holds"):
+        return "held"
+    words = f"{in_words(left)}{when}" if left > 0 else f"OVERDUE {in_words(left)}"
     if not shown.get("armed", True):
         words += " (NO TIMER)"
-    if not bar or not shown["startedAt"]:
+    if not bar or not whole:
         return words
-    whole = max(1, parse_time(shown["expiresAt"]) - parse_time(shown["startedAt"]))
     filled = round(10 * min(max(0, left), whole) / whole)
     return f"{'#' * filled:.<10} {words}"
+
+
+def _sooner_end(shown: Mapping[str, Any]) -> tuple[int | None, int, str]:
+    """Of deadline and disuse, the sooner: the seconds left; of how many; and on what condition."""
+    left: int | None = shown["remainingSeconds"]
+    idle = shown.get("idle")
+    if idle and (left is None or idle["remainingSeconds"] < left):
+        left = max(1, idle["remainingSeconds"])
+        return left, left + idle["unusedSeconds"], " if unused"
+    if left is None or not shown["startedAt"]:
+        return left, 0, ""
+    whole = parse_time(shown["expiresAt"]) - parse_time(shown["startedAt"])
+    return left, max(1, whole), ""
 
 
 @verb("list", "list your clusters", forms("table", "json"), example="ycluster list")
@@ -10957,7 +12032,7 @@ def lifetime_status(host: Host, files: Files, form: str) -> None:
 
     def lines() -> list[Line]:
         rows = _status_rows(state, shown, bar=host.output.shown)
-        if state.expires_at is not None:
+        if state.counts:
             rows += _enforcement_rows(state, shown["enforcement"])
         return [Line(row) for row in rows]
 
@@ -10968,10 +12043,16 @@ def _budget_words(state: State, shown: Mapping[str, Any]) -> str:
     """How long it may run, from when, and what comes then."""
     limit = shown["maxRun"]
     of_this_run = state.run_budget and shown["state"] not in OFF
-    if budget(limit) is None:
-        return "no limit for this run" if of_this_run else "no budget (lifetime.maxRun is not set)"
-    since = "for this run" if of_this_run else "from each start"
-    return f"{limit} {since}, then {state.on_expiry}"
+    limits = []
+    if budget(limit) is not None:
+        limits.append(f"{limit} {'for this run' if of_this_run else 'from each start'}")
+    elif of_this_run:
+        limits.append("no limit for this run")
+    if budget(state.max_idle) is not None:
+        limits.append(f"unused for {state.max_idle}")
+    if not limits:
+        return "no budget (lifetime.maxRun is not set)"
+    return " or ".join(limits) + (f", then {state.on_expiry}" if state.has_limit else "")
 
 
 def _status_rows(state: State, shown: Mapping[str, Any], *, bar: bool) -> list[tuple[str, str]]:
@@ -10990,14 +12071,42 @@ def _status_rows(state: State, shown: Mapping[str, Any], *, bar: bool) -> list[t
     if state.expires_at is not None:
         ends = f"{local_time(state.expires_at)} ({left_words(shown, bar=bar)})"
         rows.append(("deadline:", ends))
+    rows += _use_rows(state, shown)
     if shown["warnsAt"]:
         rows.append(("warning:", local_time(time_of(state, WARNING))))
-    if state.retry_at is not None:
+    if state.retry_at is not None and not shown["holds"]:
         again = local_time(state.retry_at)
         rows.append(("retry:", f"the {state.on_expiry} is under way, or failed; again at {again}"))
     if state.reaped is not None:
         rows.append(("expired:", last_expiry(state)[2:]))
     return rows
+
+
+def _use_rows(state: State, shown: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Whether a cluster is used, and what holds it."""
+    rows = []
+    if shown["idle"]:
+        rows.append(("idle:", _use_words(state.max_idle, shown["idle"])))
+    for hold in shown["holds"]:
+        words = f"by {hold['command']} (pid {hold['pid']})"
+        if hold["until"]:
+            words += f" until {local_time(parse_time(hold['until']))}"
+        rows.append(("held:", words))
+    return rows
+
+
+def _use_words(limit: str, idle: Mapping[str, Any]) -> str:
+    """What the last look at a cluster's use has seen."""
+    connections, percent, by = idle["connections"], idle["cpuPercent"], idle["usedBy"]
+    words = [
+        f"unused for {in_words(idle['unusedSeconds'])} of {limit}",
+        f"connections {'?' if connections is None else connections}",
+        f"CPU {'?' if percent is None else percent} %",
+        f"next look {local_time(parse_time(idle['nextLookAt']))}",
+    ]
+    if by:
+        words.insert(1, f"used at the last look: {USES.get(by, by)}")
+    return "; ".join(words)
 
 
 def _access_rows(state: State, shown: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -11081,7 +12190,21 @@ def ssh(host: Host, files: Files, command: Sequence[str]) -> int:
         del words[0]
     if len(words) > 1:
         words = [shlex.join(words)]
-    return host.interactive(ssh_argv(state, *words))
+    _note_use(host, state)
+    status = host.interactive(ssh_argv(state, *words))
+    _note_use(host, state)
+    return status
+
+
+def _note_use(host: Host, state: State) -> None:
+    """Save that the cluster is used now, best effort: no login waits for it."""
+    if budget(state.max_idle) is None:
+        return
+    try:
+        with opened(host, state.files, patience=2.0) as now:
+            save_state(used_by_hand(now, host.now()))
+    except (YclusterError, OSError) as error:
+        host.output.debug(f"{state.name}: its use is not noted: {error}")
 
 
 # --- doctor
@@ -11269,7 +12392,7 @@ CLUSTER_CHECKS: tuple[Callable[[Host, Survey], Iterator[Finding]], ...] = (
         action="append",
         const="all",
         default=[],
-        choices=("all", "onExpiry", "dataDisk", "restart", "budget"),
+        choices=("all", "onExpiry", "maxIdle", "dataDisk", "restart", "budget"),
         help="leave out the warnings, or one of them",
     ),
     argument(
@@ -11693,9 +12816,10 @@ def _collect(args: dict[str, Any]) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code. Every error is printed here, and only here."""
     output = _open_output()
+    words = sys.argv[1:] if argv is None else argv
     try:
-        _prepare_process()
-        return _run(sys.argv[1:] if argv is None else argv, output)
+        umask = _prepare_process()
+        return _run(words, output, umask)
     except Interrupted as error:
         output.draw("")
         output.say(f"ycluster: {error}")
@@ -11710,15 +12834,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         shown = _as_ours(error)
         output.draw("")
         output.error(shown)
-        return shown.exit_code
+        return _told_apart(words, shown.exit_code)
+    except SystemExit as end:  # argparse's way out, after --help or an error of usage
+        return _told_apart(words, end.code if isinstance(end.code, int) else 0)
     finally:
         _flush_stdout()
 
 
-def _run(argv: Sequence[str], output: Output) -> int:
+def _told_apart(words: Sequence[str], code: int) -> int:
+    """The exit code of a failure of ours, where the command's own may be any, as for docker run."""
+    path = [word for word in words if word not in COMMON.names]
+    runs = path[:1] == ["run"] or path[:2] == ["lifetime", "hold"]
+    if not runs or code in (0, 126, 127, Interrupted.exit_code):
+        return code
+    return OWN_FAILURE
+
+
+def _run(argv: Sequence[str], output: Output, umask: int) -> int:
     args = parse_args(argv)
     output.verbose = args.pop("verbose", False)
-    host = Host(os.environ, output, sys.stdin)
+    host = Host(os.environ, output, sys.stdin, umask)
     command = VERBS[args.pop("path")]
     if "files" in args:
         args["files"] = find_cluster(host, args["files"])
@@ -11738,14 +12873,16 @@ def _open_output() -> Output:
     return Output(*streams, colours=colours)
 
 
-def _prepare_process() -> None:
-    """Set umask and signals, as a process of its own wants them."""
-    os.umask(0o077)  # what other programs write for us (keys, sockets, disks) is private, too
+def _prepare_process() -> int:
+    """Set umask and signals, as a process of its own wants them; returns the umask of before."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, no child has an exit status
+    umask = os.umask(0o077)  # what other programs write for us (keys, disks) is private, too
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(signum) is not signal.SIG_IGN:  # as under nohup
             signal.signal(signum, _interrupt)
     # Stopped while it holds a cluster's lock, it would keep the reaper out.
     signal.signal(signal.SIGTSTP, signal.SIG_IGN)
+    return umask
 
 
 def _interrupt(signum: int, frame: object) -> NoReturn:
@@ -11773,11 +12910,7 @@ def _flush_stdout() -> None:
 
 def run() -> NoReturn:
     """`main` as a process, left at once: Python's own way out takes 3 ms more, and does nothing."""
-    try:
-        code = main()
-    except SystemExit as end:  # argparse's way out, after --help or an error of usage
-        code = end.code if isinstance(end.code, int) else 0
-    os._exit(code)
+    os._exit(main())
 
 
 if __name__ == "__main__":

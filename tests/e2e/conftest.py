@@ -241,7 +241,7 @@ lifetime:
 def woken(new_cluster: Callable[..., Cluster], guest_image: Path) -> Callable[..., Cluster]:
     """Makes clusters of one Debian that was booted and suspended: each goes on in seconds, a boot takes a minute.
 
-    For tests that are not about booting. It is kept beside the image, and made anew where it goes on no more.
+    For tests that are not about booting; `edit` changes its config. It is kept beside the image, and made anew where it goes on no more.
     """
     kept = guest_image.with_suffix(".booted")
 
@@ -268,8 +268,10 @@ def woken(new_cluster: Callable[..., Cluster], guest_image: Path) -> Callable[..
         now = {"name": made.name, "context": made.name, "cacheDir": str(made.cache)}
         made.file(".json").write_text(json.dumps({**made.sidecar(), **now}))
 
-    def wake(name: str, **environ: str) -> Cluster:
+    def wake(name: str, edit: Callable[[str], str] = str, **environ: str) -> Cluster:
         made = new_cluster(name, guest_image)
+        config = made.directory / "y-cluster-provision.yaml"
+        config.write_text(edit(config.read_text()))
         with open(kept.with_suffix(".booted.lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             for fresh in (not kept.exists(), True):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
-from unit_support import Cli, Clocked, Memory, Processes
+from unit_support import Cli, Clocked, Live, Memory, Processes
 
 import ycluster
 
@@ -77,3 +77,18 @@ def processes() -> Iterator[Processes]:
     """Starts real processes, and ends those that are left."""
     with Processes() as started:
         yield started
+
+
+@pytest.fixture
+def live(
+    host: Clocked,
+    cache: Path,
+    timer: Memory,
+    processes: Processes,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Live:
+    """A cluster that does not run yet."""
+    one = Live(host, cache, timer, processes)
+    monkeypatch.setattr(ycluster, "launch", one.launch)
+    monkeypatch.setattr(ycluster.Host, "tell_terminals", lambda self, text: None)
+    return one

@@ -67,7 +67,7 @@ def test_an_empty_config_is_all_defaults(text: str) -> None:
     )
     assert (config.k3s.version, config.k3s.install) == (ycluster.K3S_VERSION, "airgap")
     assert (config.ssh_port, config.port_forwards) == (2222, DEFAULT_FORWARDS)
-    assert config.lifetime == ycluster.Lifetime("", "stop", "10m", "", "")
+    assert config.lifetime == ycluster.Lifetime("", "stop", "10m", "", "", "", 25)
     assert isinstance(config, ycluster.QemuConfig) and config.network.bind_address == "127.0.0.1"
     assert (config.cache_dir, config.data_disk, config.accel, config.cpu_model) == (
         None,
@@ -109,6 +109,10 @@ def test_an_empty_config_is_all_defaults(text: str) -> None:
         ("lifetime.warn", "5m", "lifetime.warn", "5m"),
         ("lifetime.onWarn", "notify-send soon", "lifetime.on_warn", "notify-send soon"),
         ("lifetime.maxTotal", "24h", "lifetime.max_total", "24h"),
+        ("lifetime.maxIdle", "30m", "lifetime.max_idle", "30m"),
+        ("lifetime.maxIdle", "0", "lifetime.max_idle", "0"),
+        ("lifetime.idleCpu", "0", "lifetime.idle_cpu", 0),
+        ("lifetime.idleCpu", "400", "lifetime.idle_cpu", 400),
         ("diskSize", "40G", "disk_size", "40G"),
         ("diskSize", "1073741824", "disk_size", "1073741824"),
         ("sshPort", "0", "ssh_port", 0),
@@ -243,6 +247,10 @@ def test_an_image_of_ones_own_has_no_digest_unless_given() -> None:
         ("lifetime:\n  maxRun: 8\n", '2:11: lifetime.maxRun: missing unit in duration "8"'),
         ("lifetime:\n  maxRun: -8h\n", '2:11: lifetime.maxRun: "-8h" must be positive'),
         ("lifetime:\n  maxRun: 0s\n", '2:11: lifetime.maxRun: "0s" must be positive'),
+        ("lifetime:\n  maxIdle: long\n", '2:12: lifetime.maxIdle: invalid duration "long"'),
+        ("lifetime:\n  idleCpu: -1\n", "2:12: lifetime.idleCpu: '-1' is not a whole number from 0 to 100000 (percent of one CPU)"),
+        ("lifetime:\n  idleCpu: 100001\n", "2:12: lifetime.idleCpu: '100001' is not a whole number from 0 to 100000 (percent of one CPU)"),
+        ("lifetime:\n  idleCpu: half\n", "2:12: lifetime.idleCpu: 'half' is not a whole number from 0 to 100000 (percent of one CPU)"),
         ("lifetime:\n  onExpiry: delete\n", "2:13: lifetime.onExpiry: 'delete' is none of stop, pause, suspend, teardown"),
         ("portForwards: 80\n", "1:15: portForwards: wants a list, not a number"),
         ("portForwards: [80]\n", "1:16: portForwards[0]: wants a mapping of keys to values, not a number"),
@@ -473,7 +481,8 @@ common: dict[str, Any] = {
     "gateway": gateway,
     "lifetime": st.fixed_dictionaries(
         {}, optional={"maxRun": st.sampled_from(["", "0", "8h", "1h30m"]), "onExpiry": st.sampled_from(sorted(ycluster.ACTIONS)),
-                      "warn": st.sampled_from(["0", "5m"]), "onWarn": strings, "maxTotal": st.sampled_from(["", "24h"])},
+                      "warn": st.sampled_from(["0", "5m"]), "onWarn": strings, "maxTotal": st.sampled_from(["", "24h"]),
+                      "maxIdle": st.sampled_from(["", "0", "30m"]), "idleCpu": st.integers(0, 400)},
     ),
 }  # fmt: skip
 qemu: dict[str, Any] = {
@@ -617,6 +626,13 @@ def test_an_upper_limit_below_the_budget_is_refused_at_its_place(
         ("{maxRun: 5m, warn: 10m}", {"warn"}),
         ("{maxRun: 5m, warn: 5m}", {"warn"}),
         ("{maxRun: 5m, warn: 4m}", set()),
+        ("{maxIdle: 30m, onExpiry: pause, warn: 5m, onWarn: 'true', idleCpu: 50}", set()),
+        ("{maxIdle: 30m, maxTotal: 9h}", set()),
+        ("{maxIdle: '0', warn: 5m}", {"warn"}),
+        ("{maxRun: 8h, idleCpu: 50}", {"idleCpu"}),
+        ("{idleCpu: 0}", set()),
+        ("{maxRun: 1h, maxIdle: 59m}", set()),
+        ("{maxRun: 1h, maxIdle: 1h}", {"maxIdle"}),
         ("", set()),
     ],
 )  # fmt: skip

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import os
 import re
 import shlex
 import xml.etree.ElementTree as ElementTree
@@ -12,10 +14,10 @@ from typing import Any
 
 import pytest
 from test_gcp import described
-from unit_support import NOW, PROGRAM, Cli, Clocked, Memory, made
+from unit_support import NOW, PROGRAM, Cli, Clocked, Memory, held, made
 
 import ycluster
-from ycluster import PortForward
+from ycluster import Hold, Host, Idle, Output, PortForward
 
 ROOT = PROGRAM.parent
 PAGES = [
@@ -112,7 +114,18 @@ def documented(heading: str) -> Any:
 
 def test_the_json_of_clusters_is_as_documented(cli: Cli, cache: Path, timer: Memory) -> None:
     ahead = ycluster.parse_time("2100-01-01T00:00:00Z")
-    made(cache, expires_at=ahead, port_forwards=(PortForward(80, 8080),))
+    mine, began = os.getpid(), ycluster.process_start(os.getpid())
+    boot = Host({}, Output(io.StringIO(), io.StringIO())).boot_id()
+    made(
+        cache,
+        expires_at=ahead,
+        port_forwards=(PortForward(80, 8080),),
+        max_idle="30m",
+        idle=Idle(used=ahead, seen=ahead, next=ahead, by="", cpu=1, connections=0, percent=3),
+        holds=(
+            Hold(mine, began, boot, since=ahead, until=ahead, command="make test", undo="hold"),
+        ),
+    )
     cli("lifetime", "arm")
     listed = json.loads(cli("list", "-o", "json").out)
     assert shape(listed) == shape(documented("ycluster list -o json"))
@@ -126,7 +139,7 @@ def test_the_json_of_clusters_is_as_documented(cli: Cli, cache: Path, timer: Mem
 
 
 def test_the_json_of_an_expiry_is_as_documented(cli: Cli, cache: Path) -> None:
-    made(cache, reaped=ycluster.Reaped(int(NOW), "stop", "systemd", "guest-shutdown"))
+    made(cache, reaped=ycluster.Reaped(int(NOW), "stop", "systemd", "guest-shutdown", "maxRun"))
     [reaped] = [
         cluster["reaped"] for cluster in json.loads(cli("list", "-o", "json").out)["clusters"]
     ]
@@ -177,14 +190,22 @@ def test_the_log_of_events_is_as_documented(
     monkeypatch.setattr(
         ycluster, "launch", lambda host, state: ycluster.replace(state, ran_with="kvm")
     )
-    state = ycluster._boot(host, made(cache, lifetime="1h", warn="10m"))
+    state = ycluster._boot(host, made(cache, lifetime="1h", warn="10m", max_idle="20h"))
+    host.time += 900
+    ycluster.reap(host, state.files, by="memory")
+    with monkeypatch.context() as runs:
+        runs.setattr(ycluster, "vm_status", lambda host, files: "running")
+        held(host, state.files)
+    host.time += 900
+    ycluster.reap(host, state.files, by="memory")
+    monkeypatch.setattr(ycluster, "process_start", lambda pid: 0)
     monkeypatch.setattr(ycluster, "write_memory", with_memory)
     monkeypatch.setattr(ycluster, "memory_fits", lambda host, state: {})
     monkeypatch.setattr(ycluster, "_check_room", lambda host, files, vm: None)
     monkeypatch.setattr(ycluster, "standing_still", lambda *args: contextlib.nullcontext(Mute()))
     state.files.qmp.touch()
     ycluster._discarded(host, ycluster._suspend(host, state, ycluster.Vm(1, -1)))
-    host.time += 3100
+    host.time += 1300
     ycluster.reap(host, state.files, by="memory")
     ycluster.extend(host, state.files, ycluster.HowFar(by=10**9))
     ycluster.set_deadline(host, state.files, ycluster.HowFar(from_now=501 * 10**9))

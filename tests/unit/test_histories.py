@@ -22,7 +22,10 @@ from unit_support import Clocked, tree
 
 import ycluster
 from ycluster import (
+    BUDGET,
     ArmedTimer,
+    Decision,
+    End,
     Files,
     Host,
     HowFar,
@@ -88,6 +91,29 @@ class World:
         self.effects += 1
         if self.crash_at is not None and self.effects >= self.crash_at:
             raise Crash
+
+    def takes_over(self, patch: pytest.MonkeyPatch) -> None:
+        """From now on the program has this one."""
+        for attr in ("find_vm", "vm_status", "launch", "stop_vm", "pause_vm", "resume_vm"):
+            patch.setattr(ycluster, attr, getattr(self, attr))
+        for attr in (
+            "standing_still",
+            "stands_still",
+            "write_memory",
+            "launch_from_memory",
+            "ask_qemu",
+        ):
+            patch.setattr(ycluster, attr, getattr(self, attr))
+        patch.setattr(ycluster, "_check_room", lambda host, files, vm: None)
+        patch.setattr(ycluster, "memory_fits", lambda host, state: {})
+        patch.setattr(ycluster, "disks_fit", lambda state: {})
+        patch.setattr(ycluster, "exited", lambda pidfd, timeout: True)
+        patch.setattr(ycluster, "TIMERS", (self,))
+        for attr in ("make_keys", "make_seed", "wait_ready", "install_program", "set_guest_clock"):
+            patch.setattr(ycluster, attr, lambda *args, **options: None)
+        patch.setattr(ycluster, "fetch_image", lambda *args: Path("/image"))
+        patch.setattr(ycluster, "make_disk", lambda host, state, image: state.files.disk.touch())
+        patch.setattr(ycluster, "_check_ports", lambda host, state: None)
 
     # --- in the place of QEMU
 
@@ -240,29 +266,9 @@ class Histories(RuleBasedStateMachine):
             text = f"name: {name}\ncontext: {name}\nk3s: {{install: none}}\nlifetime: {lifetime}\n"
             (self.config(name) / "y-cluster-provision.yaml").write_text(text)
         self.patch = pytest.MonkeyPatch()
-        for attr in ("find_vm", "vm_status", "launch", "stop_vm", "pause_vm", "resume_vm"):
-            self.patch.setattr(ycluster, attr, getattr(self.world, attr))
-        for attr in (
-            "standing_still",
-            "stands_still",
-            "write_memory",
-            "launch_from_memory",
-            "ask_qemu",
-        ):
-            self.patch.setattr(ycluster, attr, getattr(self.world, attr))
-        self.patch.setattr(ycluster, "_check_room", lambda host, files, vm: None)
-        self.patch.setattr(ycluster, "memory_fits", lambda host, state: {})
-        self.patch.setattr(ycluster, "exited", lambda pidfd, timeout: True)
-        self.patch.setattr(ycluster, "TIMERS", (self.world,))
+        self.world.takes_over(self.patch)
         for attr in ("save_state", "remove"):
             self.patch.setattr(ycluster, attr, self.fatal(getattr(ycluster, attr)))
-        for attr in ("make_keys", "make_seed", "wait_ready", "install_program", "set_guest_clock"):
-            self.patch.setattr(ycluster, attr, lambda *args, **options: None)
-        self.patch.setattr(ycluster, "fetch_image", lambda *args: Path("/image"))
-        self.patch.setattr(
-            ycluster, "make_disk", lambda host, state, image: state.files.disk.touch()
-        )
-        self.patch.setattr(ycluster, "_check_ports", lambda host, state: None)
         self.patch.setattr(ycluster, "_warn", self.warned)
         self.patch.setattr("ycluster.os.fsync", lambda fd: None)
         self.patch.setattr(ycluster, "decode_state", decoded)
@@ -277,7 +283,8 @@ class Histories(RuleBasedStateMachine):
     def config(self, name: str) -> Path:
         return Path(self.dir.name) / name
 
-    def warned(self, host: Host, state: State) -> None:
+    def warned(self, host: Host, state: State, decision: Decision) -> None:
+        assert decision.do == "warn" and decision.end == End(state.expires_at or 0, BUDGET)
         assert (
             state.expires_at is not None and host.now() < state.expires_at and not state.disarmed
         ), "warned of nothing"

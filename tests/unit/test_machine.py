@@ -558,7 +558,7 @@ def test_ssh_is_strict_and_knows_nothing_of_the_users_own(tmp_path: Path) -> Non
     demo.files.host_pub.write_text("key")
     argv = ycluster.ssh_argv(demo, "uname", "-a")
     options = after(argv, "-o")
-    assert after(argv, "-F") == ["/dev/null"] and f'IdentityFile="{tmp_path}/demo-ssh"' in options
+    assert after(argv, "-F") == ["/dev/null"] and f"IdentityFile={tmp_path}/demo-ssh" in options
     assert {
         "StrictHostKeyChecking=yes",
         "IdentitiesOnly=yes",
@@ -566,7 +566,7 @@ def test_ssh_is_strict_and_knows_nothing_of_the_users_own(tmp_path: Path) -> Non
         "GlobalKnownHostsFile=/dev/null",
     } <= set(options)
     assert (
-        f'UserKnownHostsFile="{tmp_path}/demo-known_hosts"' in options
+        f"UserKnownHostsFile={tmp_path}/demo-known_hosts" in options
         and "HostKeyAlias=demo" in options
     )
     assert argv[-3:] == ["dev@127.0.0.1", "uname", "-a"] and after(argv, "-p") == ["40315"]

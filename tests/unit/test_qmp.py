@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from unit_support import refused
+from unit_support import Clocked, refused
 
+import ycluster
 from ycluster import QMP_LINE, Qmp, QmpError, chosen_ports, run_state
 
 GREETING = {"QMP": {"version": {"qemu": {"major": 7}}, "capabilities": []}}
@@ -244,11 +245,17 @@ def test_an_odd_answer_is_no_run_state(answer: object) -> None:
         run_state(answer)
 
 
-def test_an_odd_answer_has_no_ports() -> None:
+@pytest.mark.parametrize("answer", [{}, None, [], 1])
+def test_an_odd_answer_about_the_network_is_none(
+    monkeypatch: pytest.MonkeyPatch, host: Clocked, tmp_path: Path, answer: object
+) -> None:
     """(21.4.3)"""
-    for answer in ({}, None, [], 1):
-        with pytest.raises(QmpError):
-            chosen_ports(answer)
+    monkeypatch.setattr(ycluster, "ask_qemu", lambda *_: answer)
+    with pytest.raises(QmpError):
+        ycluster.ask_usernet(host, ycluster.Files(tmp_path, "demo"))
+
+
+def test_odd_ports_are_none() -> None:
     row = "  TCP[HOST_FORWARD]  12  127.0.0.1 {}  10.0.2.15 22  0 0\n"
     assert chosen_ports(row.format(40001)) == {22: 40001}
     assert chosen_ports(row.format(99999) + row.format("9" * 5000)) == {}

@@ -85,15 +85,20 @@ def test_a_config_that_was_not_edited_changes_nothing(edits: dict[str, Any], run
         ({"maxRun": "8h", "onWarn": "true SECRET"}, "on_warn", "true SECRET", "lifetime.onWarn: changed"),
         ({"maxRun": "8h", "maxTotal": "9h"}, "max_total", "9h", "lifetime.maxTotal: none -> 9h"),
         ({"maxRun": "4h"}, "lifetime", "4h", "lifetime.maxRun: 8h -> 4h"),
+        ({"maxRun": "8h", "maxIdle": "30m"}, "max_idle", "30m", "lifetime.maxIdle: none -> 30m"),
+        ({"maxRun": "8h", "idleCpu": 50}, "idle_cpu", 50, "lifetime.idleCpu: 25 -> 50"),
     ],
 )  # fmt: skip
 def test_the_lifetime_is_applied_at_once(
-    lifetime: dict[str, str], field: str, value: str, says: str, runs: bool
+    lifetime: dict[str, Any], field: str, value: object, says: str, runs: bool
 ) -> None:
     """(20.14)"""
     changed, said = reconfigured(cluster(), runs=runs, lifetime=lifetime)
     assert getattr(changed, field) == value and says in said.splitlines()
-    assert len(said.splitlines()) == 1 + (runs and field == "lifetime") and "SECRET" not in said
+    assert (
+        len(said.splitlines()) == 1 + (runs and field in ("lifetime", "max_idle"))
+        and "SECRET" not in said
+    )
 
 
 MACHINE = [
@@ -209,6 +214,24 @@ def test_the_deadline_of_a_running_vm_follows_its_budget(
     assert halted.expires_at is None and counts not in said, "the next start counts anew"
 
 
+def test_a_max_idle_that_is_edited_counts_from_now_and_one_that_is_the_same_as_before() -> None:
+    """Neither ends a VM at once that was unused before. (23)"""
+    lifetime = {"maxRun": "8h", "maxIdle": "30m"}
+    fresh, _ = reconfigured(cluster(), runs=True, lifetime=lifetime)
+    assert fresh.idle is not None and fresh.idle.used == int(NOW) and fresh.expires_at
+    assert ycluster.unused_end(fresh) == int(NOW) + HOUR // 2
+    later = replace(CLOCK, now=NOW + 600)
+    looked = ycluster.after_look(fresh, ycluster.Look(False, 0, 1.0), later)
+    assert reconfigured(looked, runs=True, lifetime=lifetime) == (looked, "")
+    same = {"maxRun": "8h", "maxIdle": "0.5h"}
+    assert reconfigured(looked, runs=True, lifetime=same) == (looked, "")
+    none, said = reconfigured(looked, runs=True, lifetime={"maxRun": "8h"})
+    assert none.idle is None and "lifetime.maxIdle: 30m -> none" in said
+    alone, said = reconfigured(looked, runs=True, lifetime={"maxIdle": "30m"})
+    assert alone.expires_at is None and alone.idle == looked.idle and "nothing will" not in said
+    assert ycluster.time_of(alone, ycluster.LOOK) == alone.idle.next
+
+
 def test_whoever_brings_a_warning_about_needs_none() -> None:
     """(20.14)"""
     lifetime = {"maxRun": "8h", "warn": "7h30m"}
@@ -303,6 +326,26 @@ def test_a_budget_that_is_taken_out_of_the_config_takes_deadline_and_timers_alon
     edited.edit(lifetime=None)
     told(edited.run(verb), 0, "lifetime.maxRun: 8h -> none")
     assert edited.state.expires_at is None and edited.state.timers == () and not timer.standing
+
+
+@pytest.mark.parametrize("verb", ["start", "lifetime arm", "resume"])
+def test_a_max_idle_that_is_put_into_the_config_of_a_running_cluster_is_looked_after(
+    edited: Edited, timer: Memory, verb: str
+) -> None:
+    """Beside its deadline; and it goes as it came. (23)"""
+    edited.runs(frozen=verb == "resume")
+    edited.edit(lifetime={"maxRun": "8h", "maxIdle": "30m", "warn": "0"})
+    told(edited.run(verb), 0, "lifetime.maxIdle: none -> 30m")
+    state = edited.state
+    assert state.idle is not None
+    assert sorted(timer.standing.values()) == [state.idle.next, state.expires_at]
+    edited.edit(lifetime={"maxIdle": "30m"})
+    told(edited.run(verb), 0, "lifetime.maxRun: 8h -> none")
+    state = edited.state
+    assert state.idle is not None and list(timer.standing.values()) == [state.idle.next]
+    edited.edit(lifetime=None)
+    told(edited.run(verb), 0, "lifetime.maxIdle: 30m -> none")
+    assert (edited.state.idle, edited.state.timers, timer.standing) == (None, (), {})
 
 
 def test_a_stopped_cluster_starts_with_the_machine_of_its_config(

@@ -22,6 +22,8 @@ import ycluster
 from ycluster import (
     ArmedTimer,
     Files,
+    Hold,
+    Idle,
     PortForward,
     Reaped,
     State,
@@ -52,15 +54,18 @@ LATEST = ycluster.parse_time("2999-12-31T23:59:59Z")
 
 def without_a_stray_deadline(state: State) -> State:
     """As it is read: without a budget there is no deadline either."""
-    if ycluster.budget(state.lifetime) is not None:
-        return state
-    return ycluster.replace(state, expires_at=None, retry_at=None, ending="")
+    if ycluster.budget(state.lifetime) is None:
+        state = ycluster.replace(state, expires_at=None)
+    if ycluster.budget(state.max_idle) is None:
+        state = ycluster.replace(state, idle=None)
+    return state if state.has_limit else ycluster.replace(state, retry_at=None, ending="")
 
 
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 arguments = words.filter(lambda word: not word.startswith("-"))  # of other programs
 users = st.from_regex(r"[a-z_][-a-z0-9_]{0,31}", fullmatch=True)
 times = st.integers(0, LATEST)
+numbers = st.integers(-1, 10**15 - 1)
 ports = st.integers(0, 65535)
 labels = st.from_regex(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", fullmatch=True)
 unknown = st.recursive(
@@ -97,6 +102,15 @@ states = st.builds(
     expires_at=st.none() | times,
     started_at=st.none() | times,
     retry_at=st.none() | times,
+    max_idle=st.sampled_from(["", "0", "30m", "1.5s"]),
+    idle_cpu=st.integers(0, 100_000),
+    idle=st.none()
+    | st.builds(
+        Idle, times, times, times, words, numbers, numbers, numbers, times, st.none() | times
+    ),
+    holds=st.lists(
+        st.builds(Hold, numbers, numbers, words, times, st.none() | times, words, words), max_size=3
+    ).map(tuple),
     image=words,
     data_disk=arguments,
     ssh_user=users,
@@ -109,7 +123,7 @@ states = st.builds(
     auto_ports=st.lists(ports, max_size=3).map(tuple),
     timers=armed,
     reaped=st.none()
-    | st.builds(Reaped, times, st.sampled_from(sorted(ycluster.ACTIONS)), words, words),
+    | st.builds(Reaped, times, st.sampled_from(sorted(ycluster.ACTIONS)), words, words, words),
     extra=extras,
 ).map(without_a_stray_deadline)
 
@@ -381,7 +395,7 @@ memory: 1024
 cpus: 2
 k3s: {version: v1.34.1+k3s1, install: script, source: /srv/k3s}
 portForwards: [{host: 0, guest: 6443}, {host: 8080, guest: 80}]
-lifetime: {maxRun: 1h, onExpiry: pause, warn: 5m, onWarn: "true", maxTotal: 9h}
+lifetime: {maxRun: 1h, onExpiry: pause, warn: 5m, onWarn: "true", maxTotal: 9h, maxIdle: 30m, idleCpu: 40}
 diskSize: 1G
 sshPort: 0
 dataDisk: data.qcow2
@@ -402,7 +416,7 @@ sshUser: me
         "cache_dir",
         "data_disk",
     }
-    assert len(same) == 13
+    assert len(same) == 15
     for name in same:
         assert (
             getattr(state, name)

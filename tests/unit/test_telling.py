@@ -68,7 +68,7 @@ def test_a_warning_tells_terminals_the_log_and_a_command_and_only_once(
     facts = "demo will be stopped", "10m", "2025-11-22", "`ycluster lifetime extend 2h --name demo`"
     assert missing(said[0], *facts) == []
     assert (tmp_path / "told").read_text().splitlines() == [
-        "YCLUSTER_CONTEXT=local", f"YCLUSTER_EXPIRES_AT={ycluster.format_time(SOON)}", "YCLUSTER_NAME=demo",
+        "YCLUSTER_CAUSE=maxRun", "YCLUSTER_CONTEXT=local", f"YCLUSTER_EXPIRES_AT={ycluster.format_time(SOON)}", "YCLUSTER_NAME=demo",
         "YCLUSTER_ON_EXPIRY=stop", "YCLUSTER_REMAINING_SECONDS=600", f"YCLUSTER_STATE={state.files.sidecar}",
     ]  # fmt: skip
     assert [event["event"] for event in events(home)] == ["armed", "warned"]
@@ -97,7 +97,7 @@ def test_a_command_has_no_more_time_than_is_left(
     for left in (600, 7, 0.2):
         state = warned(cache, on_warn="true", expires_at=int(NOW) + 600)
         host.time = NOW + 600 - left
-        ycluster._warn(host, state)
+        ycluster._warn(host, state, ycluster.decide(state, host.clock()))
     assert given == [60.0, 7.0, 1.0]
 
 

@@ -1176,7 +1176,7 @@ def test_a_watcher_ends_a_vm_whose_files_are_lost_at_the_deadline_it_knows(
     logins = []
 
     def stop(host: Host, of: Files, held: ycluster.Vm, poweroff: Any) -> str:
-        key = next(word for word in poweroff.args[0] if "IdentityFile=" in word).split('"')[1]
+        key = next(word for word in poweroff.args[0] if "IdentityFile=" in word).partition("=")[2]
         logins.append((Path(key).read_text(), Path(key).stat().st_mode & 0o777))
         assert host.now() >= ends and held.pid == vm.pid
         vm.kill()

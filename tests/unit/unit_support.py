@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import io
+import json
 import os
 import py_compile
 import shutil
@@ -161,8 +162,13 @@ class Cli:
 GIVES_WAY = "import os, signal; signal.signal(signal.SIGCONT, lambda *args: os._exit(0))"  # to the first act of a stop
 
 
-def monitor(guest: str = "running", migration: str = "none", ends_at: str = "False") -> str:
-    """QEMU's monitor, with a guest and a migration in these states, until `ends_at`. It keeps what it is asked."""
+def monitor(
+    guest: str = "running", migration: str = "none", ends_at: str = "False", usernet: str = ""
+) -> str:
+    """QEMU's monitor, with a guest and a migration in these states, until `ends_at`. It keeps what it is asked.
+
+    `usernet` is its answer to a person's command, `info usernet`.
+    """
     return f"""
 import json, os, socket, sys, threading
 os.chdir(os.path.dirname(sys.argv[4]))
@@ -183,7 +189,8 @@ def serve():
                 guest["status"] = {{"stop": "paused", "cont": "running"}}.get(what, guest["status"])
                 if what == "migrate_cancel":
                     migration["status"] = "cancelled"
-                answer = migration if what == "query-migrate" else guest
+                answers = {{"query-migrate": migration, "human-monitor-command": {usernet!r}}}
+                answer = answers.get(what, guest)
                 print(json.dumps({{"return": answer, "id": request["id"]}}), file=lines, flush=True)
                 if {ends_at}:
                     os._exit(0)
@@ -239,6 +246,82 @@ def stand_in(processes: Processes, files: Files, code: str = GIVES_WAY) -> subpr
     process = processes.start(code, "-name", files.name, "-pidfile", str(files.pidfile))
     files.pidfile.write_text(f"{process.pid}\n")
     return process
+
+
+class Became(Exception):
+    """In the place of the command that a process becomes."""
+
+
+def held(
+    host: Host, files: Files, *command: str, at_most: str = "0s", pid: int | None = None
+) -> ycluster.Hold:
+    """`lifetime hold`, as far as where it becomes its command; by a process that need not be there. Returns the hold."""
+
+    def become(self: Host, argv: Sequence[str]) -> None:
+        raise Became(*argv)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Became):
+        patch.setattr(Host, "become", become)
+        if pid is not None:
+            patch.setattr("ycluster.os.getpid", lambda: pid)
+        ycluster.hold(host, files, ycluster.parse_duration(at_most), command or ("make", "test"))
+    host.holder = None  # that was another process
+    return ycluster.load_state(files).holds[-1]
+
+
+# `info usernet` of a guest that nobody is connected to, and what a login adds to it.
+USERNET = """\
+VLAN -1 (net0):
+  Protocol[State]    FD  Source Address  Port   Dest. Address  Port RecvQ SendQ
+  TCP[HOST_FORWARD]  13       127.0.0.1  2222       10.0.2.15    22     0     0
+  TCP[HOST_FORWARD]  12               *  8080       10.0.2.15    80     0     0
+"""
+LOGIN = "  TCP[ESTABLISHED]   20       127.0.0.1 40022       10.0.2.15    22     0     0\n"
+UNUSED, USED = (
+    monitor(
+        ends_at='what == "system_powerdown" and guest["status"] == "running"',
+        usernet=(USERNET + more).replace("\n", "\r\n"),
+    )
+    for more in ("", LOGIN)
+)
+
+
+class Live:
+    """A cluster with maxIdle alone; in memory are its timers and its clock, and its VM is a real process."""
+
+    def __init__(self, host: Clocked, cache: Path, timer: Memory, processes: Processes) -> None:
+        self.host, self.timer, self.processes = host, timer, processes
+        self.files = Files(cache, "demo")
+        self.monitor = UNUSED
+
+    def launch(self, host: Host, state: State) -> State:
+        stand_in(self.processes, self.files, self.monitor)
+        return ycluster.replace(state, ran_with="tcg")
+
+    def starts(self, **fields: Any) -> None:
+        values = {"lifetime": "", "max_idle": "30m", "started_at": 1, "warn": "10m", **fields}
+        self.files.disk.touch()
+        ycluster._boot(self.host, made(self.files.cache_dir, **values))
+
+    @property
+    def state(self) -> State:
+        return ycluster.load_state(self.files)
+
+    @property
+    def runs(self) -> bool:
+        return ycluster.running(self.host, self.files)
+
+    def fires(self) -> float:
+        """The next timer, when it is to; returns how many seconds that was after the start."""
+        ident = min(self.timer.standing, key=lambda one: self.timer.standing[one])
+        self.host.time = float(self.timer.standing.pop(ident))
+        ycluster.reap(self.host, self.files, by="memory")
+        return self.host.time - NOW
+
+    def events(self, *without: str) -> list[dict[str, Any]]:
+        log = self.host.home() / ".local/state/ycluster/events.jsonl"
+        events = [json.loads(line) for line in log.read_text().splitlines()]
+        return [event for event in events if event["event"] not in without]
 
 
 def bound_by_modes(*argv: object) -> list[str]:
