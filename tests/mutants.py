@@ -2191,7 +2191,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "a sleep of the host makes a look late",
         " or clock.slept > idle.slept + 2",
         "",
-        "test_idle.py::test_a_host_that_has_slept_ends_nothing_when_it_wakes",
+        "test_idle.py::test_the_use_of_a_verb_and_of_a_late_look_is_told_too",
     ),
     (
         "what a look has seen was so until the next",
@@ -2203,7 +2203,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "another QEMU's CPU time is no telling",
         "    if spent < 0:  # another QEMU, which somebody has started meanwhile\n        return None\n",
         "",
-        "test_idle.py",
+        "test_idle.py::test_a_vm_that_somebody_else_has_started_meanwhile_is_no_telling",
     ),
     (
         "only a look of just now ends what is unused",
@@ -2324,6 +2324,12 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "    state = _held(host, anchored(with_choice(host, state), host.clock()))",
         "    state = anchored(with_choice(host, state), host.clock())",
         "test_hold.py::test_run_leaves_a_cluster_as_it_found_it",
+    ),
+    (
+        "a warning is of its own end",
+        'return Decision("warn", why, End(deadline, BUDGET))',
+        'return Decision("warn", why, first)',
+        "test_idle.py::test_each_end_is_warned_of_once_where_both_are_near",
     ),
 ]
 

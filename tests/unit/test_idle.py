@@ -443,6 +443,14 @@ def test_a_vm_that_starts_is_seen_to_be_unused_by_the_first_look() -> None:
     assert (idle_of(first).by, idle_of(first).percent, ends_in(first)) == ("", 20, 1800)
 
 
+def test_a_vm_that_somebody_else_has_started_meanwhile_is_no_telling() -> None:
+    """As y-cluster does: it has used less CPU time than at the look before. (23)"""
+    one = looked(anchored(state(), at(0)), 300, cpu=50.0)
+    again = looked(one, 600, cpu=10.0)
+    assert (idle_of(again).by, idle_of(again).percent) == (ycluster.UNMEASURED, -1)
+    assert ends_in(again) == 600 + 1800
+
+
 @pytest.mark.parametrize("use", [{"connections": 2}, {"holds": True}, {"connections": None}])
 def test_what_was_in_use_at_one_look_was_so_until_the_next(use: dict[str, Any]) -> None:
     """Nobody has seen when it ended: the count begins at the latest that it can have been. (23)"""
@@ -506,6 +514,20 @@ def test_the_sooner_of_both_ends_counts() -> None:
     )
     longer = anchored(state(lifetime="8h"), at(0))
     assert [end.cause for end in ycluster.ends_of(longer)] == [ycluster.UNUSED, ycluster.BUDGET]
+
+
+def test_each_end_is_warned_of_once_where_both_are_near() -> None:
+    """Whichever comes first. (23)"""
+    one = anchored(state(lifetime="1h", max_idle="15m", warn="10m"), at(0))
+    told = []
+    for second in range(0, 3500, 10):
+        if ycluster.time_of(one, ycluster.LOOK) <= NOW + second:
+            one = looked(one, second, connections=int(second <= 2500))
+        decision = decide(one, at(second))
+        if decision.do == "warn" and decision.end is not None:
+            told.append(decision.end.cause)
+            one = ycluster._warned(one, decision.end)
+    assert sorted(told) == [ycluster.UNUSED, ycluster.BUDGET]
 
 
 def test_an_extension_is_a_use_and_ends_no_count_of_its_own() -> None:
