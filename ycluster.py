@@ -4038,7 +4038,7 @@ class Reaped(Record):
     action: str  # what was done, one of ACTIONS
     by: str  # what fired it: a timer's backend, or the user's hand
     how: str  # how the VM ended
-    cause: str = ""  # UNUSED; empty: its budget
+    cause: str = ""  # BUDGET or UNUSED; empty in files of before
 
 
 _EXPIRY = object_of(Reaped, at=_MOMENT, action=_ACTION, by=_TEXT, how=_TEXT, cause=_TEXT)
@@ -4805,8 +4805,8 @@ def adjusted(state: State, clock: Clock) -> State:
     if state.idle is not None:
         idle = _shifted(state.idle, step, "used", "seen", "next", "warned")
         state = replace(state, idle=idle)
-    holds = tuple(_shifted(hold, step, "since", "until") for hold in state.holds)
-    state = replace(state, booted_at=booted_at, holds=holds)
+    holds = [_shifted(hold, step, "since", "until") for hold in state.holds]
+    state = replace(state, booted_at=booted_at, holds=tuple(holds))
     return _shifted(state, step, "started_at", "retry_at", "warned", "expires_at")
 
 
@@ -5084,8 +5084,11 @@ def used_by_hand(state: State, now: float) -> State:
     """The state of a cluster to which its user has just given a verb."""
     if state.idle is None:
         return state
-    used = replace(state.idle, used=max(state.idle.used, int(now)))
-    return _called_off(replace(state, idle=used), now)
+    idle = replace(state.idle, used=max(state.idle.used, int(now)))
+    if state.retry_at:  # the look that was to be a second try may be far off
+        interval = look_interval(budget(state.max_idle) or 0)
+        idle = replace(idle, next=min(idle.next, int(now) + interval))
+    return _called_off(replace(state, idle=idle), now)
 
 
 def unused_words(state: State, now: float) -> str:
@@ -11384,7 +11387,7 @@ def _held(host: Host, state: State) -> State:
         boot=clock.boot_id,
         since=int(clock.now),
         until=hold_until(state, host.holder.at_most, clock),
-        command=masked(shlex.join(host.holder.command))[:COMMAND_SHOWN],
+        command=" ".join(masked(shlex.join(host.holder.command)).split())[:COMMAND_SHOWN],
         undo=host.holder.undo,
     )
     others = [hold for hold in _with_holds(host, state).holds if not _is_of_this_process(hold)]

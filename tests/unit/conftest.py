@@ -15,6 +15,22 @@ settings.register_profile("unit", deadline=None, suppress_health_check=[HealthCh
 # The same tests with fewer random examples: `tests/run.sh matrix`, after one Python has tried them all.
 settings.register_profile("quick", settings.get_profile("unit"), max_examples=20)
 settings.load_profile(os.environ.get("YCLUSTER_EXAMPLES", "unit"))
+# A lane of tests/run.sh, which is in the background, ignores these, and so would all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+
+
+@pytest.fixture(autouse=True)
+def _no_vms_of_other_lanes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """`list` names every VM of this user whose files are lost, and other lanes' tests have such VMs."""
+    ours, find = tmp_path_factory.getbasetemp(), ycluster.lost_vms
+    monkeypatch.setattr(
+        ycluster,
+        "lost_vms",
+        lambda: ((pid, lost) for pid, lost in find() if ours in lost.cache_dir.parents),
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -253,7 +253,9 @@ class Histories(RuleBasedStateMachine):
         self.cache = self.host.data_home()
         self.files = {name: Files(self.cache, name) for name in NAMES}
         self.killed = False
-        self.cut: set[str] = set()  # whose VM has ended by itself, and took what ran in it along
+        self.cut: set[str] = (
+            set()
+        )  # what ran in it is gone: its VM has ended by itself, or a `discard` was cut off
         self.unguarded: set[str] = (
             set()
         )  # whose timer may be gone: it was lost, or its reap was killed
@@ -442,6 +444,8 @@ class Histories(RuleBasedStateMachine):
         assert end != "done" or (
             not files.memory.exists() and self.states()[name].suspended is None
         )
+        if end != "done" and not files.memory.exists():
+            self.cut.add(name)
 
     @rule(name=names, crash=crashes, verb=st.sampled_from(["pause", "suspend", "stop"]))
     def halt(self, name: str, crash: int | None, verb: str) -> None:

@@ -588,7 +588,7 @@ def test_a_vm_is_measured_by_its_monitor_and_its_process(
     files = Files(cache, "demo")
     assert ycluster.measured_use(host, files) is None, "it is off"
     process = stand_in(processes, files, USED)
-    connections, cpu = ycluster.measured_use(host, files)
+    connections, cpu = ycluster.measured_use(host, files) or (None, None)
     assert connections == 1 and cpu is not None and 0 <= cpu < 60
     (files.qmp).unlink()
     assert ycluster.measured_use(host, files) == (None, ycluster.cpu_time(process.pid))
@@ -818,7 +818,13 @@ def shown(cache: Path, **fields: Any) -> State:
     host = Host({}, ycluster.Output(io.StringIO(), io.StringIO()))
     clock = host.clock()
     now = int(clock.now)
-    idle = {"used": now - 720, "seen": now - 60, "next": now + 240, "by": "", "cpu": 1000}
+    idle: dict[str, Any] = {
+        "used": now - 720,
+        "seen": now - 60,
+        "next": now + 240,
+        "by": "",
+        "cpu": 1000,
+    }
     idle.update({"connections": 0, "percent": 3, **fields.pop("idle", {})})
     values = {"lifetime": "", "max_idle": "30m", "started_at": now - HOUR, **fields}
     values.update(boot_id=clock.boot_id, booted_at=round(clock.booted))
