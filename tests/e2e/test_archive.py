@@ -222,7 +222,8 @@ def test_every_python_at_hand_runs_it_with_no_site_packages_or_gets_one_line(
 def test_the_same_commit_gives_the_same_bytes_and_a_small_file(
     program: Program, tmp_path: Path
 ) -> None:
-    assert program.path.stat().st_size < 500_000
+    # Small is what is in it and hardly more: the module as it is, for the timers to copy, and what starts it.
+    assert program.path.stat().st_size < 1.05 * (ROOT / "ycluster.py").stat().st_size
     shutil.copytree(ROOT, tmp_path / "copy", ignore=shutil.ignore_patterns("dist", ".hypothesis"))
     subprocess.run(["./build_zipapp.sh"], cwd=tmp_path / "copy", check=True, capture_output=True)
     assert (tmp_path / "copy" / "dist" / "ycluster").read_bytes() == (

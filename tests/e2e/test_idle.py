@@ -115,6 +115,10 @@ def events(cluster: Cluster) -> list[dict[str, Any]]:
 def test_a_cluster_lives_while_it_is_used_and_ends_soon_after_by_each_timer(
     woken: Callable[..., Cluster],
 ) -> None:
-    clusters = [woken(f"idle-{timer}", with_max_idle, YCLUSTER_TIMER=timer) for timer in TIMERS]
     with ThreadPoolExecutor(len(TIMERS)) as pool:
-        list(pool.map(live_and_end, clusters, TIMERS))
+        lives = []
+        for timer in TIMERS:
+            cluster = woken(f"idle-{timer}", with_max_idle, YCLUSTER_TIMER=timer)
+            lives.append(pool.submit(live_and_end, cluster, timer))  # its time has begun
+        for life in lives:
+            life.result()
