@@ -159,9 +159,6 @@ def test_start_refreshes_the_port_and_imports_nothing_again(vm: Cluster, kubecon
         for item in view(kubeconfig)["clusters"]
         if item["name"] == vm.name
     ]
-    vm.run(
-        "ssh", "--", "sudo touch /etc/cloud/cloud-init.disabled"
-    )  # which takes a third of a boot
     vm.run("stop")
     with_port = before.rsplit(":", 1)[1]
     taken = subprocess.Popen(
