@@ -3935,6 +3935,15 @@ def tuple_of(field: Field[Value]) -> Field[tuple[Value, ...]]:
     return Field(decode, encode)
 
 
+def optional(field: Field[Value]) -> Field[Value | None]:
+    """A value that may not be set, which is null."""
+
+    def encode(value: Value | None) -> Any:
+        return None if value is None else field.encode(value)
+
+    return Field(field.decode, encode)
+
+
 def object_of(cls: type[AnyRecord], **fields: Field[Any]) -> Field[AnyRecord]:
     """An object in JSON with these fields, read as a Record. The sibling writes Host for `host`."""
 
@@ -4041,14 +4050,7 @@ class Reaped(Record):
     cause: str = ""  # BUDGET or UNUSED; empty in files of before
 
 
-_EXPIRY = object_of(Reaped, at=_MOMENT, action=_ACTION, by=_TEXT, how=_TEXT, cause=_TEXT)
-
-
-def _encode_record(reaped: Reaped | None) -> dict[str, Any] | None:
-    return None if reaped is None else _EXPIRY.encode(reaped)
-
-
-_REAPED: Field[Reaped | None] = Field(_EXPIRY.decode, _encode_record)
+_REAPED = optional(object_of(Reaped, at=_MOMENT, action=_ACTION, by=_TEXT, how=_TEXT, cause=_TEXT))
 
 
 class Suspended(Record):
@@ -4060,20 +4062,15 @@ class Suspended(Record):
     fits: Mapping[str, Any]  # what has to be the same when it is loaded, see `memory_fits`
 
 
-_MEMORY_FILE = object_of(
-    Suspended,
-    at=_MOMENT,
-    packed=_TEXT,
-    digest=_TEXT,
-    fits=Field(_decode_object),
+_SUSPENDED = optional(
+    object_of(
+        Suspended,
+        at=_MOMENT,
+        packed=_TEXT,
+        digest=_TEXT,
+        fits=Field(_decode_object),
+    )
 )
-
-
-def _encode_suspended(suspended: Suspended | None) -> dict[str, Any] | None:
-    return None if suspended is None else _MEMORY_FILE.encode(suspended)
-
-
-_SUSPENDED: Field[Suspended | None] = Field(_MEMORY_FILE.decode, _encode_suspended)
 
 
 class Idle(Record):
@@ -4090,25 +4087,20 @@ class Idle(Record):
     warned: int | None = None  # the end, if it stays unused, of which the user has been warned
 
 
-_IDLE_FIELDS = object_of(
-    Idle,
-    used=_MOMENT,
-    seen=_MOMENT,
-    next=_MOMENT,
-    by=_TEXT,
-    cpu=_NUMBER,
-    connections=_NUMBER,
-    percent=_NUMBER,
-    slept=_NUMBER,
-    warned=_TIME,
+_IDLE = optional(
+    object_of(
+        Idle,
+        used=_MOMENT,
+        seen=_MOMENT,
+        next=_MOMENT,
+        by=_TEXT,
+        cpu=_NUMBER,
+        connections=_NUMBER,
+        percent=_NUMBER,
+        slept=_NUMBER,
+        warned=_TIME,
+    )
 )
-
-
-def _encode_idle(idle: Idle | None) -> dict[str, Any] | None:
-    return None if idle is None else _IDLE_FIELDS.encode(idle)
-
-
-_IDLE: Field[Idle | None] = Field(_IDLE_FIELDS.decode, _encode_idle)
 
 
 class Hold(Record):
@@ -4829,9 +4821,9 @@ def agenda(state: State) -> list[Moment]:
     if state.disarmed:
         return []
     moments = []
-    again = state.retry_at or 0
-    if deadline_of(state) is not None:
-        moments.append(Moment(max(deadline_of(state) or 0, again), DEADLINE))
+    deadline, again = deadline_of(state), state.retry_at or 0
+    if deadline is not None:
+        moments.append(Moment(max(deadline, again), DEADLINE))
     if state.idle is not None and unused_end(state) is not None:
         moments.append(Moment(max(state.idle.next, again), LOOK))
     warning = _warning_time(state)
@@ -4918,10 +4910,10 @@ def _before_the_end(state: State, now: float) -> Decision:
     why = f"due in {in_words(first.at - now)}"
     if first.cause == UNUSED:
         why = f"unused for {unused_words(state, now)}; {why}, if it stays so"
-    deadline, unused = deadline_of(state), unused_end(state)
+    deadline = deadline_of(state)
     if deadline is not None and time_of(state, WARNING) <= now:
         return Decision("warn", why, End(deadline, BUDGET))
-    if unused is not None and first.cause == UNUSED and _warns_of_unused(state, now):
+    if first.cause == UNUSED and _warns_of_unused(state, now):
         return Decision("warn", why, first)
     return Decision("rearm", why, first)
 
@@ -5842,20 +5834,26 @@ def timer_trouble(host: Host, state: State) -> str:
     if state.timer is None:
         return "none is armed"
     armed = {timer.event: timer for timer in state.timers}
-    for event in {moment.event for moment in agenda(state)}.intersection(ENDS):
+    ends = {moment.event for moment in agenda(state)}.intersection(ENDS)
+    for event in ends:
         if event not in armed:
             return f"none is armed for the {event}"
-        trouble = _trouble_of(host, state, armed[event])
-        if trouble:
-            return trouble
-    return ""
+        if not _is_there(host, state, armed[event]):
+            return f"{armed[event].backend} has it no longer"
+    return _trouble_of_program(host, state, [armed[event] for event in ends])
 
 
-def _trouble_of(host: Host, state: State, timer: ArmedTimer) -> str:
+def _is_there(host: Host, state: State, timer: ArmedTimer) -> bool:
     backend = timer_named(timer.backend)
-    if backend is None or not backend.armed(host, state.files, timer):
-        return f"{timer.backend} has it no longer"
-    return program_trouble(host, state) if backend.launches else ""
+    return backend is not None and backend.armed(host, state.files, timer)
+
+
+def _trouble_of_program(host: Host, state: State, timers: Sequence[ArmedTimer]) -> str:
+    """What is wrong with what timers run, which is asked once for all; empty where nothing is."""
+    backends = [timer_named(timer.backend) for timer in timers]
+    if any(backend is not None and backend.launches for backend in backends):
+        return program_trouble(host, state)
+    return ""
 
 
 def arm_timers(host: Host, state: State, *, renew: bool = False) -> State:
@@ -5931,13 +5929,14 @@ def _fit_timers(
 ) -> tuple[ArmedTimer, ...]:
     """The timers of the state that are for one of the moments, of a backend, and really armed."""
     wanted = [(moment.event, int(moment.at)) for moment in moments]
-    return tuple(
+    fit = tuple(
         timer
         for timer in state.timers
         if (timer.event, timer.deadline) in wanted
         and timer_named(timer.backend) in backends
-        and not _trouble_of(host, state, timer)
+        and _is_there(host, state, timer)
     )
+    return () if _trouble_of_program(host, state, fit) else fit
 
 
 def _arm_each(
@@ -11863,7 +11862,7 @@ def describe(host: Host, state: State, *, armed: bool | None = None) -> dict[str
         "holds": [_hold_facts(hold) for hold in _with_holds(host, state).holds],
         "disarmed": state.disarmed,
         "armed": armed,
-        "reaped": _encode_record(state.reaped),
+        "reaped": _REAPED.encode(state.reaped),
         "suspended": _suspended_facts(state) if now == "suspended" else None,
         "sshPort": state.ssh_port,
         "portForwards": ports,
@@ -11891,11 +11890,12 @@ def _idle_facts(state: State, now: float) -> dict[str, Any] | None:
     end = unused_end(state)
     if idle is None or end is None:
         return None
+    end = max(end, idle.next)  # it ends by a look
     return {
         "usedAt": format_time(idle.used),
         "unusedSeconds": int(now - idle.used),
-        "expiresAt": format_time(max(end, idle.next)),  # it ends by a look
-        "remainingSeconds": int(max(end, idle.next) - now),
+        "expiresAt": format_time(end),
+        "remainingSeconds": int(end - now),
         "lookedAt": format_time(idle.seen),
         "nextLookAt": format_time(idle.next),
         "usedBy": idle.by,

@@ -87,16 +87,9 @@ def watched(home: str, max_idle: str, seconds: float) -> None:
             used = (cpu(watcher) - before) / seconds
             line(f"watcher, maxIdle: {max_idle or 'none'}", watcher, f"{100 * used:.3f}")
             if max_idle:
-                launcher = (
-                    "/bin/sh",
-                    str(files.launcher),
-                    "lifetime",
-                    "reap",
-                    "--state",
-                    str(files.sidecar),
-                )
+                argv = ycluster.timer_argv(host, files, "benchmark", "reap")
                 bare = min(cpu_of(sys.executable, "-c", "pass") for _ in range(5))
-                reap = min(cpu_of(*launcher) for _ in range(5))
+                reap = min(cpu_of(*argv) for _ in range(5))
                 print(
                     f"\na reap by a timer's own process takes {reap / bare:.1f} times the CPU of `python3 -c pass`"
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import contextlib
 import fcntl
 import json
@@ -42,6 +43,11 @@ def block(page: str, heading: str, language: str = "sh") -> str:
     )
     assert found, heading
     return found[1]
+
+
+def moment(text: str) -> int:
+    """Seconds since the epoch. What is asserted of deadlines compares two of them: how long a boot takes is not known."""
+    return calendar.timegm(time.strptime(text, "%Y-%m-%dT%H:%M:%SZ"))
 
 
 @dataclass
@@ -110,6 +116,16 @@ class Cluster:
     def sidecar(self) -> dict[str, Any]:
         read: dict[str, Any] = json.loads(self.file(".json").read_text())
         return read
+
+    def events(self) -> list[dict[str, Any]]:
+        """What has become of the cluster, by the log of events."""
+        log = self.program.home / ".local/state/ycluster/events.jsonl"
+        found = [json.loads(line) for line in log.read_text().splitlines()]
+        return [event for event in found if event["name"] == self.name]
+
+    def happened(self) -> list[str]:
+        """The same, in a word each."""
+        return [event["event"] for event in self.events()]
 
     def set_deadline(self, seconds: float, **fields: Any) -> None:
         """Write a near deadline into the sidecar, as an editor would; no verb shortens one."""

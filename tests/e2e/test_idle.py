@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shlex
 import socket
 import subprocess
@@ -13,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable
 
 import pytest
-from conftest import Cluster, wait_for
+from conftest import Cluster, moment, wait_for
 
 MAX_IDLE = 60  # seconds; looks are a minute apart at least
 TIMERS = ("systemd", "at", "watcher")
@@ -87,7 +86,7 @@ def live_and_end(cluster: Cluster, timer: str) -> None:
             def is_seen(wanted: str = wanted, began: float = began) -> bool:
                 assert cluster.qemu(), f"it was ended in use, by {wanted}"
                 known = idle(cluster)
-                return known["by"] == wanted and stamp(known["seen"]) > began
+                return known["by"] == wanted and moment(known["seen"]) > began
 
             wait_for(f"a look that sees {kind}", is_seen)
     ended = time.time()
@@ -97,20 +96,8 @@ def live_and_end(cluster: Cluster, timer: str) -> None:
     assert reaped["cause"] == "maxIdle"
     assert reaped["how"] == "guest-shutdown"
     assert reaped["by"] == timer
-    looks = [event for event in events(cluster) if event["event"] in ("used", "unused")]
+    looks = [event for event in cluster.events() if event["event"] in ("used", "unused")]
     assert looks[-1]["event"] == "unused"
-
-
-def stamp(text: str) -> float:
-    import calendar
-
-    return calendar.timegm(time.strptime(text, "%Y-%m-%dT%H:%M:%SZ"))
-
-
-def events(cluster: Cluster) -> list[dict[str, Any]]:
-    log = cluster.program.home / ".local/state/ycluster/events.jsonl"
-    found = [json.loads(line) for line in log.read_text().splitlines()]
-    return [event for event in found if event["name"] == cluster.name]
 
 
 @pytest.mark.usefixtures("user_manager", "atd")

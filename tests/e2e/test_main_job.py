@@ -5,8 +5,6 @@ The tests of this module go in order over the same VM: a boot takes a minute wit
 
 from __future__ import annotations
 
-import calendar
-import json
 import os
 import subprocess
 import time
@@ -14,7 +12,7 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
-from conftest import Cluster, Program, wait_for
+from conftest import Cluster, Program, moment, wait_for
 from sabotage import boot, obedient_image
 
 AHEAD = 15  # seconds to a deadline that the test waits for
@@ -38,11 +36,6 @@ def our_timers(vm: Cluster) -> list[str]:
         for word in listed.stdout.split()
         if word.startswith(f"ycluster-reap-{vm.name}-") and "timer" in word
     ]
-
-
-def moment(text: str) -> int:
-    """Seconds since the epoch. What is asserted of deadlines compares two of them: how long a boot takes is not known."""
-    return calendar.timegm(time.strptime(text, "%Y-%m-%dT%H:%M:%SZ"))
 
 
 def is_stopped(vm: Cluster) -> bool:
@@ -206,13 +199,6 @@ def test_disarm_and_arm(vm: Cluster) -> None:
     assert len(our_timers(vm)) == 1 and vm.guard()["armed"]
 
 
-def events(vm: Cluster) -> list[str]:
-    """What has become of the cluster, by the log of events."""
-    log = vm.program.home / ".local/state/ycluster/events.jsonl"
-    lines = map(json.loads, log.read_text().splitlines())
-    return [event["event"] for event in lines if event["name"] == vm.name]
-
-
 @pytest.mark.parametrize("backend", ["systemd", "at", "watcher"])
 def test_its_user_is_warned_and_extends_it_from_there(
     vm: Cluster, tmp_path: Path, backend: str
@@ -222,7 +208,7 @@ def test_its_user_is_warned_and_extends_it_from_there(
     command = f"env >'{told}.part'; '{vm.program.path}' lifetime extend 1h --name {vm.name} && mv '{told}.part' '{told}'"
     leader, follower = os.openpty()
     os.fchmod(follower, 0o620)  # as `mesg y`
-    before = events(vm)
+    before = vm.happened()
     vm.set_deadline(25, warn="20s", onWarn=command, startedAt="2020-01-01T00:00:00Z")
     # Not by its config, which would be applied: it has no such warning.
     vm.program.run("lifetime", "arm", "--name", vm.name, YCLUSTER_TIMER=backend)
@@ -237,7 +223,7 @@ def test_its_user_is_warned_and_extends_it_from_there(
     assert 0 < int(facts["YCLUSTER_REMAINING_SECONDS"]) <= 20
     assert 3000 < vm.status()["remainingSeconds"] <= 3625 and vm.status()["state"] == "running"
     assert vm.guard()["backend"] == backend, "the command that extended it did not choose one"
-    told_of = events(vm)[len(before) :]
+    told_of = vm.happened()[len(before) :]
     # What else fires meanwhile (at's job of the old deadline, the watcher) finds it extended, and may arm again.
     assert [event for event in told_of if event != "armed"] == ["warned", "extended"]
     vm.set_deadline(3600, warn="0", onWarn="")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import time
@@ -36,12 +35,6 @@ def holders(cluster: Cluster) -> list[int]:
     return [hold["pid"] for hold in cluster.status()["holds"]]
 
 
-def events(cluster: Cluster) -> list[str]:
-    log = cluster.program.home / ".local/state/ycluster/events.jsonl"
-    found = [json.loads(line) for line in log.read_text().splitlines()]
-    return [event["event"] for event in found if event["name"] == cluster.name]
-
-
 def test_run_wakes_a_cluster_runs_a_command_with_it_and_lets_it_sleep_again(
     suspended: Cluster,
 ) -> None:
@@ -65,15 +58,13 @@ def test_run_wakes_a_cluster_runs_a_command_with_it_and_lets_it_sleep_again(
 
 
 def test_the_status_of_the_command_is_that_of_run(suspended: Cluster) -> None:
-    done = suspended.program.run(
-        "run", "-c", suspended.directory, "--", "sh", "-c", "exit 7", code=7
-    )
+    done = suspended.run("run", "--", "sh", "-c", "exit 7", code=7)
     assert done.stdout == ""
     assert suspended.status()["state"] == "suspended"
 
 
 def test_a_command_that_is_not_there_is_told_apart_and_undoes_as_much(suspended: Cluster) -> None:
-    suspended.program.run("run", "-c", suspended.directory, "--", "no-such-command", code=127)
+    suspended.run("run", "--", "no-such-command", code=127)
     assert suspended.status()["state"] == "suspended"
 
 
@@ -112,12 +103,12 @@ def test_a_cluster_that_ran_before_runs_on_and_the_other_ends_can_be_asked_for(
     suspended: Cluster,
 ) -> None:
     assert suspended.status()["state"] == "running"
-    suspended.program.run("run", "-c", suspended.directory, "--", "true")
+    suspended.run("run", "--", "true")
     assert suspended.status()["state"] == "running"
     suspended.run("pause")
-    suspended.program.run("run", "-c", suspended.directory, "--", "true")
+    suspended.run("run", "--", "true")
     assert suspended.status()["state"] == "paused"
-    suspended.program.run("run", "-c", suspended.directory, "--then", "leave", "--", "true")
+    suspended.run("run", "--then", "leave", "--", "true")
     assert suspended.status()["state"] == "running"
 
 
@@ -130,9 +121,7 @@ def test_of_two_at_once_the_one_that_ends_first_leaves_the_cluster_to_the_other(
         f"until [ -e {go} ]; do sleep 0.1; done",
     )  # fmt: skip
     wait_for("the other's hold", lambda: holders(suspended))
-    done = suspended.program.run(
-        "run", "-c", suspended.directory, "--then", "suspend", "--", "true"
-    )
+    done = suspended.run("run", "--then", "suspend", "--", "true")
     assert "left running" in done.stderr
     assert suspended.status()["state"] == "running"
     go.touch()
@@ -158,7 +147,7 @@ def test_nothing_expires_while_it_is_held_and_soon_after(suspended: Cluster, end
         suspended.run("resume", YCLUSTER_TIMER="watcher")
     options = () if end == "killed" else ("--at-most", "60s")
     holder = held_past_its_deadline(suspended, *options)
-    before = len(events(suspended))
+    before = len(suspended.happened())
     if end == "killed":
         first_retry = suspended.sidecar()["retryAt"]
         wait_for(
@@ -167,7 +156,7 @@ def test_nothing_expires_while_it_is_held_and_soon_after(suspended: Cluster, end
         assert suspended.status()["state"] == "running"
         holder.kill()
     wait_for("the expiry", lambda: suspended.status()["state"] == "paused")
-    happened = [event for event in events(suspended)[before:] if event in ("warned", "reaped")]
+    happened = [event for event in suspended.happened()[before:] if event in ("warned", "reaped")]
     assert happened == ["warned", "reaped"]
     holder.kill()
     holder.wait()

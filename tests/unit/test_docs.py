@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from test_gcp import described
-from unit_support import NOW, PROGRAM, Cli, Clocked, Memory, held, made
+from unit_support import NOW, PROGRAM, Cli, Clocked, Memory, events, held, made
 
 import ycluster
 from ycluster import Hold, Host, Idle, Output, PortForward
@@ -215,10 +215,7 @@ def test_the_log_of_events_is_as_documented(
         ycluster.reap(host, state.files, by="memory")
     host.time += 1000
     ycluster.reap(host, state.files, by="memory")
-    log = [
-        json.loads(line)
-        for line in (home / ".local/state/ycluster/events.jsonl").read_text().splitlines()
-    ]
+    log = events(home)
     block = (ROOT / "docs" / "json.md").read_text().partition("```jsonl\n")[2].partition("```")[0]
     said = {line["event"]: shape(line) for line in map(json.loads, block.splitlines())}
     assert {line["event"]: shape(line) for line in log} == said

@@ -286,6 +286,12 @@ UNUSED, USED = (
 )
 
 
+def events(home: Path) -> list[dict[str, Any]]:
+    """The user's log of events."""
+    log = home / ".local/state/ycluster/events.jsonl"
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
 class Live:
     """A cluster with maxIdle alone; in memory are its timers and its clock, and its VM is a real process."""
 
@@ -319,9 +325,7 @@ class Live:
         return self.host.time - NOW
 
     def events(self, *without: str) -> list[dict[str, Any]]:
-        log = self.host.home() / ".local/state/ycluster/events.jsonl"
-        events = [json.loads(line) for line in log.read_text().splitlines()]
-        return [event for event in events if event["event"] not in without]
+        return [event for event in events(self.host.home()) if event["event"] not in without]
 
 
 def bound_by_modes(*argv: object) -> list[str]:
