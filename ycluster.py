@@ -5316,20 +5316,24 @@ _LAUNCHER = """\
 #!/bin/sh
 # Written by ycluster: runs its copy by the first Python that is fit for it.
 # The copy's SHA-256 is {digest}
+folder=${{0%/*}} # a timer gives ".", so that the folder that it looked at is the one that is used
+program=$folder/{program}
+failed=$folder/{failed}
 for python in /usr/bin/python3 {python} python3 /usr/local/bin/python3 /usr/bin/python3.*; do
   "$python" -I -S -c 'import sys, {modules}; sys.exit(sys.version_info < (3, 9))' 2>/dev/null ||
     continue
   case "$*" in
-    probe) printf '%s\\n' {program}; exit ;;
-    *"lifetime watch "*) exec "$python" -I -S -c {lean} {program} "$@" ;;
+    probe) printf '%s\\n' "$program"; exit ;;
+    *"lifetime watch "*) exec "$python" -I -S -c {lean} "$program" "$@" ;;
   esac
-  "$python" -I -S {program} "$@" && exit
+  "$python" -I -S "$program" "$@" && exit
   status=$?
-  [ ! -e {program} ] || {{ rm -f {failed}; echo "its last run failed: exit $status" >{failed}; }}
+  [ ! -e "$program" ] ||
+    {{ rm -f "$failed"; echo "its last run failed: exit $status" >"$failed"; }}
   exit $status
 done
-rm -f {failed}
-echo 'no Python 3.9 or later is left to run it' >{failed}
+rm -f "$failed"
+echo 'no Python 3.9 or later is left to run it' >"$failed"
 exit 127
 """
 
@@ -5363,10 +5367,21 @@ def load_all(host: Host) -> None:
     os.close(pidfd_open(os.getpid()))  # which some Pythons do by another module
 
 
-def timer_argv(host: Host, files: Files, backend: str, *verb: str) -> list[str]:
-    """What a timer runs, by absolute paths: the private copy, through its launcher."""
+def timer_argv(files: Files, backend: str, *verb: str) -> list[str]:
+    """What runs the private copy, through its launcher, by absolute paths."""
     launcher = ["/bin/sh", str(files.launcher)]
     return [*launcher, "lifetime", *verb, "--state", str(files.sidecar), "--by", backend]
+
+
+def timer_script(files: Files, backend: str, *verb: str) -> tuple[str, str]:
+    """What a timer runs some day, as shell text: a guard, and the command that it lets run.
+
+    The cacheDir may be removed by then, and in /tmp another user may have made it again. So the
+    shell goes there, sees that the folder is its user's own, and runs what lies in that very one.
+    """
+    guard = f"cd -P {shlex.quote(str(files.cache_dir))} && [ -O . ]"
+    launcher = ["/bin/sh", f"./{files.launcher.name}"]
+    return guard, shlex.join([*launcher, *timer_argv(files, backend, *verb)[2:]])
 
 
 def install_program(host: Host, files: Files) -> None:
@@ -5379,8 +5394,8 @@ def install_program(host: Host, files: Files) -> None:
         python=shlex.quote(host.interpreter()),
         lean=shlex.quote(_LEAN),
         modules=", ".join(IMPORTED_LATER),
-        program=shlex.quote(str(files.program)),
-        failed=shlex.quote(str(files.timer_failed)),
+        program=shlex.quote(files.program.name),
+        failed=shlex.quote(files.timer_failed.name),
     )
     for path, content in (
         (files.program, host.program_source()),
@@ -5519,10 +5534,11 @@ class SystemdTimer(Timer):
         moment: int,
     ) -> str:
         """Make a transient timer, and see that it has a time to fire."""
-        command = timer_argv(host, files, self.name, "reap")
-        if re.search(r"[$;]", "".join(command)):
+        script = " && exec ".join(timer_script(files, self.name, "reap"))
+        if re.search(r"[$;]", script):
             why = "systemd misreads a path with $ or ; in it, at its next daemon-reload or before"
             raise YclusterError(why)
+        command = ["/bin/sh", "-c", script]
         unit = unit_name(files, moment, os.urandom(2).hex())
         host.run(self._argv(host, files, unit, moment, command), timeout=30)
         if not self._has_a_time(host, unit):
@@ -5632,12 +5648,11 @@ class AtTimer(Timer):
         moment: int,
     ) -> str:
         """Make a job, with a minimal environment, as the job file holds all of it."""
-        wait = f"{AT_EARLY:.0f}s"
-        command = shlex.join(timer_argv(host, files, self.name, "reap", "--wait", wait))
-        log = shlex.quote(str(files.log))
+        guard, command = timer_script(files, self.name, "reap", "--wait", f"{AT_EARLY:.0f}s")
+        log = shlex.quote(f"./{files.log.name}")
         # A log that can't be written must keep no reap from running; a FIFO would be waited for.
         job = (
-            f"umask 077\nlog={log}\n"
+            f"umask 077\n{guard} || exit\nlog={log}\n"
             '[ -L "$log" ] || { [ -e "$log" ] && [ ! -f "$log" ]; } ||\n'
             f'{{ true >>"$log" && exec {command} >>"$log" 2>&1; }}\n'
             f"exec {command} >/dev/null 2>&1\n"
@@ -5732,7 +5747,7 @@ class WatcherTimer(Timer):
         if flock_held(files.watch_lock):
             return "watch"
         install_program(host, files)
-        host.spawn(timer_argv(host, files, self.name, "watch"), files.log)
+        host.spawn(timer_argv(files, self.name, "watch"), files.log)
         if not host.wait_for(lambda: flock_held(files.watch_lock), timeout=30, interval=0.02):
             raise TimedOut(f"the watcher did not come up; see {files.log}")
         return "watch"
@@ -11078,7 +11093,7 @@ def _reap_apart(host: Host, state: State) -> None:
         if not files.launcher.exists():
             raise
         # The disk may be full, or read-only: the copy of before stops a VM as well.
-    argv = timer_argv(host, files, "next command", "reap")
+    argv = timer_argv(files, "next command", "reap")
     try:
         host.spawn(argv, files.log)
         log = f"; see {files.log}"

@@ -650,7 +650,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "an at job waits its early minute out",
-        '"reap", "--wait", wait)',
+        '"reap", "--wait", f"{AT_EARLY:.0f}s")',
         '"reap")',
         "test_timers.py::test_at_is_asked_for_the_minute_of_the_deadline_with_a_job_that_waits",
     ),
@@ -1833,8 +1833,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a watcher does not compile the program itself",
-        'exec "$python" -I -S -c {lean} {program} "$@"',
-        'exec "$python" -I -S {program} "$@"',
+        'exec "$python" -I -S -c {lean} "$program" "$@"',
+        'exec "$python" -I -S "$program" "$@"',
         "test_timers.py::test_a_watcher_is_small",
     ),
     (
@@ -1854,6 +1854,18 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "return digest.encode() in read_own(files.launcher)",
         "return True",
         "test_timers.py::test_a_copy_that_is_not_whole_is_no_timer",
+    ),
+    (
+        "a timer looks whose folder it is",
+        "&& [ -O . ]",
+        "&& :",
+        "test_faults.py::test_a_timer_runs_nothing_of_a_folder_that_another_user_has_made_again",
+    ),
+    (
+        "a launcher runs the copy beside it",
+        "folder=${{0%/*}}",
+        "folder=$HOME",
+        "test_faults.py::test_what_a_timer_has_started_runs_the_copy_of_the_folder_that_it_looked_at",
     ),
     (
         "a launcher answers its probe",

@@ -173,8 +173,8 @@ def test_a_timer_of_before_the_extension_fires_and_does_no_harm(vm: Cluster) -> 
         ["systemctl", "--user", "show", timer.replace(".timer", ".service"), "--property=ExecStart"],
         text=True, capture_output=True,
     ).stdout  # fmt: skip
-    command = shown.split("argv[]=")[1].split(" ; ")[0].replace(str(vm.cache), "CACHE").split()
-    argv = [word.replace("CACHE", str(vm.cache)) for word in command]
+    script = shown.split("argv[]=/bin/sh -c ")[1].split(" ; ")[0]
+    argv = ["/bin/sh", "-c", script]
     subprocess.run(
         ["systemd-run", "--user", "--quiet", "--collect", "--unit=stale", "--on-active=1s",
          "--timer-property=AccuracySec=100ms", "--property=StandardError=truncate:/run/stale.log", *argv],

@@ -569,15 +569,20 @@ def test_a_place_that_is_no_unicode_arrives_by_at_as_it_is(
     arrives_by_at(schedulers, home, tmp_path / "latin-\udce9")
 
 
+def stub_of(files: Files) -> Path:
+    """In the place of a launcher: it writes down its arguments."""
+    files.launcher.write_text('#!/bin/sh\nprintf "%s\\0" "$@" >"$0.argv"; echo said\n')
+    return files.launcher
+
+
 def arrives_by_at(schedulers: Path, home: Path, place: Path) -> None:
-    """The job runs under /bin/sh as atd would run it; in the place of the launcher stands what writes down its arguments."""
+    """The job runs under /bin/sh as atd would run it."""
     place.mkdir()
     host, files = (
         Host({"HOME": str(home), "PATH": str(schedulers)}, Clocked(home).output),
         Files(place, "demo"),
     )
-    stub = files.launcher
-    stub.write_text('#!/bin/sh\nprintf "%s\\0" "$@" >"$0.argv"; echo said\n')
+    stub = stub_of(files)
     assert ycluster.AtTimer().arm(host, files, FAR_AHEAD) == "7"
     for log in ("kept", "a folder", "a FIFO", "a link"):
         Path(f"{stub}.argv").unlink(missing_ok=True)
@@ -590,7 +595,7 @@ def arrives_by_at(schedulers: Path, home: Path, place: Path) -> None:
             umask=0,
         )
         argv = Path(f"{stub}.argv").read_bytes().split(b"\0")[:-1]
-        wanted = ycluster.timer_argv(host, files, "at", "reap", "--wait", "120s")[2:]
+        wanted = ["lifetime", "reap", "--wait", "120s", "--state", str(files.sidecar), "--by", "at"]
         assert [os.fsdecode(word) for word in argv] == wanted, log
         if log == "kept":
             assert files.log.read_text() == "said\n" and files.log.stat().st_mode & 0o777 == 0o600
@@ -623,20 +628,78 @@ def as_systemd_reads_again(word: str) -> str:
 def test_the_words_of_a_systemd_timer_arrive_as_they_are(
     schedulers: Path, home: Path, tmp_path: Path, place: str, reloaded: bool
 ) -> None:
+    (tmp_path / place).mkdir()
     host = Host({"HOME": str(home), "PATH": str(schedulers)}, Clocked(home).output)
     files = Files(tmp_path / place, "demo")
+    stub = stub_of(files)
     try:
-        ycluster.SystemdTimer().arm(host, files, FAR_AHEAD)
+        argv = systemd_job(host, schedulers, files)
     except ycluster.YclusterError:
         assert set(place) & set("$;")  # refused, so that the next best timer is taken
         return
+    command = [as_systemd_reads_again(word) if reloaded else word for word in argv[-3:]]
+    subprocess.run([as_systemd_runs(word) for word in command], cwd="/", env={}, check=True)
+    arrived = Path(f"{stub}.argv").read_bytes().split(b"\0")[:-1]
+    wanted = ["lifetime", "reap", "--state", str(files.sidecar), "--by", "systemd"]
+    assert [os.fsdecode(word) for word in arrived] == wanted
+    assert argv[0] == "--user" and all(option.startswith("--") for option in argv[:-3])
+
+
+def systemd_job(host: Host, schedulers: Path, files: Files) -> list[str]:
+    """The arguments of systemd-run: the last three are what its timer runs."""
+    ycluster.SystemdTimer().arm(host, files, FAR_AHEAD)
     words = [os.fsdecode(word) for word in (schedulers / "argv").read_bytes().split(b"\0")]
-    argv = words[1 : words.index(str(schedulers / "systemctl"))]
-    wanted = ycluster.timer_argv(host, files, "systemd", "reap")
-    command = [as_systemd_reads_again(word) if reloaded else word for word in argv[-len(wanted) :]]
-    assert [as_systemd_runs(word) for word in command] == wanted
-    options = argv[: -len(wanted)]
-    assert options[0] == "--user" and all(option.startswith("--") for option in options)
+    return words[1 : words.index(str(schedulers / "systemctl"))]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to make another user's files")
+@pytest.mark.parametrize("remade", ["a folder", "a link to their folder", "not at all"])
+def test_a_timer_runs_nothing_of_a_folder_that_another_user_has_made_again(
+    schedulers: Path, home: Path, tmp_path: Path, remade: str
+) -> None:
+    """In /tmp, where a user has removed the folder while a timer was armed. (21.3)"""
+    host, place = Host({"PATH": str(schedulers)}, Clocked(home).output), tmp_path / "demo"
+    files = Files(place, "demo")
+    place.mkdir()
+    stub_of(files)
+    jobs = [systemd_job(host, schedulers, files)[-1]]
+    ycluster.AtTimer().arm(host, files, FAR_AHEAD)
+    jobs.append((schedulers / "stdin").read_text())
+    for job in jobs:
+        assert subprocess.run(["/bin/sh", "-s"], input=job, text=True, cwd="/").returncode == 0
+        Path(f"{files.launcher}.argv").unlink()  # so it runs, as long as the folder is ours
+    files.log.unlink()
+    theirs = place.rename(tmp_path / "theirs")
+    if remade == "a folder":
+        theirs.rename(place)
+        theirs = place
+    elif remade == "a link to their folder":
+        place.symlink_to(theirs)
+    os.chown(theirs, 1000, 1000)
+    for job in jobs:
+        assert subprocess.run(["/bin/sh", "-s"], input=job, text=True, cwd="/").returncode != 0
+    assert [path.name for path in theirs.iterdir()] == [files.launcher.name]
+
+
+def test_what_a_timer_has_started_runs_the_copy_of_the_folder_that_it_looked_at(
+    host: Clocked, cache: Path, tmp_path: Path
+) -> None:
+    """And not of what has taken its place by then. (21.3)"""
+    files = Files(cache, "demo")
+    ycluster.install_program(host, files)
+    kept = cache.rename(tmp_path / "kept")
+    cache.mkdir()
+    files.program.write_text("print('theirs')")
+    ran = subprocess.run(
+        ["/bin/sh", f"./{files.launcher.name}", "--version"],
+        text=True,
+        capture_output=True,
+        cwd=kept,
+    )
+    assert (ran.returncode, ran.stdout.split()[0]) == (0, "ycluster")
+    (kept / files.program.name).write_text("raise SystemExit(3)")
+    assert subprocess.run(["/bin/sh", f"./{files.launcher.name}"], cwd=kept).returncode == 3
+    assert (kept / files.timer_failed.name).exists() and not files.timer_failed.exists()
 
 
 @pytest.mark.parametrize(
@@ -688,7 +751,7 @@ def test_places_that_look_alike_have_guards_of_their_own_and_never_reap_one_anot
         "demo",
         *(state.cache_dir for state in states),
     )
-    ran = cli(*ycluster.timer_argv(host, states[0].files, "systemd", "reap")[2:])
+    ran = cli(*ycluster.timer_argv(states[0].files, "systemd", "reap")[2:])
     assert ran.code == 0 and vms[0].wait(10) == 0
     assert ycluster.load_state(states[0].files).expires_at is None
     assert cli("lifetime", "reap", "--state", states[1].files.sidecar).code == 0
@@ -1395,7 +1458,7 @@ def test_a_timer_does_its_work_whatever_becomes_of_the_program_that_armed_it(
         capture_output=True,
     )
     words = (schedulers / "argv").read_bytes().decode().split("\0")
-    command = words[words.index("/bin/sh") : words.index("--by") + 2]
+    command = words[words.index("/bin/sh") :][:3]
     fates: dict[str, Callable[[], object]] = {
         "moved": lambda: program.rename(tmp_path / "elsewhere.py"),
         "replaced": lambda: program.write_text("raise SystemExit('another version')"),
@@ -1416,7 +1479,7 @@ def test_a_private_copy_that_is_gone_is_told_of_in_the_log(cli: Cli, cache: Path
     state.files.program.unlink()
     job = (schedulers / "stdin").read_bytes()
     done = subprocess.run(["/bin/sh"], input=job, cwd="/", env={}, capture_output=True, timeout=30)
-    assert done.returncode != 0 and str(state.files.program) in state.files.log.read_text()
+    assert done.returncode != 0 and state.files.program.name in state.files.log.read_text()
 
 
 @pytest.mark.parametrize("backend", ["systemd", "at"])

@@ -70,7 +70,7 @@ def use(monkeypatch: pytest.MonkeyPatch, *timers: Memory) -> None:
 def test_a_timer_runs_the_private_copy_by_absolute_paths(host: Clocked, cache: Path) -> None:
     files = Files(cache, "demo")
     launcher, sidecar = f"{cache}/demo.ycluster.sh", f"{cache}/demo.json"
-    assert timer_argv(host, files, "at", "reap", "--wait", "120s") == [
+    assert timer_argv(files, "at", "reap", "--wait", "120s") == [
         "/bin/sh",
         launcher,
         "lifetime",
@@ -96,7 +96,7 @@ def test_the_private_copy_is_this_program_and_works_alone(
     ycluster.install_program(host, state.files)
     assert state.files.program.read_bytes() == Path(ycluster.__file__).read_bytes()
     assert state.files.program.stat().st_mode & 0o777 == 0o600
-    done = host.run(timer_argv(host, state.files, "at", "reap"), timeout=60, env={})
+    done = host.run(timer_argv(state.files, "at", "reap"), timeout=60, env={})
     assert "demo:" in done.stderr and done.stdout == ""
 
 
@@ -1461,9 +1461,12 @@ def test_systemd_is_given_calendar_time_and_an_explicit_environment(
     # It fires when the clock is set, is gone once it has, and what it re-arms outlives its service.
     assert "--on-clock-change" in argv and "--timer-property=RemainAfterElapse=no" in argv
     assert "--property=KillMode=process" in argv
-    assert [word for word in argv if not word.startswith("-")][-3:] == [
+    assert argv[-3:-1] == ["/bin/sh", "-c"] and shlex.split(argv[-1])[-6:] == [
+        "lifetime",
         "reap",
+        "--state",
         str(files.sidecar),
+        "--by",
         "systemd",
     ]
     ycluster.SystemdTimer().arm(host, files, int(NOW) - 100)
