@@ -874,6 +874,10 @@ class Host:
                 process.wait(60)
             except subprocess.TimeoutExpired:
                 raise TimedOut(f"{argv[0]} does not end") from None
+            except OSError:  # its end of the pipe is closed: it ends, or has
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(1)
+                raise
             finally:
                 failed = process.poll() not in (None, 0)  # by itself, so that it is the cause
                 process.kill()  # does nothing to a program that has ended
@@ -8872,20 +8876,24 @@ def make_data_disk(host: Host, path: Path, size: str) -> None:
 
 
 # --- bundles: a disk that leaves this host, and comes in
-# Bytes laid out raw at a time on the way into a tar: the space that an export needs on the side.
-WINDOW = 1 << 28
-CONVERT: Mapping[str, tuple[str, ...]] = {  # qemu-img's options, by the format of an export
-    "qcow2": ("-O", "qcow2"),
-    "raw": ("-O", "raw"),
-    "vmdk": ("-O", "vmdk", "-o", "subformat=streamOptimized"),
-    "gcp-tar": (),
+VMDK_SUBFORMATS = (  # the first is what OVF asks for, and what ESXi imports
+    "streamOptimized",
+    "monolithicSparse",
+    "monolithicFlat",
+    "twoGbMaxExtentSparse",
+    "twoGbMaxExtentFlat",
+)
+EXPORTS: Mapping[str, str] = {  # formats of an export, and how the name of their file ends
+    "qcow2": ".qcow2",
+    "raw": ".img",
+    "vmdk": ".vmdk",
+    "ova": ".ova",
+    "gcp-tar": ".tar.gz",
 }
 BUNDLE_README = """\
 {name}: a boot disk exported by ycluster {version}. `sha256sum -c SHA256SUMS` checks what is here.
 
-With ycluster:      ycluster import {disk} -c DIR && ycluster provision -c DIR
-On Compute Engine:  (format gcp-tar) gcloud storage cp {disk} gs://BUCKET/
-                    gcloud compute images create {name} --source-uri=gs://BUCKET/{disk}
+{use}
 By ssh:             ssh -i {name}-ssh -o UserKnownHostsFile=known_hosts -o HostKeyAlias={name} \\
                       {user}@ADDRESS
 
@@ -8893,6 +8901,16 @@ Whoever has {name}-ssh gets in. known_hosts holds until the disk's cloud-init ma
 No deadline is on the disk: a budget begins where it starts, by ycluster or by the flags of
 `ycluster lifetime gcp-flags`.
 """
+_IMPORT = "With ycluster:      ycluster import {disk} -c DIR && ycluster provision -c DIR"
+BUNDLE_USES: Mapping[str, str] = {  # by the format
+    "gcp-tar": f"""{_IMPORT}
+On Compute Engine:  gcloud storage cp {{disk}} gs://BUCKET/
+                    gcloud compute images create {{name}} --source-uri=gs://BUCKET/{{disk}}""",
+    "ova": f"""{_IMPORT}
+On ESXi:            Deploy OVF Template
+With VirtualBox:    VBoxManage import {{disk}}   (or File, Import Appliance)""",
+    "parts": "{disk} describes the disk, which is in the files beside it.",
+}
 
 
 def mebibytes(path: Path) -> str:
@@ -8906,84 +8924,251 @@ def write_disk(
     form: str,
     target: Path,
     source: str = "qcow2",
+    subformat: str = "",
 ) -> None:
-    """The whole disk, flattened, as a new file of a format in CONVERT; `source` is its own."""
+    """The whole disk, flattened, as a new file of a format of qemu-img's; `source` is its own."""
+    options = ["-o", f"subformat={subformat}"] if subformat else []
+    target.touch()  # its size is shown from the beginning
+    argv = ["qemu-img", "convert", "-f", source, "-O", form, *options, str(disk), str(target)]
+    host.run(argv, timeout=6 * 3600, progress=lambda: f"{target.name}: {mebibytes(target)}")
+
+
+def write_export(
+    host: Host,
+    state: State,
+    form: str,
+    target: Path,
+    subformat: str,
+) -> None:
+    """The boot disk of a cluster as a new file of a format in EXPORTS."""
+    disk = state.files.disk
     if form == "gcp-tar":
         _write_gcp_tar(host, disk, target)
-        return
-    target.touch()  # its size is shown from the beginning
-    argv = ["qemu-img", "convert", "-f", source, *CONVERT[form], str(disk), str(target)]
-    host.run(argv, timeout=6 * 3600, progress=lambda: f"{target.name}: {mebibytes(target)}")
+    elif form == "ova":
+        _write_ova(host, state, target)
+    else:
+        write_disk(host, disk, form, target, subformat=subformat if form == "vmdk" else "")
+
+
+# --- an OVA, as VMware and VirtualBox import it
+OVF = """\
+<?xml version="1.0" encoding="UTF-8"?>
+<Envelope xmlns="http://schemas.dmtf.org/ovf/envelope/1"
+ xmlns:ovf="http://schemas.dmtf.org/ovf/envelope/1"
+ xmlns:rasd="http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_ResourceAllocationSettingData"
+ xmlns:vssd="http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_VirtualSystemSettingData">
+  <References>
+    <File ovf:id="file1" ovf:href="{disk}" ovf:size="{bytes}"/>
+  </References>
+  <DiskSection>
+    <Info>The disks</Info>
+    <Disk ovf:diskId="disk1" ovf:fileRef="file1" ovf:capacity="{capacity}"
+     ovf:format="http://www.vmware.com/interfaces/specifications/vmdk.html#streamOptimized"/>
+  </DiskSection>
+  <NetworkSection>
+    <Info>The networks</Info>
+    <Network ovf:name="NAT">
+      <Description>A network with DHCP</Description>
+    </Network>
+  </NetworkSection>
+  <VirtualSystem ovf:id="{name}">
+    <Info>An appliance made by ycluster {version}</Info>
+    <Name>{name}</Name>
+    <OperatingSystemSection ovf:id="101">
+      <Info>The operating system</Info>
+      <Description>Linux, 64 bit</Description>
+    </OperatingSystemSection>
+    <VirtualHardwareSection>
+      <Info>The hardware</Info>
+      <System>
+        <vssd:ElementName>Virtual Hardware Family</vssd:ElementName>
+        <vssd:InstanceID>0</vssd:InstanceID>
+        <vssd:VirtualSystemIdentifier>{name}</vssd:VirtualSystemIdentifier>
+        <vssd:VirtualSystemType>vmx-13</vssd:VirtualSystemType>
+      </System>
+{items}    </VirtualHardwareSection>
+  </VirtualSystem>
+</Envelope>
+"""
+_AHCI = (("Address", "0"), ("ResourceSubType", "AHCI"))
+_ON_AHCI = (("AddressOnParent", "0"), ("HostResource", "ovf:/disk/disk1"), ("Parent", "3"))
+_NIC = (("AutomaticAllocation", "true"), ("Connection", "NAT"), ("ResourceSubType", "E1000"))
+
+
+def ovf(state: State, disk: str, size: int, capacity: int) -> str:
+    """The OVF 1.0 descriptor of a cluster whose disk is a vmdk of `size` bytes, of this name.
+
+    The hardware is what ESXi 6.5 and VirtualBox both have: they refuse other families, and hardly
+    a guest lacks a driver for it. Source: dmtf.org/standards/ovf, DSP0243.
+    """
+    from html import escape
+
+    megabytes = ("AllocationUnits", "byte * 2^20")
+    hardware = (  # ResourceType: CIM_ResourceAllocationSettingData
+        (3, f"{state.cpus} CPUs", (("VirtualQuantity", state.cpus),)),
+        (4, f"{state.memory} MB of memory", (megabytes, ("VirtualQuantity", state.memory))),
+        (20, "SATA controller", _AHCI),
+        (17, "Disk 1", _ON_AHCI),
+        (10, "Network card", _NIC),
+    )
+    items = ""
+    for number, (kind, name, more) in enumerate(hardware, start=1):
+        facts = (*more, ("ElementName", name), ("InstanceID", number), ("ResourceType", kind))
+        # The schema wants them sorted.
+        lines = [f"<rasd:{key}>{escape(str(value))}</rasd:{key}>" for key, value in sorted(facts)]
+        items += "      <Item>\n        " + "\n        ".join(lines) + "\n      </Item>\n"
+    return OVF.format(
+        name=escape(state.name),
+        disk=escape(disk),
+        bytes=size,
+        capacity=capacity,
+        version=VERSION,
+        items=items,
+    )
+
+
+def _write_ova(host: Host, state: State, target: Path) -> None:
+    """A tar of an OVF descriptor, its manifest and the disk, in the order that the standard wants.
+
+    Source: DSP0243, "Distribution as a single file".
+    """
+    folder = target.parent
+    disk, envelope, manifest = (folder / f"{state.name}.{end}" for end in ("vmdk", "ovf", "mf"))
+    write_disk(host, state.files.disk, "vmdk", disk, subformat=VMDK_SUBFORMATS[0])
+    argv = ["qemu-img", "info", "--output=json", "-f", "qcow2", str(state.files.disk)]
+    capacity = json.loads(host.run(argv, timeout=60).stdout)["virtual-size"]
+    size = disk.stat().st_size
+    write_file(envelope, ovf(state, disk.name, size, capacity).encode())
+    sums = [f"SHA256({file.name})= {digest_of(host, file)}\n" for file in (envelope, disk)]
+    write_file(manifest, "".join(sums).encode())
+    parts = (envelope, manifest, disk)
+    argv = [
+        # ustar, which the standard wants, has no larger file.
+        "tar", "--format=ustar" if size < 1 << 33 else "--format=gnu",
+        "--owner=0", "--group=0", "--numeric-owner", "--mode=0644",
+        "-cf", target.name, "--", *(part.name for part in parts),
+    ]  # fmt: skip
+    progress = partial(_packed, target)
+    host.run(argv, timeout=6 * 3600, cwd=folder, progress=progress)
+    for part in parts:
+        remove(part)
+
+
+def _packed(target: Path) -> str:
+    return f"{target.name}: {mebibytes(target)}" if target.exists() else target.name
+
+
+# --- a tar for Compute Engine
+BLOCK = 1 << 20  # bytes that are read at a time
+GZIP_LEVEL = 5  # the default, 6, takes half as long again for 1 % less
 
 
 def _write_gcp_tar(host: Host, disk: Path, target: Path) -> None:
     """A gzipped tar of disk.raw, sparse and of whole GiB, as Compute Engine imports it.
 
-    Source: cloud.google.com/compute/docs/import/import-existing-image
+    Only what is allocated is read. Source:
+    cloud.google.com/compute/docs/import/import-existing-image
     """
-    import gzip
-
     argv = ["qemu-img", "map", "-f", "qcow2", "--output=json", str(disk)]
     extents = json.loads(host.run(argv, timeout=600).stdout)
     end = max(extent["start"] + extent["length"] for extent in extents)
-    spans = [(extent["start"], extent["length"]) for extent in extents if extent["data"]]
+    spans = []
+    for extent in extents:
+        if extent["data"] and not extent["zero"]:
+            spans.append((extent["start"], extent["length"]))
     steps = Steps(host.output, host.monotonic)
-    window = target.with_name(".window")
-    with open(target, "xb") as file, gzip.GzipFile("", "wb", 6, file, mtime=0) as packed:
-        packed.write(sparse_header("disk.raw", whole_gib(end), spans))
-        for at in range(0, end, WINDOW):
-            inside = clip(spans, at, min(at + WINDOW, end))
-            if not inside:
-                continue
-            _lay_out(host, disk, window, at, min(at + WINDOW, end))
-            for start, length in inside:
-                _pack(window, start - at, length, packed)
-                steps.waiting(f"writing {target.name}: {start * 100 // end} %")
-        packed.write(bytes(-packed.tell() % 512 + 1024))  # the end of an archive: two empty blocks
-    remove(window)
+    header = sparse_header("disk.raw", whole_gib(end), spans)
+    size = len(header) + sum(length for _, length in spans)
+    with open(target, "xb") as file, gzipped(host, file) as packed, served(host, disk) as sock:
+        packed.write(header)
+        for start, length in spans:
+            for at in range(start, start + length, BLOCK):
+                packed.write(read_served(sock, at, min(BLOCK, start + length - at)))
+                steps.waiting(f"writing {target.name}: {at * 100 // end} %")
+        packed.write(bytes(-size % 512 + 1024))  # the end of an archive: two empty blocks
     steps.done(f"{target.name}: {mebibytes(target)}")
+
+
+@contextlib.contextmanager
+def gzipped(host: Host, file: IO[bytes]) -> Iterator[Any]:
+    """A stream that arrives in a file gzipped: by pigz on every core, where the host has it."""
+    import gzip
+    import io
+
+    if not host.which("pigz"):
+        with gzip.GzipFile("", "wb", GZIP_LEVEL, file, mtime=0) as packed:
+            yield packed
+        return
+    with host.beside(["pigz", f"-{GZIP_LEVEL}", "-n", "-c"], stdout=file.fileno()) as pipe:
+        whole = io.BufferedWriter(pipe)  # type: ignore[arg-type] # unbuffered: a FileIO
+        try:
+            yield whole
+            whole.close()  # pigz ends when it has all
+        except BaseException:
+            pipe.close()  # or it would be written to once more
+            raise
+
+
+@contextlib.contextmanager
+def served(host: Host, disk: Path) -> Iterator[Any]:
+    """A connection to a qemu-nbd that serves what the guest sees of a qcow2, while the block lasts.
+
+    It gives the blocks of any qcow2, compressed ones too, and takes no space on a disk for that.
+    Source: the NBD protocol's doc/proto.md, "Fixed newstyle negotiation".
+    """
+    import socket
+    import struct
+    import subprocess
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as sock:
+        path = f"{folder}/nbd"
+        argv = ["qemu-nbd", "--read-only", "--format=qcow2", f"--socket={path}", str(disk)]
+        with host.beside(argv, stdin=subprocess.DEVNULL) as output:
+            sock.settimeout(60)
+
+            def connects() -> bool:
+                if not sock.connect_ex(path):
+                    return True
+                if select.select([output], [], [], 0)[0]:  # nothing is printed: it has ended
+                    raise BrokenPipeError(f"{disk}: qemu-nbd has ended")
+                return False
+
+            if not host.wait_for(connects, timeout=60, interval=0.01):
+                raise TimedOut(f"{disk}: qemu-nbd does not serve it")
+            if _received(sock, 18)[:16] != b"NBDMAGICIHAVEOPT":
+                raise YclusterError(f"{disk}: it is no qemu-nbd that serves it")
+            # Without padding, the export with no name; its size and flags are the answer.
+            sock.sendall(struct.pack(">I8sII", 3, b"IHAVEOPT", 1, 0))
+            _received(sock, 10)
+            yield sock
+            sock.close()  # qemu-nbd ends with its client
+
+
+def read_served(sock: Any, offset: int, length: int) -> bytes:
+    """Some bytes of a disk that is `served`."""
+    import struct
+
+    sock.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 0, offset, offset, length))
+    magic, error, _ = struct.unpack(">IIQ", _received(sock, 16))
+    if magic != 0x67446698 or error:
+        raise YclusterError(f"the disk can't be read at {offset}: {os.strerror(error)}")
+    return _received(sock, length)
+
+
+def _received(sock: Any, length: int) -> bytes:
+    found = bytearray()
+    while len(found) < length:
+        part = sock.recv(length - len(found))
+        if not part:
+            raise BrokenPipeError("qemu-nbd has hung up")
+        found += part
+    return bytes(found)
 
 
 def whole_gib(size: int) -> int:
     """Bytes, rounded up to GiB."""
     return -(-size >> 30) << 30
-
-
-def clip(spans: Sequence[tuple[int, int]], start: int, end: int) -> list[tuple[int, int]]:
-    """The parts of spans (offset, length) that lie within start to end."""
-    found = []
-    for offset, length in spans:
-        first, last = max(offset, start), min(offset + length, end)
-        if first < last:
-            found.append((first, last - first))
-    return found
-
-
-def _lay_out(
-    host: Host,
-    disk: Path,
-    window: Path,
-    start: int,
-    end: int,
-) -> None:
-    """Write a part of a qcow2, from start to end, as a raw file."""
-    qcow2 = {"driver": "qcow2", "file": {"driver": "file", "filename": str(disk)}}
-    part = {"driver": "raw", "offset": start, "size": end - start, "file": qcow2}
-    source = "json:" + json.dumps(part)
-    host.run(["qemu-img", "convert", "-O", "raw", source, str(window)], timeout=3600)
-
-
-def _pack(
-    window: Path,
-    offset: int,
-    length: int,
-    packed: Any,
-) -> None:
-    """Copy a part of a file into an archive, a MiB at a time."""
-    with open(window, "rb") as source:
-        source.seek(offset)
-        for copied in range(0, length, 1 << 20):
-            packed.write(source.read(min(1 << 20, length - copied)))
 
 
 def sparse_header(name: str, size: int, spans: Sequence[tuple[int, int]]) -> bytes:
@@ -10508,9 +10693,15 @@ def _prepare_disk(host: Host, state: State) -> None:
     argument(
         "--format",
         dest="form",
-        choices=CONVERT,
+        choices=EXPORTS,
         default="qcow2",
-        help="default: qcow2; gcp-tar is what Compute Engine imports",
+        help="default: qcow2; gcp-tar is what Compute Engine imports, ova VMware and VirtualBox",
+    ),
+    argument(
+        "--vmdk-subformat",
+        dest="subformat",
+        choices=VMDK_SUBFORMATS,
+        help=f"with --format vmdk; default: {VMDK_SUBFORMATS[0]}",
     ),
     example="ycluster export ./bundle --format gcp-tar --name demo",
 )
@@ -10519,31 +10710,61 @@ def export(
     files: Files,
     bundle: Path,
     form: str,
+    subformat: str | None,
 ) -> None:
     """Write the boot disk, flattened, with its keys, checksums and a README into a new folder.
 
     Whole or not at all: it is made beside the folder, and renamed.
     """
+    if subformat and form != "vmdk":
+        raise UsageError("--vmdk-subformat is for --format vmdk")
     bundle = bundle.resolve()
     with opened(host, files) as state:
-        _check_export(host, state, bundle)
-        part = bundle.with_name(f".{bundle.name}.part")
+        _check_export(host, state, bundle, form)
+        with _new_folder(bundle) as part:
+            _fill_bundle(host, state, part, form, subformat or VMDK_SUBFORMATS[0])
+    host.output.data(str(bundle))
+
+
+@contextlib.contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """What is written to the path that this gives becomes the folder, if the block ends well.
+
+    If not, nothing is left, not even the folders above it that were not there.
+    """
+    part = folder.with_name(f".{folder.name}.part")
+    missing = [above for above in folder.parents if not os.path.lexists(above)]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
         try:
             part.mkdir(mode=0o700)
         except FileExistsError:
             hint = f"if not, what was left can go: rm -r {shlex.quote(str(part))}"
-            why = f"another export to {bundle} is running, or was killed"
+            why = f"another export to {folder} is running, or was killed"
             raise YclusterError(why, hint=hint) from None
         try:
-            _fill_bundle(host, state, part, form)
-            part.rename(bundle)
+            yield part
+            part.rename(folder)
         finally:
             remove_folder(part)
-    host.output.data(str(bundle))
+    except BaseException:
+        for above in missing:
+            with contextlib.suppress(OSError):  # somebody uses it by now
+                above.rmdir()
+        raise
 
 
-def _check_export(host: Host, state: State, bundle: Path) -> None:
+def _check_export(
+    host: Host,
+    state: State,
+    bundle: Path,
+    form: str,
+) -> None:
     """Raise where the disk can't be exported there; warn of what it lacks."""
+    programs = {"qemu-img": "qemu-utils"}
+    if form == "gcp-tar":
+        programs["qemu-nbd"] = "qemu-utils"
+    host.need(programs)
     if running(host, state.files):
         hint = f"`ycluster prepare-export --name {state.name}` stops and prepares it"
         raise YclusterError(f"{state.name} is running", hint=hint)
@@ -10565,11 +10786,12 @@ def _fill_bundle(
     state: State,
     folder: Path,
     form: str,
+    subformat: str,
 ) -> None:
     """The disk, the login key, the host key, a README, and last the checksums of them all."""
     files = state.files
-    disk = folder / f"{state.name}{'.tar.gz' if form == 'gcp-tar' else '.' + form}"
-    write_disk(host, files.disk, form, disk)
+    disk = folder / f"{state.name}{EXPORTS[form]}"
+    write_export(host, state, form, disk, subformat)
     copies = {
         files.ssh_key: files.ssh_key.name,
         files.ssh_pub: files.ssh_pub.name,
@@ -10579,7 +10801,9 @@ def _fill_bundle(
         if path.exists():
             write_file(folder / name, path.read_bytes())
     facts = {"name": state.name, "version": VERSION, "disk": disk.name, "user": state.ssh_user}
-    write_file(folder / "README", BUNDLE_README.format(**facts).encode())
+    in_parts = form == "vmdk" and subformat not in ("streamOptimized", "monolithicSparse")
+    use = BUNDLE_USES.get("parts" if in_parts else form, _IMPORT)
+    write_file(folder / "README", BUNDLE_README.format(**facts, use=use.format(**facts)).encode())
     names = sorted(path.name for path in folder.iterdir())
     sums = host.run(["sha256sum", *names], timeout=3600, cwd=folder, progress="checksums")
     write_file(folder / "SHA256SUMS", sums.stdout.encode())
@@ -10589,13 +10813,16 @@ def _fill_bundle(
     "import",
     "import a disk for `provision` to boot",
     CONFIG,
-    argument("disk", metavar="DISK", type=Path, help="qcow2, raw, vmdk or an exported .tar.gz"),
+    argument(
+        "disk", metavar="DISK", type=Path, help="qcow2, raw, vmdk, or an exported .ova or .tar.gz"
+    ),
     example="ycluster import bundle/demo.qcow2 -c examples/dev",
 )
 def import_disk(host: Host, disk: Path, directory: Path) -> None:
     """Make a cluster's boot disk of `disk`, which `provision` then boots.
 
-    `disk` builds on no other file, and is a qcow2, a vmdk, raw, or a gzipped tar with a disk.raw.
+    `disk` builds on no other file, and is a qcow2, a vmdk, raw, a gzipped tar with a disk.raw, or
+    an OVA, of which the hardware is not used.
     It is checked against the SHA256SUMS beside it. Raises YclusterError if the cluster exists, or
     `disk` is no file.
     """
@@ -10650,28 +10877,45 @@ def _check_sums(host: Host, disk: Path) -> None:
 
 
 def _convert_import(host: Host, disk: Path, files: Files) -> Path:
-    """A qcow2 of the disk, in the folder for imports; of a gzipped tar, of the disk.raw in it."""
+    """A qcow2 of the disk, or of the one in a tar, in the folder for imports."""
     remove_folder(files.incoming)
     make_folder(files.incoming)
     write_file(files.incoming / IMPORT_MARK, b"")
     source, made = disk, files.incoming / files.disk.name
     with open(disk, "rb") as file:
-        gzipped = file.read(2) == b"\x1f\x8b"
-    if gzipped:
-        source = _unpack(host, disk, files.incoming)
+        head = file.read(512)
+    if head.startswith(b"\x1f\x8b"):
+        source = _unpack(host, disk, files.incoming, "disk.raw")
+    elif head[257:262] == b"ustar":
+        source = _unpack(host, disk, files.incoming, _disk_in_ova(host, disk))
     form: str = image_info(host, source)["format"]
     write_disk(host, source, "qcow2", made, form)
     return made
 
 
-def _unpack(host: Host, archive: Path, folder: Path) -> Path:
-    """The disk.raw of a gzipped tar, as a file in `folder`. ConfigError where it is no file there.
+def _disk_in_ova(host: Host, archive: Path) -> str:
+    """The name of the one disk in an OVA."""
+    listed = host.run(["tar", "-tf", str(archive)], timeout=3600).stdout.splitlines()
+    disks = [name for name in listed if re.fullmatch(r"\w[\w.-]*\.vmdk", name)]
+    if len(disks) != 1:
+        why = f"{archive} is a tar with {len(disks)} vmdk disks, and not an OVA with one"
+        raise ConfigError(why, hint="import one of the disks in it")
+    return disks[0]
+
+
+def _unpack(
+    host: Host,
+    archive: Path,
+    folder: Path,
+    name: str,
+) -> Path:
+    """A disk in a tar, as a file in `folder`. ConfigError where it is no file there.
 
     A link, hard or symbolic, would give the guest a file of this host's.
     """
-    unpacked = folder / "disk.raw"
+    unpacked = folder / name
     argv = [
-        "tar", "-xzf", str(archive), "-C", str(folder),
+        "tar", "-xf", str(archive), "-C", str(folder),
         "--occurrence=1", "--no-recursion", "--no-same-owner", "--no-same-permissions",
         unpacked.name,
     ]  # fmt: skip
@@ -10679,7 +10923,7 @@ def _unpack(host: Host, archive: Path, folder: Path) -> Path:
     status = os.lstat(unpacked)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
         hint = "a tar with the disk itself is wanted"
-        raise ConfigError(f"{archive}: its disk.raw is no regular file", hint=hint)
+        raise ConfigError(f"{archive}: its {name} is no regular file", hint=hint)
     unpacked.chmod(0o600)  # whatever the archive says
     return unpacked
 

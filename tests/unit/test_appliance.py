@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gzip
+import hashlib
 import json
 import os
 import re
@@ -15,6 +17,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given, settings
@@ -22,7 +25,7 @@ from hypothesis import strategies as st
 from unit_support import PROGRAM, Cli, Clocked, folded, made, missing, refused, told, tree
 
 import ycluster
-from ycluster import ConfigError, Files, PrerequisiteError, State, YclusterError
+from ycluster import ConfigError, Files, Host, PrerequisiteError, State, YclusterError
 
 SCRIPT = PROGRAM.parent / "scripts" / "_check-host-kernel.sh"
 CONFIG = "name: demo\nk3s: {install: none}\nportForwards: []\nsshPort: 0\n"
@@ -390,9 +393,8 @@ def test_sizes_beyond_octal_digits_are_read_by_gnu_tar(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def disk(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The disk of a stopped cluster: an overlay with data at both ends and around a window's."""
-    monkeypatch.setattr(ycluster, "WINDOW", 64 << 20)
+def disk(cache: Path) -> Path:
+    """The disk of a stopped cluster: an overlay with data at both ends and between."""
     base = qcow2(cache / "images" / "base", "100M", "write -P 1 0 64k", "write -P 2 63M 3M")
     over = cache / "demo.qcow2"
     argv = [
@@ -418,7 +420,10 @@ def disk(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return over
 
 
-@pytest.mark.parametrize("form", ycluster.CONVERT)
+ENDS = {"qcow2": "qcow2", "raw": "img", "vmdk": "vmdk", "ova": "ova", "gcp-tar": "tar.gz"}
+
+
+@pytest.mark.parametrize("form", ENDS)
 def test_a_bundle_is_read_back_checked_and_imported(
     cli: Cli, cache: Path, disk: Path, tmp_path: Path, form: str
 ) -> None:
@@ -429,7 +434,7 @@ def test_a_bundle_is_read_back_checked_and_imported(
     after = tree(cache)
     after.pop("demo.lock")
     assert after == before
-    name = "demo.tar.gz" if form == "gcp-tar" else f"demo.{form}"
+    name = f"demo.{ENDS[form]}"
     assert sorted(os.listdir(bundle)) == sorted(
         [
             "README",
@@ -458,7 +463,7 @@ def test_a_bundle_is_read_back_checked_and_imported(
         assert (tmp_path / "disk.raw").stat().st_blocks < 16 << 11 and (
             bundle / name
         ).stat().st_size < 1 << 20
-    else:
+    elif form != "ova":
         subprocess.run(["qemu-img", "compare", "-f", form, bundle / name, disk], check=True)
         assert (bundle / name).stat().st_blocks < 16 << 11
     (tmp_path / "y-cluster-provision.yaml").write_text(CONFIG.replace("demo", "copy"))
@@ -504,7 +509,172 @@ def test_an_export_that_fails_leaves_nothing_and_an_empty_folder_is_taken(
     )
     qcow2(disk)
     assert cli("export", tmp_path / "empty", "--format", "raw").code == 0
-    assert "demo.raw" in os.listdir(tmp_path / "empty")
+    assert "demo.img" in os.listdir(tmp_path / "empty")
+
+
+OVF = "{http://schemas.dmtf.org/ovf/envelope/1}"
+RASD = "{http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_ResourceAllocationSettingData}"
+
+
+def test_an_ova_is_a_descriptor_its_manifest_and_the_disk_in_this_order(
+    cli: Cli, cache: Path, disk: Path, tmp_path: Path
+) -> None:
+    """As DSP0243 has it; virt-v2v reads it in the e2e tests. (24)"""
+    prepared_host(cache, prepared="done", memory="1500", cpus="3")
+    assert cli("export", tmp_path / "b", "--format", "ova").code == 0
+    with tarfile.open(tmp_path / "b" / "demo.ova", "r:") as ova:
+        members = ova.getmembers()
+        ova.extractall(tmp_path)
+    names = ["demo.ovf", "demo.mf", "demo.vmdk"]
+    assert [member.name for member in members] == names
+    assert {(member.uid, member.gid, member.mode) for member in members} == {(0, 0, 0o644)}
+    head = (tmp_path / "b" / "demo.ova").read_bytes()[257:265]
+    assert head == b"ustar\x0000"  # GNU's own format has blanks there
+    manifest = re.findall(r"(?m)^SHA256\((.*)\)= (\w{64})$", (tmp_path / "demo.mf").read_text())
+    for name, digest in manifest:
+        assert hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() == digest
+    assert [name for name, _ in manifest] == ["demo.ovf", "demo.vmdk"]
+
+    root = ElementTree.parse(tmp_path / "demo.ovf").getroot()
+    [file] = root.iter(f"{OVF}File")
+    assert file.get(f"{OVF}href") == "demo.vmdk"
+    assert file.get(f"{OVF}size") == str((tmp_path / "demo.vmdk").stat().st_size)
+    [named] = root.iter(f"{OVF}Disk")
+    assert named.get(f"{OVF}capacity") == str(160 << 20)
+    found = {}
+    for item in root.iter(f"{OVF}Item"):
+        keys = [part.tag for part in item]
+        assert keys == sorted(keys)  # the schema has them in a sequence
+        found[item.findtext(f"{RASD}ResourceType")] = item.findtext(f"{RASD}VirtualQuantity")
+    assert (found["3"], found["4"]) == ("3", "1500") and {"10", "17", "20"} < set(found)
+    subprocess.run(["qemu-img", "compare", "-f", "vmdk", tmp_path / "demo.vmdk", disk], check=True)
+
+
+@pytest.mark.parametrize("subformat", ycluster.VMDK_SUBFORMATS)
+def test_a_vmdk_has_the_subformat_that_is_asked_for(
+    cli: Cli, disk: Path, tmp_path: Path, subformat: str
+) -> None:
+    """Some are several files, all of them in SHA256SUMS. (24)"""
+    ran = cli("export", tmp_path / "b", "--format", "vmdk", "--vmdk-subformat", subformat)
+    assert ran.code == 0, ran.err
+    made = tmp_path / "b" / "demo.vmdk"
+    argv = ["qemu-img", "info", "--output=json", made]
+    info = json.loads(subprocess.run(argv, capture_output=True, check=True).stdout)
+    assert info["format-specific"]["data"]["create-type"] == subformat
+    subprocess.run(["qemu-img", "compare", made, disk], check=True)
+    summed = {line.split()[1] for line in (tmp_path / "b/SHA256SUMS").read_text().splitlines()}
+    assert summed == {*os.listdir(tmp_path / "b")} - {"SHA256SUMS"}
+    is_one = len(list((tmp_path / "b").glob("*.vmdk"))) == 1
+    assert ("ycluster import" in (tmp_path / "b" / "README").read_text()) is is_one
+
+
+def test_a_subformat_is_for_a_vmdk(cli: Cli, disk: Path, tmp_path: Path) -> None:
+    told(
+        cli("export", tmp_path / "b", "--format", "ova", "--vmdk-subformat", "monolithicFlat"),
+        2,
+        "--format vmdk",
+    )
+    assert not (tmp_path / "b").exists()
+
+
+def gcp_tar(cli: Cli, folder: Path) -> bytes:
+    """The tar of an export, unpacked."""
+    ran = cli("export", folder, "--format", "gcp-tar")
+    assert ran.code == 0, ran.err
+    return gzip.decompress((folder / "demo.tar.gz").read_bytes())
+
+
+def test_pigz_packs_the_same_tar_as_the_standard_library(
+    cli: Cli, disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """(24)"""
+    need_pigz = shutil.which("pigz")
+    assert need_pigz or os.environ.get("CI") != "true", "pigz is not installed"
+    seen = []
+    beside = Host.beside
+
+    def noted(self: Host, argv: list[str], **options: Any) -> Any:
+        seen.append(argv[0])
+        return beside(self, argv, **options)
+
+    monkeypatch.setattr(Host, "beside", noted)
+    first = gcp_tar(cli, tmp_path / "one")
+    assert ("pigz" in seen) is bool(need_pigz)
+    which = Host.which
+    monkeypatch.setattr(
+        Host, "which", lambda self, name: None if name == "pigz" else which(self, name)
+    )
+    seen.clear()
+    assert gcp_tar(cli, tmp_path / "other") == first and seen == ["qemu-nbd"]
+
+
+def test_what_is_compressed_in_its_image_or_reads_as_zero_is_packed_right(
+    cli: Cli, cache: Path, disk: Path, tmp_path: Path
+) -> None:
+    """As Ubuntu's cloud images are; and what is zero is not read. (24)"""
+    base, packed = cache / "images" / "base", cache / "images" / "packed"
+    subprocess.run(
+        ["qemu-img", "convert", "-c", "-f", "qcow2", "-O", "qcow2", base, packed], check=True
+    )
+    packed.replace(base)
+    writes = ["-c", "write -z 130M 10M"]
+    subprocess.run(["qemu-io", *writes, disk], check=True, stdout=subprocess.DEVNULL, cwd=cache)
+    whole = gcp_tar(cli, tmp_path / "b")
+    assert len(whole) < 8 << 20
+    (tmp_path / "x.tar").write_bytes(whole)
+    subprocess.run(["tar", "-xf", tmp_path / "x.tar", "-C", tmp_path], check=True)
+    subprocess.run(["qemu-img", "compare", "-f", "raw", tmp_path / "disk.raw", disk], check=True)
+
+
+@pytest.mark.parametrize("program", ["pigz", "qemu-nbd", "qemu-img", "tar"])
+def test_a_program_that_fails_half_way_leaves_nothing_and_its_words(
+    cli: Cli, cache: Path, disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    """A full disk, for one. Nor do the folders above that were not there. (24)"""
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    failing = 'case "$*" in *map*|*info*) exec /usr/bin/qemu-img "$@";; esac\n'
+    fake_program(
+        tmp_path / "bin",
+        program,
+        f"{failing if program == 'qemu-img' else ''}echo 'No space left on device' >&2; exit 1",
+    )
+    before = sorted(os.listdir(tmp_path))
+    form = "gcp-tar" if program in ("pigz", "qemu-nbd") else "ova"
+    ran = cli("export", tmp_path / "not" / "there" / "b", "--format", form)
+    told(ran, 1, program, "No space left")
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_the_folders_above_a_bundle_are_made(cli: Cli, disk: Path, tmp_path: Path) -> None:
+    """(24)"""
+    bundle = tmp_path / "not" / "there" / "b"
+    assert cli("export", bundle).code == 0 and (bundle / "demo.qcow2").exists()
+
+
+@pytest.mark.parametrize("members", [[], ["a.vmdk", "b.vmdk"], ["../a.vmdk"], ["-x.vmdk"]])
+def test_a_tar_that_is_no_ova_with_one_disk_is_not_imported(
+    cli: Cli, cache: Path, tmp_path: Path, members: list[str]
+) -> None:
+    """(24)"""
+    (tmp_path / "y-cluster-provision.yaml").write_text(CONFIG)
+    with tarfile.open(tmp_path / "x.ova", "w") as archive:
+        for name in ["x.ovf", *members]:
+            archive.addfile(tarfile.TarInfo(name))
+    told(cli("import", tmp_path / "x.ova", "-c", tmp_path), 3, "vmdk")
+    assert [path.name for path in cache.iterdir() if not path.name.endswith(".lock")] == []
+
+
+def test_a_link_in_the_place_of_an_ovas_disk_is_not_imported(
+    cli: Cli, cache: Path, tmp_path: Path
+) -> None:
+    """(21.4)"""
+    (tmp_path / "y-cluster-provision.yaml").write_text(CONFIG)
+    link = tarfile.TarInfo("x.vmdk")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    with tarfile.open(tmp_path / "x.ova", "w") as archive:
+        archive.addfile(tarfile.TarInfo("x.ovf"))
+        archive.addfile(link)
+    told(cli("import", tmp_path / "x.ova", "-c", tmp_path), 3, "regular file")
 
 
 def test_a_bundle_gets_its_name_once_its_checksums_are_in_it(
