@@ -879,12 +879,7 @@ class Host:
                     process.wait(1)
                 raise
             finally:
-                failed = process.poll() not in (None, 0)  # by itself, so that it is the cause
-                process.kill()  # does nothing to a program that has ended
-                process.wait()
-                if failed:
-                    told = errors.read().decode(errors="replace")
-                    raise ProgramFailed(argv, process.returncode, told)
+                _end_beside(process, argv, errors)
 
     def attempt(self, argv: Sequence[str], *, timeout: float) -> str | None:
         """What a program writes to stdout; None if it is missing, fails or takes too long.
@@ -1006,6 +1001,16 @@ class Host:
 
 # The signals that ask a command to end: one that is run for the user gets them from us.
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
+def _end_beside(process: subprocess.Popen[bytes], argv: Sequence[str], errors: IO[bytes]) -> None:
+    """Kill a program, unless it has ended; ProgramFailed if it failed, for that is the cause."""
+    failed = process.poll() not in (None, 0)
+    process.kill()  # does nothing to a program that has ended
+    process.wait()
+    if failed:
+        told = errors.read().decode(errors="replace")
+        raise ProgramFailed(argv, process.returncode, told)
 
 
 def _pass_on(process: subprocess.Popen[bytes], signum: int) -> None:
@@ -9117,32 +9122,38 @@ def served(host: Host, disk: Path) -> Iterator[Any]:
     Source: the NBD protocol's doc/proto.md, "Fixed newstyle negotiation".
     """
     import socket
-    import struct
-    import subprocess
     import tempfile
 
-    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as sock:
+    nothing = descriptor(os.open(os.devnull, os.O_RDONLY))
+    with nothing as stdin, tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/nbd"
         argv = ["qemu-nbd", "--read-only", "--format=qcow2", f"--socket={path}", str(disk)]
-        with host.beside(argv, stdin=subprocess.DEVNULL) as output:
+        with host.beside(argv, stdin=stdin) as output, socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(60)
 
             def connects() -> bool:
                 if not sock.connect_ex(path):
                     return True
                 if select.select([output], [], [], 0)[0]:  # nothing is printed: it has ended
-                    raise BrokenPipeError(f"{disk}: qemu-nbd has ended")
+                    raise BrokenPipeError("qemu-nbd has ended")
                 return False
 
             if not host.wait_for(connects, timeout=60, interval=0.01):
                 raise TimedOut(f"{disk}: qemu-nbd does not serve it")
-            if _received(sock, 18)[:16] != b"NBDMAGICIHAVEOPT":
-                raise YclusterError(f"{disk}: it is no qemu-nbd that serves it")
-            # Without padding, the export with no name; its size and flags are the answer.
-            sock.sendall(struct.pack(">I8sII", 3, b"IHAVEOPT", 1, 0))
-            _received(sock, 10)
+            _choose_export(sock)
             yield sock
             sock.close()  # qemu-nbd ends with its client
+
+
+def _choose_export(sock: Any) -> None:
+    """Ask for the export with no name; what follows are answers to requests."""
+    import struct
+
+    if _received(sock, 18)[:16] != b"NBDMAGICIHAVEOPT":
+        raise YclusterError("it is no qemu-nbd that serves the disk")
+    no_padding = 3
+    sock.sendall(struct.pack(">I8sII", no_padding, b"IHAVEOPT", 1, 0))
+    _received(sock, 10)  # its size and flags
 
 
 def read_served(sock: Any, offset: int, length: int) -> bytes:

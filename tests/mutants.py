@@ -2069,8 +2069,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "an export that fails leaves nothing",
-        "finally:\n            remove_folder(part)\n    host",
-        "finally:\n            pass\n    host",
+        "finally:\n            remove_folder(part)\n    except",
+        "finally:\n            pass\n    except",
         "test_appliance.py::test_an_export_that_fails_leaves_nothing_and_an_empty_folder_is_taken",
     ),
     (
@@ -2146,15 +2146,45 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "what is gzipped is known by its content",
-        'gzipped = file.read(2) == b"\\x1f\\x8b"',
-        'gzipped = disk.name.endswith(".gz")',
+        'if head.startswith(b"\\x1f\\x8b"):',
+        'if disk.name.endswith(".gz"):',
         "test_appliance.py::test_what_is_gzipped_is_known_by_its_content_whatever_its_name",
     ),
     (
         "a bundle gets its name last",
-        "_fill_bundle(host, state, part, form)\n            part.rename(bundle)",
-        "part.rename(bundle)\n            _fill_bundle(host, state, bundle, form)",
+        "yield part\n            part.rename(folder)",
+        "part.rename(folder)\n            yield folder",
         "test_appliance.py::test_a_bundle_gets_its_name_once_its_checksums_are_in_it",
+    ),
+    (
+        "an export that fails leaves no folders above it",
+        "above.rmdir()",
+        "pass",
+        "test_appliance.py::test_a_program_that_fails_half_way_leaves_nothing_and_its_words",
+    ),
+    (
+        "what is zero is not packed",
+        'if extent["data"] and not extent["zero"]:',
+        "if True:",
+        "test_appliance.py::test_what_is_compressed_in_its_image_or_reads_as_zero_is_packed_right",
+    ),
+    (
+        "the manifest comes before the disk",
+        "parts = (envelope, manifest, disk)",
+        "parts = (envelope, disk, manifest)",
+        "test_appliance.py::test_an_ova_is_a_descriptor_its_manifest_and_the_disk_in_this_order",
+    ),
+    (
+        "an OVA's disk is a file in the folder",
+        're.fullmatch(r"\\w[\\w.-]*\\.vmdk", name)',
+        'name.endswith(".vmdk")',
+        "test_appliance.py::test_a_tar_that_is_no_ova_with_one_disk_is_not_imported",
+    ),
+    (
+        "pigz's failure is told in its words",
+        "process.wait(1)",
+        "pass",
+        "test_appliance.py::test_a_program_that_fails_half_way_leaves_nothing_and_its_words",
     ),
     (
         "events without end hold no deadline up",

@@ -17,7 +17,7 @@ from typing import Callable
 import pytest
 from conftest import ROOT, Cluster, Program, block, need
 
-FORMATS = ("qcow2", "raw", "vmdk", "gcp-tar")
+FORMATS = {"qcow2": "qcow2", "raw": "img", "vmdk": "vmdk", "gcp-tar": "tar.gz"}
 # The page's own commands, run as they stand there.
 PREPARE, EXPORT, IMPORT, PROVISION = block("docs/appliances.md", "A disk that leaves").splitlines()
 DATA_NOTE = "/data/yolean/note"
@@ -155,7 +155,7 @@ def test_every_format_is_read_back_the_same(
         subprocess.run(["tar", "-xzf", packed, "-C", tmp_path], check=True)
         disk, kind = tmp_path / "disk.raw", "raw"
     else:
-        disk, kind = bundle / f"dev.{form}", form
+        disk, kind = bundle / f"dev.{FORMATS[form]}", form
         if form != "raw":
             subprocess.run(["qemu-img", "check", "-f", form, disk], check=True)
     subprocess.run(
@@ -167,6 +167,17 @@ def test_every_format_is_read_back_the_same(
         assert said.stdout == "0\n", "a file that was removed can be read no more"
     if form != "gcp-tar":
         disk.unlink()  # the bundle that is imported is the one that went the longest way
+
+
+def test_an_ova_is_read_by_a_reader_of_such(vm: Cluster, work: Path) -> None:
+    """virt-v2v, up to where it would convert the guest, which has no boot loader that it knows."""
+    need(shutil.which("virt-v2v"), "virt-v2v is not installed")
+    vm.run("export", work / "ova", "--format", "ova")
+    env = {**os.environ, "LIBGUESTFS_BACKEND": "direct", "LIBGUESTFS_BACKEND_SETTINGS": "force_tcg"}
+    argv = ["virt-v2v", "-i", "ova", work / "ova" / "dev.ova", "-o", "null"]
+    said = subprocess.run(argv, text=True, capture_output=True, env=env)
+    assert "Converting 12" in said.stdout and "no bootloader" in said.stderr, said
+    shutil.rmtree(work / "ova")
 
 
 def test_the_data_is_there_again_after_a_start(vm: Cluster) -> None:

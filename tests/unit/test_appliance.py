@@ -632,11 +632,14 @@ def test_a_program_that_fails_half_way_leaves_nothing_and_its_words(
 ) -> None:
     """A full disk, for one. Nor do the folders above that were not there. (24)"""
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    failing = 'case "$*" in *map*|*info*) exec /usr/bin/qemu-img "$@";; esac\n'
+    before_it_fails = {
+        "pigz": "exec <&-; sleep 0.3; ",  # it takes no more, and has not ended yet
+        "qemu-img": 'case "$*" in *map*|*info*) exec /usr/bin/qemu-img "$@";; esac; ',
+    }
     fake_program(
         tmp_path / "bin",
         program,
-        f"{failing if program == 'qemu-img' else ''}echo 'No space left on device' >&2; exit 1",
+        f"{before_it_fails.get(program, '')}echo 'No space left on device' >&2; exit 1",
     )
     before = sorted(os.listdir(tmp_path))
     form = "gcp-tar" if program in ("pigz", "qemu-nbd") else "ova"
