@@ -122,6 +122,7 @@ DEFAULT_IMAGE_SHA256 = "ffe6203da54deeb6db5d2a98a83f9ec8e55f149d3f7ba622e1abe5fa
 QEMU = "qemu-system-x86_64"
 DATA_LABEL = "y-cluster-data"  # of the volume on the data disk
 DATA_DIR = "/data/yolean"  # where the guest mounts it
+DATA_MOUNT = "data-yolean.mount"  # by systemd's name
 BIND_ADDRESS = "127.0.0.1"  # A forward on every interface would publish ssh to the network.
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -7279,6 +7280,19 @@ grep -qxF "$entry" /etc/fstab || echo "$entry" >>/etc/fstab
 mountpoint -q {DATA_DIR} || mount {DATA_DIR}
 """
 
+# With a data disk k3s keeps its volumes there. It starts once the disk is mounted, or has not come
+# in time: otherwise an appliance would now and then write to its boot disk.
+K3S_ON_DATA_DISK = (
+    {
+        "path": "/etc/rancher/k3s/config.yaml.d/90-ycluster.yaml",
+        "content": f"default-local-storage-path: {DATA_DIR}/k3s-storage\n",
+    },
+    {
+        "path": "/etc/systemd/system/k3s.service.d/90-ycluster.conf",
+        "content": f"[Unit]\nWants={DATA_MOUNT}\nAfter={DATA_MOUNT}\n",
+    },
+)
+
 # The parts of `prepare-export`: run in the guest, then on its disk once the guest is off.
 PREPARE_LIVE = f"""\
 # Downloaded packages need not travel.
@@ -7370,13 +7384,18 @@ def user_data(
         "permissions": "0600",
         "content": to_json(registries),
     }
+    written = [datasources]
+    if registries:
+        written.append(mirrors)
+    if state.has_k3s and state.data_disk:
+        written += K3S_ON_DATA_DISK
     cloud_config = {
         "hostname": state.name,
         "users": [login],
         "ssh_deletekeys": True,
         "ssh_keys": {"ed25519_private": host_private, "ed25519_public": host_public.strip()},
         "package_update": False,
-        "write_files": [datasources, mirrors] if registries else [datasources],
+        "write_files": written,
         "bootcmd": [MOUNT_DATA] if state.data_disk else [],
     }
     return "#cloud-config\n" + to_json(cloud_config) + "\n"

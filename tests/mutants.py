@@ -2169,6 +2169,12 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "test_appliance.py::test_what_is_compressed_in_its_image_or_reads_as_zero_is_packed_right",
     ),
     (
+        "k3s keeps its volumes on the data disk",
+        "written += K3S_ON_DATA_DISK",
+        "pass",
+        "test_machine.py::test_k3s_keeps_its_volumes_on_the_data_disk_if_there_is_one",
+    ),
+    (
         "the manifest comes before the disk",
         "parts = (envelope, manifest, disk)",
         "parts = (envelope, disk, manifest)",

@@ -62,7 +62,13 @@ def vm(
     file.write_text(
         text
         + 'registries: {configs: {r.example: {auth: {username: u, password: "${R_PASSWORD}"}}}}\n'
+        + "dataDisk: volume.qcow2\n"
     )
+    volume = made.directory / "volume.raw"
+    label = ["-q", "-t", "ext4", "-L", "y-cluster-data"]
+    subprocess.run(["mke2fs", *label, volume, "64M"], check=True, env={"PATH": "/usr/sbin:/sbin"})
+    argv = ["qemu-img", "convert", "-O", "qcow2", volume, volume.with_suffix(".qcow2")]
+    subprocess.run(argv, check=True)
     made.program.env["KUBECONFIG"] = str(kubeconfig)
     return made
 
@@ -142,6 +148,20 @@ def test_registries_are_private_in_the_guest_and_their_secret_is_nowhere_else(vm
     )
 
 
+STORAGE = "default-local-storage-path: /data/yolean/k3s-storage, mounted: True\n"
+
+
+def storage_at_starts(vm: Cluster) -> str:
+    """What k3s found at each of its starts."""
+    return vm.run("ssh", "--", "cat /var/lib/rancher/k3s/storage-at-starts").stdout
+
+
+def test_its_volumes_are_on_the_data_disk_before_it_first_starts(vm: Cluster) -> None:
+    assert storage_at_starts(vm) == STORAGE
+    shown = vm.run("ssh", "--", "systemctl show -p After -p Wants k3s").stdout
+    assert shown.count("data-yolean.mount") == 2
+
+
 def test_a_suspended_cluster_is_reached_again_by_its_new_port(
     vm: Cluster, kubeconfig: Path
 ) -> None:
@@ -181,6 +201,7 @@ def test_start_refreshes_the_port_and_imports_nothing_again(vm: Cluster, kubecon
     assert after != before
     reaches_the_api(vm, kubeconfig)
     assert "imported" not in vm.run("ssh", "--", "cat /var/lib/rancher/k3s/starts").stdout
+    assert storage_at_starts(vm) == STORAGE * 2  # mounted before k3s started at this boot, too
 
 
 def test_an_install_that_was_cut_short_is_finished_by_start(vm: Cluster, kubeconfig: Path) -> None:

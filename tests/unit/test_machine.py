@@ -533,6 +533,27 @@ def test_user_data_is_a_cloud_config_that_needs_no_quoting(key: str) -> None:
     assert plain(ycluster.parse_yaml(body, "user-data")) == data
 
 
+@pytest.mark.parametrize(
+    "fields, is_there",
+    [
+        ({"data_disk": "/d.qcow2", "k3s": {"Install": "airgap"}}, True),
+        ({"data_disk": "/d.qcow2", "k3s": {"Install": "none"}}, False),
+        ({"k3s": {"Install": "airgap"}}, False),
+    ],
+)
+def test_k3s_keeps_its_volumes_on_the_data_disk_if_there_is_one(
+    fields: dict[str, Any], is_there: bool
+) -> None:
+    """(24)"""
+    written = ycluster.user_data(state(**fields), "key", "private", "public", {})
+    files = json.loads(written.partition("\n")[2])["write_files"]
+    content = {file["path"]: file["content"] for file in files}
+    storage = "default-local-storage-path: /data/yolean/k3s-storage\n"
+    assert (content.get("/etc/rancher/k3s/config.yaml.d/90-ycluster.yaml") == storage) is is_there
+    unit = content.get("/etc/systemd/system/k3s.service.d/90-ycluster.conf", "")
+    assert ("After=data-yolean.mount" in unit) is is_there
+
+
 @pytest.mark.skipif(not shutil.which("ssh-keygen"), reason="ssh-keygen is not installed")
 def test_keys_and_seed_are_private_and_new_each_time(tmp_path: Path) -> None:
     host, demo = Clocked(tmp_path), state(tmp_path)
