@@ -4179,6 +4179,7 @@ class State(Record):
     image: str = stored(_URL_TEXT, "")
     imported: str = ""  # the disk that `import` took the boot disk from
     prepared: str = ""  # `live` or `done`: how far `prepare-export` has come since the last boot
+    disk_max_run: str = ""  # so long after each boot the disk powers its guest off; empty: never
     data_disk: str = stored(_WORD, "")
     ssh_user: str = stored(_USER_NAME, "ystack")
     accel: str = "auto"  # as the config asks
@@ -7272,13 +7273,26 @@ def port_owner(host: Host, port: int) -> str:
 
 Waiting: TypeAlias = "Callable[[], object]"  # called at least twice a second during a long question
 
-# Run at each boot of a VM with a data disk. With `nofail` the guest also boots without its volume.
-MOUNT_DATA = f"""\
+# The data volume in fstab. With `nofail` the guest also boots without it.
+DATA_ENTRY = f"LABEL={DATA_LABEL} {DATA_DIR} ext4 defaults,nofail,x-systemd.device-timeout=30 0 2"
+# Adds it, unless the label or the folder has an entry: ours, the sibling's or the user's. A last
+# line of fstab that has no end gets one first.
+ADD_DATA_ENTRY = f"""\
 mkdir -p {DATA_DIR}
-entry="LABEL={DATA_LABEL} {DATA_DIR} ext4 defaults,nofail,x-systemd.device-timeout=30 0 2"
-grep -qxF "$entry" /etc/fstab || echo "$entry" >>/etc/fstab
-mountpoint -q {DATA_DIR} || mount {DATA_DIR}
+label='^[[:space:]]*(LABEL="?{DATA_LABEL}"?|/dev/disk/by-label/{DATA_LABEL})[[:space:]]'
+folder='^[[:space:]]*[^#[:space:]]+[[:space:]]+{DATA_DIR}/?[[:space:]]'
+if ! grep -Eqs -e "$label" -e "$folder" /etc/fstab; then
+  [ -z "$(tail -c 1 /etc/fstab 2>/dev/null)" ] || echo >>/etc/fstab
+  echo '{DATA_ENTRY}' >>/etc/fstab
+fi
 """
+# Run at each boot of a VM with a data disk. An entry of the user's may name another folder.
+MOUNT_DATA = f"""\
+{ADD_DATA_ENTRY}
+mountpoint -q {DATA_DIR} || mount {DATA_DIR} || mount LABEL={DATA_LABEL} {DATA_DIR}
+"""
+
+POWER_OFF = "ycluster-max-run"  # the name of the units that power a guest off
 
 # With a data disk k3s keeps its volumes there. It starts once the disk is mounted, or has not come
 # in time: otherwise an appliance would now and then write to its boot disk.
@@ -7311,8 +7325,14 @@ if mountpoint -q {DATA_DIR}; then umount {DATA_DIR} || true; fi
 fstrim -a 2>/dev/null || true
 sync
 """
-PREPARE_OFFLINE = """\
+PREPARE_OFFLINE = f"""\
 set -eu
+
+# Wherever a volume with the label is attached, it is mounted: without the entry an appliance would
+# write its data to the boot disk. The volume is not part of the export; a boot can do without it.
+{ADD_DATA_ENTRY}
+# The timer of an earlier `--max-run`.
+rm -rf /etc/systemd/system/{POWER_OFF}* /etc/systemd/system/timers.target.wants/{POWER_OFF}*
 
 # cloud-init starts afresh elsewhere, and chooses among all datasources again.
 rm -rf /var/lib/cloud /var/log/cloud-init*.log /etc/cloud/cloud.cfg.d/99-ycluster.cfg
@@ -7324,16 +7344,13 @@ rm -f /etc/udev/rules.d/70-persistent-net.rules /etc/netplan/50-cloud-init.yaml 
 
 # Network cards have other names elsewhere: ask for an address on any of them.
 if [ -d /etc/netplan ]; then
-  echo 'network: {version: 2, ethernets: {any: {match: {name: "e*"}, dhcp4: true}}}' \\
+  echo 'network: {{version: 2, ethernets: {{any: {{match: {{name: "e*"}}, dhcp4: true}}}}}}' \\
     >/etc/netplan/90-any-dhcp.yaml
   chmod 0600 /etc/netplan/90-any-dhcp.yaml
 elif [ -d /etc/systemd/network ]; then
   printf '[Match]\\nName=en* eth*\\n\\n[Network]\\nDHCP=yes\\n' \\
     >/etc/systemd/network/90-any-dhcp.network
 fi
-
-# The fstab entry of the data volume stays: without it an appliance would write its data to the boot
-# disk. The volume itself is not part of the export, and a boot does not wait for it.
 
 # What its users left behind.
 rm -rf /root/.bash_history /home/*/.bash_history /root/.cache /home/*/.cache \\
@@ -7342,7 +7359,7 @@ rm -rf /root/.bash_history /home/*/.bash_history /root/.cache /home/*/.cache \\
 # Package lists, journals, and the random seed, which no two machines may share. Other logs are
 # emptied but stay, since the owner and mode of a log file are part of the installation.
 rm -rf /var/cache/apt/*.bin /var/lib/apt/lists/* /var/log/journal/* /var/lib/systemd/random-seed
-find /var/log -type f -exec truncate -s 0 {} +
+find /var/log -type f -exec truncate -s 0 {{}} +
 """
 
 # Blocks that were freed keep what was in them, secrets included, until something else is written
@@ -7356,6 +7373,89 @@ list-filesystems | sed -n 's/^\(.*\): ext[234]$/zerofree \1/p' >"$found"
 <! cat "$found"
 END
 """
+
+
+# --- the expiry that a disk carries with it
+# systemd counts, by a clock that nobody sets: from each boot, and anew from each postponement.
+# Time in which the guest is suspended or paused does not count.
+SYSTEM_UNITS = "/etc/systemd/system"
+KEEP_RUNNING = "/run/ycluster-keep-running"  # in /run, where no boot finds it again
+WARN_BEFORE = 600  # seconds, from the warning to the power-off
+# Prints a text and shows it on every terminal; in a unit, `$$` is `$`.
+TELL = """/bin/sh -c 'echo "$$0"; echo "$$0" | timeout 20 wall'"""
+POWER_OFF_TIMER = """\
+# Written by `ycluster prepare-export --max-run`, which without the option removes it.
+[Unit]
+Description={what}
+
+[Timer]
+OnBootSec={first}s
+OnUnitInactiveSec={again}s
+AccuracySec=1s
+
+[Install]
+WantedBy=timers.target
+"""
+# It removes the file that postpones the power-off. If that fails, as it does without the file,
+# systemd itself shuts the guest down, whatever is wrong with the disk or its programs.
+POWER_OFF_SERVICE = """\
+[Unit]
+Description=Power-off, unless {file} postpones it
+FailureAction=poweroff
+RefuseManualStart=yes
+
+[Service]
+Type=oneshot
+TimeoutStartSec=60s
+ExecStart=/bin/rm {file}
+ExecStartPost=-{tell} "{text}"
+StandardOutput=journal+console
+StandardError=journal
+"""
+POWER_OFF_WARNING = """\
+[Unit]
+Description=Warning of the power-off
+
+[Service]
+Type=oneshot
+TimeoutStartSec=60s
+ExecStart=-{tell} "{text}"
+StandardOutput=journal+console
+"""
+
+
+def max_run_units(seconds: int) -> dict[str, str]:
+    """The systemd units, by their names, that power a guest off so long after each boot.
+
+    They warn on its terminals and its console. KEEP_RUNNING postpones the power-off once, by as
+    long again.
+    """
+    length = format_duration(seconds * 10**9)
+    before = min(WARN_BEFORE, seconds)
+    remedy = f"To have {length} more: sudo touch {KEEP_RUNNING}"
+    warning = f"This machine powers itself off within {in_words(before)}. {remedy}"
+    postponed = f"{KEEP_RUNNING} was found, and removed: this machine powers itself off in {length}"
+    timer = partial(POWER_OFF_TIMER.format, again=seconds)
+    service = POWER_OFF_SERVICE.format(file=KEEP_RUNNING, tell=TELL, text=postponed)
+    return {
+        f"{POWER_OFF}.timer": timer(what=f"Power-off {length} after the boot", first=seconds),
+        f"{POWER_OFF}.service": service,
+        f"{POWER_OFF}-warning.timer": timer(what="Warning before it", first=seconds - before),
+        f"{POWER_OFF}-warning.service": POWER_OFF_WARNING.format(tell=TELL, text=warning),
+    }
+
+
+def max_run_argv(seconds: int) -> list[str]:
+    """virt-customize's options that put these units into a disk; the links, which count, last."""
+    wants = f"{SYSTEM_UNITS}/timers.target.wants"
+    argv = ["--mkdir", wants]
+    units = max_run_units(seconds)
+    for name, text in units.items():
+        argv += ["--write", f"{SYSTEM_UNITS}/{name}:{text}"]
+    for name in units:
+        if name.endswith(".timer"):
+            argv += ["--link", f"{SYSTEM_UNITS}/{name}:{wants}/{name}"]
+    return argv
 
 
 # --- the seed, and ssh
@@ -8922,8 +9022,7 @@ By ssh:             ssh -i {name}-ssh -o UserKnownHostsFile=known_hosts -o HostK
                       {user}@ADDRESS
 
 Whoever has {name}-ssh gets in. known_hosts holds until the disk's cloud-init makes a new host key.
-No deadline is on the disk: a budget begins where it starts, by ycluster or by the flags of
-`ycluster lifetime gcp-flags`.
+{deadline}
 """
 _IMPORT = "With ycluster:      ycluster import {disk} -c DIR && ycluster provision -c DIR"
 BUNDLE_USES: Mapping[str, str] = {  # by the format
@@ -8935,6 +9034,22 @@ On ESXi:            Deploy OVF Template
 With VirtualBox:    VBoxManage import {{disk}}   (or File, Import Appliance)""",
     "parts": "{disk} describes the disk, which is in the files beside it.",
 }
+NO_DEADLINE = """\
+No deadline is on the disk: a budget begins where it starts, by ycluster or by the flags of
+`ycluster lifetime gcp-flags`."""
+OWN_DEADLINE = """\
+The disk powers its machine off {length} after each boot, wherever that is.
+There `sudo touch {file}` postpones it once, by as long again, and
+`sudo systemctl disable --now {timer}` ends it. What a power-off saves depends on the
+platform: on some a machine that is off costs as much as before."""
+
+
+def deadline_on_disk(state: State) -> str:
+    """What the README of a bundle says of the expiry that the disk carries with it."""
+    if not state.disk_max_run:
+        return NO_DEADLINE
+    timer = f"{POWER_OFF}.timer"
+    return OWN_DEADLINE.format(length=state.disk_max_run, file=KEEP_RUNNING, timer=timer)
 
 
 def mebibytes(path: Path) -> str:
@@ -9359,6 +9474,14 @@ def positive_duration(text: str) -> int:
     if nanoseconds <= 0:
         raise UsageError(f"{text}: wants a positive duration, such as 2h")
     return nanoseconds
+
+
+def boot_budget(text: str) -> int:
+    """Seconds that a disk may run after each boot: a minute to a year. Raises UsageError."""
+    seconds = seconds_up(positive_duration(text))
+    if not 60 <= seconds <= 365 * 86400:
+        raise UsageError(f"{text}: wants 1m to 8760h", hint="such as 8h; a boot takes a minute")
+    return seconds
 
 
 def own_budget(text: str) -> str:
@@ -10646,13 +10769,21 @@ CLEAN = ("guest-shutdown", "ssh poweroff")  # the steps of a stop after which a 
     "prepare-export",
     "make a cluster's disk fit to boot elsewhere; stops it",
     ONE,
-    example="ycluster prepare-export --name dev",
+    argument(
+        "--max-run",
+        metavar="D",
+        type=boot_budget,
+        default=0,
+        help="have the disk power its machine off D after each boot, where nothing else does",
+    ),
+    example="ycluster prepare-export --max-run 8h --name dev",
 )
-def prepare_export(host: Host, files: Files) -> None:
+def prepare_export(host: Host, files: Files, max_run: int = 0) -> None:
     """Make the boot disk fit to boot elsewhere.
 
     Stops the cluster, and removes what its disk knows of this host and this network, free blocks
     included. Its machine-id and its login stay. Safe to repeat; it resumes if it was interrupted.
+    `max_run`: seconds, after which each machine that boots the disk powers itself off; 0: never.
     """
     with opened(host, files) as state:
         _require_disk(state)
@@ -10664,8 +10795,13 @@ def prepare_export(host: Host, files: Files) -> None:
         if now == "running":
             _prepare_in_guest(host, state)
             state = _halt_cleanly(host, state)
-        _prepare_disk(host, state)
-        save_state(replace(state, prepared="done"))
+        state = save_state(replace(state, prepared="live"))  # if this fails, it is to be had again
+        _prepare_disk(host, state, max_run)
+        length = format_duration(max_run * 10**9) if max_run else ""
+        save_state(replace(state, prepared="done", disk_max_run=length))
+    if max_run:
+        text = f"{length} after each boot the disk powers its machine off, here too"
+        host.output.say(f"{state.name}: {text}")
     way_on = f"`ycluster export BUNDLE_DIR --name {state.name}` writes its disk"
     host.output.say(f"{state.name} is prepared: {way_on}")
 
@@ -10695,12 +10831,14 @@ def _halt_cleanly(host: Host, state: State) -> State:
     return state
 
 
-def _prepare_disk(host: Host, state: State) -> None:
+def _prepare_disk(host: Host, state: State, max_run: int) -> None:
     disk = str(state.files.disk)
     argv = [
         "virt-customize", "--quiet", "--no-network", "--format", "qcow2",
         "-a", disk, "--run-command", PREPARE_OFFLINE,
     ]  # fmt: skip
+    if max_run:
+        argv += max_run_argv(max_run)
     try:
         guestfs(host, "offline phase", *argv)
         listed = guestfs(host, "clearing free space", "sh", "-c", CLEAR_FREE, "sh", disk)
@@ -10831,6 +10969,7 @@ def _fill_bundle(
         if path.exists():
             write_file(folder / name, path.read_bytes())
     facts = {"name": state.name, "version": VERSION, "disk": disk.name, "user": state.ssh_user}
+    facts["deadline"] = deadline_on_disk(state)
     in_parts = form == "vmdk" and subformat not in ("streamOptimized", "monolithicSparse")
     use = BUNDLE_USES.get("parts" if in_parts else form, _IMPORT)
     write_file(folder / "README", BUNDLE_README.format(**facts, use=use.format(**facts)).encode())

@@ -6,6 +6,7 @@ The tests of this module go in order over the same clusters: a boot takes a minu
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -21,6 +22,19 @@ FORMATS = {"qcow2": "qcow2", "raw": "img", "vmdk": "vmdk", "gcp-tar": "tar.gz"}
 # The page's own commands, run as they stand there.
 PREPARE, EXPORT, IMPORT, PROVISION = block("docs/appliances.md", "A disk that leaves").splitlines()
 DATA_NOTE = "/data/yolean/note"
+SBIN = "/usr/sbin:/sbin"
+KEEP = "/run/ycluster-keep-running"
+UNITS = {
+    f"/etc/systemd/system/{folder}ycluster-max-run{name}"
+    for folder, name in (
+        ("", ".timer"),
+        ("", ".service"),
+        ("", "-warning.timer"),
+        ("", "-warning.service"),
+        ("timers.target.wants/", ".timer"),
+        ("timers.target.wants/", "-warning.timer"),
+    )
+}
 SECRET = "the-password-of-a-registry"
 
 
@@ -101,7 +115,8 @@ def test_prepare_export_shuts_down_clears_the_deadline_and_cleans_the_disk(
     vm: Cluster, data_disk: Path
 ) -> None:
     before = guest(vm, "cat /etc/machine-id"), guest(vm, "cat ~/.ssh/authorized_keys")
-    as_written(vm, PREPARE)
+    guest(vm, "sudo sed -i /y-cluster-data/d /etc/fstab")  # as of a cluster without a data disk
+    vm.run("prepare-export", "--max-run", "1m")
     assert vm.qemu() == [] and vm.status()["state"] == "stopped"
     assert not {"expiresAt", "timer"} & set(vm.sidecar())
 
@@ -112,7 +127,7 @@ def test_prepare_export_shuts_down_clears_the_deadline_and_cleans_the_disk(
     assert "nofail" in entry and "cloudimg-rootfs" in seen[2]
     assert "DHCP=yes" in seen[3]
     every = {"/" + name for name in seen[4].split("\n")}
-    assert "/etc/machine-id" in every
+    assert {"/etc/machine-id", "/data/yolean", *UNITS} <= every
     gone = {
         "/root/.bash_history",
         "/var/lib/cloud",
@@ -126,9 +141,88 @@ def test_prepare_export_shuts_down_clears_the_deadline_and_cleans_the_disk(
     assert not gone & every
 
 
-def test_prepare_export_twice_is_once(vm: Cluster) -> None:
-    vm.run("prepare-export")
-    assert vm.sidecar()["prepared"] == "done"
+def write_into(disk: Path, files: dict[str, str], *commands: str) -> None:
+    """Write files into the first partition of a raw disk; debugfs takes no minute, as guestfish does."""
+    script = list(commands)
+    with tempfile.TemporaryDirectory() as folder:
+        for number, (path, text) in enumerate(files.items()):
+            Path(folder, str(number)).write_text(text)
+            script.append(f"write {number} {path}")
+        subprocess.run(
+            [shutil.which("debugfs", path=SBIN) or "debugfs", "-w", "-f", "-", f"{disk}?offset=1048576"],
+            input="\n".join(script), text=True, check=True, cwd=folder, capture_output=True,
+        )  # fmt: skip
+
+
+def bare_boot(disk: Path, log: Path, *volume: str) -> str:
+    """The console of a boot by QEMU alone, without a seed or a network of ycluster's, until QEMU ends by itself."""
+    done = subprocess.run(
+        ["qemu-system-x86_64", "-M", "q35", "-accel", "tcg", "-cpu", "qemu64", "-m", "1024", "-smp", "2",
+         "-display", "none", "-monitor", "none", "-no-reboot", "-serial", f"file:{log}", "-nic", "user,model=virtio",
+         "-drive", f"file={disk},format=raw,if=virtio", *volume],
+        stdin=subprocess.DEVNULL, timeout=900, text=True, capture_output=True,
+    )  # fmt: skip
+    console = log.read_text(errors="replace")
+    assert done.returncode == 0, done.stderr + console
+    return console
+
+
+def powered_off(console: str) -> float:
+    """After how many seconds of its own the guest had shut down."""
+    (off,) = re.findall(r"\[ *([0-9.]+)\] reboot: Power down", console)
+    return float(off)
+
+
+# Seen from within: what the guest says once nothing postpones its power-off any more.
+WITNESS = f"""\
+[Service]
+Type=oneshot
+StandardOutput=journal+console
+ExecStart=/bin/sh -c 'while [ -e {KEEP} ]; do sleep 1; done; sleep 2; systemctl list-timers --no-pager "ycluster-*"; \
+  findmnt -no SOURCE {DATA_NOTE.rpartition("/")[0]} || echo no volume; sed s/^/note:/ {DATA_NOTE}'
+"""
+
+
+def test_an_exported_disk_powers_its_machine_off_after_each_boot_and_a_file_postpones_that(
+    vm: Cluster, work: Path, data_disk: Path, tmp_path: Path
+) -> None:
+    """And mounts the data volume that it finds, on a host that knows nothing of ycluster."""
+    need(shutil.which("debugfs", path=SBIN), "e2fsprogs is not installed")
+    vm.run("export", tmp_path / "bundle", "--format", "raw")
+    assert "1m0s after each boot" in (tmp_path / "bundle" / "README").read_text()
+    disk = tmp_path / "bundle" / "dev.raw"
+    system = "/etc/systemd/system"
+    write_into(
+        disk,
+        {f"{system}/witness.service": WITNESS, "/etc/tmpfiles.d/keep.conf": f"f {KEEP}\n"},
+        f"symlink {system}/multi-user.target.wants/witness.service {system}/witness.service",
+    )
+    volume = f"file={str(data_disk).replace(',', ',,')},format=qcow2,if=virtio,snapshot=on"
+    console = bare_boot(disk, tmp_path / "first.log", "-drive", volume)
+    said = [
+        "This machine powers itself off within 1m",
+        f"{KEEP} was found",
+        "ycluster-max-run.timer ",  # systemctl list-timers
+        "note:kept",  # on the volume
+        "reboot: Power down",
+    ]
+    places = [console.find(text) for text in said]
+    assert -1 not in places and places == sorted(places), (places, console)
+    assert powered_off(console) >= 120, "postponed by as long again"
+    write_into(disk, {}, "rm /etc/tmpfiles.d/keep.conf")
+    console = bare_boot(disk, tmp_path / "second.log")
+    assert "This machine powers itself off" in console and "was found" not in console
+    assert "no volume" in console, "it boots without one"
+    assert powered_off(console) >= 60
+    shutil.rmtree(tmp_path / "bundle")
+
+
+def test_prepare_export_twice_is_once_and_without_the_flag_the_timer_goes(vm: Cluster) -> None:
+    as_written(vm, PREPARE)
+    assert vm.sidecar()["prepared"] == "done" and "diskMaxRun" not in vm.sidecar()
+    units, fstab = looked(vm.file(".qcow2"), "find /etc/systemd/system", "cat /etc/fstab")
+    assert "timers.target.wants" in units and "ycluster" not in units
+    assert fstab.count("y-cluster-data") == 1
 
 
 @pytest.mark.parametrize("form", FORMATS)

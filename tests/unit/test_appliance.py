@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import contextlib
 import errno
 import gzip
@@ -9,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import struct
 import subprocess
@@ -246,24 +248,269 @@ def test_the_guests_scripts_are_sh_and_run_any_number_of_times(tmp_path: Path) -
         subprocess.run(["sh", "-n"], input=script, text=True, check=True)
 
 
-def test_a_prepared_disk_keeps_the_entry_of_its_data_volume(tmp_path: Path) -> None:
-    """An appliance that lost it writes its data to the boot disk, which the cloud deletes. (20.3)"""
-    root, (entry,) = tmp_path / "root", re.findall(r'"(LABEL=.*)"', ycluster.MOUNT_DATA)
-    for folder in ("etc/netplan", "etc/rancher/k3s", "var/log", "root", "home/dev", "tmp"):
-        (root / folder).mkdir(parents=True)
-    fstab = f"LABEL=cloudimg-rootfs / ext4 defaults 0 1\n{entry}\n"
-    (root / "etc/fstab").write_text(fstab)
-    (root / "etc/rancher/k3s/registries.yaml").write_text("{}")
-    inside = re.sub(
-        r"(?<=[\s>])/(?=(?:etc|var|root|home|tmp)/)", f"{root}/", ycluster.PREPARE_OFFLINE
-    )
-    named = re.findall(r"(?<=[\s>])/[a-z]+/\S+", inside)
-    assert all(path.startswith(f"{root}/") for path in named), "nothing of this host is touched"
+def in_root(script: str, root: Path) -> None:
+    """Run a script of the guest's in a folder that takes the place of its root."""
+
+    def moved(part: str) -> str:
+        inside = re.sub(r"(?<=[\s>])/(?=(?:etc|var|root|home|tmp|data)/)", f"{root}/", part)
+        named = re.findall(r"(?<=[\s>])/[a-z]+/\S+", inside.replace("/dev/null", ""))
+        assert all(path.startswith(f"{root}/") for path in named), "nothing of this host is touched"
+        return inside
+
+    entry = ycluster.DATA_ENTRY
+    inside = entry.join(moved(part) for part in script.split(entry))
     subprocess.run(["sh", "-c", inside], check=True, timeout=60)
+
+
+def a_root(path: Path, fstab: str = "") -> Path:
+    for folder in ("etc/netplan", "etc/rancher/k3s", "var/log", "root", "home/dev", "tmp"):
+        (path / folder).mkdir(parents=True)
+    (path / "etc/fstab").write_text(fstab)
+    (path / "etc/rancher/k3s/registries.yaml").write_text("{}")
+    return path
+
+
+ROOT_ENTRY = "LABEL=cloudimg-rootfs / ext4 defaults 0 1"
+ENTRIES = {  # of others, for the data volume
+    "ours": ycluster.DATA_ENTRY,
+    "the sibling's": "LABEL=y-cluster-data /data/yolean ext4 defaults,nofail 0 2",
+    "its own disk": "  /dev/vdb\t/data/yolean/\txfs\tnoatime 0 2",
+    "its own folder": 'LABEL="y-cluster-data" /srv/data auto nofail',
+    "by the link": "/dev/disk/by-label/y-cluster-data /srv/data ext4 nofail 0 2",
+}
+
+
+@pytest.mark.parametrize("entry", ENTRIES.values(), ids=ENTRIES)
+def test_a_prepared_disk_keeps_the_entry_of_its_data_volume(tmp_path: Path, entry: str) -> None:
+    """An appliance that lost it writes its data to the boot disk, which the cloud deletes. (20.3)"""
+    fstab = f"{ROOT_ENTRY}\n{entry}\n"
+    root = a_root(tmp_path / "root", fstab)
+    in_root(ycluster.PREPARE_OFFLINE, root)
     assert (root / "etc/fstab").read_text() == fstab
     assert not (root / "etc/rancher/k3s/registries.yaml").exists(), "it ran"
-    options = entry.split()[3].split(",")
+
+
+@pytest.mark.parametrize(
+    "fstab",
+    [
+        "",
+        f"{ROOT_ENTRY}\n",
+        ROOT_ENTRY,
+        f"{ROOT_ENTRY}\n#{ycluster.DATA_ENTRY}\n",
+        f"{ROOT_ENTRY}\nLABEL=y-cluster-data2 /data/yolean2 ext4 nofail 0 2",
+    ],
+    ids=["empty", "root alone", "without an end", "a comment", "names that begin like these"],
+)
+def test_a_prepared_disk_mounts_a_data_volume_though_the_cluster_had_none(
+    tmp_path: Path, fstab: str
+) -> None:
+    root = a_root(tmp_path / "root", fstab)
+    for _ in range(2):
+        in_root(ycluster.PREPARE_OFFLINE, root)
+        wanted = [*fstab.splitlines(), ycluster.DATA_ENTRY]
+        assert (root / "etc/fstab").read_text().splitlines() == wanted
+        assert (root / "data/yolean").is_dir()
+    options = ycluster.DATA_ENTRY.split()[3].split(",")
     assert {"nofail", "x-systemd.device-timeout=30"} <= set(options)
+    assert ycluster.ADD_DATA_ENTRY in ycluster.MOUNT_DATA, "one rule"
+
+
+# --- the expiry that a disk carries with it
+
+
+def unit(text: str) -> dict[str, str]:
+    """The settings of a unit; one that stands there twice is refused."""
+    parser = configparser.RawConfigParser(delimiters="=", comment_prefixes="#")
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read_string(text)
+    return {name: value for section in parser.sections() for name, value in parser.items(section)}
+
+
+@given(st.integers(60, 365 * 86400))
+def test_a_disk_warns_ten_minutes_before_it_powers_its_machine_off_and_counts_anew_when_postponed(
+    seconds: int,
+) -> None:
+    units = {name: unit(text) for name, text in ycluster.max_run_units(seconds).items()}
+    assert sorted(units) == [
+        "ycluster-max-run-warning.service",
+        "ycluster-max-run-warning.timer",
+        "ycluster-max-run.service",
+        "ycluster-max-run.timer",
+    ]
+    off, warning = units["ycluster-max-run.timer"], units["ycluster-max-run-warning.timer"]
+    assert off["OnBootSec"] == off["OnUnitInactiveSec"] == f"{seconds}s"
+    assert warning["OnBootSec"] == f"{max(0, seconds - 600)}s"
+    assert warning["OnUnitInactiveSec"] == f"{seconds}s"
+    for timer in (off, warning):
+        assert (timer["AccuracySec"], timer["WantedBy"]) == ("1s", "timers.target")
+        assert not {"OnCalendar", "Persistent"} & set(timer), "no clock that can be set"
+    warned = units["ycluster-max-run-warning.service"]["ExecStart"]
+    assert f"sudo touch {ycluster.KEEP_RUNNING}" in warned
+    assert ycluster.format_duration(seconds * 10**9) in warned
+
+
+def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("no systemd here")
+
+    def complaints(units: dict[str, str]) -> str:
+        for name, text in units.items():
+            (tmp_path / name).write_text(text)
+        argv = ["systemd-analyze", "verify", "--man=no", *(str(tmp_path / name) for name in units)]
+        return subprocess.run(argv, text=True, capture_output=True).stderr
+
+    units = ycluster.max_run_units(8 * 3600)
+    wrong = {name: text.replace("[Unit]", "[Unit]\nNoSuch=1") for name, text in units.items()}
+    if "NoSuch" not in complaints(wrong):
+        pytest.skip("systemd-analyze can't look at units here")
+    assert complaints(units) == ""
+
+
+def test_a_disk_powers_its_machine_off_unless_the_file_is_there_and_can_be_removed(
+    tmp_path: Path,
+) -> None:
+    """What fails is what powers it off, so that nothing that goes wrong keeps it running."""
+    service = unit(ycluster.max_run_units(3600)["ycluster-max-run.service"])
+    assert service["FailureAction"] == "poweroff" and "SuccessAction" not in service
+    assert service["TimeoutStartSec"] == "60s", "else a program that hangs keeps it running"
+    assert service["ExecStart"] == f"/bin/rm {ycluster.KEEP_RUNNING}"
+    keep = tmp_path / "keep"
+    argv = ["/bin/rm", str(keep)]
+
+    def postponed() -> bool:
+        return subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True).returncode == 0
+
+    assert not postponed(), "without it"
+    keep.touch()
+    assert postponed() and not keep.exists(), "once, and not for ever"
+    assert not postponed()
+    keep.mkdir()
+    assert not postponed(), "what can't be removed would keep it for ever"
+
+
+def test_a_warning_reaches_the_terminals_and_the_console_whatever_becomes_of_wall(
+    tmp_path: Path,
+) -> None:
+    for name in ("ycluster-max-run-warning.service", "ycluster-max-run.service"):
+        service = unit(ycluster.max_run_units(3600)[name])
+        command = service.get("ExecStartPost", service["ExecStart"])
+        assert command.startswith("-"), "its failure is not that of the unit"
+        assert service["StandardOutput"] == "journal+console"
+        argv = shlex.split(command[1:].replace("$$", "$"))
+        env = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+        fake_program(tmp_path / "bin", "wall", f"cat >{tmp_path}/terminals")
+        said = subprocess.run(argv, text=True, capture_output=True, env=env).stdout
+        assert "powers itself off" in said and (tmp_path / "terminals").read_text() == said
+        fake_program(tmp_path / "bin", "wall", "exit 1")
+        assert subprocess.run(argv, text=True, capture_output=True, env=env).stdout == said
+
+
+class Guest:
+    """A root folder that a fake virt-customize works on."""
+
+    def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.root = a_root(tmp_path / "root", f"{ROOT_ENTRY}\n")
+        self.log = tmp_path / "argv"
+        monkeypatch.setattr(ycluster, "check_host_kernel", lambda host: None)
+        monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+        fake_program(tmp_path / "bin", "zerofree", "")
+        fake_program(tmp_path / "bin", "guestfish", "")
+        fake_program(tmp_path / "bin", "virt-customize", f'printf "%s\\0" "$@" >{self.log}')
+
+    def customize(self) -> None:
+        """Do what virt-customize was asked for."""
+        words = self.log.read_text().rstrip("\0").split("\0")
+        options = words[words.index("-a") + 2 :]
+        for option, value in zip(options[::2], options[1::2]):
+            path, _, rest = value.partition(":")
+            if option == "--run-command":
+                in_root(value, self.root)
+            elif option == "--mkdir":
+                self.inside(path).mkdir(parents=True, exist_ok=True)
+            elif option == "--write":
+                self.inside(path).write_text(rest)
+            else:
+                assert option == "--link"
+                self.inside(rest).symlink_to(path)
+
+    def inside(self, path: str) -> Path:
+        return self.root / path.lstrip("/")
+
+    def units(self) -> set[str]:
+        found = self.inside("/etc/systemd/system").rglob("*ycluster*")
+        return {str(path.relative_to(self.root)) for path in found}
+
+
+@pytest.fixture
+def prepared_guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Guest:
+    return Guest(tmp_path, monkeypatch)
+
+
+def test_the_timer_comes_with_max_run_stays_one_and_goes_without_it(
+    cli: Cli, cache: Path, prepared_guest: Guest, tmp_path: Path
+) -> None:
+    state = prepared_host(cache, prepared="live")
+    qcow2(state.files.disk)
+    units = prepared_guest.inside("/etc/systemd/system")
+    for length, kept in (("8h", "8h0m0s"), ("90m", "1h30m0s")):
+        ran = cli("prepare-export", "--max-run", length)
+        told(ran, 0, "demo", kept)
+        prepared_guest.customize()
+        wanted = ycluster.max_run_units(ycluster.boot_budget(length))
+        for name, text in wanted.items():
+            assert (units / name).read_text() == text
+        links = units / "timers.target.wants"
+        for name in sorted(os.listdir(links)):
+            assert os.readlink(links / name) == f"/etc/systemd/system/{name}"
+        assert sorted(os.listdir(links)) == sorted(n for n in wanted if n.endswith(".timer"))
+        assert ycluster.load_state(state.files).disk_max_run == kept
+    assert cli("export", tmp_path / "with").code == 0
+    readme = (tmp_path / "with" / "README").read_text()
+    assert missing(readme, "1h30m0s", ycluster.KEEP_RUNNING, "ycluster-max-run.timer") == []
+    assert missing(readme, "No deadline") != []
+    (units / "ycluster-max-run.timer.d").mkdir()  # an edit of the user's
+    assert cli("prepare-export").code == 0
+    prepared_guest.customize()
+    assert prepared_guest.units() == set() and (units / "timers.target.wants").is_dir()
+    assert ycluster.load_state(state.files).disk_max_run == ""
+    assert cli("export", tmp_path / "without").code == 0
+    readme = (tmp_path / "without" / "README").read_text()
+    assert missing(readme, "No deadline", "`ycluster lifetime gcp-flags`") == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["", "0", "8", "8 hours", "-8h", "59s", "1d", "8761h", "1e3h", "99999999h", "8h;reboot"],
+)
+def test_a_max_run_that_is_no_duration_or_beyond_reason_is_refused_and_nothing_is_touched(
+    cli: Cli, cache: Path, prepared_guest: Guest, wrong: str
+) -> None:
+    qcow2(prepared_host(cache, prepared="done").files.disk)
+    before = tree(cache)
+    told(cli("prepare-export", f"--max-run={wrong}"), 2, wrong)
+    assert tree(cache) == before and not prepared_guest.log.exists()
+
+
+@pytest.mark.parametrize("given", ["1m", "60s", "8760h", "59.5s"])
+def test_a_max_run_of_a_minute_to_a_year_is_taken(given: str) -> None:
+    assert 60 <= ycluster.boot_budget(given) <= 365 * 86400
+
+
+def test_a_prepared_disk_that_could_not_be_prepared_again_does_not_count_as_prepared(
+    cli: Cli, cache: Path, prepared_guest: Guest, tmp_path: Path
+) -> None:
+    """It may have lost the timer, or kept one that was to go."""
+    state = prepared_host(cache, prepared="done", disk_max_run="8h0m0s")
+    qcow2(state.files.disk)
+    fake_program(tmp_path / "bin", "virt-customize", "exit 1")
+    assert cli("prepare-export", "--max-run", "2h").code == 1
+    assert ycluster.load_state(state.files).prepared == "live"
+    assert "is not prepared" in cli("export", tmp_path / "b").err
+
+
+def test_a_disk_keeps_its_timer_over_a_start(cache: Path) -> None:
+    state = prepared_host(cache, prepared="done", disk_max_run="8h0m0s")
+    assert ycluster.anchored(state, ycluster.Clock(1.0, 0.0, "b")).disk_max_run == "8h0m0s"
 
 
 # --- the data disk
