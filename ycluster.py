@@ -10902,14 +10902,17 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     """
     part = folder.with_name(f".{folder.name}.part")
     missing = [above for above in folder.parents if not os.path.lexists(above)]
-    folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
             part.mkdir(mode=0o700)
-        except FileExistsError:
-            hint = f"if not, what was left can go: rm -r {shlex.quote(str(part))}"
-            why = f"another export to {folder} is running, or was killed"
-            raise YclusterError(why, hint=hint) from None
+        except OSError as error:
+            if error.filename == str(part) and error.errno == errno.EEXIST:
+                hint = f"if not, what was left can go: rm -r {shlex.quote(str(part))}"
+                why = f"another export to {folder} is running, or was killed"
+                raise YclusterError(why, hint=hint) from None
+            why = f"{folder} can't be made: {error.filename}: {error.strerror}"
+            raise UsageError(why, hint="name a folder that can be made") from None
         try:
             yield part
             part.rename(folder)

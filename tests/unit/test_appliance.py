@@ -895,6 +895,18 @@ def test_a_program_that_fails_half_way_leaves_nothing_and_its_words(
     assert sorted(os.listdir(tmp_path)) == before
 
 
+@pytest.mark.parametrize("above", ["file", "file/below", "/proc", "/proc/below"])
+def test_a_bundle_that_cannot_be_made_is_told_and_leaves_nothing(
+    cli: Cli, disk: Path, tmp_path: Path, above: str
+) -> None:
+    """(24)"""
+    (tmp_path / "file").touch()
+    before = sorted(os.listdir(tmp_path))
+    bundle = tmp_path / above / "b"
+    told(cli("export", bundle), 2, bundle, "can't be made")
+    assert sorted(os.listdir(tmp_path)) == before
+
+
 def test_the_folders_above_a_bundle_are_made(cli: Cli, disk: Path, tmp_path: Path) -> None:
     """(24)"""
     bundle = tmp_path / "not" / "there" / "b"

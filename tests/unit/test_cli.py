@@ -169,7 +169,7 @@ def test_a_name_that_no_cluster_has_lists_those_there_are(cli: Cli, cache: Path)
 
 
 def test_watch_all_takes_no_name(home: Path) -> None:
-    ran = shell('exec timeout 5 "$python" "$y" lifetime watch --all --name demo', home)
+    ran = shell('exec timeout 60 "$python" "$y" lifetime watch --all --name demo', home)
     assert ran.code == 2 and "--all" in ran.err
 
 
