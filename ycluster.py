@@ -348,6 +348,23 @@ class Interrupted(BaseException):
     exit_code = 130
 
 
+OWN_FAILURE = 125  # the exit code where not the command has failed, as of docker run
+EXIT_CODES: Mapping[int, str] = {
+    0: "done",
+    1: "failed",
+    UsageError.exit_code: "the command line asks for something that has no meaning",
+    ConfigError.exit_code: "the config is wrong",
+    StateError.exit_code: "no such cluster, or its state can't be read",
+    PrerequisiteError.exit_code: "the host lacks something: a program, a permission, a free port",
+    NotImplementedYet.exit_code: "not implemented, or not for this provider",
+    TimedOut.exit_code: "it took too long",
+    OWN_FAILURE: "of `run` and `lifetime hold`: ycluster failed, not the command",
+    126: "of these two: the command can't be run",
+    127: "of these two: there is no such command",
+    Interrupted.exit_code: "interrupted",
+}
+
+
 # === 3 output =====================================================================================
 # What is written, and how it looks. Data goes to stdout and nothing else does; everything that a
 # person reads on the way goes to stderr. A message that can't be written is dropped: it must not
@@ -9401,7 +9418,7 @@ class Argument(Record):
     @property
     def default(self) -> Any:
         """Its value where it is not given."""
-        if self.options.get("nargs") == argparse.REMAINDER:
+        if self.options.get("nargs") in (argparse.REMAINDER, "*"):
             return []
         flag = self.options.get("action") == "store_true"
         return self.options.get("default", False if flag else None)
@@ -9466,11 +9483,16 @@ def verb(
 
 
 def positive_duration(text: str) -> int:
-    """Nanoseconds of a duration on the command line. Raises UsageError."""
+    """Nanoseconds of a duration on the command line: Go's, and days. Raises UsageError."""
+    days, _, rest = text.rpartition("d")
+    if not re.fullmatch("[0-9]{0,6}", days):
+        rest, days = text, ""
     try:
-        nanoseconds = parse_duration(text)
-    except ValueError as error:
-        raise UsageError(str(error), hint="a Go duration, such as 2h or 1h30m") from None
+        nanoseconds = parse_duration(rest) if rest or not days else 0
+    except ValueError:
+        hint = "such as 2h, 1h30m or 3d"
+        raise UsageError(f'invalid duration "{text}"', hint=hint) from None
+    nanoseconds += int(days or 0) * 86400 * 10**9
     if nanoseconds <= 0:
         raise UsageError(f"{text}: wants a positive duration, such as 2h")
     return nanoseconds
@@ -9485,10 +9507,11 @@ def boot_budget(text: str) -> int:
 
 
 def own_budget(text: str) -> str:
-    """A budget on the command line: a positive duration, or "0" for none. Raises UsageError."""
-    if text not in ("", "0"):  # "" is what argparse has where none is given
-        positive_duration(text)
-    return text
+    """A budget on the command line, as Go writes it; "0" for none. Raises UsageError."""
+    if text in ("", "0"):  # "" is what argparse has where none is given
+        return text
+    nanoseconds = positive_duration(text)
+    return format_duration(nanoseconds) if "d" in text else text
 
 
 def forms(*choices: str) -> Argument:
@@ -9568,12 +9591,15 @@ ALL = argument("--all", action="store_const", const=EVERY, help="all of your clu
 BY_PLACE = argument(
     "cluster", nargs="?", metavar="NAME", type=_placed, help="the cluster of this name"
 )
-ONE = OneOf("files", (BY_CONTEXT, BY_NAME, BY_CONFIG), default=Selector())
+_BY_OPTION = (BY_CONTEXT, BY_NAME, BY_CONFIG)
+ONE = OneOf("files", (BY_PLACE, *_BY_OPTION), default=Selector())
+# For the verbs that have another word in its place. Before `--` and a command, a NAME may stand.
+ONE_BY_OPTION = OneOf("files", _BY_OPTION, default=Selector())
 # For what needs no state file to be read.
 ONE_OR_LOST = OneOf("files", (*ONE.arguments, BY_STATE), default=Selector())
 # For the verbs that apply a config, where the cluster is named by one.
 ONE_OR_CONFIG = OneOf("which", ONE.arguments, default=Selector())
-SOME = OneOf("which", (BY_CONTEXT, BY_NAME, BY_CONFIG, ALL, BY_STATE), default=Selector())
+SOME = OneOf("which", (BY_PLACE, *_BY_OPTION, ALL, BY_STATE), default=Selector())
 FIRED_BY = argument("--by", default="hand", help=argparse.SUPPRESS)
 CONFIG = argument(
     "-c",
@@ -10693,7 +10719,7 @@ def _wake(host: Host, state: State, vm: Vm) -> None:
     "stop a cluster and remove its files",
     OneOf(
         "files",
-        (BY_PLACE, BY_CONTEXT, BY_NAME, BY_CONFIG),
+        ONE.arguments,
         default=Selector(unnamed_for="teardown"),
     ),
     argument("--keep-disk", action="store_true", help="keep the boot disk and its ssh key"),
@@ -10856,7 +10882,7 @@ def _prepare_disk(host: Host, state: State, max_run: int) -> None:
 @verb(
     "export",
     "write a stopped cluster's disk, keys and checksums to a folder",
-    ONE,
+    ONE_BY_OPTION,
     argument("bundle", metavar="BUNDLE_DIR", type=Path, help="a new folder"),
     argument(
         "--format",
@@ -11637,7 +11663,7 @@ EXACTLY_WHEN = OneOf(
 @verb(
     "lifetime extend",
     "push the deadline out",
-    ONE,
+    ONE_BY_OPTION,
     HOW_FAR,
     DRY_RUN,
     example="ycluster lifetime extend 2h --name demo",
@@ -11665,7 +11691,7 @@ def extend(
 @verb(
     "lifetime set",
     "set the deadline, earlier or later than it is",
-    ONE,
+    ONE_BY_OPTION,
     EXACTLY_WHEN,
     DRY_RUN,
     example="ycluster lifetime set 10m --name demo",
@@ -11769,13 +11795,12 @@ COMMAND = argument(
     help="what to run on this host, with your environment",
 )
 COMMAND_SHOWN = 100  # characters of a command that holds, for people
-OWN_FAILURE = 125  # the exit code where not the command has failed, as of docker run
 
 
 @verb(
     "lifetime hold",
     "run a command; while it runs, nothing expires",
-    ONE,
+    ONE_BY_OPTION,
     AT_MOST,
     COMMAND,
     example="ycluster lifetime hold --name dev -- make test",
@@ -12599,7 +12624,7 @@ def _enforcement_rows(state: State, shown: Mapping[str, Any]) -> list[tuple[str,
 @verb(
     "ssh",
     "log in, or run a command in the guest",
-    ONE,
+    ONE_BY_OPTION,
     argument(
         "command",
         nargs=argparse.REMAINDER,
@@ -13017,6 +13042,7 @@ GROUPS: Mapping[str, str] = {
     "lifetime": "the budget of a cluster and the timer that enforces it",
     "config": "look at a config",
 }
+ALIASES: Mapping[str, str] = {"ls": "list", "rm": "teardown"}
 COMMON = argument(
     "--verbose",
     action="store_true",
@@ -13138,6 +13164,21 @@ def _values_of(host: Host, option: Argument) -> list[str]:
     return list(option.choices)
 
 
+# --- help
+@verb(
+    "help",
+    "help on a verb, or on exit-codes",
+    argument("words", nargs="*", metavar="VERB"),
+    example="ycluster help lifetime extend",
+)
+def show_help(host: Host, words: Sequence[str]) -> None:
+    """Print the help of a verb or a group of verbs, or what the exit codes mean."""
+    if list(words) == ["exit-codes"]:
+        host.output.data("\n".join(f"{code:3}  {text}" for code, text in EXIT_CODES.items()))
+    else:
+        parse_args([*words, "--help"])
+
+
 # --- the parser
 VERBS: Mapping[str, Callable[..., Any]] = {
     command.verb.path: command
@@ -13148,16 +13189,44 @@ VERBS: Mapping[str, Callable[..., Any]] = {
 
 def parse_args(argv: Sequence[str]) -> dict[str, Any]:
     """What the command line asks for: `path`, the verb, and the arguments of its call."""
+    argv = [ALIASES.get(word, word) for word in argv[:1]] + list(argv[1:])
     for depth in (1, 2):
         path = " ".join(argv[:depth])
         if path in VERBS:
             args = _read_options(path, argv[depth:])
             if args is None:
-                parser = _style(argparse.ArgumentParser, prog=f"ycluster {path}", **_texts(path))
+                parser = _style(Parser, prog=f"ycluster {path}", **_texts(path))
                 _add_arguments(parser, path)
                 args = vars(parser.parse_args(argv[depth:]))
             return _collect(args)
+    if not argv or (len(argv) == 1 and argv[0] in GROUPS):
+        argv = [*argv, "--help"]
+    else:
+        _refuse_unknown(argv)
     return _collect(vars(full_parser().parse_args(argv)))
+
+
+def _refuse_unknown(argv: Sequence[str]) -> None:
+    """Raise UsageError if these words begin with none that leads to a verb."""
+    group = argv[0] if argv[0] in GROUPS else ""
+    word = next((word for word in argv[bool(group) :] if not word.startswith("-")), "")
+    known = [*_verbs_below(group), *([] if group else ALIASES)]
+    if word and word not in known:
+        why = f"there is no verb `{f'{group} {word}'.strip()}`{_nearest(word, known)}"
+        raise UsageError(why, hint=f"`{f'ycluster help {group}'.strip()}` lists them")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, which names the nearest option where there is none of a name."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and what is wrong, and exit with 2."""
+        unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
+        path = self.get_default("path")
+        if unknown and path:
+            names = [name for item in arguments_of(path) for name in item.names]
+            message += _nearest(unknown[1], [*names, "--help"])
+        super().error(message)
 
 
 def _read_options(path: str, words: Sequence[str]) -> dict[str, Any] | None:
@@ -13195,10 +13264,11 @@ def _is_incomplete(path: str, given: Mapping[str, Any]) -> bool:
 
 def full_parser() -> argparse.ArgumentParser:
     """The parser of all verbs: for help, for `--version`, and for what no verb begins with."""
-    parser: argparse.ArgumentParser = _style(
-        argparse.ArgumentParser,
+    parser: Parser = _style(
+        Parser,
         prog="ycluster",
         description="Dev clusters that expire on their own.",
+        epilog="`ycluster help VERB` tells more; `ycluster help exit-codes` lists those",
     )
     parser.add_argument(*COMMON.names, **COMMON.options)
     parser.add_argument("--version", action="version", version=f"ycluster {VERSION}")
@@ -13238,12 +13308,32 @@ def _add_arguments(parser: argparse.ArgumentParser, path: str) -> None:
 
 def _collect(args: dict[str, Any]) -> dict[str, Any]:
     """One value for each group of arguments that exclude each other."""
+    if ONE_BY_OPTION in declared(args["path"]).arguments and "command" in args:
+        _take_name(args)
     for item in declared(args["path"]).arguments:
         if isinstance(item, OneOf):
             values = [args.pop(choice.dest) for choice in item.arguments]
             given = [value for value in values if value is not None]
             args[item.dest] = given[0] if given else item.default
     return args
+
+
+def _take_name(args: dict[str, Any]) -> None:
+    """Take the cluster from before the `--` of a command, unless an option names it.
+
+    Raises UsageError for further words there.
+    """
+    words = list(args["command"])
+    if any(args[item.dest] is not None for item in ONE_BY_OPTION.arguments) or not words:
+        return
+    if words[0] != "--":
+        args[BY_NAME.dest] = _placed(words.pop(0))
+    if words and words[0] != "--":
+        raise UsageError(
+            f"{words[0]}: a command stands after `--`",
+            hint=f"example: {declared(args['path']).example}",
+        )
+    args["command"] = words
 
 
 # --- the process

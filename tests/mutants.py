@@ -2247,6 +2247,30 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "test_machine.py::test_k3s_keeps_its_volumes_on_the_data_disk_if_there_is_one",
     ),
     (
+        "a day is 24 hours",
+        "* 86400 * 10**9",
+        "* 864000 * 10**9",
+        "test_cli.py::test_a_duration_on_the_command_line_may_have_days",
+    ),
+    (
+        "a word before the dashes names the cluster",
+        "args[BY_NAME.dest] = _placed(words.pop(0))",
+        "words.pop(0)",
+        "test_cli.py::test_before_a_command_stands_the_cluster",
+    ),
+    (
+        "an unknown verb is told with the nearest",
+        "{_nearest(word, known)}",
+        "",
+        "test_cli.py::test_a_word_that_is_none_is_told_with_the_nearest",
+    ),
+    (
+        "an unknown option is told with the nearest",
+        "message += _nearest(unknown[1]",
+        "message += ''and _nearest(unknown[1]",
+        "test_cli.py::test_a_word_that_is_none_is_told_with_the_nearest",
+    ),
+    (
         "the manifest comes before the disk",
         "parts = (envelope, manifest, disk)",
         "parts = (envelope, disk, manifest)",

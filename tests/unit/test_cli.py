@@ -78,25 +78,117 @@ def test_a_verb_alone_is_parsed_as_it_is_among_all_the_others(
                 parse([*path.split(), "--help"])
             helps.append(capsys.readouterr().out)
         assert helps[0] == helps[1] and f"usage: ycluster {path} " in helps[0]
-    for words in (["stpo"], ["lifetime", "stpo"]):
+
+
+@pytest.mark.parametrize("argv", [[], ["lifetime"], ["help"], ["help", "config"], ["--help"]])
+def test_what_there_is_is_told_where_no_verb_is_asked_for(cli: Cli, argv: list[str]) -> None:
+    """(25)"""
+    code, shown, _ = cli(*argv)
+    assert code == 0
+    group = "".join(word for word in argv if word in ycluster.GROUPS)
+    below = [path for path in ycluster.VERBS if path.rpartition(" ")[0] == group]
+    assert len(below) > 1 and all(
+        re.search(rf"(?m)^ +{path.split()[len(group.split())]}\b", shown) for path in below
+    )
+
+
+@pytest.mark.parametrize(
+    "argv, near",
+    [
+        ("provison", "provision"),
+        ("lst", "list"),
+        ("lifetime extnd 1h", "extend"),
+        ("help strat", "start"),
+        ("start --nmae demo", "--name"),
+        ("lifetime extend 1h --dryrun", "--dry-run"),
+    ],
+)
+def test_a_word_that_is_none_is_told_with_the_nearest(cli: Cli, argv: str, near: str) -> None:
+    """(25)"""
+    ran = cli(*argv.split())
+    assert ran.code == 2 and f"did you mean '{near}'?" in ran.err and ran.out == ""
+
+
+def test_help_is_that_of_the_verb_and_tells_all_exit_codes(cli: Cli) -> None:
+    """(25)"""
+    for verb in ("start", "lifetime extend"):
+        asked = cli("help", *verb.split())
+        assert asked == cli(*verb.split(), "--help") and asked.code == 0 and asked.out
+    codes = re.findall(r"(?m)^ *(\d+)  \S", cli("help", "exit-codes").out)
+    classes = [kind for kind in vars(ycluster).values() if isinstance(kind, type)]
+    used = {vars(kind)["exit_code"] for kind in classes if "exit_code" in vars(kind)}
+    assert {*map(int, codes)} == used | {0, ycluster.OWN_FAILURE, 126, 127}
+
+
+def test_ls_and_rm_are_list_and_teardown(cli: Cli, cache: Path) -> None:
+    """(25)"""
+    made(cache, "demo")
+    assert cli("ls").out == cli("list").out != ""
+    assert cli("rm", "demo").code == 0 and not ycluster.Files(cache, "demo").sidecar.exists()
+
+
+PLACED = [
+    path for path, command in ycluster.VERBS.items()
+    if any(ycluster.BY_PLACE in getattr(item, "arguments", ()) for item in command.verb.arguments)  # type: ignore[attr-defined]
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PLACED)
+def test_a_cluster_is_named_by_its_place_too(path: str) -> None:
+    """(25)"""
+    by_place = ycluster.parse_args([*path.split(), "demo"])
+    assert by_place == ycluster.parse_args([*path.split(), "--name", "demo"])
+    for twice in (["demo", "--name", "demo"], ["demo", "-c", "."], ["demo", "other"]):
         with pytest.raises(SystemExit):
-            ycluster.parse_args(words)
-        told = capsys.readouterr().err
-        siblings = [path.split()[-1] for path in ycluster.VERBS if path.split()[:-1] == words[:-1]]
-        assert len(siblings) > 5 and all(name in told for name in siblings)
+            ycluster.parse_args([*path.split(), *twice])
+
+
+def test_every_verb_of_one_cluster_takes_it_by_its_place_or_has_another_word_there() -> None:
+    """(25)"""
+    other = {"export", "lifetime extend", "lifetime set", "lifetime hold", "ssh"}
+    assert len(PLACED) > 10 and not other & {*PLACED}
+    for path in ycluster.VERBS:
+        names = [name for item in ycluster.arguments_of(path) for name in item.names]
+        assert ("--context" not in names) or path in PLACED or path in other
+
+
+@pytest.mark.parametrize("verb", ["ssh", "lifetime hold"])
+@pytest.mark.parametrize(
+    "words, name, command",
+    [
+        ("demo -- uname -a", "demo", ["--", "uname", "-a"]),
+        ("demo", "demo", []),
+        ("-- uname -a", "", ["--", "uname", "-a"]),
+        ("--name demo -- uname", "demo", ["--", "uname"]),
+        ("--name demo uname", "demo", ["uname"]),
+        ("demo -- sh -c -- x", "demo", ["--", "sh", "-c", "--", "x"]),
+    ],
+)
+def test_before_a_command_stands_the_cluster(
+    verb: str, words: str, name: str, command: list[str]
+) -> None:
+    """(25)"""
+    args = ycluster.parse_args([*verb.split(), *words.split()])
+    assert (args["files"].name, list(args["command"])) == (name, command)
+
+
+@pytest.mark.parametrize("verb", ["ssh", "lifetime hold"])
+def test_a_command_without_its_dashes_is_not_taken_for_a_cluster(cli: Cli, verb: str) -> None:
+    """(25)"""
+    own = 2 if verb == "ssh" else ycluster.OWN_FAILURE
+    told(cli(*verb.split(), "uname", "-a"), own, "-a", "`--`")
 
 
 @pytest.mark.parametrize(
     "argv, code, says",
     [
-        ("", 2, "VERB"),
-        ("frobnicate", 2, "frobnicate"),
-        ("lifetime", 2, "VERB"),
-        ("config", 2, "VERB"),
+        ("frobnicate", 2, "frobnicate, ycluster help"),
+        ("config frobnicate", 2, "config frobnicate, ycluster help config"),
         ("provision", 2, "-c/--config"),
         ("stop --name a --context b", 2, "--context, --name"),
         ("stop --name a -c good", 2, "-c/--config, --name"),
-        ("stop demo", 2, "demo"),
+        ("stop demo more", 2, "more"),
+        ("stop demo", 4, "demo"),
         ("list -o yaml", 2, "yaml"),
         ("status -o table", 2, "table"),
         ("lifetime gcp-flags -c good -o table", 2, "table"),
@@ -150,6 +242,11 @@ def test_bad_input_has_its_exit_code_and_leaves_no_trace(
         ("2", '"2"'),
         ("0s", "positive"),
         ("-- -2h", "positive"),
+        ("0d", "positive"),
+        ("d", '"d"'),
+        ("1d2", '"1d2"'),
+        ("1.5d", '"1.5d"'),
+        ("2h1d", '"2h1d"'),
     ],
 )
 def test_extend_wants_a_positive_go_duration(
@@ -159,6 +256,15 @@ def test_extend_wants_a_positive_go_duration(
     ran = cli("lifetime", "extend", *duration.split())
     failed(ran, 2)
     assert says in ran.err and ycluster.load_state(state.files) == state
+
+
+@pytest.mark.parametrize(
+    "text, go", [("3d", "72h0m0s"), ("1d12h", "36h0m0s"), ("0d5m", "5m0s"), ("90m", "90m")]
+)
+def test_a_duration_on_the_command_line_may_have_days(text: str, go: str) -> None:
+    """In a config they stay Go's, as the sibling reads them, and so does the state file. (25)"""
+    assert ycluster.own_budget(text) == go
+    assert ycluster.positive_duration(text) == ycluster.parse_duration(go)
 
 
 def test_a_name_that_no_cluster_has_lists_those_there_are(cli: Cli, cache: Path) -> None:
