@@ -2152,6 +2152,9 @@ def _resolve_plain(src: _YamlSource, pos: int, text: str) -> YamlValue:
     if _is_ambiguous(text):
         message = "readers of YAML read this differently"
         hint = f'quote it if it is a text: "{text}"; else write true, false or a decimal number'
+        span = re.fullmatch("([0-9]{1,3}):([0-5][0-9])[]},]*", text)
+        if span:
+            hint += f"; as a duration it is {int(span[1])}h{span[2]}m"
         raise src.error(pos, message, hint)
     if _is_number(text):
         return _plain_number(src, pos, text)
@@ -2653,6 +2656,82 @@ _SORTS = {
 _REFERENCE = r"\$\$|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}"
 
 
+# --- what was probably meant by something that is wrong
+# A path and a value, as expressions for the whole of both, and what to write in their place.
+_MEANT = (
+    ("provider", "kvm|libvirt|qemu-kvm|vm", "provider: qemu"),
+    (r"lifetime\.onExpiry", "delete|destroy|remove|rm|down", "onExpiry: teardown"),
+    (r"lifetime\.onExpiry", "shutdown|power-?off|halt|off", "onExpiry: stop"),
+    (r"lifetime\.onExpiry", "hibernate|save|sleep", "onExpiry: suspend"),
+    (r"lifetime\.onExpiry", "freeze", "onExpiry: pause"),
+    ("onExpiry|onWarn", ".+", r"lifetime: {PATH: \g<0>}"),
+    ("k3s", "none|false|no|off", "k3s: {install: none}"),
+    ("k3s", "v[0-9].*", r"k3s: {version: \g<0>}"),
+    ("diskSize|dataDiskSize", "([0-9]+) *([KMGT])i?B?", r"PATH: \1\2"),
+    (r"portForwards\[[0-9]+\]", "([0-9]+):([0-9]+)(/tcp)?", r"{host: \1, guest: \2}"),
+    ("ports|publish|forwards", ".*", "portForwards: [{host: 8080, guest: 80}]"),
+    ("disk|storage", "[0-9]+[KMGT]?", r"diskSize: \g<0>"),
+    ("cpu|vcpus|cores", "[0-9]+", r"cpus: \g<0>"),
+    ("ram|mem", ".+", r"memory: \g<0>"),
+)
+_SPAN_PATH = r"lifetime(\.(maxRun|warn|maxTotal|maxIdle))?|maxRun|warn|maxTotal|maxIdle|ttl|timeout"
+_SPANS = (  # texts that are no Go durations, and the ones that were probably meant
+    ("([0-9]+) *(?:hours?|hrs?|H)", r"\1h"),
+    ("([0-9]+) *(?:minutes?|mins?|M)", r"\1m"),
+    ("([0-9]+) *(?:seconds?|secs?|S)", r"\1s"),
+    ("([0-9]{1,3}):([0-5][0-9])", r"\1h\2m"),
+)
+
+
+def line_to_write(path: str, value: object) -> str:
+    """What was probably meant by a wrong value at a path, as advice; empty: nobody can tell."""
+    text = value if isinstance(value, str) else str(value).lower()
+    if isinstance(value, (dict, list)):
+        text = ""
+    if re.fullmatch(_SPAN_PATH, path) and text:
+        return _span_advice(path, text)
+    if path == "name":
+        label = re.sub("[^a-z0-9]+", "-", text.lower()).strip("-")[:63]
+        return f"write `name: {label or 'dev'}`"
+    for at, pattern, line in _MEANT:
+        found = re.fullmatch(f"(?i:{pattern})", text)
+        if found and re.fullmatch(at, path):
+            return f"write `{found.expand(line.replace('PATH', path))}`"
+    return ""
+
+
+def _span_advice(path: str, text: str) -> str:
+    """Advice for a duration of the lifetime, wherever it stands."""
+    key = path.rpartition(".")[2]
+    if re.fullmatch("(?i:never|none|no|off|false|unlimited|infinite|forever)", text):
+        return f"leave {key} out"
+    is_in_place = path.startswith("lifetime.")
+    name = key if key in ("maxRun", "warn", "maxTotal", "maxIdle") else "maxRun"
+    lines = [f"{name}: {span}" for span in _spans_meant(text)]
+    if not is_in_place:
+        lines = [f"lifetime: {{{line}}}" for line in lines]
+    return "write " + " or ".join(f"`{line}`" for line in lines)
+
+
+def _spans_meant(text: str) -> list[str]:
+    """The Go duration that was probably meant by a text; two where nobody can tell which."""
+    with contextlib.suppress(ValueError):  # then it is none yet
+        if parse_duration(text.lstrip("-+")):
+            return [text.lstrip("-+")]
+    days = re.fullmatch("([0-9]{1,4}) *(?:d|days?)", text)
+    if days:
+        return [f"{int(days[1]) * 24}h"]
+    if re.fullmatch("[0-9]{1,6}", text):
+        number = int(text)
+        is_hours = number >= 60 and number % 60 == 0
+        return [f"{number}m", f"{number // 60 if is_hours else number}h"]
+    for pattern, meant in _SPANS:
+        found = re.fullmatch(pattern, text)
+        if found:
+            return [found.expand(meant)]
+    return ["8h"]
+
+
 class Item(Record):
     """A node of the config, with all that its kind needs to read it."""
 
@@ -2669,6 +2748,9 @@ class Item(Record):
     def refuse(self, why: object) -> None:
         """Add a problem with the value."""
         named = self.path or "the config"
+        meant = line_to_write(self.path, self.node.value)
+        if meant:
+            why = f"{why}; {meant}"
         self.problems.append((self.node.line, self.node.column, f"{named}: {why}"))
 
     def read(self, kind: Kind[Value]) -> Value:
@@ -3000,6 +3082,20 @@ def _number(low: int, high: int, unit: str) -> Kind[int]:
     return Kind(read, {"anyOf": [string, integer]}, str)
 
 
+_megabytes = whole_number(64, 16777216, "MB")
+
+
+def _read_megabytes(item: Item) -> int:
+    """A number of MB; 4G, 4Gi and 4GB are 4096."""
+    text = item.text()
+    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?) ?([MGmg])i?[Bb]?", text)
+    if found:
+        size = float(found[1]) * (1024 if found[2] in "Gg" else 1)
+        if size == int(size):
+            text = str(int(size))
+    return _megabytes(text)
+
+
 def _read_path(item: Item) -> Path | None:
     text = item.text()
     return item.file(text) if text else None
@@ -3044,6 +3140,16 @@ _BOOL = Kind(Item.boolean, {"type": "boolean"})
 _PATH = Kind(_read_path, {"type": "string"}, _show_path)
 _URL = Kind(_read_url, {"type": "string"})
 _BASE_URL = Kind(_read_base_url, {"type": "string"})
+_MEMORY = Kind(
+    _read_megabytes,
+    {
+        "anyOf": [
+            {"type": "string", "pattern": "^[0-9]+([.][0-9]+)?( ?[MGmg]i?[Bb]?)?$"},
+            {"type": "integer", "minimum": 64, "maximum": 16777216},
+        ]
+    },
+    str,
+)
 _SIZE = _pattern(r"[1-9][0-9]{0,9}[KMGTkmgt]?", "a size such as 20G")
 _DURATION = _text(
     positive_budget,
@@ -3221,7 +3327,7 @@ class Config(Record):
         "local",
     )
 
-    memory: int = key(_number(64, 16777216, "MB"), "Memory of the VM in MB.", 8192)
+    memory: int = key(_MEMORY, "Memory of the VM in MB; or as 4G, 4Gi or 4GB.", 8192)
 
     cpus: int = key(_number(1, 512, "virtual CPUs"), "Virtual CPUs.", 4)
 
@@ -3470,7 +3576,9 @@ def _raise_problems(problems: Sequence[Problem], path: Path, provider: str) -> N
         lines.append(f"{len(problems)} problems in {path.name}")
     for line, column, why in sorted(problems):
         lines.append(f"{path}:{line}:{column}: {why}")
-    raise ConfigError("\n".join(lines), hint=f"`ycluster schema {provider}` describes every key")
+    is_advised = all(re.search("; (write `|leave )", why) for _, _, why in problems)
+    hint = "" if is_advised else f"`ycluster schema {provider}` describes every key"
+    raise ConfigError("\n".join(lines), hint=hint)
 
 
 # --- which cluster a config is of, where the whole of it can't be read

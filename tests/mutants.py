@@ -2247,6 +2247,24 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "test_machine.py::test_k3s_keeps_its_volumes_on_the_data_disk_if_there_is_one",
     ),
     (
+        "a mistake is told with the line to write",
+        'why = f"{why}; {meant}"',
+        "pass",
+        "test_config.py::test_a_common_mistake_is_told_with_the_line_to_write",
+    ),
+    (
+        "where all is advised, the schema is not pointed to",
+        'hint = "" if is_advised else',
+        'hint = "" if False else',
+        "test_config.py::test_a_common_mistake_is_told_with_the_line_to_write",
+    ),
+    (
+        "memory in gigabytes is that many times 1024",
+        '* (1024 if found[2] in "Gg" else 1)',
+        "* 1000",
+        "test_config.py::test_memory_may_be_in_gigabytes",
+    ),
+    (
         "a day is 24 hours",
         "* 86400 * 10**9",
         "* 864000 * 10**9",

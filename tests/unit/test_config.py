@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pwd
+import re
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -235,7 +236,7 @@ def test_an_image_of_ones_own_has_no_digest_unless_given() -> None:
         ("memory: lots\n", "1:9: memory: 'lots' is not a whole number from 64 to 16777216 (MB)"),
         ("memory: 63\n", "1:9: memory: '63' is not a whole number"),
         ("memory: 1.5\n", "1:9: memory: '1.5' is not a whole number"),
-        ("memory: 8G\n", "1:9: memory: '8G' is not a whole number"),
+        ("memory: 8X\n", "1:9: memory: '8X' is not a whole number"),
         ("cpus: 0\n", "1:7: cpus: '0' is not a whole number from 1 to 512"),
         ("cpus: -1\n", "1:7: cpus: '-1' is not"),
         ("provider: quemu\n", "1:11: provider: 'quemu' is none of qemu, docker, multipass; did you mean 'qemu'?"),
@@ -828,3 +829,83 @@ def test_no_key_is_taken_for_a_misspelt_name_or_place(tmp_path: Path, provider: 
     for broken in ("", "cpus: [\n"):
         (tmp_path / "y-cluster-provision.yaml").write_text(text + broken)
         assert ycluster.load_identity(tmp_path)[0].name == "a"
+
+
+MISTAKES = [
+    ("lifetime: {maxRun: 1d}", "`maxRun: 24h`"),
+    ("lifetime: {maxRun: 480}", "`maxRun: 480m` or `maxRun: 8h`"),
+    ("lifetime: {maxRun: 7}", "`maxRun: 7m` or `maxRun: 7h`"),
+    ("lifetime: {maxRun: 8 hours}", "`maxRun: 8h`"),
+    ("lifetime: {warn: 10 min}", "`warn: 10m`"),
+    ('lifetime: {maxRun: "8:30"}', "`maxRun: 8h30m`"),
+    ("lifetime:\n  maxRun: 8:30", "it is 8h30m"),
+    ("lifetime: {maxRun: never}", "leave maxRun out"),
+    ("lifetime: {maxIdle: false}", "leave maxIdle out"),
+    ("lifetime: {maxRun: -5m}", "`maxRun: 5m`"),
+    ("lifetime: {maxRun: soon}", "`maxRun: 8h`"),
+    ("lifetime: {onExpiry: delete}", "`onExpiry: teardown`"),
+    ("lifetime: {onExpiry: poweroff}", "`onExpiry: stop`"),
+    ("lifetime: 8h", "`lifetime: {maxRun: 8h}`"),
+    ("lifetime: 1d", "`lifetime: {maxRun: 24h}`"),
+    ("maxRun: 8h", "`lifetime: {maxRun: 8h}`"),
+    ("ttl: 8h", "`lifetime: {maxRun: 8h}`"),
+    ("maxIdle: 30m", "`lifetime: {maxIdle: 30m}`"),
+    ("onExpiry: stop", "`lifetime: {onExpiry: stop}`"),
+    ("diskSize: 40 GB", "`diskSize: 40G`"),
+    ("disk: 40G", "`diskSize: 40G`"),
+    ("cpu: 2", "`cpus: 2`"),
+    ("ram: 4G", "`memory: 4G`"),
+    ('portForwards: ["8080:80"]', "`{host: 8080, guest: 80}`"),
+    ('ports: ["8080:80"]', "`portForwards: [{host: 8080, guest: 80}]`"),
+    ("k3s: none", "`k3s: {install: none}`"),
+    ("k3s: false", "`k3s: {install: none}`"),
+    ("name: My_Cluster", "`name: my-cluster`"),
+    ("name: ___", "`name: dev`"),
+    ("provider: kvm", "`provider: qemu`"),
+]
+
+
+@pytest.mark.parametrize("text, advice", MISTAKES, ids=[text for text, _ in MISTAKES])
+def test_a_common_mistake_is_told_with_the_line_to_write(
+    tmp_path: Path, text: str, advice: str
+) -> None:
+    """And not with where all keys are described. (25)"""
+    (tmp_path / "y-cluster-provision.yaml").write_text(text + "\n")
+    with pytest.raises(ycluster.ConfigError) as caught:
+        ycluster.load_config(tmp_path)
+    said = f"{caught.value} {caught.value.hint}"
+    assert advice in said and "schema" not in said
+
+
+LINES = [
+    line for _, advice in MISTAKES for line in re.findall("`([a-z].*?)`", advice)
+    if not line.startswith(("maxRun", "warn", "onExpiry", "cpus"))
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", sorted({*LINES}))
+def test_the_line_to_write_is_right_itself(tmp_path: Path, line: str) -> None:
+    """(25)"""
+    rest = "" if line.startswith("k3s") else "k3s: {install: none}\n"
+    (tmp_path / "y-cluster-provision.yaml").write_text(f"{line}\n{rest}")
+    ycluster.load_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text, size",
+    [("4G", 4096), ("4Gi", 4096), ("4GB", 4096), ("4 GiB", 4096), ("1.5G", 1536), ("512M", 512),
+     ("2048", 2048), ("4g", 4096)],
+)  # fmt: skip
+def test_memory_may_be_in_gigabytes(tmp_path: Path, text: str, size: int) -> None:
+    """(25)"""
+    (tmp_path / "y-cluster-provision.yaml").write_text(f"memory: {text}\nk3s: {{install: none}}\n")
+    config = ycluster.load_config(tmp_path)
+    assert isinstance(config, ycluster.QemuConfig) and config.memory == size
+
+
+@pytest.mark.parametrize("text", ["1.3333G", "0.01G", "4T", "G", "99999999G"])
+def test_memory_is_a_whole_number_of_megabytes(tmp_path: Path, text: str) -> None:
+    """(25)"""
+    (tmp_path / "y-cluster-provision.yaml").write_text(f"memory: {text}\nk3s: {{install: none}}\n")
+    with pytest.raises(ycluster.ConfigError):
+        ycluster.load_config(tmp_path)
