@@ -7558,8 +7558,9 @@ def max_run_units(seconds: int) -> dict[str, str]:
     length = format_duration(seconds * 10**9)
     before = min(WARN_BEFORE, seconds)
     remedy = f"To have {length} more: sudo touch {KEEP_RUNNING}"
-    warning = f"This machine powers itself off within {in_words(before)}. {remedy}"
-    postponed = f"{KEEP_RUNNING} was found, and removed: this machine powers itself off in {length}"
+    # systemd reads `\\n` as the end of a line; wall would break a longer one, within a word.
+    warning = f"This machine powers itself off within {in_words(before)}.\\n{remedy}"
+    postponed = f"{KEEP_RUNNING} is removed.\\nThis machine powers itself off in {length}."
     timer = partial(POWER_OFF_TIMER.format, again=seconds)
     service = POWER_OFF_SERVICE.format(file=KEEP_RUNNING, tell=TELL, text=postponed)
     return {

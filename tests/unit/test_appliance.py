@@ -347,6 +347,10 @@ def test_a_disk_warns_ten_minutes_before_it_powers_its_machine_off_and_counts_an
     warned = units["ycluster-max-run-warning.service"]["ExecStart"]
     assert f"sudo touch {ycluster.KEEP_RUNNING}" in warned
     assert ycluster.format_duration(seconds * 10**9) in warned
+    postponed = units["ycluster-max-run.service"]["ExecStartPost"]
+    for command in (warned, postponed):
+        lines = command.split('"')[-2].split("\\n")
+        assert len(lines) == 2 and max(map(len, lines)) < 79, "wall breaks longer ones"
 
 
 def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
