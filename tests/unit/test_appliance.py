@@ -484,7 +484,7 @@ def test_the_timer_comes_with_max_run_stays_one_and_goes_without_it(
 
 @pytest.mark.parametrize(
     "wrong",
-    ["", "0", "8", "8 hours", "-8h", "59s", "1d", "8761h", "1e3h", "99999999h", "8h;reboot"],
+    ["", "0", "8", "8 hours", "-8h", "59s", "1w", "8761h", "1e3h", "99999999h", "8h;reboot"],
 )
 def test_a_max_run_that_is_no_duration_or_beyond_reason_is_refused_and_nothing_is_touched(
     cli: Cli, cache: Path, prepared_guest: Guest, wrong: str
