@@ -13084,26 +13084,61 @@ def _gcp_rows(shown: Mapping[str, Any]) -> list[tuple[str, str]]:
     "config check",
     "exit 0, or 3 with every problem",
     CONFIG,
+    forms("text", "json"),
     example="ycluster config check -c examples/dev",
 )
-def config_check(host: Host, directory: Path) -> None:
+def config_check(host: Host, directory: Path, form: str) -> int:
     """One line where the config is good; ConfigError with every problem where it isn't."""
-    config = load_config(directory, host.home)
-    for warning in [*ignored_keys(config), *idle_keys(config)]:
-        host.output.warn(warning)
-    expand_variables(used_registries(config), host.environ)
+    config = None
+    try:
+        config = load_config(directory, host.home)
+        expand_variables(used_registries(config), host.environ)
+    except ConfigError as error:
+        if form == "text":
+            raise
+        shown = {"version": 1, "ok": False, "problems": _located(error), "warnings": []}
+        host.output.data(to_json(shown))
+        return ConfigError.exit_code
+    warnings = list(_warnings_of(config))
+    if form == "json":
+        shown = {"version": 1, "ok": True, "problems": [], "warnings": warnings}
+        host.output.data(to_json(shown))
+        return 0
     limit = "none"
+    if budget(config.lifetime.max_run) is not None:
+        limit = f"{config.lifetime.max_run}, then {config.lifetime.on_expiry}"
+    host.output.data(
+        f"{config.file}: ok: {config.provider} cluster {config.name}, lifetime {limit}"
+    )
+    for warning in warnings:
+        host.output.warn(warning)
+    return 0
+
+
+def _warnings_of(config: Config) -> Iterator[str]:
+    """What is not wrong with a config, and may not be what its user thinks."""
+    yield from ignored_keys(config)
+    yield from idle_keys(config)
     if budget(config.lifetime.max_run) is None:
         text = "lifetime.maxRun is not set: nothing will end this cluster"
-        host.output.warn(f"{text}; such as `lifetime: {{maxRun: 8h}}`")
-    else:
-        limit = f"{config.lifetime.max_run}, then {config.lifetime.on_expiry}"
-    what = f"{config.provider} cluster {config.name}, lifetime {limit}"
-    host.output.data(f"{config.file}: ok: {what}")
+        yield f"{text}; such as `lifetime: {{maxRun: 8h}}`"
     try:
         check_implemented(require_qemu(config))
     except NotImplementedYet as error:
-        host.output.warn(f"provision will refuse it: {error}")
+        yield f"provision will refuse it: {error}"
+
+
+def _located(error: ConfigError) -> list[dict[str, Any]]:
+    """The problems that an error names, each with its file, line and column where it has them."""
+    found = []
+    for text in str(error).splitlines():
+        place = re.fullmatch(r"(.+?):([0-9]+):([0-9]+): (.*)", text)
+        if place:
+            file, line, column, text = place.groups()
+            found.append({"file": file, "line": int(line), "column": int(column), "text": text})
+        elif not re.match("[0-9]+ problems in ", text):
+            found.append({"file": None, "line": None, "column": None, "text": text})
+    return found
 
 
 @verb(

@@ -258,6 +258,25 @@ def test_extend_wants_a_positive_go_duration(
     assert says in ran.err and ycluster.load_state(state.files) == state
 
 
+def test_the_problems_of_a_config_can_be_had_as_json(cli: Cli, at: Path) -> None:
+    """(25)"""
+    ran = cli("config", "check", "-c", "bad", "-o", "json")
+    shown = json.loads(ran.out)
+    assert (ran.code, ran.err, shown["ok"], shown["warnings"]) == (3, "", False, [])
+    assert [(one["line"], one["column"]) for one in shown["problems"]] == [(1, 1), (2, 9)]
+    assert all(one["file"].endswith("/bad/y-cluster-provision.yaml") for one in shown["problems"])
+    assert shown["problems"][1]["text"].startswith("memory: ")
+
+    ran = cli("config", "check", "-c", "nowhere", "-o", "json")
+    [problem] = json.loads(ran.out)["problems"]
+    assert ran.code == 3 and problem["line"] is None and "no such directory" in problem["text"]
+
+    ran = cli("config", "check", "-c", "tap", "-o", "json")
+    shown = json.loads(ran.out)
+    assert (ran.code, shown["ok"], shown["problems"]) == (0, True, [])
+    assert missing("".join(shown["warnings"]), "lifetime.maxRun", "provision will refuse it") == []
+
+
 @pytest.mark.parametrize(
     "text, go", [("3d", "72h0m0s"), ("1d12h", "36h0m0s"), ("0d5m", "5m0s"), ("90m", "90m")]
 )
