@@ -1571,6 +1571,8 @@ _LATEST = 32503679999  # 2999-12-31T23:59:59Z, in seconds since the epoch
 _EARLIEST_BOOT = -2208988800
 _RFC3339 = r"(?a)(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|z|[+-]\d\d:[0-5]\d)"
 _CLOCK = r"(?a)([01]?\d|2[0-3]):([0-5]\d)"
+_CLOCK_12 = "(1[0-2]|0?[1-9])(?::([0-5][0-9]))? ?([APap])[Mm]"
+_LOCAL_TIME = "([0-9]{4})-([0-9]{2})-([0-9]{2})[ T]([0-9]{2}):([0-9]{2})"
 
 
 def parse_duration(text: str) -> int:
@@ -1707,15 +1709,34 @@ def local_time(seconds: float) -> str:
 
 
 def parse_until(text: str, now: float) -> int:
-    """Seconds since the epoch of an RFC 3339 time, or of the next HH:MM in this host's zone."""
-    match = re.fullmatch(_CLOCK, text)
-    if match is None:
+    """Seconds since the epoch of an RFC 3339 time; or of a time in this host's zone.
+
+    That is 2026-01-31 18:00, or the next 18:00, 6pm or 6:30pm. Raises ValueError.
+    """
+    dated = re.fullmatch(_LOCAL_TIME, text)
+    if dated:
+        year, month, day, hour, minute = map(int, dated.groups())
+        parse_time(f"{dated[1]}-{dated[2]}-{dated[3]}T{dated[4]}:{dated[5]}:00Z")  # as a check
+        return int(time.mktime((year, month, day, hour, minute, 0, 0, 0, -1)))
+    clock = _clock_time(text)
+    if clock is None:
         return parse_time(text)
     year, month, day, *_ = time.localtime(now)
-    clock = (int(match[1]), int(match[2]), 0)
-    today = time.mktime((year, month, day, *clock, 0, 0, -1))  # -1: summer time is as it may be
-    tomorrow = time.mktime((year, month, day + 1, *clock, 0, 0, -1))
+    today = time.mktime((year, month, day, *clock, 0, 0, 0, -1))  # -1: summer time is as it may be
+    tomorrow = time.mktime((year, month, day + 1, *clock, 0, 0, 0, -1))
     return int(today if today > now else tomorrow)
+
+
+def _clock_time(text: str) -> tuple[int, int] | None:
+    """The hour and the minute of 18:00, 6pm or 6:30pm; None where it is no such text."""
+    match = re.fullmatch(_CLOCK, text)
+    if match:
+        return int(match[1]), int(match[2])
+    match = re.fullmatch(_CLOCK_12, text)
+    if match:
+        afternoon = 12 if match[3].lower() == "p" else 0
+        return int(match[1]) % 12 + afternoon, int(match[2] or 0)
+    return None
 
 
 # === 6 YAML subset ================================================================================
@@ -11716,7 +11737,7 @@ def _until(text: str) -> HowFar:
         parse_until(text, now=0.0)
     except ValueError as error:
         raise UsageError(
-            f"--until {error}", hint="such as 18:00, or 2026-01-31T18:00:00Z"
+            f"--until {error}", hint="such as 18:00, 6pm, 2026-01-31 18:00 or 2026-01-31T18:00:00Z"
         ) from None
     return HowFar(until=text)
 
@@ -13080,6 +13101,54 @@ def _gcp_rows(shown: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 # --- the config
+STARTER = """\
+# yaml-language-server: $schema={schema}
+# A dev cluster that ends by itself. `ycluster config check -c {folder}` says what is wrong here,
+# `ycluster provision -c {folder}` makes the cluster, `ycluster list` shows what it has left.
+name: {name}
+context: {name}  # the name by which kubectl knows it
+lifetime:
+  maxRun: 8h             # from each start; `ycluster lifetime extend 1h` gives more
+  onExpiry: stop         # or suspend, which keeps what runs; pause, its memory; teardown, nothing
+  # maxIdle: 2h          # ends it sooner, when nobody has used it for so long
+# memory: 8G
+# cpus: 4
+# diskSize: 20G
+sshPort: 0               # 0: a free port is chosen
+portForwards:
+  - {{guest: 6443}}        # Kubernetes; a free port of this host is chosen
+  # - {{host: 8080, guest: 80}}
+# k3s: {{install: none}}   # a plain VM, without Kubernetes
+"""
+
+
+@verb(
+    "init",
+    "write a config to start with",
+    argument("directory", nargs="?", metavar="DIR", type=Path, default=Path(), help="default: ."),
+    example="ycluster init dev",
+)
+def init(host: Host, directory: Path) -> None:
+    """Write a config to a folder, with its schema beside it; never over one that is there."""
+    for name in CONFIG_NAMES:
+        if os.path.lexists(directory / name):
+            raise UsageError(f"{directory / name} is there already", hint="nothing is overwritten")
+    folder = directory.resolve()
+    name = re.sub("[^a-z0-9]+", "-", folder.name.lower()).strip("-")[:63].strip("-") or "dev"
+    schema = "y-cluster-provision.schema.json"
+    file = directory / CONFIG_NAMES[0]
+    shown = shlex.quote(str(directory))
+    text = STARTER.format(name=name, folder=shown, schema=schema)
+    os.umask(host.umask)  # it is the user's, and no secret
+    own = 0o666 & ~host.umask
+    directory.mkdir(parents=True, exist_ok=True)
+    if not os.path.lexists(directory / schema):
+        write_file(directory / schema, f"{to_json(schema_for('qemu'))}\n".encode(), mode=own)
+    write_file(file, text.encode(), mode=own)
+    way_on = f"`ycluster provision -c {shown}` makes the cluster"
+    host.output.say(f"{file} is written, its schema beside it; {way_on}")
+
+
 @verb(
     "config check",
     "exit 0, or 3 with every problem",

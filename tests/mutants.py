@@ -2265,6 +2265,18 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "test_config.py::test_memory_may_be_in_gigabytes",
     ),
     (
+        "init never overwrites",
+        "if os.path.lexists(directory / name):",
+        "if False:",
+        "test_config.py::test_a_config_to_start_with_is_right_and_never_overwrites",
+    ),
+    (
+        "12am is midnight",
+        "int(match[1]) % 12 + afternoon",
+        "int(match[1]) + afternoon",
+        "test_durations.py::test_until_is_the_next_time_at_which_a_clock_here_shows_it",
+    ),
+    (
         "a day is 24 hours",
         "* 86400 * 10**9",
         "* 864000 * 10**9",

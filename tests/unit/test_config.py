@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from unit_support import Clocked
+from unit_support import Cli, Clocked, told
 
 import ycluster
 from ycluster import Config, ConfigError, PortForward, load_config, read_config, show_config
@@ -909,3 +909,51 @@ def test_memory_is_a_whole_number_of_megabytes(tmp_path: Path, text: str) -> Non
     (tmp_path / "y-cluster-provision.yaml").write_text(f"memory: {text}\nk3s: {{install: none}}\n")
     with pytest.raises(ycluster.ConfigError):
         ycluster.load_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "where, name", [("dev", "dev"), ("My Project_2", "my-project-2"), ("___", "dev"), ("a/b", "b")]
+)
+def test_a_config_to_start_with_is_right_and_never_overwrites(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, name: str
+) -> None:
+    """(25)"""
+    monkeypatch.chdir(tmp_path)
+    assert cli("init", where).code == 0
+    file = tmp_path / where / "y-cluster-provision.yaml"
+    config = load_config(tmp_path / where)
+    assert (config.name, config.lifetime.max_run, config.lifetime.on_expiry) == (name, "8h", "stop")
+    assert 10 < len(file.read_text().splitlines()) < 25
+    schema = re.search(r"[$]schema=(.*)", file.read_text())
+    assert schema and json.loads((file.parent / schema[1]).read_text()) == ycluster.schema_for(
+        "qemu"
+    )
+    before = file.read_text()
+    told(cli("init", where), 2, file.relative_to(tmp_path), "overwritten")
+    assert file.read_text() == before
+
+
+def test_every_line_of_a_config_to_start_with_that_is_commented_out_is_right_too(
+    cli: Cli, tmp_path: Path
+) -> None:
+    """(25)"""
+    assert cli("init", tmp_path / "dev").code == 0
+    file = tmp_path / "dev" / "y-cluster-provision.yaml"
+    lines = re.sub(r"(?m)^( *)# ((- \{)?[a-zA-Z0-9]+: )", r"\1\2", file.read_text())
+    file.write_text(lines)
+    config = load_config(tmp_path / "dev")
+    assert isinstance(config, ycluster.QemuConfig)
+    assert (config.memory, config.lifetime.max_idle, config.k3s.install) == (8192, "2h", "none")
+    assert len(config.port_forwards) == 2
+
+
+def test_a_config_to_start_with_is_written_here(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """(25)"""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here" / "y-cluster-provision.json").write_text("{}")
+    told(cli("init"), 2, "y-cluster-provision.json")
+    (tmp_path / "here" / "y-cluster-provision.json").unlink()
+    assert cli("init").code == 0 and load_config(tmp_path / "here").name == "here"

@@ -177,6 +177,12 @@ def test_a_time_for_people_is_in_the_hosts_zone(cet: None) -> None:
         ("12:00", "2026-10-24T11:00:00Z", "2026-10-25T11:00:00Z"),
         ("12:00", "2026-03-28T11:30:00Z", "2026-03-29T10:00:00Z"),
         ("2026-11-22T10:00:00Z", "2026-11-22T11:00:00Z", "2026-11-22T10:00:00Z"),
+        ("6pm", "2026-11-22T11:00:00Z", "2026-11-22T17:00:00Z"),
+        ("6:30 PM", "2026-11-22T11:00:00Z", "2026-11-22T17:30:00Z"),
+        ("12am", "2026-11-22T11:00:00Z", "2026-11-22T23:00:00Z"),
+        ("12pm", "2026-11-22T10:00:00Z", "2026-11-22T11:00:00Z"),
+        ("2026-11-22 18:00", "2026-11-22T11:00:00Z", "2026-11-22T17:00:00Z"),
+        ("2027-07-01 18:00", "2026-11-22T11:00:00Z", "2027-07-01T16:00:00Z"),
     ],
     ids=[
         "today",
@@ -187,6 +193,12 @@ def test_a_time_for_people_is_in_the_hosts_zone(cet: None) -> None:
         "winter begins",
         "summer begins",
         "absolute",
+        "afternoon",
+        "half past",
+        "midnight by its other name",
+        "noon",
+        "of a day",
+        "of a day in summer",
     ],
 )
 def test_until_is_the_next_time_at_which_a_clock_here_shows_it(
@@ -196,7 +208,21 @@ def test_until_is_the_next_time_at_which_a_clock_here_shows_it(
 
 
 @pytest.mark.parametrize(
-    "text", ["", "24:00", "12:60", "18", "18:0", "6pm", "tomorrow", "18:00:00", "\u0661\u0668:00"]
+    "text",
+    [
+        "",
+        "24:00",
+        "12:60",
+        "18",
+        "18:0",
+        "13pm",
+        "0am",
+        "2026-02-30 18:00",
+        "2026-11-22 25:00",
+        "tomorrow",
+        "18:00:00",
+        "\u0661\u0668:00",
+    ],
 )
 def test_until_refuses_what_is_no_time(text: str) -> None:
     with pytest.raises(ValueError):
