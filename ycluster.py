@@ -8963,7 +8963,9 @@ def fetch_image(host: Host, config: QemuConfig, cache_dir: Path) -> Path:
         for leftover in {*images.glob(f".{'[0-9a-f]' * 16}.part")} - {part}:
             remove(leftover)
         hint = "`image` (and imageSha256) in the config can name any cloud image that this host "
-        hint += "can reach;\nscripts/build-guest-image.sh makes one of Debian packages"
+        hint += (
+            "can reach;\nscripts/build-guest-image.sh in ycluster's sources makes one of packages"
+        )
         with replacing(host, known, fault):
             digest = download(host, config.image, part, hint, config.image_sha256, "imageSha256")
         part.chmod(0o400)
@@ -10206,7 +10208,8 @@ def _refuse_existing(host: Host, files: Files) -> str:
     """
     _refuse_lost(host, files)
     if running(host, files):
-        hint = f"`ycluster teardown --name {files.name}` removes it"
+        hint = f"`ycluster ssh {files.name}` logs in; `ycluster start -c DIR` applies what can be "
+        hint += f"changed\nwhile it runs; `ycluster teardown {files.name}` removes it"
         raise YclusterError(f"{files.name} already runs", hint=hint)
     if files.sidecar.exists():
         state = load_state(files)
@@ -10387,17 +10390,18 @@ def say_deadline(host: Host, state: State) -> None:
     if not state.has_limit:
         host.output.say(f"  {state.name} has no lifetime budget: it runs until you stop it")
         return
-    if state.disarmed:
-        by = "disarmed by hand"
-    else:
-        by = f"{state.on_expiry} by {state.timer.backend if state.timer else '?'}"
+    by = "no timer: disarmed by hand"
+    if not state.disarmed:
+        by = f"timer: {state.timer.backend if state.timer else 'none'}"
+    ends = {"stop": "stops", "pause": "pauses", "suspend": "is suspended", "teardown": "is removed"}
+    word = ends[state.on_expiry]
     if state.expires_at is not None:
         left = state.expires_at - host.now()
         when = f"in {in_words(left)}" if left > 0 else f"{in_words(left)} ago"
-        host.output.say(f"  deadline {local_time(state.expires_at)}, {when}: {by}")
+        host.output.say(f"  {word} at {local_time(state.expires_at)}, {when}; {by}")
+        word = "or"
     if state.idle is not None:
-        word = "or" if state.expires_at else "ends"
-        host.output.say(f"  {word} when nobody has used it for {state.max_idle}: {by}")
+        host.output.say(f"  {word} when nobody has used it for {state.max_idle}; {by}")
 
 
 @verb(
@@ -10459,6 +10463,9 @@ def _check_disks(state: State) -> None:
 def _require_disk(state: State) -> None:
     if _half_made(state) or not state.files.disk.exists():
         why = f"{state.name} has no disk to boot"
+        if state.imported and state.files.disk.exists():
+            hint = "`ycluster provision -c DIR` boots it for the first time"
+            raise StateError(f"{state.name} is imported, and has not booted yet", hint=hint)
         why += ": its provision was cut off, or the disk was taken away"
         hint = "`ycluster provision -c DIR` makes it anew; "
         hint += f"`ycluster teardown --name {state.name}` clears the rest"
