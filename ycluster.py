@@ -3047,6 +3047,22 @@ def address(text: str) -> str:
     return _is_address(text) or BIND_ADDRESS
 
 
+# Strictly, as Go reads an address: no number has a zero in front.
+_OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_IPV4 = rf"{_OCTET}(?:\.{_OCTET}){{3}}"
+_PREFIX = r"/(?:3[0-2]|[12]?[0-9])"
+_INTERFACE = r"(?!-|\.\.?$)[!-.0-9;-~]{0,15}"
+interface_name = matching(_INTERFACE, "an interface's name: 15 characters, no blank, no / and no :")
+
+
+def name_server(text: str) -> str:
+    """An IPv4 or IPv6 address."""
+    import ipaddress
+
+    ipaddress.ip_address(text)  # its ValueError says what is wrong
+    return text
+
+
 _USER = r"[a-z_][-a-z0-9_]{0,31}"
 user_name = matching(_USER, "a user name")
 
@@ -3306,24 +3322,40 @@ class Network(Record):
 
     mode: str = key(
         _choice("user", "tap"),
-        "user: forwarded ports, no host set-up; tap: a tap device of the operator's "
-        "(y-cluster only).",
+        "user: forwarded ports, no host set-up; tap: a tap device that you have made, and a guest "
+        "with an address of its own (y-cluster only).",
         "user",
     )
 
     bind_address: str = key(
         _text(address, pattern=f"^(?:{_ADDRESS})$"),
-        "IPv4 address that the forwarded ports listen on; 0.0.0.0 is every interface.",
+        "IPv4 address that the forwarded ports listen on; 0.0.0.0 is every interface. In user mode "
+        "only.",
         "127.0.0.1",
     )
 
-    ifname: str = key(_STRING, "Tap mode only.", "")
+    ifname: str = key(
+        _text(interface_name, pattern=f"^(?:{_INTERFACE})$"),
+        "Name of the tap device, such as tap0. Tap mode needs it; user mode ignores it, and the "
+        "keys below.",
+        "",
+    )
 
-    guest_address: str = key(_STRING, "Tap mode only.", "")
+    guest_address: str = key(
+        _pattern(f"({_IPV4}{_PREFIX})?", "an IPv4 address with its prefix, such as 10.88.0.2/24"),
+        "The guest's own IPv4 address with its prefix, such as 10.88.0.2/24. Tap mode needs it.",
+        "",
+    )
 
-    gateway: str = key(_STRING, "Tap mode only.", "")
+    gateway: str = key(
+        _pattern(f"({_IPV4})?", "an IPv4 address"),
+        "IPv4 address of the guest's gateway, in the network of guestAddress. Tap mode needs it.",
+        "",
+    )
 
-    dns: tuple[str, ...] = key(list_of(_STRING), "Tap mode only.", ())
+    dns: tuple[str, ...] = key(
+        list_of(_text(name_server)), "Addresses of the guest's name servers, in tap mode.", ()
+    )
 
 
 class Config(Record):
@@ -3546,6 +3578,9 @@ def _check_rules(root: Item, config: Config) -> None:
     _check_lifetime(root, config.lifetime)
     if not isinstance(config, QemuConfig) or config.provider is WRONG:
         return
+    if config.network is not WRONG and config.network.mode == "tap":
+        _check_tap(root, config.network)
+        return  # no port is forwarded
     keys = root.mapping()
     # The ports that are forwarded by default break no rule, except with an sshPort in the file.
     name = "portForwards" if "portForwards" in keys else "sshPort"
@@ -3563,6 +3598,34 @@ def _check_lifetime(root: Item, lifetime: Lifetime) -> None:
         keys = root.below(root.mapping()["lifetime"], ".lifetime")
         place = keys.below(keys.mapping()["maxTotal"], ".maxTotal")
         place.refuse(f"{lifetime.max_total} is less than maxRun, {lifetime.max_run}")
+
+
+def _check_tap(root: Item, network: Network) -> None:
+    """Refuse tap mode without a key that it needs, or with a gateway that the guest can't reach."""
+    place = root.below(root.mapping()["network"], ".network")
+    keys = place.mapping()
+    for attr in ("ifname", "guest_address", "gateway"):
+        if getattr(network, attr) == "":
+            name = camel_case(attr)
+            place.below(keys.get(name, place.node), f".{name}").refuse("is missing; tap needs it")
+    both = (network.guest_address, network.gateway)
+    if "" in both or WRONG in both:
+        return
+    why = _unreachable(*both)
+    if why:
+        place.below(keys["gateway"], ".gateway").refuse(why)
+
+
+def _unreachable(guest: str, gateway: str) -> str:
+    """Why a guest with this address and prefix has no such gateway; empty where it can."""
+    import ipaddress
+
+    own = ipaddress.ip_interface(guest)
+    if gateway == str(own.ip):
+        return f"{gateway} is the guest's own address"
+    if ipaddress.ip_address(gateway) not in own.network:
+        return f"{gateway} is not in the network of guestAddress, {own.network}"
+    return ""
 
 
 def _broken_port_rules(config: QemuConfig) -> Iterator[str]:
@@ -3697,7 +3760,30 @@ def ignored_keys(config: Config) -> list[str]:
             warnings.append(f"{name}: ignored, it is for y-cluster")
     if config.registries and not used_registries(config):
         warnings.append("registries: ignored, there is no k3s in a plain VM")
+    if isinstance(config, QemuConfig):
+        warnings += _ignored_by_mode(config)
     return warnings
+
+
+def _ignored_by_mode(config: QemuConfig) -> list[str]:
+    """A warning for each key that is for the other network.mode."""
+    network = config.network
+    if network.mode == "tap":
+        why = "in tap mode the guest has an address of its own"
+        values = [
+            ("sshPort", config, "ssh_port"),
+            ("portForwards", config, "port_forwards"),
+            ("network.bindAddress", network, "bind_address"),
+        ]
+    else:
+        why = "it is for network.mode: tap"
+        attrs = ("ifname", "guest_address", "gateway", "dns")
+        values = [(f"network.{camel_case(attr)}", network, attr) for attr in attrs]
+    return [
+        f"{name}: ignored, {why}"
+        for name, record, attr in values
+        if getattr(record, attr) != keys_of(type(record))[attr].default
+    ]
 
 
 def idle_keys(config: Config) -> list[str]:
@@ -4125,6 +4211,38 @@ def _encode_k3s(k3s: Mapping[str, Any]) -> dict[str, Any]:
     return {**k3s, "Source": without_password(source)} if isinstance(source, str) else {**k3s}
 
 
+class Attachment(Record):
+    """How the sibling attaches a VM to the host's network, as its state file has it."""
+
+    raw: Mapping[str, Any]  # the whole object, as JSON holds it
+    mode: str = ""  # user or tap; empty: user
+    ifname: str = ""
+    guest_address: str = ""  # with its prefix or without
+    gateway: str = ""
+    dns: tuple[str, ...] = ()
+
+
+def _decode_network(raw: object) -> Attachment:
+    """The object `network`. Names may be in any case, as for Go; null is as good as nothing."""
+    data = _decode_object(raw)
+    found = {name.lower(): value for name, value in data.items() if value is not None}
+    values = {}
+    for attr, field in _OF_NETWORK.items():
+        name = camel_case(attr)
+        try:
+            if name.lower() in found:
+                values[attr] = field.decode(found[name.lower()])
+        except ValueError as error:
+            raise ValueError(f"{name} {error}") from None
+    if values.get("mode") == "tap" and not values.get("guest_address"):
+        raise ValueError("guestAddress is missing")
+    return Attachment(data, **values)
+
+
+def _encode_network(network: Attachment) -> Mapping[str, Any]:
+    return network.raw
+
+
 _TEXT = Field(_decode_text)
 _WORD = text_by(no_option)  # for what becomes an argument of another program
 _ADDRESS_TEXT = text_by(address)
@@ -4140,6 +4258,14 @@ _TIME = Field(_decode_time, _encode_time)
 _BOOT_TIME = Field(_decode_boot, _encode_time)
 _PORTS = tuple_of(_PORT)
 _FORWARDS = tuple_of(object_of(PortForward, Host=_PORT, Guest=_PORT))
+_OF_NETWORK: Mapping[str, Field[Any]] = {
+    "mode": text_by(one_of("", "user", "tap")),
+    "ifname": text_by(interface_name),
+    "guest_address": text_by(matching(f"({_IPV4}({_PREFIX})?)?", "an IPv4 address")),
+    "gateway": text_by(matching(f"({_IPV4})?", "an IPv4 address")),
+    "dns": tuple_of(text_by(name_server)),
+}
+_NETWORK = optional(Field(_decode_network, _encode_network))
 
 
 # --- the state
@@ -4298,6 +4424,7 @@ class State(Record):
     ssh_port: int = stored(_PORT, 2222)
     port_forwards: tuple[PortForward, ...] = stored(_FORWARDS, ())
     bind_address: str = stored(_ADDRESS_TEXT, BIND_ADDRESS)
+    attachment: Attachment | None = stored(_NETWORK, None, name="network")  # None: user mode
     k3s: Mapping[str, Any] = stored(_K3S_RELEASE, {})  # Version, Install, Source
     kubeconfig: str = ""  # the user's file that this cluster was merged into
 
@@ -4358,8 +4485,16 @@ class State(Record):
     @property
     def has_k3s(self) -> bool:
         """Whether there is a k3s that this host can reach."""
-        installed = self.k3s.get("Install", "none") not in ("", "none")
-        return installed and any(forward.guest == 6443 for forward in self.port_forwards)
+        return bool(self.api_ports)
+
+    @property
+    def api_ports(self) -> list[int]:
+        """The ports at `dial_address` that lead to the API of its k3s."""
+        if self.k3s.get("Install", "none") in ("", "none"):
+            return []
+        if self.guest_address:
+            return [6443]
+        return [forward.host for forward in self.port_forwards if forward.guest == 6443]
 
     @property
     def has_limit(self) -> bool:
@@ -4383,9 +4518,22 @@ class State(Record):
         return self.timer is not None and self.timer.backend == "none"
 
     @property
+    def guest_address(self) -> str:
+        """The guest's own address in tap mode; empty in user mode, where it has none."""
+        if self.attachment is None or self.attachment.mode != "tap":
+            return ""
+        return self.attachment.guest_address.partition("/")[0]
+
+    @property
     def dial_address(self) -> str:
-        """Where this host reaches the forwarded ports."""
-        return BIND_ADDRESS if self.bind_address == "0.0.0.0" else self.bind_address
+        """Where this host reaches the guest: its own address, or that of the forwarded ports."""
+        bound = BIND_ADDRESS if self.bind_address == "0.0.0.0" else self.bind_address
+        return self.guest_address or bound
+
+    @property
+    def ssh_at(self) -> tuple[str, int]:
+        """The address and the port where this host reaches the guest's sshd."""
+        return self.dial_address, 22 if self.guest_address else self.ssh_port
 
 
 def _fields_of_state() -> dict[str, tuple[str, Field[Any]]]:
@@ -6810,8 +6958,10 @@ KVM_SLOW_HOLDS = 900.0  # seconds that a check which took the whole timeout is n
 def forwards(state: State) -> list[PortForward]:
     """The forwards to ask QEMU for, ssh's included.
 
-    With host port 0 (choose a free one) where the config left the choice to QEMU.
+    With host port 0 (choose a free one) where the config left the choice to QEMU. None in tap mode.
     """
+    if state.guest_address:
+        return []
     wanted = [PortForward(host=state.ssh_port, guest=22), *state.port_forwards]
     return [
         PortForward(host=0, guest=forward.guest) if forward.guest in state.auto_ports else forward
@@ -7687,17 +7837,18 @@ def make_seed(state: State, registries: Mapping[str, Any]) -> None:
 def ssh_argv(state: State, *command: str) -> list[str]:
     """The ssh command for a cluster: with its own key and its own known_hosts alone."""
     files = state.files
+    address, port = state.ssh_at
     # The sibling's VM has no host key of ours: the first key that it shows is kept, and every
     # later connection is checked against it.
     strict = "yes" if files.host_pub.exists() else "accept-new"
     return [
-        "ssh", "-F", "/dev/null", "-p", str(state.ssh_port),
+        "ssh", "-F", "/dev/null", "-p", str(port),
         "-o", f"IdentityFile={_ssh_path(files.ssh_key)}", "-o", "IdentitiesOnly=yes",
         "-o", "BatchMode=yes", "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=20",
         "-o", f"UserKnownHostsFile={_ssh_path(files.known_hosts)}",
         "-o", "GlobalKnownHostsFile=/dev/null",
         "-o", f"StrictHostKeyChecking={strict}", "-o", f"HostKeyAlias={state.name}",
-        "-o", "ServerAliveInterval=15", "--", f"{state.ssh_user}@{state.dial_address}", *command,
+        "-o", "ServerAliveInterval=15", "--", f"{state.ssh_user}@{address}", *command,
     ]  # fmt: skip
 
 
@@ -7740,7 +7891,7 @@ def set_guest_clock(host: Host, state: State) -> None:
     For after its CPUs stood still; outside of the cluster's lock, which others may wait for.
     """
     try:
-        if not ssh_banner(state.dial_address, state.ssh_port, 2.0):
+        if not ssh_banner(*state.ssh_at, 2.0):
             return  # a guest without sshd, or one that is about to shut down
         _say_clock(host, state, in_guest(host, state, _clock_command(host), lambda: None))
     except (YclusterError, OSError) as error:
@@ -7776,7 +7927,7 @@ def firmware_speaks(host: Host, state: State, waiting: Waiting) -> bool:
 
 def ssh_answers(host: Host, state: State, waiting: Waiting) -> bool:
     """Whether the guest's sshd speaks."""
-    return ssh_banner(state.dial_address, state.ssh_port, 2.0, waiting)
+    return ssh_banner(*state.ssh_at, 2.0, waiting)
 
 
 def ssh_banner(
@@ -8262,13 +8413,22 @@ K3S_HINT = (
 )
 
 
+TAP = "network.mode: tap"
+
+
+def refuse_tap(state: State, hint: str) -> None:
+    """Raise where a cluster is in tap mode, for what would have to start it again."""
+    if state.guest_address:
+        raise NotImplementedYet(f"{state.name}: not yet implemented: {TAP}", hint=hint)
+
+
 def check_implemented(config: QemuConfig) -> None:
     """Raise if the config asks for what is not implemented, rather than leave it out in silence."""
     asked = []
     if config.k3s.install == "script" and config.k3s.source.startswith("file:"):
         asked.append("k3s.source: a folder of this host, with install: script")
     if config.network.mode == "tap":
-        asked.append("network.mode: tap")
+        asked.append(TAP)
     if asked:
         raise NotImplementedYet(f"not yet implemented: {', '.join(asked)}", hint="leave it out")
 
@@ -8781,8 +8941,7 @@ def _has_names_of(view: Kubeconfig, state: State) -> bool:
         return bool(entry.get("cluster") == name)
     # Merged by the sibling: its names alone don't prove that they are of this cluster.
     server = view.clusters.get(name, {}).get("server", "")
-    ports = [forward.host for forward in state.port_forwards if forward.guest == 6443]
-    leads_here = server in [f"https://{state.dial_address}:{port}" for port in ports]
+    leads_here = server in [f"https://{state.dial_address}:{port}" for port in state.api_ports]
     return leads_here and (entry.get("cluster"), entry.get("user")) == (name, name)
 
 
@@ -8874,8 +9033,7 @@ def _guest_kubeconfig(host: Host, state: State) -> tuple[dict[str, Any], dict[st
     given = json.loads(output)
     cluster: dict[str, Any] = given["clusters"][0]["cluster"]
     user: dict[str, Any] = given["users"][0]["user"]
-    port = next(forward.host for forward in state.port_forwards if forward.guest == 6443)
-    cluster["server"] = f"https://{state.dial_address}:{port}"
+    cluster["server"] = f"https://{state.dial_address}:{state.api_ports[0]}"
     # k3s's certificate names 127.0.0.1, and not every address that the port is forwarded from.
     cluster["tls-server-name"] = "127.0.0.1"
     return cluster, user
@@ -9982,7 +10140,7 @@ def reconfigured(
     wanted = decode_state(encode_state(made), made.files.sidecar)
     applied = _differences(state, wanted, _AT_ONCE)
     at_start = _differences(state, wanted, _AT_START)
-    network = _differences(state, wanted, _NETWORK_AT_START) + _port_differences(state, wanted)
+    network = _network_differences(state, wanted)
     fixed = _differences(state, wanted, _AT_PROVISION) + _k3s_differences(state, wanted)
     if runs:
         at_start += network
@@ -10001,6 +10159,7 @@ def reconfigured(
         lines += more
     lines += _what_takes(_A_START, state, at_start)
     lines += _what_takes(_A_PROVISION, state, fixed)
+    lines += [f"{difference} {_A_PROVISION}" for difference in _mode_differences(state, config)]
     return changed, lines
 
 
@@ -10049,6 +10208,27 @@ def _differences(state: State, wanted: State, keys: Mapping[str, str]) -> list[D
         if not same and (key, new) != ("image", DEFAULT_IMAGE):
             found.append(Difference(key, str(old), str(new), {attr: new}))
     return found
+
+
+def _mode_differences(state: State, config: QemuConfig) -> list[Difference]:
+    """Whether the guest is to have an address of its own, or another one."""
+    old, new = state.guest_address, ""
+    if config.network.mode == "tap":
+        new = config.network.guest_address.partition("/")[0]
+    if old == new:
+        return []
+    return [Difference("network.mode", _mode_words(old), _mode_words(new), {})]
+
+
+def _mode_words(guest_address: str) -> str:
+    return f"tap, {guest_address}" if guest_address else "user"
+
+
+def _network_differences(state: State, wanted: State) -> list[Difference]:
+    """Where the forwards differ, or what they listen on; in tap mode there are none."""
+    if state.guest_address:
+        return []
+    return _differences(state, wanted, _NETWORK_AT_START) + _port_differences(state, wanted)
 
 
 def _port_differences(state: State, wanted: State) -> list[Difference]:
@@ -10418,6 +10598,7 @@ def start(
 ) -> None:
     """Boot a stopped cluster; for one that runs, see to its timers and its k3s."""
     files, config = find_with_config(host, which)
+    _check_mode(host, files)
     _check_host(host)
     hand_over(host, spare=files)
     with opened(host, files) as state:
@@ -10437,7 +10618,7 @@ def start(
             say_changes(host, changes)
             state = _go_on(host, state)
         elif not runs:
-            _check_disks(state)
+            _check_bootable(state)
             _check_ports(host, state)
             say_changes(host, changes)
             state = _boot(host, state)
@@ -10452,8 +10633,20 @@ def start(
     _finish_boot(host, state, RESTORED_STAGES if now == "suspended" else BOOT_STAGES)
 
 
-def _check_disks(state: State) -> None:
-    """Raise where a disk that the VM needs is not there."""
+def _check_mode(host: Host, files: Files) -> None:
+    """Raise, before anything is changed, where a cluster is off that only the sibling can start."""
+    state = load_state(files)
+    if state.guest_address and status_of(host, state) in OFF:
+        _refuse_start(state)
+
+
+def _refuse_start(state: State) -> None:
+    refuse_tap(state, "y-cluster, which made it, can start it")
+
+
+def _check_bootable(state: State) -> None:
+    """Raise where the VM can't be booted here, or a disk that it needs is not there."""
+    _refuse_start(state)  # again: it may have been stopped meanwhile
     _require_disk(state)
     if state.data_disk and not os.path.exists(state.data_disk):
         why = f"{state.name}: its data disk {state.data_disk} is gone"
@@ -10626,6 +10819,7 @@ def pause(host: Host, files: Files) -> None:
 )
 def suspend(host: Host, files: Files) -> None:
     """Write the guest's memory beside its disk, and end the VM. A failure lets the guest run on."""
+    _refuse_suspend(load_state(files))
     hand_over(host, spare=files)
     with opened(host, files) as state:
         state = _settled(host, state)
@@ -10639,11 +10833,17 @@ def suspend(host: Host, files: Files) -> None:
     host.output.say(f"  `ycluster start --name {state.name}` goes on where it was")
 
 
+def _refuse_suspend(state: State) -> None:
+    hint = f"no start could go on with it; `ycluster pause --name {state.name}` freezes it"
+    refuse_tap(state, hint)
+
+
 def _suspend(host: Host, state: State, vm: Vm) -> State:
     """Write the memory, save what belongs to it, and only then end QEMU.
 
     A guest whose monitor does not answer runs on: that is the error.
     """
+    _refuse_suspend(state)
     files = state.files
     if not files.qmp.exists():
         raise YclusterError(f"{state.name}: its QEMU has no monitor, which a suspend needs")
@@ -10742,7 +10942,7 @@ def _go_on(host: Host, state: State) -> State:
 
     Where its memory can't be loaded it stays suspended, and nothing is booted in its place.
     """
-    _check_disks(state)
+    _check_bootable(state)
     _check_ports(host, state)
     fault = memory_fault(host, state)
     if fault:
@@ -11162,6 +11362,7 @@ def import_disk(host: Host, disk: Path, directory: Path) -> None:
     `disk` is no file.
     """
     config = require_qemu(load_config(directory, host.home))
+    check_implemented(config)
     host.need({"qemu-img": "qemu-utils"})
     files = files_of(host, config)
     refuse_sudo(host, files.sidecar)
@@ -12038,6 +12239,10 @@ def run_with(
     """
     words = _words(command)
     files = files_of(host, require_qemu(load_config(directory, host.home)))
+    if has_state(files):
+        _check_mode(host, files)
+        if then == "suspend":
+            _refuse_suspend(load_state(files))
     before = _state_before(host, files)
     host.holder = Holder(tuple(words), undo=then or _UNDO.get(before, ""))
     status, brought = 0, ""
@@ -12091,7 +12296,7 @@ def _facts_for_commands(state: State) -> dict[str, str]:
     """How a command reaches the cluster, as variables of its environment."""
     facts = {
         "YCLUSTER_NAME": state.name,
-        "YCLUSTER_SSH_PORT": str(state.ssh_port),
+        "YCLUSTER_SSH_PORT": str(state.ssh_at[1]),
         "YCLUSTER_SSH": shlex.join(ssh_argv(state)),
     }
     if state.has_k3s:
@@ -12438,7 +12643,10 @@ def describe(host: Host, state: State, *, armed: bool | None = None) -> dict[str
     now = status_of(host, state)
     left = None if state.expires_at is None else int(state.expires_at - host.now())
     warns_at = time_of(state, WARNING)
-    ports = [{"host": forward.host, "guest": forward.guest} for forward in state.port_forwards]
+    address, ssh_port = state.ssh_at
+    tap = bool(state.guest_address)
+    forwarded = () if tap else state.port_forwards
+    ports = [{"host": forward.host, "guest": forward.guest} for forward in forwarded]
     return {
         "name": state.name,
         "context": state.context,
@@ -12457,7 +12665,8 @@ def describe(host: Host, state: State, *, armed: bool | None = None) -> dict[str
         "armed": armed,
         "reaped": _REAPED.encode(state.reaped),
         "suspended": _suspended_facts(state) if now == "suspended" else None,
-        "sshPort": state.ssh_port,
+        "network": {"mode": "tap" if tap else "user", "address": address},
+        "sshPort": ssh_port,
         "portForwards": ports,
         "kubeconfig": state.kubeconfig,
         "accel": state.ran_with,
@@ -12508,7 +12717,9 @@ def _hold_facts(hold: Hold) -> dict[str, Any]:
 
 
 def port_words(shown: Mapping[str, Any]) -> str:
-    """The forwarded ports, without ssh's: `8080->80 6443`."""
+    """The forwarded ports, without ssh's: `8080->80 6443`; in tap mode where all of them are."""
+    if shown["network"]["mode"] == "tap":
+        return f"all at {shown['network']['address']}"
     words = []
     for forward in shown["portForwards"]:
         host, guest = forward["host"], forward["guest"]

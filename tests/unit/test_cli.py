@@ -21,7 +21,7 @@ CONFIGS = {
     "good": "name: demo\nk3s: {install: none}\nlifetime: {maxRun: 8h}\n",
     "bad": "nmae: demo\nmemory: lots\n",
     "k3s": "name: demo\nk3s: {install: script, source: /srv/k3s}\n",
-    "tap": "k3s: {install: none}\nnetwork: {mode: tap}\n",
+    "tap": "k3s: {install: none}\nnetwork: {mode: tap, ifname: tap0, guestAddress: 10.88.0.2/24, gateway: 10.88.0.1}\n",
     "long": "k3s: {install: none}\nlifetime: {maxRun: 3000h}\n",
     "docker": "provider: docker\n",
     "multipass": "provider: multipass\n",

@@ -128,7 +128,7 @@ def test_an_empty_config_is_all_defaults(text: str) -> None:
         ("image", "https://example.org/a.img", "image", "https://example.org/a.img"),
         ("image", "file:///srv/a.img", "image", "file:///srv/a.img"),
         ("image", "images/a.img", "image", "file:///cfg/images/a.img"),
-        ("network.mode", "tap", "network.mode", "tap"),
+        ("network.mode", "user", "network.mode", "user"),
         ("network.bindAddress", "0.0.0.0", "network.bind_address", "0.0.0.0"),
         ("network.ifname", "tap0", "network.ifname", "tap0"),
         ("network.guestAddress", "10.88.0.2/24", "network.guest_address", "10.88.0.2/24"),
