@@ -3057,9 +3057,13 @@ interface_name = matching(_INTERFACE, "an interface's name: 15 characters, no bl
 
 def name_server(text: str) -> str:
     """An IPv4 or IPv6 address."""
-    import ipaddress
+    import socket
 
-    ipaddress.ip_address(text)  # its ValueError says what is wrong
+    family = socket.AF_INET6 if ":" in text else socket.AF_INET
+    try:
+        socket.inet_pton(family, text)
+    except (OSError, ValueError):  # ValueError: of a NUL, or of what is no ASCII
+        raise ValueError(f"{text!r} is not an IPv4 or IPv6 address") from None
     return text
 
 
