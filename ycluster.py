@@ -3611,7 +3611,8 @@ def _check_tap(root: Item, network: Network) -> None:
     for attr in ("ifname", "guest_address", "gateway"):
         if getattr(network, attr) == "":
             name = camel_case(attr)
-            place.below(keys.get(name, place.node), f".{name}").refuse("is missing; tap needs it")
+            missing = place.below(keys.get(name, place.node), f".{name}")
+            missing.refuse("is missing; tap mode needs it")
     both = (network.guest_address, network.gateway)
     if "" in both or WRONG in both:
         return
@@ -11539,6 +11540,8 @@ def _with_look(host: Host, state: State, files: Files) -> State:
     measured = measured_use(host, files)
     if measured is None:  # it is off
         measured = 0, max(0, state.idle.cpu) / 1000
+    elif state.guest_address:  # what reaches it there does not pass by here
+        measured = None, measured[1]
     is_held = bool(_with_holds(host, state).holds)
     after = after_look(state, Look(is_held, *measured), clock)
     assert after.idle is not None

@@ -347,6 +347,24 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "node.value == {}:",
         "test_config.py::test_where_it_is_not_certain_which_cluster_a_config_is_of_its_error_stays",
     ),
+    (
+        "a gateway that the guest can't reach is refused",
+        "if ipaddress.ip_address(gateway) not in own.network:",
+        "if False:",
+        "test_tap.py::test_the_keys_of_a_tap_network_are_checked_all_at_once",
+    ),
+    (
+        "tap mode needs its keys",
+        'if getattr(network, attr) == "":',
+        "if False:",
+        "test_tap.py::test_the_keys_of_a_tap_network_are_checked_all_at_once",
+    ),
+    (
+        "ports break no rule in tap mode",
+        "return  # no port is forwarded",
+        "pass",
+        "test_tap.py::test_ports_and_the_address_they_listen_on_are_ignored_in_tap_mode",
+    ),
     # --- 8 state sidecar
     (
         "the sibling's record of a gateway is no cluster",
@@ -463,6 +481,42 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "_WORD = text_by(no_option)",
         "_WORD = text_by(str)",
         "test_own_files.py::test_a_state_file_holds_no_word_that_is_an_option",
+    ),
+    (
+        "an address in a state file is no option of ssh",
+        '"guest_address": text_by(matching(f"({_IPV4}({_PREFIX})?)?", "an IPv4 address")),',
+        '"guest_address": _TEXT,',
+        "test_tap.py::test_a_network_that_is_none_is_refused_by_the_name_of_its_field",
+    ),
+    (
+        "the names in a network may be in any case",
+        "found = {name.lower(): value for name, value in data.items() if value is not None}",
+        "found = {name: value for name, value in data.items() if value is not None}",
+        "test_tap.py::test_the_network_of_a_sidecar_is_understood_and_kept_as_it_is",
+    ),
+    (
+        "whatever is in a network is kept",
+        "    return network.raw\n",
+        '    return {"mode": network.mode, "guestAddress": network.guest_address}\n',
+        "test_tap.py::test_whatever_else_is_in_a_network_outlives_a_save",
+    ),
+    (
+        "the address of a guest is dialled without its prefix",
+        'self.attachment.guest_address.partition("/")[0]',
+        "self.attachment.guest_address",
+        "test_tap.py::test_ssh_goes_to_the_guest_itself",
+    ),
+    (
+        "ssh goes to port 22 of a guest with an address of its own",
+        "22 if self.guest_address else self.ssh_port",
+        "self.ssh_port",
+        "test_tap.py::test_it_is_powered_off_by_ssh_at_its_own_address",
+    ),
+    (
+        "the API of a guest with an address of its own is at its port 6443",
+        "if self.guest_address:\n            return [6443]",
+        "if False:\n            return [6443]",
+        "test_tap.py::test_what_leads_to_its_k3s_is_port_6443_of_the_guest",
     ),
     # --- 9 lifetime decisions
     (
@@ -2171,6 +2225,72 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "_refuse_existing(host, files)\n        try:",
         "try:",
         "test_appliance.py::test_an_import_never_replaces_a_cluster_that_came_meanwhile",
+    ),
+    (
+        "a start of a cluster in tap mode is refused before anything is changed",
+        "    _check_mode(host, files)\n    _check_host(host)\n",
+        "    _check_host(host)\n",
+        "test_tap.py::test_what_would_have_to_start_it_is_not_implemented_and_changes_nothing",
+    ),
+    (
+        "a cluster in tap mode is never booted in user mode",
+        "_refuse_start(state)  # again: it may have been stopped meanwhile",
+        "pass",
+        "test_tap.py::test_one_that_is_stopped_meanwhile_is_not_booted_in_another_mode",
+    ),
+    (
+        "a suspend in tap mode is refused before anything is changed",
+        "    _refuse_suspend(load_state(files))\n    hand_over(",
+        "    hand_over(",
+        "test_tap.py::test_what_would_have_to_start_it_is_not_implemented_and_changes_nothing",
+    ),
+    (
+        "an expiry does not suspend what no start could go on with",
+        "    _refuse_suspend(state)\n    files = state.files\n",
+        "    files = state.files\n",
+        "test_tap.py::test_its_expiry_stops_it_and_by_a_suspend_too",
+    ),
+    (
+        "a run in tap mode is refused before anything is changed",
+        "    if has_state(files):\n        _check_mode(host, files)\n",
+        "    if has_state(files):\n",
+        "test_tap.py::test_what_would_have_to_start_it_is_not_implemented_and_changes_nothing",
+    ),
+    (
+        "a run that is to end with a suspend in tap mode does not begin",
+        'if then == "suspend":\n            _refuse_suspend(',
+        "if False:\n            _refuse_suspend(",
+        "test_tap.py::test_a_suspend_of_one_that_runs_leaves_it_running",
+    ),
+    (
+        "no port of this host is asked for in tap mode",
+        "    if state.guest_address:\n        return []\n    wanted = [",
+        "    wanted = [",
+        "test_tap.py::test_no_port_of_this_host_is_asked_for",
+    ),
+    (
+        "an edited port is no difference in tap mode",
+        "    if state.guest_address:\n        return []\n    return _differences(",
+        "    return _differences(",
+        "test_tap.py::test_of_a_tap_network_only_the_mode_and_the_address_can_differ",
+    ),
+    (
+        "connections to a guest with an address of its own can't be counted",
+        "elif state.guest_address:  # what",
+        "elif False:  # what",
+        "test_tap.py::test_nobody_can_tell_that_it_is_unused",
+    ),
+    (
+        "no forwarded port is shown in tap mode",
+        "forwarded = () if tap else state.port_forwards",
+        "forwarded = state.port_forwards",
+        "test_tap.py::test_it_is_shown_with_its_address_and_without_a_port_of_this_host",
+    ),
+    (
+        "the command of run gets the port of the guest",
+        "str(state.ssh_at[1])",
+        "str(state.ssh_port)",
+        "test_tap.py::test_the_command_of_run_gets_the_guests_port",
     ),
     # --- 20 CLI
     (

@@ -15,7 +15,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from test_config import problems, read
-from unit_support import NOW, Cli, Clocked, Memory, Processes, made, refused, stand_in, told, tree
+from unit_support import (
+    NOW,
+    Cli,
+    Clocked,
+    Live,
+    Memory,
+    Processes,
+    made,
+    refused,
+    stand_in,
+    told,
+    tree,
+)
 
 import ycluster
 from ycluster import Clock, Files, PortForward, State, StateError, decode_state, encode_state
@@ -178,6 +190,23 @@ def test_what_leads_to_its_k3s_is_port_6443_of_the_guest() -> None:
     assert not ycluster._has_names_of(view, decoded({}))
     assert decoded(portForwards=[]).has_k3s
     assert not decoded(k3s={"Install": "none"}).has_k3s
+
+
+def test_a_sibling_that_knows_no_network_does_not_make_it_one_of_user_mode(cache: Path) -> None:
+    """Its save drops the field; a start would then boot the disk in another network. (20.4)"""
+    state = made(cache, attachment=decoded().attachment)
+    state.files.ssh_pub.write_text("ssh-ed25519 AAAA")
+    ycluster.save_state(state)
+    state.files.sidecar.write_text(json.dumps(GO))
+    assert ycluster.load_state(state.files).guest_address == "10.88.0.2"
+
+
+def test_nobody_can_tell_that_it_is_unused(live: Live) -> None:
+    """What reaches it at its own address is no connection that QEMU knows of."""
+    live.starts(attachment=decoded().attachment)
+    live.fires()
+    assert live.runs and live.state.idle is not None
+    assert (live.state.idle.by, live.state.idle.connections) == ("unmeasured", -1)
 
 
 # --- what is shown, with none of the ports
