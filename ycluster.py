@@ -9815,6 +9815,16 @@ def forms(*choices: str) -> Argument:
     return argument("-o", dest="form", choices=choices, default=choices[0], help=text)
 
 
+# Of what changes a cluster. `_run` prints it, so that no verb need know.
+THEN_SHOW = argument(
+    "-o",
+    dest="then_show",
+    choices=("text", "json"),
+    default="text",
+    help="json: print the cluster's state afterwards, as `status -o json` does",
+)
+
+
 # --- which cluster
 class Selector(Record):
     """Which cluster the command line names; one field at most is set."""
@@ -10282,6 +10292,7 @@ def say_changes(host: Host, lines: Sequence[str]) -> None:
     "create a cluster, boot it, wait until you can log in",
     CONFIG,
     MAX_RUN,
+    THEN_SHOW,
     example="ycluster provision -c examples/dev",
 )
 def provision(host: Host, directory: Path, *, run_budget: str = "") -> None:
@@ -10596,6 +10607,7 @@ def say_deadline(host: Host, state: State) -> None:
     ONE_OR_CONFIG,
     DISCARD_MEMORY,
     MAX_RUN,
+    THEN_SHOW,
     example="ycluster start --name dev",
 )
 def start(
@@ -10675,6 +10687,7 @@ def _require_disk(state: State) -> None:
     "power a cluster off; its disk stays",
     ONE_OR_LOST,
     DISCARD_MEMORY,
+    THEN_SHOW,
     example="ycluster stop --name dev",
 )
 def stop(host: Host, files: Files, *, discard_memory: bool = False) -> None:
@@ -10802,7 +10815,13 @@ def _stop_guest(host: Host, state: State) -> str:
     return how
 
 
-@verb("pause", "freeze a cluster; its memory stays", ONE, example="ycluster pause --name dev")
+@verb(
+    "pause",
+    "freeze a cluster; its memory stays",
+    ONE,
+    THEN_SHOW,
+    example="ycluster pause --name dev",
+)
 def pause(host: Host, files: Files) -> None:
     """Freeze the guest: its memory stays, its CPUs stand still. The deadline stays, too."""
     with opened(host, files) as state:
@@ -10820,6 +10839,7 @@ def pause(host: Host, files: Files) -> None:
     "suspend",
     "write a cluster's memory to disk and end its VM; start goes on where it was",
     ONE,
+    THEN_SHOW,
     example="ycluster suspend --name dev",
 )
 def suspend(host: Host, files: Files) -> None:
@@ -10999,6 +11019,7 @@ def _not_loaded(state: State, why: str) -> YclusterError:
     "continue a paused or suspended cluster; with -c by the config's lifetime as it is now",
     ONE_OR_CONFIG,
     MAX_RUN,
+    THEN_SHOW,
     example="ycluster resume --name dev",
 )
 def resume(host: Host, which: Selector, *, run_budget: str = "") -> None:
@@ -11065,6 +11086,7 @@ def _wake(host: Host, state: State, vm: Vm) -> None:
         default=Selector(unnamed_for="teardown"),
     ),
     argument("--keep-disk", action="store_true", help="keep the boot disk and its ssh key"),
+    THEN_SHOW,
     example="ycluster teardown dev",
     usage="%(prog)s (NAME | --name NAME | --context CTX | -c DIR) [--keep-disk]",
 )
@@ -12011,6 +12033,7 @@ EXACTLY_WHEN = OneOf(
     ONE_BY_OPTION,
     HOW_FAR,
     DRY_RUN,
+    THEN_SHOW,
     example="ycluster lifetime extend 2h --name demo",
     usage="%(prog)s (DURATION | --from-now DURATION | --until TIME) [--dry-run] [--name NAME|...]",
 )
@@ -12039,6 +12062,7 @@ def extend(
     ONE_BY_OPTION,
     EXACTLY_WHEN,
     DRY_RUN,
+    THEN_SHOW,
     example="ycluster lifetime set 10m --name demo",
     usage="%(prog)s (DURATION | --until TIME) [--dry-run] [--name NAME|...]",
 )
@@ -12081,6 +12105,7 @@ def _move_deadline(
     "lifetime arm",
     "(re)install the timer; with -c by the config's lifetime as it is now",
     ONE_OR_CONFIG,
+    THEN_SHOW,
     example="ycluster lifetime arm --name dev",
 )
 def arm(host: Host, which: Selector) -> None:
@@ -12113,6 +12138,7 @@ def _require_budget(host: Host, state: State) -> None:
     "lifetime disarm",
     "remove the timer; the cluster then runs until you stop it",
     ONE,
+    THEN_SHOW,
     example="ycluster lifetime disarm --name dev",
 )
 def disarm(host: Host, files: Files) -> None:
@@ -13819,7 +13845,26 @@ def _run(argv: Sequence[str], output: Output, umask: int) -> int:
     command = VERBS[args.pop("path")]
     if "files" in args:
         args["files"] = find_cluster(host, args["files"])
-    return command(host, **args) or 0
+    then_show = args.pop("then_show", "text")
+    code = command(host, **args) or 0
+    if then_show == "json" and code == 0:
+        host.output.data(to_json({"version": 1, **_shown_after(host, args)}))
+    return code
+
+
+def _shown_after(host: Host, args: Mapping[str, Any]) -> dict[str, Any]:
+    """What has become of the cluster that a verb was called with."""
+    if "directory" in args:
+        files = files_of(host, require_qemu(load_config(args["directory"], host.home)))
+    else:
+        files = args.get("files") or find_cluster(host, args["which"])
+    named = {"name": files.name, "cacheDir": str(files.cache_dir)}
+    if not has_state(files):
+        return {**named, "state": "absent"}
+    try:
+        return describe(host, current(host, files))
+    except StateError as error:  # the VM of one that can't be read may be stopped all the same
+        return {**named, "state": "unreadable", "error": str(error)}
 
 
 def _open_output() -> Output:

@@ -2397,6 +2397,12 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "test_durations.py::test_until_is_the_next_time_at_which_a_clock_here_shows_it",
     ),
     (
+        "a verb shows the state afterwards, and only where it succeeded",
+        'if then_show == "json" and code == 0:',
+        "if False:",
+        "test_cli.py::test_the_state_afterwards_can_be_had_as_json",
+    ),
+    (
         "a day is 24 hours",
         "* 86400 * 10**9",
         "* 864000 * 10**9",

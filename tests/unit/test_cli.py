@@ -13,7 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from unit_support import LAUNCHER, Cli, Memory, Processes, Ran, made, missing, told, tree, wait_for
+from unit_support import (
+    LAUNCHER,
+    Cli,
+    Memory,
+    Processes,
+    Ran,
+    made,
+    missing,
+    stand_in,
+    told,
+    tree,
+    wait_for,
+)
 
 import ycluster
 
@@ -256,6 +268,51 @@ def test_extend_wants_a_positive_go_duration(
     ran = cli("lifetime", "extend", *duration.split())
     failed(ran, 2)
     assert says in ran.err and ycluster.load_state(state.files) == state
+
+
+CHANGING = [
+    path for path in ycluster.VERBS if ycluster.THEN_SHOW in ycluster.declared(path).arguments
+]  # fmt: skip
+
+
+def test_every_verb_that_changes_a_cluster_can_show_it_afterwards() -> None:
+    """(25)"""
+    looks = {"status", "lifetime status", "lifetime watch", "lifetime reap", "ssh", "export"}
+    others = {"prepare-export", "lifetime hold"}
+    of_one = {
+        path for path in ycluster.VERBS
+        if "--context" in {name for item in ycluster.arguments_of(path) for name in item.names}
+    }  # fmt: skip
+    assert of_one - {*CHANGING} == looks | others and "provision" in CHANGING
+
+
+@pytest.mark.parametrize(
+    "argv",
+    ["stop demo", "lifetime extend 1h --name demo", "lifetime set 1h --name demo", "lifetime arm demo", "lifetime disarm demo"],
+)  # fmt: skip
+def test_the_state_afterwards_can_be_had_as_json(
+    cli: Cli, cache: Path, timer: Memory, processes: Processes, argv: str
+) -> None:
+    """(25)"""
+    state = made(cache, expires_at=FAR_AHEAD, started_at=1)
+    stand_in(processes, state.files)
+    ran = cli(*argv.split(), "-o", "json")
+    assert ran.code == 0, ran.err
+    shown, status = json.loads(ran.out), json.loads(cli("status", "-o", "json").out)
+    for one in (shown, status):
+        one.pop("remainingSeconds")
+    assert shown == status and shown["name"] == "demo"
+    assert cli(*argv.split()).out == ""
+
+
+def test_a_cluster_that_is_gone_is_absent_and_a_failure_shows_nothing(
+    cli: Cli, cache: Path
+) -> None:
+    """(25)"""
+    made(cache)
+    shown = json.loads(cli("teardown", "demo", "-o", "json").out)
+    assert shown == {"version": 1, "name": "demo", "cacheDir": str(cache), "state": "absent"}
+    told(cli("start", "demo", "-o", "json"), 4, "demo")
 
 
 def test_the_problems_of_a_config_can_be_had_as_json(cli: Cli, at: Path) -> None:
