@@ -8128,15 +8128,19 @@ def wait_ready(
             wait.reach(stage)
 
 
+def printable(written: bytes) -> str:
+    """What was written to a console, without what would drive a terminal."""
+    text = written.decode("utf-8", "replace")
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|[^\n\x20-\x7e]", "", text)
+
+
 def console_tail(files: Files, lines: int = 12) -> str:
     """The last lines of the serial console, without what would drive a terminal."""
     try:
         written = read_own(files.console, 8192, last=True)
     except OSError as error:
         return f"there is no console: {error.strerror}"
-    text = written.decode("utf-8", "replace")
-    printable = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|[^\n\x20-\x7e]", "", text)
-    shown = [line.rstrip() for line in printable.split("\n") if line.strip()]
+    shown = [line.rstrip() for line in printable(written).split("\n") if line.strip()]
     if not shown:
         return "its console is empty"
     return "\n    ".join(["its console's last lines:", *shown[-lines:]])
@@ -12791,12 +12795,23 @@ def _sooner_end(shown: Mapping[str, Any]) -> tuple[int | None, int, str]:
     return left, max(1, whole), ""
 
 
-@verb("list", "list your clusters", forms("table", "json"), example="ycluster list")
-def list_clusters(host: Host, form: str) -> None:
+@verb(
+    "list",
+    "list your clusters",
+    forms("table", "json"),
+    argument("-q", "--quiet", action="store_true", help="their names alone, one a line"),
+    example="ycluster list",
+)
+def list_clusters(host: Host, form: str, *, quiet: bool = False) -> None:
     """Every cluster of this user. It shows what is overdue, and never acts.
 
     A VM whose state file is lost has no row; a warning names it.
     """
+    if quiet:
+        if form == "json":
+            raise UsageError("-q shows names, and -o json all there is to know")
+        host.output.data("\n".join(files.name for files in discover(host)))
+        return
     found = [describe(host, state) for _, state in readable(host)]
     for text, files in told_of_lost(host):
         host.output.warn(f"{text}: {_way_out_of_lost(files)}")
@@ -13034,6 +13049,44 @@ def ssh(host: Host, files: Files, command: Sequence[str]) -> int:
     status = host.interactive(ssh_argv(state, *words))
     _note_use(host, state)
     return status
+
+
+@verb(
+    "console",
+    "what the guest has written to its serial console",
+    ONE,
+    argument("--follow", action="store_true", help="and what it goes on to write, until it ends"),
+    example="ycluster console --follow dev",
+)
+def console(host: Host, files: Files, *, follow: bool = False) -> None:
+    """Print the console's log, line by line and without what would drive a terminal."""
+    load_state(files)
+    at, rest, has_ended = 0, b"", False
+    while not has_ended:
+        has_ended = not follow or not running(host, files)  # asked before the last look
+        at, written = _console_after(files, at)
+        *lines, rest = (rest + written).split(b"\n")
+        if has_ended and rest:
+            lines.append(rest)
+        if lines:
+            host.output.data(printable(b"\n".join(lines) + b"\n"))
+        if not has_ended:
+            host.sleep(0.5)
+
+
+def _console_after(files: Files, at: int) -> tuple[int, bytes]:
+    """How long the console's log is, and what stands in it after `at`; all of it where it was cut.
+
+    StateError where there is none.
+    """
+    try:
+        with descriptor(open_own(files.console, os.O_RDONLY)) as fd:
+            size = os.fstat(fd).st_size
+            start = at if at <= size else 0
+            return size, os.pread(fd, size - start, start)
+    except FileNotFoundError:
+        why = f"{files.name} has no console log: it has not booted, or is gone"
+        raise StateError(why, hint=f"`ycluster status {files.name}` tells more") from None
 
 
 def _note_use(host: Host, state: State) -> None:

@@ -275,9 +275,58 @@ CHANGING = [
 ]  # fmt: skip
 
 
+def test_list_can_give_names_alone(cli: Cli, cache: Path) -> None:
+    """(25)"""
+    assert cli("list", "-q") == (0, "", "")
+    made(cache, "b")
+    made(cache, "a")
+    assert cli("ls", "-q").out == "a\nb\n"
+    told(cli("list", "-q", "-o", "json"), 2, "-q")
+
+
+def test_the_console_is_shown_without_what_would_drive_a_terminal(cli: Cli, cache: Path) -> None:
+    """(25)"""
+    files = made(cache).files
+    told(cli("console", "demo"), 4, "demo", "console")
+    files.console.write_bytes(b"\x1b[2J\x1b[31mone\x1b[0m\r\ntwo\x07 \xff\nthe last")
+    assert cli("console", "demo") == (0, "one\ntwo \nthe last\n", "")
+
+
+def test_the_console_is_followed_until_the_vm_ends(
+    home: Path, cache: Path, processes: Processes
+) -> None:
+    """Also where its log has been cut meanwhile. (25)"""
+    files = made(cache).files
+    files.console.write_bytes(b"one\ntw")
+    vm = stand_in(processes, files)
+    argv = [sys.executable, str(LAUNCHER), "console", "demo", "--follow"]
+    env = {"HOME": str(home), "PATH": os.environ["PATH"]}
+    with subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, text=True) as following:
+        assert following.stdout is not None
+        assert following.stdout.readline() == "one\n"
+        with open(files.console, "ab") as log:
+            log.write(b"o\n")
+        assert following.stdout.readline() == "two\n"
+        files.console.write_bytes(b"cut\n")
+        assert following.stdout.readline() == "cut\n"
+        with open(files.console, "ab") as log:
+            log.write(b"off")
+        vm.kill()
+        vm.wait()
+        assert following.stdout.read() == "off\n" and following.wait(60) == 0
+
+
 def test_every_verb_that_changes_a_cluster_can_show_it_afterwards() -> None:
     """(25)"""
-    looks = {"status", "lifetime status", "lifetime watch", "lifetime reap", "ssh", "export"}
+    looks = {
+        "status",
+        "console",
+        "lifetime status",
+        "lifetime watch",
+        "lifetime reap",
+        "ssh",
+        "export",
+    }
     others = {"prepare-export", "lifetime hold"}
     of_one = {
         path for path in ycluster.VERBS
