@@ -13058,7 +13058,7 @@ def ssh(host: Host, files: Files, command: Sequence[str]) -> int:
     argument("--follow", action="store_true", help="and what it goes on to write, until it ends"),
     example="ycluster console --follow dev",
 )
-def console(host: Host, files: Files, *, follow: bool = False) -> None:
+def show_console(host: Host, files: Files, *, follow: bool = False) -> None:
     """Print the console's log, line by line and without what would drive a terminal."""
     load_state(files)
     at, rest, has_ended = 0, b"", False
