@@ -9575,7 +9575,8 @@ def served(host: Host, disk: Path) -> Iterator[Any]:
     import tempfile
 
     nothing = descriptor(os.open(os.devnull, os.O_RDONLY))
-    with nothing as stdin, tempfile.TemporaryDirectory() as folder:
+    # A socket's path has 107 bytes at most, and $TMPDIR may be long.
+    with nothing as stdin, tempfile.TemporaryDirectory(dir="/tmp") as folder:
         path = f"{folder}/nbd"
         argv = ["qemu-nbd", "--read-only", "--format=qcow2", f"--socket={path}", str(disk)]
         with host.beside(argv, stdin=stdin) as output, socket.socket(socket.AF_UNIX) as sock:

@@ -862,6 +862,16 @@ def test_pigz_packs_the_same_tar_as_the_standard_library(
     assert gcp_tar(cli, tmp_path / "other") == first and seen == ["qemu-nbd"]
 
 
+def test_a_gcp_tar_needs_no_short_path(
+    cli: Cli, disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A socket's path does. (24)"""
+    long = tmp_path / ("x" * 120)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    assert gcp_tar(cli, long / "b") and os.listdir(long) == ["b"]
+
+
 def test_what_is_compressed_in_its_image_or_reads_as_zero_is_packed_right(
     cli: Cli, cache: Path, disk: Path, tmp_path: Path
 ) -> None:
