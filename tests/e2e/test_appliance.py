@@ -190,7 +190,7 @@ def test_an_exported_disk_powers_its_machine_off_after_each_boot_and_a_file_post
     need(shutil.which("debugfs", path=SBIN), "e2fsprogs is not installed")
     vm.run("export", tmp_path / "bundle", "--format", "raw")
     assert "1m0s after each boot" in (tmp_path / "bundle" / "README").read_text()
-    disk = tmp_path / "bundle" / "dev.raw"
+    disk = tmp_path / "bundle" / "dev.img"
     system = "/etc/systemd/system"
     write_into(
         disk,
