@@ -2695,7 +2695,9 @@ _MEANT = (
     ("cpu|vcpus|cores", "[0-9]+", r"cpus: \g<0>"),
     ("ram|mem", ".+", r"memory: \g<0>"),
 )
-_SPAN_PATH = r"lifetime(\.(maxRun|warn|maxTotal|maxIdle))?|maxRun|warn|maxTotal|maxIdle|ttl|timeout"
+LIFETIME_SPANS = ("maxRun", "warn", "maxTotal", "maxIdle")
+_SPAN_NAMES = "|".join(LIFETIME_SPANS)
+_SPAN_PATH = rf"lifetime(\.({_SPAN_NAMES}))?|{_SPAN_NAMES}|ttl|timeout"
 _SPANS = (  # texts that are no Go durations, and the ones that were probably meant
     ("([0-9]+) *(?:hours?|hrs?|H)", r"\1h"),
     ("([0-9]+) *(?:minutes?|mins?|M)", r"\1m"),
@@ -2727,7 +2729,7 @@ def _span_advice(path: str, text: str) -> str:
     if re.fullmatch("(?i:never|none|no|off|false|unlimited|infinite|forever)", text):
         return f"leave {key} out"
     is_in_place = path.startswith("lifetime.")
-    name = key if key in ("maxRun", "warn", "maxTotal", "maxIdle") else "maxRun"
+    name = key if key in LIFETIME_SPANS else "maxRun"
     lines = [f"{name}: {span}" for span in _spans_meant(text)]
     if not is_in_place:
         lines = [f"lifetime: {{{line}}}" for line in lines]
@@ -3123,7 +3125,8 @@ def _number(low: int, high: int, unit: str) -> Kind[int]:
     return Kind(read, {"anyOf": [string, integer]}, str)
 
 
-_megabytes = whole_number(64, 16777216, "MB")
+_MEGABYTES = (64, 16777216)  # bounds of the VM's memory
+_megabytes = whole_number(*_MEGABYTES, "MB")
 
 
 def _read_megabytes(item: Item) -> int:
@@ -3186,7 +3189,7 @@ _MEMORY = Kind(
     {
         "anyOf": [
             {"type": "string", "pattern": "^[0-9]+([.][0-9]+)?( ?[MGmg]i?[Bb]?)?$"},
-            {"type": "integer", "minimum": 64, "maximum": 16777216},
+            {"type": "integer", "minimum": _MEGABYTES[0], "maximum": _MEGABYTES[1]},
         ]
     },
     str,
@@ -5677,10 +5680,13 @@ def load_all(host: Host) -> None:
     os.close(pidfd_open(os.getpid()))  # which some Pythons do by another module
 
 
+def _lifetime_words(files: Files, backend: str, verb: Sequence[str]) -> list[str]:
+    return ["lifetime", *verb, "--state", str(files.sidecar), "--by", backend]
+
+
 def timer_argv(files: Files, backend: str, *verb: str) -> list[str]:
     """What runs the private copy, through its launcher, by absolute paths."""
-    launcher = ["/bin/sh", str(files.launcher)]
-    return [*launcher, "lifetime", *verb, "--state", str(files.sidecar), "--by", backend]
+    return ["/bin/sh", str(files.launcher), *_lifetime_words(files, backend, verb)]
 
 
 def timer_script(files: Files, backend: str, *verb: str) -> tuple[str, str]:
@@ -5691,7 +5697,7 @@ def timer_script(files: Files, backend: str, *verb: str) -> tuple[str, str]:
     """
     guard = f"cd -P {shlex.quote(str(files.cache_dir))} && [ -O . ]"
     launcher = ["/bin/sh", f"./{files.launcher.name}"]
-    return guard, shlex.join([*launcher, *timer_argv(files, backend, *verb)[2:]])
+    return guard, shlex.join([*launcher, *_lifetime_words(files, backend, verb)])
 
 
 def install_program(host: Host, files: Files) -> None:
@@ -7593,6 +7599,7 @@ MOUNT_DATA = f"""\
 mountpoint -q {DATA_DIR} || mount {DATA_DIR} || mount LABEL={DATA_LABEL} {DATA_DIR}
 """
 
+SYSTEM_UNITS = "/etc/systemd/system"  # of the guest
 POWER_OFF = "ycluster-max-run"  # the name of the units that power a guest off
 
 # With a data disk k3s keeps its volumes there. It starts once the disk is mounted, or has not come
@@ -7603,7 +7610,7 @@ K3S_ON_DATA_DISK = (
         "content": f"default-local-storage-path: {DATA_DIR}/k3s-storage\n",
     },
     {
-        "path": "/etc/systemd/system/k3s.service.d/90-ycluster.conf",
+        "path": f"{SYSTEM_UNITS}/k3s.service.d/90-ycluster.conf",
         "content": f"[Unit]\nWants={DATA_MOUNT}\nAfter={DATA_MOUNT}\n",
     },
 )
@@ -7633,7 +7640,7 @@ set -eu
 # write its data to the boot disk. The volume is not part of the export; a boot can do without it.
 {ADD_DATA_ENTRY}
 # The timer of an earlier `--max-run`.
-rm -rf /etc/systemd/system/{POWER_OFF}* /etc/systemd/system/timers.target.wants/{POWER_OFF}*
+rm -rf {SYSTEM_UNITS}/{POWER_OFF}* {SYSTEM_UNITS}/timers.target.wants/{POWER_OFF}*
 
 # cloud-init starts afresh elsewhere, and chooses among all datasources again.
 rm -rf /var/lib/cloud /var/log/cloud-init*.log /etc/cloud/cloud.cfg.d/99-ycluster.cfg
@@ -7679,7 +7686,6 @@ END
 # --- the expiry that a disk carries with it
 # systemd counts, by a clock that nobody sets: from each boot, and anew from each postponement.
 # Time in which the guest is suspended or paused does not count.
-SYSTEM_UNITS = "/etc/systemd/system"
 KEEP_RUNNING = "/run/ycluster-keep-running"  # in /run, where no boot finds it again
 WARN_BEFORE = 600  # seconds, from the warning to the power-off
 # Prints a text and shows it on every terminal; in a unit, `$$` is `$`.
@@ -9385,7 +9391,12 @@ def write_disk(
     options = ["-o", f"subformat={subformat}"] if subformat else []
     target.touch()  # its size is shown from the beginning
     argv = ["qemu-img", "convert", "-f", source, "-O", form, *options, str(disk), str(target)]
-    host.run(argv, timeout=6 * 3600, progress=lambda: f"{target.name}: {mebibytes(target)}")
+    host.run(argv, timeout=6 * 3600, progress=partial(_written, target))
+
+
+def _written(target: Path) -> str:
+    """How far a file has come that is written, in words."""
+    return f"{target.name}: {mebibytes(target)}"
 
 
 def write_export(
@@ -9503,14 +9514,10 @@ def _write_ova(host: Host, state: State, target: Path) -> None:
         "--owner=0", "--group=0", "--numeric-owner", "--mode=0644",
         "-cf", target.name, "--", *(part.name for part in parts),
     ]  # fmt: skip
-    progress = partial(_packed, target)
-    host.run(argv, timeout=6 * 3600, cwd=folder, progress=progress)
+    target.touch()  # its size is shown from the beginning
+    host.run(argv, timeout=6 * 3600, cwd=folder, progress=partial(_written, target))
     for part in parts:
         remove(part)
-
-
-def _packed(target: Path) -> str:
-    return f"{target.name}: {mebibytes(target)}" if target.exists() else target.name
 
 
 # --- a tar for Compute Engine
@@ -9541,7 +9548,7 @@ def _write_gcp_tar(host: Host, disk: Path, target: Path) -> None:
                 packed.write(read_served(sock, at, min(BLOCK, start + length - at)))
                 steps.waiting(f"writing {target.name}: {at * 100 // end} %")
         packed.write(bytes(-size % 512 + 1024))  # the end of an archive: two empty blocks
-    steps.done(f"{target.name}: {mebibytes(target)}")
+    steps.done(_written(target))
 
 
 @contextlib.contextmanager
@@ -10121,7 +10128,7 @@ _AT_PROVISION = {
     "dataDisk": "data_disk",
     "sshUser": "ssh_user",
 }
-_DURATIONS = ("lifetime.maxRun", "lifetime.warn", "lifetime.maxTotal", "lifetime.maxIdle")
+_DURATIONS = [f"lifetime.{name}" for name in LIFETIME_SPANS]
 _UNSHOWN = ("image", "k3s.source", "lifetime.onWarn")  # a URL or a command may hold a password
 _A_START = "takes a stop and a start"
 _A_PROVISION = "takes a teardown, which removes the disk, and a provision"

@@ -2141,8 +2141,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "without --max-run the timer goes",
-        "rm -rf /etc/systemd/system/{POWER_OFF}* /etc/",
-        "rm -rf /etc/",
+        "rm -rf {SYSTEM_UNITS}/{POWER_OFF}* {SYSTEM_UNITS}/",
+        "rm -rf {SYSTEM_UNITS}/",
         "test_appliance.py::test_the_timer_comes_with_max_run_stays_one_and_goes_without_it",
     ),
     (
