@@ -7580,8 +7580,9 @@ def port_owner(host: Host, port: int) -> str:
 
 Waiting: TypeAlias = "Callable[[], object]"  # called at least twice a second during a long question
 
-# The data volume in fstab. With `nofail` the guest also boots without it.
-DATA_ENTRY = f"LABEL={DATA_LABEL} {DATA_DIR} ext4 defaults,nofail,x-systemd.device-timeout=30 0 2"
+# The data volume in fstab. With `nofail` the guest also boots without it; a slow host has systemd's
+# 90 s to show it.
+DATA_ENTRY = f"LABEL={DATA_LABEL} {DATA_DIR} ext4 defaults,nofail 0 2"
 # Adds it, unless the label or the folder has an entry: ours, the sibling's or the user's. A last
 # line of fstab that has no end gets one first.
 ADD_DATA_ENTRY = f"""\

@@ -311,7 +311,7 @@ def test_a_prepared_disk_mounts_a_data_volume_though_the_cluster_had_none(
         assert (root / "etc/fstab").read_text().splitlines() == wanted
         assert (root / "data/yolean").is_dir()
     options = ycluster.DATA_ENTRY.split()[3].split(",")
-    assert {"nofail", "x-systemd.device-timeout=30"} <= set(options)
+    assert "nofail" in options
     assert ycluster.ADD_DATA_ENTRY in ycluster.MOUNT_DATA, "one rule"
 
 
