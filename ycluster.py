@@ -3365,16 +3365,17 @@ class Network(Record):
     )
 
 
+NAME_PATTERN = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
+NAME_RULE = "a DNS label: a-z, 0-9 and inner dashes, 63 at most"
+
+
 class Config(Record):
     """A checked config, defaults filled in: the keys that are common to every provider."""
 
     provider: str = key(_choice(*PROVIDERS), "What runs the cluster.", "qemu")
 
     name: str = key(
-        _pattern(
-            r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?",
-            "a DNS label: a-z, 0-9 and inner dashes, 63 at most",
-        ),
+        _pattern(NAME_PATTERN, NAME_RULE),
         "The cluster's name: its files, its host name, its kubeconfig cluster.",
         "y-cluster",
     )
@@ -9840,7 +9841,10 @@ THEN_SHOW = argument(
 
 # --- which cluster
 class Selector(Record):
-    """Which cluster the command line names; one field at most is set."""
+    """Which cluster the command line names; one field is set at most, but for config and name.
+
+    These two together are a cluster of that name by that config, as `own_config` has it.
+    """
 
     name: str = ""
     context: str = ""
@@ -9870,6 +9874,12 @@ def _named(text: str) -> Selector:
 
 def _placed(text: str) -> Selector:
     return Selector(name=_given("NAME", text))
+
+
+def _own_name(text: str) -> str:
+    if not re.fullmatch(NAME_PATTERN, text):
+        raise UsageError(f"--name {text}: wants {NAME_RULE}")
+    return text
 
 
 def _of_context(text: str) -> Selector:
@@ -9919,6 +9929,13 @@ ONE_OR_LOST = OneOf("files", (*ONE.arguments, BY_STATE), default=Selector())
 ONE_OR_CONFIG = OneOf("which", ONE.arguments, default=Selector())
 SOME = OneOf("which", (BY_PLACE, *_BY_OPTION, ALL, BY_STATE), default=Selector())
 FIRED_BY = argument("--by", default="hand", help=argparse.SUPPRESS)
+OWN_NAME = argument(
+    "--name",
+    dest="own_name",
+    metavar="NAME",
+    type=_own_name,
+    help="a cluster of this name, and of this context, in the place of those in the config",
+)
 CONFIG = argument(
     "-c",
     "--config",
@@ -9936,12 +9953,18 @@ def files_of(host: Host, config: QemuConfig) -> Files:
     return Files(place.resolve(), config.name)
 
 
+def own_config(host: Host, directory: Path, own_name: str | None = None) -> QemuConfig:
+    """The config of a directory; with a name, that of a cluster and a context of this name."""
+    config = require_qemu(load_config(directory, host.home))
+    return replace(config, name=own_name, context=own_name) if own_name else config
+
+
 def find_cluster(host: Host, which: Selector) -> Files:
     """The one cluster that is meant. StateError lists those there are where it is not one."""
     if which.state_file:
         return Files(which.state_file.parent.resolve(), which.state_file.stem)
     if which.config:
-        return _named_by_config(host, _files_of_config(host, which.config))
+        return _named_by_config(host, _files_of_config(host, which.config, which.name))
     every = discover(host)
     if not every:
         raise _no_clusters(host, which)
@@ -9961,7 +9984,7 @@ def find_with_config(host: Host, which: Selector) -> tuple[Files, QemuConfig | N
     """The one cluster that is meant, and the config by which it is named, where it is by one."""
     if not which.config:
         return find_cluster(host, which), None
-    config = require_qemu(load_config(which.config, host.home))
+    config = own_config(host, which.config, which.name)
     return _named_by_config(host, files_of(host, config)), config
 
 
@@ -9981,10 +10004,11 @@ def _not_named(path: str, every: Sequence[Files]) -> UsageError:
     return UsageError(f"{path} never guesses which cluster; name it:", hint="\n".join(lines))
 
 
-def _files_of_config(host: Host, directory: Path) -> Files:
+def _files_of_config(host: Host, directory: Path, own_name: str) -> Files:
     """The files of the cluster that a config is of, which may be wrong otherwise."""
     config, error = load_identity(directory, host.home)
-    files = files_of(host, require_qemu(config))
+    config = require_qemu(config)
+    files = files_of(host, replace(config, name=own_name or config.name))
     if error:
         head, *problems = str(error).splitlines()
         why = f"{problems[0]} ({head})" if problems else head
@@ -10304,13 +10328,16 @@ def say_changes(host: Host, lines: Sequence[str]) -> None:
     "provision",
     "create a cluster, boot it, wait until you can log in",
     CONFIG,
+    OWN_NAME,
     MAX_RUN,
     THEN_SHOW,
     example="ycluster provision -c examples/dev",
 )
-def provision(host: Host, directory: Path, *, run_budget: str = "") -> None:
+def provision(
+    host: Host, directory: Path, *, own_name: str | None = None, run_budget: str = ""
+) -> None:
     """Make a cluster and boot it, with everything checked before anything is made."""
-    config = require_qemu(load_config(directory, host.home))
+    config = own_config(host, directory, own_name)
     check_implemented(config)
     for warning in [*ignored_keys(config), *idle_keys(config)]:
         host.output.warn(warning)
@@ -11401,7 +11428,7 @@ def import_disk(host: Host, disk: Path, directory: Path) -> None:
     It is checked against the SHA256SUMS beside it. Raises YclusterError if the cluster exists, or
     `disk` is no file.
     """
-    config = require_qemu(load_config(directory, host.home))
+    config = own_config(host, directory)
     check_implemented(config)
     host.need({"qemu-img": "qemu-utils"})
     files = files_of(host, config)
@@ -12261,6 +12288,7 @@ _UNDO = {
     "run",
     "bring a cluster up, run a command with it, and undo that",
     CONFIG,
+    OWN_NAME,
     argument(
         "--then",
         choices=("stop", "suspend", "teardown", "leave"),
@@ -12277,6 +12305,7 @@ def run_with(
     command: Sequence[str],
     *,
     then: str | None,
+    own_name: str | None = None,
     run_budget: str = "",
 ) -> int:
     """Run a command on this host while a cluster runs; returns its exit status.
@@ -12284,7 +12313,8 @@ def run_with(
     Whatever becomes of it, the clean-up follows; if this is killed, the deadline does.
     """
     words = _words(command)
-    files = files_of(host, require_qemu(load_config(directory, host.home)))
+    which = Selector(config=directory, name=own_name or "")
+    files = files_of(host, own_config(host, directory, own_name))
     if has_state(files):
         _check_mode(host, files)
         if then == "suspend":
@@ -12293,7 +12323,7 @@ def run_with(
     host.holder = Holder(tuple(words), undo=then or _UNDO.get(before, ""))
     status, brought = 0, ""
     try:
-        state = _bring_up(host, directory, before, run_budget)
+        state = _bring_up(host, which, before, run_budget)
         brought = _run_of(state)
         _tell_hold(host, state)
         status = host.attend(words, _facts_for_commands(state))
@@ -12315,14 +12345,16 @@ def _state_before(host: Host, files: Files) -> str:
 
 def _bring_up(
     host: Host,
-    directory: Path,
+    which: Selector,
     before: str,
     run_budget: str,
 ) -> State:
-    """Have the cluster run, and be held by this process, until one can log in."""
-    which = Selector(config=directory)
-    if before in ("missing", "imported"):
-        provision(host, directory, run_budget=run_budget)
+    """Have the cluster run, and be held by this process, until one can log in.
+
+    It is named by its config.
+    """
+    if which.config and before in ("missing", "imported"):
+        provision(host, which.config, own_name=which.name, run_budget=run_budget)
     elif before == "paused":
         resume(host, which, run_budget=run_budget)
     else:
@@ -13917,7 +13949,7 @@ def _run(argv: Sequence[str], output: Output, umask: int) -> int:
 def _shown_after(host: Host, args: Mapping[str, Any]) -> dict[str, Any]:
     """What has become of the cluster that a verb was called with."""
     if "directory" in args:
-        files = files_of(host, require_qemu(load_config(args["directory"], host.home)))
+        files = files_of(host, own_config(host, args["directory"], args.get("own_name")))
     else:
         files = args.get("files") or find_cluster(host, args["which"])
     named = {"name": files.name, "cacheDir": str(files.cache_dir)}

@@ -786,6 +786,29 @@ def test_a_budget_for_the_run_is_that_of_this_run(runs: Runs) -> None:
     assert hold.until and hold.until - hold.since in (3000, 3001)
 
 
+@pytest.mark.parametrize("then", ["leave", None])
+def test_each_job_can_have_a_cluster_of_its_own_by_one_config(runs: Runs, then: str | None) -> None:
+    """The name goes into its files and its context, and the config's own cluster is not touched."""
+    runs.is_brought_to("stopped")
+    before = runs.state
+    runs.files = Files(runs.files.cache_dir, "job-7")
+    for _ in range(2):  # the second finds the first's
+        asked = ("--then", then) if then else ()
+        assert runs("--name", "job-7", *asked, "--", "true").code == 0
+    assert len(runs.during) == 2
+    for vm, state in runs.during:
+        assert (vm, state.name, state.context) == ("running", "job-7", "job-7")
+    assert runs.files.sidecar.exists() is (then == "leave")
+    assert ycluster.load_state(Files(runs.files.cache_dir, "demo")) == before
+
+
+def test_a_provision_under_another_name_shows_that_cluster(runs: Runs) -> None:
+    argv = ("provision", "-c", runs.folder, "--name", "job-7")
+    shown = json.loads(runs.cli(*argv, "-o", "json").out)
+    assert (shown["name"], shown["context"], shown["state"]) == ("job-7", "job-7", "running")
+    assert [one.name for one in runs.world.vms] == ["job-7"]
+
+
 def test_run_applies_the_config_and_starts_its_count_anew(runs: Runs) -> None:
     runs.is_brought_to("running")
     runs.edit("{maxRun: 8h, maxIdle: 30m}")
