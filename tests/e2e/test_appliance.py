@@ -20,7 +20,9 @@ from conftest import ROOT, Cluster, Program, block, need
 
 FORMATS = {"qcow2": "qcow2", "raw": "img", "vmdk": "vmdk", "gcp-tar": "tar.gz"}
 # The page's own commands, run as they stand there.
-PREPARE, EXPORT, IMPORT, PROVISION = block("docs/appliances.md", "A disk that leaves").splitlines()
+PREPARE, EXPORT, IMPORT, PROVISION = block(
+    "docs/appliances.md", "Prepare, export and import"
+).splitlines()
 DATA_NOTE = "/data/yolean/note"
 SBIN = "/usr/sbin:/sbin"
 KEEP = "/run/ycluster-keep-running"

@@ -8,6 +8,9 @@ import json
 import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,9 @@ import ycluster
 from ycluster import Hold, Host, Idle, Output, PortForward
 
 ROOT = PROGRAM.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+import reference  # noqa: E402  # type: ignore[import-not-found]
+
 PAGES = [
     ROOT / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
@@ -30,8 +36,8 @@ LATER = int(NOW) + 4000
 
 def commands(page: Path) -> list[str]:
     """Every ycluster command on a page: in a block of shell, in the text, or as a heading."""
-    text = page.read_text()
-    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    text = re.sub(r"-\$(\$|\w+)", "-1", page.read_text())  # job-$CI_JOB_ID
+    blocks = re.findall(r"^```(?:sh|yml)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     rest = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     lines = [
         line
@@ -222,11 +228,50 @@ def test_the_log_of_events_is_as_documented(
 
 
 def test_the_exit_codes_in_the_readme_are_those_of_the_program() -> None:
-    def codes(text: str) -> list[str]:
-        listed = " ".join(text.partition("Exit codes:")[2].split()).partition("130 interrupted")[0]
-        return re.findall(r"(\d+) ([a-z]+)", listed)
+    table = (ROOT / "README.md").read_text().partition("| Exit code |")[2].partition("\n\n")[0]
+    listed = re.findall(r"^\| ([0-9, ]+) \|", table, re.MULTILINE)
+    assert [int(code) for row in listed for code in row.split(",")] == list(ycluster.EXIT_CODES)
+    doc = (ycluster.__doc__ or "").partition("Exit codes:")[2]
+    own = [code for code in ycluster.EXIT_CODES if code not in (125, 126, 127)]
+    assert [int(code) for code in re.findall(r"\b(\d+) [a-z]", doc)] == own
 
-    assert codes((ROOT / "README.md").read_text()) == codes(ycluster.__doc__ or "") != []
+
+def test_the_reference_of_the_config_is_of_its_keys() -> None:
+    """`scripts/reference.py config` refreshes it."""
+    page = (ROOT / "docs" / "config.md").read_text()
+    assert page == reference.with_tables(page)
+    for name in ycluster.keys_of(ycluster.QemuConfig):
+        assert f"| `{ycluster.camel_case(name)}`" in page
+    for key in ("maxIdle", "bindAddress", "guestAddress", "install"):
+        assert f"| `{key}`" in page, "of a section"
+
+
+def test_the_manual_page_has_every_verb_and_option_and_nothing_that_roff_would_obey() -> None:
+    page = reference.man_page()
+    for path in ycluster.VERBS:
+        assert f'.SS "{path}"'.replace("-", "\\-") in page
+        for item in ycluster.arguments_of(path):
+            for name in item.names if item.is_option and not item.is_hidden else ():
+                assert name.replace("-", "\\-") in page, (path, name)
+    macros = {line.split()[0] for line in page.splitlines() if line.startswith((".", "'"))}
+    assert macros == {".TH", ".SH", ".SS", ".TP", ".PP", ".B", ".I", ".BR"}
+    groff = shutil.which("groff")
+    if groff:
+        argv = [groff, "-man", "-Tutf8", "-ww", "-P-c"]
+        done = subprocess.run(argv, input=page, text=True, capture_output=True, check=True)
+        assert done.stderr == "" and "of `run` and `lifetime hold`" in done.stdout
+
+
+def test_every_page_is_in_the_index_and_every_link_leads_somewhere() -> None:
+    index = (ROOT / "README.md").read_text()
+    for page in PAGES:
+        text = page.read_text()
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+            if "://" not in target:
+                assert (page.parent / target).exists(), (page.name, target)
+        if page.parent.name == "docs" and page.name != "faults.md":
+            assert f"(docs/{page.name})" in index, page.name
+    assert "docs/faults.md" in (ROOT / "CONTRIBUTING.md").read_text()
 
 
 def test_the_recording_is_of_commands_that_exist_and_of_a_cluster_that_expired() -> None:
