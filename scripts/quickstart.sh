@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a fresh clone to a VM that expires on its own: set up, build, provision, set a deadline, watch it go.
+# From a fresh clone to a VM that suspends itself at its deadline, and goes on where it was.
 # Safe to run again; leaves nothing running, and the stopped cluster `quickstart` to play with.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -66,38 +66,50 @@ k3s:
   install: none       # a plain VM
 lifetime:
   maxRun: 1h          # the budget, counted from each start
-  onExpiry: stop
+  onExpiry: suspend   # at the deadline its memory goes to a file
 YAML
+
+in_guest() { "$yc" ssh --name "$name" -- "$@"; }
 
 step 'a cluster with a budget of an hour'
 "$yc" teardown -c "$config"
 "$yc" provision -c "$config"
 # shellcheck disable=SC2016  # for the guest's shell
-"$yc" ssh --name "$name" -- 'echo "hello from $(hostname), up $(cut -d. -f1 /proc/uptime) s"'
-step 'one minute more, and nobody touches it: its timer has to'
-"$yc" lifetime set 1m --name "$name"
+in_guest 'echo "hello from $(hostname), up $(cut -d. -f1 /proc/uptime) s"'
+
+step 'work in it: a program that counts'
+# shellcheck disable=SC2016
+in_guest 'setsid sh -c "while n=\$((n + 1)); do echo \$n; sleep 1; done" >count 2>&1 </dev/null & echo $! >counter'
+step 'half a minute more, and nobody touches it: its timer has to'
+"$yc" lifetime set 30s --name "$name"
 "$yc" lifetime status --name "$name"
 disk=$(state disk)
 waited=0
-while [[ $(state state) != stopped ]]; do
+while [[ $(state state) != suspended ]]; do
     left=$(state remainingSeconds)
     if [[ $left == None ]]; then left=0; fi
-    if ((left > 0)); then printf '    %s s left\n' "$left" >&2; else printf '    due; shutting down\n' >&2; fi
-    # Twice the time that all steps of a stop may take.
+    if ((left > 0)); then printf '    %s s left\n' "$left" >&2; else printf '    due\n' >&2; fi
+    # Twice the time that a suspend, or all steps of a stop in its place, may take.
     if ((left <= 0 && (waited += 5) > 360)); then echo 'quickstart: it is still running' >&2 && exit 1; fi
     sleep "$((left > 15 ? 10 : left > 0 ? left : 5))"
 done
 while [[ $(state reaped) == None ]]; do sleep 1; done # the record follows the end of QEMU by a moment
 
-step 'the VM is gone, the disk is there'
+step 'QEMU is gone; the disk and the memory are there'
 "$yc" status --name "$name"
-ls -lh "$disk"
+ls -lh "$disk" "${disk%.qcow2}.memory"
 if pgrep -f "[-]pidfile ${disk%.qcow2}.pid" >/dev/null; then echo 'quickstart: QEMU is still there' >&2 && exit 1; fi
-[[ $(state reaped) == *"'how': 'guest-shutdown'"* ]] || { echo 'quickstart: it did not shut down by itself' >&2 && exit 1; }
+
+step 'it goes on where it was, with a fresh budget'
+"$yc" start --name "$name"
+# shellcheck disable=SC2016
+in_guest 'before=$(wc -l <count); sleep 2; kill -0 "$(cat counter)" && [ "$(wc -l <count)" -gt "$before" ] && echo "still counting: $(tail -n 1 count)"'
+"$yc" lifetime status --name "$name"
+"$yc" stop --name "$name"
 cat >&2 <<DONE
 
 Done in $SECONDS s. Nothing is running. Next:
-  dist/ycluster start --name $name        # boots it again, with a fresh budget
+  dist/ycluster start $name        # boots it, with a fresh budget
   dist/ycluster list
-  dist/ycluster teardown --name $name     # removes it
+  dist/ycluster teardown $name     # removes it
 DONE

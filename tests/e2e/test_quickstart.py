@@ -29,7 +29,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def test_the_quickstart_ends_with_the_vm_gone_and_the_disk_there(
+def test_the_quickstart_shows_a_suspend_at_the_deadline_and_the_work_that_goes_on(
     clone: Path, guest_image: Path, tmp_path: Path, user_manager: None, atd: None
 ) -> None:
     environ = {
@@ -49,9 +49,10 @@ def test_the_quickstart_ends_with_the_vm_gone_and_the_disk_there(
     print(done.stdout, done.stderr)
     assert done.returncode == 0
     assert "hello from quickstart" in done.stdout
-    assert "guest-shutdown" in done.stdout.split("expired:")[1].splitlines()[0]
+    assert "suspended" in done.stdout and "still counting: " in done.stdout
     assert "s left" in done.stderr and "Nothing is running" in done.stderr
     assert (tmp_path / ".local/share/ycluster/quickstart.qcow2").is_file()
+    assert not (tmp_path / ".local/share/ycluster/quickstart.memory").exists()
 
     def left() -> str:
         argv = ["pgrep", "-af", f"{tmp_path}/.local/share/ycluster"]
@@ -88,26 +89,30 @@ def test_the_commands_of_the_readme_and_of_its_pages_do_what_they_say(
 ) -> None:
     """One after the other in one HOME, from the build to the uninstall. Only the image is put in, as a mirror has no Ubuntu's."""
     image = f'\nimage: "{guest_image}"\n'
-    twenty, _, rest = (
-        block("README.md", "Usage")
-        .replace("\nname: dev\n", f"\nname: dev{image}")
-        .partition("ycluster pause")
-    )
-    assert "ycluster provision -c dev" in twenty and "ycluster stop" in rest and image in twenty
+    made, _, used = block("README.md", "Quick start").partition("ycluster provision")
+    assert "ycluster init dev" in made and "ycluster list" in used
+    plain = f"memory: 1024\nk3s: {{install: none}}{image}"
+    deadline = block("README.md", "At the deadline")
+    ends = block("README.md", "Stop, pause, suspend and teardown")
+    assert "ycluster lifetime extend" in deadline and "ycluster stop" in ends
     more = block("docs/developer.md", "For a developer with a laptop").splitlines()
     more = [
         line for line in more if not re.match(r"ycluster (provision|suspend|stop|start) ", line)
     ]  # each boot takes a minute
     assert len(more) > 6
     config = block("docs/ci.md", "For CI, and for agents", "yaml") + image
-    job = block("docs/ci.md", "For CI, and for agents")
+    job = block("docs/ci.md", "For CI, and for agents") + block("docs/ci.md", "Step by step")
     uninstall = block("README.md", "Upgrade and uninstall")
     script = tmp_path / "script"
     lines = [
         "set -eux -o pipefail",
-        twenty,
+        block("README.md", "Install"),
+        made,
+        f"cat >>dev/y-cluster-provision.yaml <<'YAML'\n{plain}YAML",
+        f"ycluster provision{used}",
+        deadline,
         *more,
-        f"ycluster pause{rest}",
+        ends,
         "mkdir ci",
         "cat >ci/y-cluster-provision.yaml <<'YAML'",
     ]
@@ -115,7 +120,7 @@ def test_the_commands_of_the_readme_and_of_its_pages_do_what_they_say(
     home = tmp_path / "home"
     home.mkdir()
     environ = {
-        "PATH": f"{home}/bin:/usr/local/bin:/usr/bin:/bin",
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
         "HOME": str(home),
         "YCLUSTER_BUILD_CACHE": os.environ.get("YCLUSTER_BUILD_CACHE", str(tmp_path / "build")),
     }
@@ -124,6 +129,8 @@ def test_the_commands_of_the_readme_and_of_its_pages_do_what_they_say(
     )
     print(done.stdout, done.stderr)
     assert done.returncode == 0
-    assert len(re.findall("^Linux (?:dev|job) ", done.stdout, re.MULTILINE)) == 2
+    greeted = re.findall("^Linux (dev|job(?:-[0-9]+)?) ", done.stdout, re.MULTILINE)
+    assert len(greeted) == 3 and greeted[0] == "dev" and "job-" in greeted[1], greeted
+    assert f"{greeted[1]} is torn down" in done.stderr
     assert "dev is torn down" in done.stderr and "job is torn down" in done.stderr
     assert [path for path in home.rglob("*") if not path.is_dir()] == []
