@@ -109,6 +109,8 @@ VERSION = "0.1.0"
 
 CONFIG_NAMES = ("y-cluster-provision.yaml", "y-cluster-provision.json")
 PROVIDERS = ("qemu", "docker", "multipass")
+# Others of the sibling's, whose keys only it knows: their budgets are read, for `gcp-flags`.
+OTHER_PROVIDERS = ("hetzner", "glesys")
 K3S_VERSION = "v1.35.6+k3s1"
 
 # A dated release, because what the undated /release/ URL gives has no fixed digest. The server
@@ -2790,15 +2792,20 @@ class Item(Record):
     ) -> dict[str, Any]:
         """The values of a mapping. A key without a value is absent, and so keeps its default.
 
-        With `keep_empty` it has the value None.
+        So is one with an empty text, as in the sibling. With `keep_empty` what is absent has the
+        value None, and an empty text is one, but where one of several words is wanted.
         """
         values: dict[str, Any] = {}
         for name, node in self.mapping().items():
             if name not in kinds:
                 at_key = replace(node, line=node.key_line, column=node.key_column)
                 self.below(at_key, f".{name}").refuse(f"no such key{_nearest(name, kinds)}")
-            elif node.value is not None:
-                values[name] = self.below(node, f".{name}").read(kinds[name])
+                continue
+            kind = kinds[name]
+            is_scalar = kind.schema.get("type", "string") == "string"
+            empty = is_scalar and (not keep_empty or "enum" in kind.schema)
+            if node.value is not None and not (empty and node.value == ""):
+                values[name] = self.below(node, f".{name}").read(kind)
             elif keep_empty:
                 values[name] = None
         return values
@@ -3247,7 +3254,7 @@ class PortForward(Record):
 
     guest: int = key(_GUEST_PORT, "Guest port.")
 
-    host: int = key(_HOST_PORT, "Host port. Empty or 0: QEMU chooses a free one.", 0)
+    host: int = key(_HOST_PORT, "Host port. 0: QEMU chooses a free one.", 0)
 
 
 _K3S_RELEASE_NAME = r"v[0-9]+\.[0-9]+\.[0-9]+(-[0-9A-Za-z.]+)?\+k3s[0-9]+"
@@ -3372,7 +3379,11 @@ NAME_RULE = "a DNS label: a-z, 0-9 and inner dashes, 63 at most"
 class Config(Record):
     """A checked config, defaults filled in: the keys that are common to every provider."""
 
-    provider: str = key(_choice(*PROVIDERS), "What runs the cluster.", "qemu")
+    provider: str = key(
+        _choice(*PROVIDERS, *OTHER_PROVIDERS),
+        "What runs the cluster. ycluster runs those of qemu; of others it reads the budget.",
+        "qemu",
+    )
 
     name: str = key(
         _pattern(NAME_PATTERN, NAME_RULE),
@@ -3428,7 +3439,7 @@ class QemuConfig(Config):
 
     disk_size: str = key(_SIZE, "Size of the boot disk.", "20G")
 
-    ssh_port: int = key(_HOST_PORT, "Host port for ssh. Empty or 0: QEMU chooses a free one.", 2222)
+    ssh_port: int = key(_HOST_PORT, "Host port for ssh. 0: QEMU chooses a free one.", 2222)
 
     cache_dir: Path | None = key(
         _PATH,
@@ -3507,7 +3518,7 @@ CONFIGS: dict[str, type[Config]] = {
 
 def kind_of(which: str) -> Kind[Any]:
     """How a whole config is read: that of a provider, or the keys that are `common` to all."""
-    return section(CONFIGS[which])
+    return section(CONFIGS.get(which, Config))
 
 
 # --- reading the file
@@ -3547,8 +3558,11 @@ def read_config(text: str, path: Path, home: Callable[[], Path] | None = None) -
     root = parse_yaml(text, str(path))
     if root.value is None:
         root = replace(root, value={})
-    item = Item(root, "", path.parent, home, [])
     provider = _provider(root)
+    if provider in OTHER_PROVIDERS and isinstance(root.value, dict):
+        known = kind_of(provider).schema["properties"]
+        root = replace(root, value={key: root.value[key] for key in root.value if key in known})
+    item = Item(root, "", path.parent, home, [])
     config: Config = item.read(kind_of(provider))
     if config is not WRONG:
         config = _fill_defaults(replace(config, file=path))
@@ -3561,7 +3575,7 @@ def _provider(root: Node) -> str:
     """The provider whose keys the file is checked against."""
     keys = root.value
     named = keys.get("provider") if isinstance(keys, dict) else None
-    if named is not None and named.value in PROVIDERS:
+    if named is not None and named.value in (*PROVIDERS, *OTHER_PROVIDERS):
         return str(named.value)
     return "qemu"
 
@@ -13536,6 +13550,12 @@ def _warnings_of(config: Config) -> Iterator[str]:
     if budget(config.lifetime.max_run) is None:
         text = "lifetime.maxRun is not set: nothing will end this cluster"
         yield f"{text}; such as `lifetime: {{maxRun: 8h}}`"
+    if config.provider in OTHER_PROVIDERS:
+        yield (
+            f"provider {config.provider}: y-cluster runs it; checked are only the keys that all "
+            "providers have, for `ycluster lifetime gcp-flags`"
+        )
+        return
     try:
         check_implemented(require_qemu(config))
     except NotImplementedYet as error:

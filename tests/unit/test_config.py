@@ -117,7 +117,7 @@ def test_an_empty_config_is_all_defaults(text: str) -> None:
         ("diskSize", "40G", "disk_size", "40G"),
         ("diskSize", "1073741824", "disk_size", "1073741824"),
         ("sshPort", "0", "ssh_port", 0),
-        ("sshPort", '""', "ssh_port", 0),
+        ("sshPort", '""', "ssh_port", 2222),
         ("sshPort", '"2022"', "ssh_port", 2022),
         ("cacheDir", "/var/c", "cache_dir", Path("/var/c")),
         ("cacheDir", "state/c", "cache_dir", BASE / "state/c"),
@@ -193,6 +193,43 @@ def test_a_key_with_nothing_behind_it_is_the_default(text: str) -> None:
     assert read(text) == read("")
 
 
+def test_an_empty_text_is_the_default_as_it_is_to_the_sibling() -> None:
+    """Of every key that is a word, a number, a size or a path; not of what is a list or a mapping."""
+    lines = []
+    for attr, declared in ycluster.keys_of(ycluster.QemuConfig).items():
+        kind, name = declared.kind.schema.get("type", "string"), ycluster.camel_case(attr)
+        if kind == "string":
+            lines.append(f'{name}: ""\n')
+        elif name in ("k3s", "lifetime", "network"):
+            inner = ", ".join(
+                f'{one}: ""' for one in declared.kind.schema["properties"] if one != "dns"
+            )
+            lines.append(f"{name}: {{{inner}}}\n")
+    text = "".join(lines)
+    assert {"name", "memory", "diskSize", "image"} <= {line.split(":")[0] for line in lines}
+    assert 'onExpiry: ""' in text and 'version: ""' in text and 'mode: ""' in text
+    assert read(text) == read("")
+    assert read('storage: {reclaimPolicy: ""}\n').storage == {"reclaimPolicy": None}
+
+
+@pytest.mark.parametrize("provider", ycluster.OTHER_PROVIDERS)
+def test_a_provider_that_only_the_sibling_knows_has_its_budget_read(
+    cli: Cli, tmp_path: Path, provider: str
+) -> None:
+    """Its own keys are not judged, and what ycluster does not do is said."""
+    text = f"provider: {provider}\nserverType: cx23\nimageCache: {{bucket: b}}\nlifetime: {{maxRun: 1h}}\n"
+    (tmp_path / "y-cluster-provision.yaml").write_text(text)
+    flags = cli("lifetime", "gcp-flags", "-c", tmp_path, "--quiet")
+    assert flags.out.split() == ["--max-run-duration=3600s", "--instance-termination-action=DELETE"]
+    checked = cli("config", "check", "-c", tmp_path)
+    assert checked.code == 0 and f"provider {provider}: y-cluster runs it" in checked.err
+    assert cli("provision", "-c", tmp_path).code == 6
+    (tmp_path / "y-cluster-provision.yaml").write_text(text.replace("maxRun", "maxrun"))
+    assert cli("config", "check", "-c", tmp_path).code == 3, (
+        "of what all have the names are checked"
+    )
+
+
 def test_json_is_a_config_too() -> None:
     assert (
         read('{"name": "demo", "memory": 1024, "lifetime": {"maxRun": "1h"}}').lifetime.max_run
@@ -239,7 +276,7 @@ def test_an_image_of_ones_own_has_no_digest_unless_given() -> None:
         ("memory: 8X\n", "1:9: memory: '8X' is not a whole number"),
         ("cpus: 0\n", "1:7: cpus: '0' is not a whole number from 1 to 512"),
         ("cpus: -1\n", "1:7: cpus: '-1' is not"),
-        ("provider: quemu\n", "1:11: provider: 'quemu' is none of qemu, docker, multipass; did you mean 'qemu'?"),
+        ("provider: quemu\n", "1:11: provider: 'quemu' is none of qemu, docker, multipass, hetzner, glesys; did you mean 'qemu'?"),
         ("k3s: {install: nope}\n", "1:16: k3s.install: 'nope' is none of airgap, script, none"),
         ("k3s: {version: latest}\n", "1:16: k3s.version: 'latest' is not a k3s release"),
         ("k3s: airgap\n", "1:6: k3s: wants a mapping of keys to values"),
@@ -266,7 +303,8 @@ def test_an_image_of_ones_own_has_no_digest_unless_given() -> None:
         ("diskSize: 0\n", "1:11: diskSize: '0' is not a size"),
         ("sshPort: ssh\n", "1:10: sshPort: 'ssh' is not"),
         ("image: ftp://a/b\n", "1:8: image: 'ftp://a/b' is not an https, http or file:/// URL"),
-        ('image: ""\n', "1:8: image: wants a URL or a path"),
+        ('portForwards: [{guest: ""}]\n', "1:16: portForwards[0].guest: is missing"),
+        ('network: ""\n', "1:10: network: wants a mapping"),
         (f"imageSha256: {'A' * 64}\n", "1:14: imageSha256: "),
         ("accel: hvf\n", "1:8: accel: 'hvf' is none of auto, kvm, tcg"),
         ("cpuModel: host migratable\n", "1:11: cpuModel: "),
