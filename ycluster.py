@@ -4053,6 +4053,18 @@ class Files(Record):
         """
         return [path for path in self.names() if os.path.lexists(path) and not self._is_free(path)]
 
+    def is_kept(self) -> bool:
+        """Whether all that is there is a disk and its login key, as a `--keep-disk` leaves them."""
+        kept = [self.disk, self.ssh_key, self.ssh_pub]
+        if set(self.unclaimed()) != set(kept):
+            return False
+        try:
+            for path in kept:
+                os.close(open_own(path, os.O_RDONLY))
+        except OSError:
+            return False
+        return True
+
     def _is_free(self, path: Path) -> bool:
         if path in self.locks():
             return is_empty(path)
@@ -7826,9 +7838,13 @@ def user_data(
 
 
 def make_keys(host: Host, state: State) -> None:
-    """Make fresh keys for this VM alone, to log in with and for its sshd; ~/.ssh is not touched."""
+    """Make fresh keys for this VM alone, to log in with and for its sshd; ~/.ssh is not touched.
+
+    A disk that was kept has its login key beside it.
+    """
     files = state.files
-    _make_key(host, files.ssh_key, f"ycluster {state.name}")
+    if state.imported != str(files.disk):
+        _make_key(host, files.ssh_key, f"ycluster {state.name}")
     _make_key(host, files.host_key, f"root@{state.name}")
     public = read_own(files.host_pub).decode("ascii")
     algorithm, key = public.split()[:2]
@@ -9220,17 +9236,22 @@ def _files_named(report: object) -> Iterator[object]:
                 yield from _files_named(value)
 
 
-def image_info(host: Host, image: Path, named: str = "") -> dict[str, Any]:
-    """What qemu-img reports of a disk, in the format that it has by its first bytes.
+def disk_info(host: Host, disk: Path, form: str) -> dict[str, Any]:
+    """What qemu-img reports of a disk in this format."""
+    argv = ["qemu-img", "info", "--force-share", "--output=json", "-f", form, str(disk)]
+    info: dict[str, Any] = json.loads(host.run(argv, timeout=60).stdout)
+    return info
 
-    ConfigError where it is not whole: where it builds on another file, or lies in several.
+
+def image_info(host: Host, image: Path, named: str = "") -> dict[str, Any]:
+    """`disk_info` of a disk that is whole, in the format that it has by its first bytes.
+
+    ConfigError where it is not: where it builds on another file, or lies in several.
     """
     with open(image, "rb") as file:
         head = file.read(4096).ljust(80, b"\0")
     try:
-        form = image_format(head)
-        argv = ["qemu-img", "info", "--force-share", "--output=json", "-f", form, str(image)]
-        info: dict[str, Any] = json.loads(host.run(argv, timeout=60).stdout)
+        info = disk_info(host, image, image_format(head))
         if set(_files_named(info)) != {str(image)}:
             raise ValueError("it builds on another file")
     except ValueError as error:
@@ -9239,8 +9260,12 @@ def image_info(host: Host, image: Path, named: str = "") -> dict[str, Any]:
 
 
 def make_disk(host: Host, state: State, image: Path) -> None:
-    """The boot disk: an overlay on the image, of diskSize. One that was imported is only grown."""
-    info = image_info(host, image, state.image)
+    """The boot disk: an overlay on the image, of diskSize. One that is there is only grown."""
+    is_kept = state.imported == str(state.files.disk)
+    if is_kept:
+        info = disk_info(host, image, "qcow2")
+    else:
+        info = image_info(host, image, state.image)
     wanted, size = parse_size(state.disk_size), info["virtual-size"]
     if state.imported:
         if wanted > size:
@@ -10350,13 +10375,22 @@ def say_changes(host: Host, lines: Sequence[str]) -> None:
 def provision(
     host: Host, directory: Path, *, own_name: str | None = None, run_budget: str = ""
 ) -> None:
-    """Make a cluster and boot it, with everything checked before anything is made."""
+    """Make a cluster and boot it; boot one that is there and off, by the config as it is now."""
     config = own_config(host, directory, own_name)
     check_implemented(config)
     for warning in [*ignored_keys(config), *idle_keys(config)]:
         host.output.warn(warning)
     _check_host(host)
     files = files_of(host, config)
+    if _can_start(host, files):
+        host.output.say(f"{files.name} exists already: starting it by the config as it is now")
+        start(host, Selector(config=directory, name=own_name or ""), run_budget=run_budget)
+    else:
+        _provision_anew(host, config, files, run_budget)
+
+
+def _provision_anew(host: Host, config: QemuConfig, files: Files, run_budget: str) -> None:
+    """Make a cluster and boot it, with everything checked before anything is made."""
     refuse_sudo(host, files.sidecar)
     state = for_one_run(state_from_config(config, files.cache_dir), run_budget)
     registries = registries_yaml(used_registries(config), host.environ)
@@ -10366,7 +10400,7 @@ def provision(
     check_context(host, others, config, files)
     if state.data_disk:
         _refuse_data_disk(state.data_disk, [files, *(other.files for other in others)])
-    imported = _refuse_existing(host, files)
+    imported = _disk_there(host, files)
     _check_ports(host, state)
     if state.data_disk:
         check_data_disk(host, state.data_disk)
@@ -10378,7 +10412,7 @@ def provision(
     if state.data_disk:
         make_data_disk(host, Path(state.data_disk), config.data_disk_size)
     with cluster_lock(host, files):
-        if _refuse_existing(host, files) != imported:
+        if _disk_there(host, files) != imported:
             why = f"{files.name}: its disk was imported or removed meanwhile"
             raise YclusterError(why, hint="run it again")
         remember_cache_dir(host, files.cache_dir)
@@ -10451,10 +10485,19 @@ def _check_host(host: Host) -> None:
     refuse_sudo(host, host.state_home())
 
 
-def _refuse_existing(host: Host, files: Files) -> str:
-    """Raise where the name is taken; return where the disk that is there was imported from.
+def _can_start(host: Host, files: Files) -> bool:
+    """Whether there is a cluster that is off, and has all that `start` boots."""
+    if not files.sidecar.exists() or running(host, files):
+        return False
+    state = load_state(files)
+    return not _half_made(state) and files.disk.exists()
 
-    A cluster that has never booted (its provision was killed) may be replaced.
+
+def _disk_there(host: Host, files: Files) -> str:
+    """Where the boot disk that is there came from: of an import, or kept; empty without one.
+
+    Raises where the name is taken. A cluster that has never booted (its provision was killed) may
+    be replaced.
     """
     _refuse_lost(host, files)
     if running(host, files):
@@ -10465,11 +10508,21 @@ def _refuse_existing(host: Host, files: Files) -> str:
         state = load_state(files)
         if _half_made(state):
             return state.imported
-        hint = "`ycluster start -c DIR` starts it by its config, "
+        back = "" if files.disk.exists() else "once its disk is back in its place, "
+        hint = f"{back}`ycluster start -c DIR` starts it by its config; "
         hint += f"`ycluster teardown --name {files.name}` removes it"
         raise YclusterError(f"{files.name} already exists in {files.cache_dir}", hint=hint)
+    if files.is_kept():
+        return str(files.disk)
     _refuse_unclaimed(files)
     return ""
+
+
+def _refuse_disk(host: Host, files: Files) -> None:
+    """Raise where the name is taken, or a disk that was kept is there: it has no other copy."""
+    if _disk_there(host, files) == str(files.disk):
+        hint = "`ycluster provision -c DIR` boots it; move it away to import another"
+        raise YclusterError(f"{files.disk} was kept from an earlier cluster", hint=hint)
 
 
 _END_OF_LOST = "only its watcher, if that still runs, ends it at its deadline"
@@ -11455,11 +11508,11 @@ def import_disk(host: Host, disk: Path, directory: Path) -> None:
         hint = "the disk itself is wanted, not the folder of a bundle"
         raise UsageError(f"{disk}: no such file", hint=hint)
     check_folder(files.cache_dir)
-    _refuse_existing(host, files)
+    _refuse_disk(host, files)
     _check_sums(host, disk)
     make_folder(files.cache_dir)
     with cluster_lock(host, files):
-        _refuse_existing(host, files)
+        _refuse_disk(host, files)
         try:
             made = _convert_import(host, disk, files)
             # The mark first: if this is killed between the two, the next provision asks for a disk.
@@ -12350,7 +12403,7 @@ def run_with(
 def _state_before(host: Host, files: Files) -> str:
     """What `list` calls the state of a cluster; `missing` or `imported` where it has never run."""
     if not has_state(files):
-        return "missing"
+        return "imported" if files.is_kept() else "missing"
     with opened(host, files) as state:
         if _half_made(state):
             return "imported" if state.imported else "missing"

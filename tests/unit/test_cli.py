@@ -835,7 +835,7 @@ def test_start_without_a_disk_is_refused(
         ({"started_at": None, "image": ""}, 1, "`ycluster teardown --name demo`"),
         (None, 1, "demo.qcow2:"),
     ],
-    ids=["ours", "the sibling's", "a disk alone"],
+    ids=["ours, without its disk", "the sibling's, without its disk", "a disk alone"],
 )
 def test_provision_never_takes_over_what_is_there(
     cli: Cli, at: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any] | None, code: int, says: str
@@ -843,7 +843,8 @@ def test_provision_never_takes_over_what_is_there(
     monkeypatch.setattr(ycluster.Host, "which", lambda self, program: "/bin/true")
     if fields is not None:
         made(cache, **{"image": "/i", **fields})
-    ycluster.Files(cache, "demo").disk.write_text("data")
+    else:
+        ycluster.Files(cache, "demo").disk.write_text("data")
     before = {name: value for name, value in tree(cache).items() if not name.endswith(".lock")}
     ran = cli("provision", "-c", "good")
     told(ran, code, says, cache)

@@ -605,6 +605,11 @@ class Runs:
             ycluster.save_state(replace(one, imported="/an/appliance"))
             return
         assert self.cli("provision", "-c", self.folder).code == 0
+        if state == "kept":
+            for key in (self.files.ssh_key, self.files.ssh_pub):
+                key.write_text("its login")
+            assert self.cli("teardown", "demo", "--keep-disk").code == 0
+            return
         verb = {"stopped": "stop", "suspended": "suspend", "paused": "pause"}.get(state)
         assert verb is None or self.cli(verb, "--name", "demo").code == 0
         assert self.now == state
@@ -632,7 +637,7 @@ def runs(cli: Cli, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return Runs(cli, cache, tmp_path, monkeypatch)
 
 
-BEFORE = ["missing", "imported", "stopped", "suspended", "paused", "running"]
+BEFORE = ["missing", "imported", "kept", "stopped", "suspended", "paused", "running"]
 
 
 @pytest.mark.parametrize("script, code", [("true", 0), ("exit 7", 7), ("kill -TERM $$", 143)])
@@ -648,7 +653,7 @@ def test_run_leaves_a_cluster_as_it_found_it(
     [(vm, during)] = runs.during
     assert vm == "running" and [hold.pid for hold in during.holds] == [os.getpid()]
     assert during.expires_at is not None and during.timers
-    assert runs.now == ("stopped" if before == "imported" else before), ran.err
+    assert runs.now == ("stopped" if before in ("imported", "kept") else before), ran.err
     assert runs.files.disk.exists() is (before != "missing")
     if before in ("suspended", "paused", "running"):
         assert runs.world.work == work, "what ran in it was lost"
@@ -703,7 +708,7 @@ def test_an_interrupted_start_is_undone(
         patch.setattr(ycluster, "set_guest_clock", interrupted)
         ran = runs("--", "true")
     assert ran.code == 130 and runs.during == [], ran.err
-    assert runs.now == ("stopped" if before == "imported" else before), ran.err
+    assert runs.now == ("stopped" if before in ("imported", "kept") else before), ran.err
 
 
 @pytest.mark.parametrize("script, code", [("exit 7", 7), ("true", 125)])
@@ -807,6 +812,53 @@ def test_a_provision_under_another_name_shows_that_cluster(runs: Runs) -> None:
     shown = json.loads(runs.cli(*argv, "-o", "json").out)
     assert (shown["name"], shown["context"], shown["state"]) == ("job-7", "job-7", "running")
     assert [one.name for one in runs.world.vms] == ["job-7"]
+
+
+@pytest.mark.parametrize("before", ["stopped", "suspended", "kept"])
+def test_a_provision_boots_the_disk_that_is_there_by_the_config_as_it_is_now(
+    runs: Runs, before: str
+) -> None:
+    runs.is_brought_to(before)
+    runs.files.disk.write_text("what it holds")
+    runs.edit("{maxRun: 2h}")
+    ran = runs.cli("provision", "-c", runs.folder, "--max-run", "50m")
+    assert ran.code == 0, ran.err
+    assert (runs.now, runs.state.lifetime, runs.state.max_run) == ("running", "2h", "50m")
+    assert runs.files.disk.read_text() == "what it holds"
+    assert before == "kept" or "exists already" in ran.err
+
+
+def test_a_disk_that_was_kept_stays_whatever_fails(runs: Runs, tmp_path: Path) -> None:
+    runs.is_brought_to("kept")
+    runs.files.disk.write_text("what it holds")
+    (tmp_path / "other.qcow2").write_text("another")
+    assert runs.cli("import", tmp_path / "other.qcow2", "-c", runs.folder).code == 1
+    runs.world.broken = True
+    for _ in range(2):
+        assert runs.cli("provision", "-c", runs.folder).code == 1
+        assert runs.cli("import", tmp_path / "other.qcow2", "-c", runs.folder).code == 1
+        assert runs.files.disk.read_text() == "what it holds"
+        assert runs.files.ssh_key.read_text() == "its login"
+    runs.world.broken = False
+    assert runs.cli("provision", "-c", runs.folder).code == 0 and runs.now == "running"
+    assert runs.files.ssh_key.read_text() == "its login"
+
+
+@pytest.mark.parametrize("what", ["no key", "a link", "of somebody else", "more"])
+def test_a_disk_that_nobody_is_known_to_have_kept_is_not_booted(runs: Runs, what: str) -> None:
+    """With `cacheDir: .` it may be any file of the user's."""
+    runs.is_brought_to("kept")
+    if what == "no key":
+        runs.files.ssh_key.unlink()
+    elif what == "a link":
+        runs.files.disk.rename(runs.folder / "theirs.qcow2")
+        runs.files.disk.symlink_to(runs.folder / "theirs.qcow2")
+    elif what == "more":
+        runs.files.console.write_text("?")
+    else:
+        runs.files.disk.chmod(0o666)
+    ran = runs.cli("provision", "-c", runs.folder)
+    assert ran.code == 1 and "no cluster claims" in ran.err and not runs.world.vms
 
 
 def test_run_applies_the_config_and_starts_its_count_anew(runs: Runs) -> None:

@@ -983,6 +983,25 @@ def test_a_disk_is_no_smaller_than_its_image_and_finds_it_where_the_cachedir_is_
     subprocess.run(["qemu-img", "check", "-q", tmp_path / "moved" / "demo.qcow2"], check=True)
 
 
+def test_a_disk_that_was_kept_is_grown_at_most_and_keeps_its_login(
+    tmp_path: Path, host: Clocked
+) -> None:
+    image = tmp_path / "cache" / "images" / "abc"
+    image.parent.mkdir(parents=True)
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", image, "64M"], check=True)
+    first = state(tmp_path / "cache", disk_size="65M")
+    ycluster.make_keys(host, first)
+    ycluster.make_disk(host, first, image)
+    login = first.files.ssh_key.read_text()
+    for size, wanted in (("70M", 70 << 20), ("60M", 70 << 20)):
+        kept = replace(first, imported=str(first.files.disk), disk_size=size)
+        ycluster.make_keys(host, kept)
+        ycluster.make_disk(host, kept, kept.files.disk)
+        info = ycluster.disk_info(host, kept.files.disk, "qcow2")
+        assert info["virtual-size"] == wanted and info["backing-filename"] == "images/abc"
+        assert kept.files.ssh_key.read_text() == login
+
+
 class Mirror(http.server.BaseHTTPRequestHandler):
     """Serves `content` whole, cut off after `cut` bytes, or from where a Range asks; `asked` is what came in."""
 

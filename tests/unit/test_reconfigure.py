@@ -451,17 +451,3 @@ def test_an_arm_leaves_the_machine_to_the_next_start(edited: Edited, timer: Memo
     state = edited.state
     assert (state.lifetime, state.expires_at, state.memory) == ("", None, "4096")
     assert not timer.standing
-
-
-def test_a_provision_of_what_exists_leads_to_the_verb_that_applies_its_config(
-    edited: Edited,
-) -> None:
-    """(20.14)"""
-    edited.edit(memory=1024)
-    told(
-        edited.run("provision"),
-        1,
-        "demo",
-        "`ycluster start -c DIR`",
-        "`ycluster teardown --name demo`",
-    )
