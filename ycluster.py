@@ -1284,6 +1284,14 @@ def read_own(path: Path, limit: int = STATE_SIZE, *, last: bool = False) -> byte
     return data
 
 
+def working_folder() -> Path:
+    """The user's working folder, or / where that is gone."""
+    try:
+        return Path.cwd()
+    except OSError:
+        return Path("/")
+
+
 def keep_owner(made: int | Path, like: Path) -> None:
     """Give what root has made, a descriptor or a path, to whom the file or folder `like` belongs.
 
@@ -7229,6 +7237,30 @@ def _kill(host: Host, files: Files) -> None:
             exited(vm.pidfd, 10)
 
 
+def check_user_network(host: Host) -> None:
+    """Raise where QEMU was built without user networking, by which the host reaches the guest."""
+    host.need({QEMU: "qemu-system-x86"})
+    known = host.run([QEMU, "-netdev", "help"], timeout=30, check=False).stdout.split()
+    if "socket" in known and "user" not in known:
+        why = f"this {QEMU} has no user networking (-netdev user)"
+        raise PrerequisiteError(why, hint="install one that was built with libslirp")
+
+
+def warn_of_little_memory(host: Host, state: State) -> None:
+    """Warn where the host has less memory free than the VM may take."""
+    try:
+        listed = Path("/proc/meminfo").read_text(encoding="utf-8")
+    except OSError:
+        return
+    free = re.search(r"^MemAvailable: *([0-9]+) kB", listed, re.MULTILINE)
+    if free and int(free[1]) // 1024 < int(state.memory):
+        host.output.warn(
+            f"{state.name}: the VM may take {state.memory} MiB of memory, and this host has "
+            f"{int(free[1]) // 1024} MiB free: it may become slow, or be killed; a smaller "
+            "`memory` in the config takes effect by `ycluster start -c DIR`"
+        )
+
+
 def _spawn_qemu(host: Host, state: State, accel: str) -> None:
     """Run QEMU until it is a daemon. It inherits the VM lock, and holds it as long as it lives."""
     files = state.files
@@ -7243,7 +7275,11 @@ def _spawn_qemu(host: Host, state: State, accel: str) -> None:
         with descriptor(open_own(files.console, os.O_WRONLY | os.O_CREAT)) as console:
             if not state.suspended:
                 os.ftruncate(console, 0)
-        host.run(qemu_argv(state, accel), timeout=60, cwd=files.cache_dir, pass_fds=(fd,))
+        try:
+            host.run(qemu_argv(state, accel), timeout=60, cwd=files.cache_dir, pass_fds=(fd,))
+        except ProgramFailed:
+            check_user_network(host)
+            raise
         files.qmp.chmod(0o600)
         for path in (files.qmp, files.pidfile):
             keep_owner(path, files.cache_dir)
@@ -7795,6 +7831,12 @@ def max_run_argv(seconds: int) -> list[str]:
 
 
 # --- the seed, and ssh
+def _host_keys(private: str, public: str) -> dict[str, str]:
+    """The host key, by the names that cloud-init has for it."""
+    kind = "ecdsa" if public.startswith("ecdsa-") else "ed25519"
+    return {f"{kind}_private": private, f"{kind}_public": public}
+
+
 def user_data(
     state: State,
     login_key: str,
@@ -7829,7 +7871,7 @@ def user_data(
         "hostname": state.name,
         "users": [login],
         "ssh_deletekeys": True,
-        "ssh_keys": {"ed25519_private": host_private, "ed25519_public": host_public.strip()},
+        "ssh_keys": _host_keys(host_private, host_public.strip()),
         "package_update": False,
         "write_files": written,
         "bootcmd": [MOUNT_DATA] if state.data_disk else [],
@@ -7855,8 +7897,11 @@ def make_keys(host: Host, state: State) -> None:
 def _make_key(host: Host, file: Path, comment: str) -> None:
     remove(file)
     remove(file.with_name(file.name + ".pub"))
-    argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(file)]
-    host.run(argv, timeout=30)
+    options = ["-N", "", "-C", comment, "-f", str(file)]
+    try:
+        host.run(["ssh-keygen", "-q", "-t", "ed25519", *options], timeout=30)
+    except ProgramFailed:  # refused in FIPS mode, which allows P-256
+        host.run(["ssh-keygen", "-q", "-t", "ecdsa", "-b", "256", *options], timeout=30)
     for path in (file, file.with_name(file.name + ".pub")):
         keep_owner(path, file.parent)
 
@@ -8730,12 +8775,14 @@ def kubeconfig_file(host: Host) -> Path:
 def _kubectl(host: Host, file: Path | str, *words: str) -> str:
     """Run `kubectl config` on a file, and return its output.
 
-    kubectl fails at once if somebody else has its lock file, so that is waited for.
+    A version manager's kubectl goes by the user's folder and environment, so it gets both. kubectl
+    fails at once if somebody else has its lock file, so that is waited for.
     """
-    env = host.child_env({"KUBECONFIG": str(file)})
+    env = {**host.child_env(), **host.environ, "KUBECONFIG": str(file)}
 
     def call() -> str:
-        return host.run(["kubectl", "config", *words], timeout=60, env=env).stdout
+        argv = ["kubectl", "config", *words]
+        return host.run(argv, timeout=60, env=env, cwd=working_folder()).stdout
 
     def call_unless_locked() -> str | None:
         try:
@@ -8749,6 +8796,12 @@ def _kubectl(host: Host, file: Path | str, *words: str) -> str:
     if output is None:
         return call()  # the last try: if it fails, its error names the lock file
     return output
+
+
+def check_kubectl(host: Host) -> None:
+    """Raise where there is no kubectl, or it does not run here."""
+    host.need({"kubectl": "kubernetes-client"})
+    _kubectl(host, os.devnull, "view")
 
 
 def _unusable(host: Host) -> str:
@@ -10628,6 +10681,7 @@ def _boot(host: Host, state: State) -> State:
 
     If the guest does not start, the deadline is cleared.
     """
+    warn_of_little_memory(host, state)
     state = _held(host, anchored(with_choice(host, state), host.clock()))
     try:
         # The deadline is on disk: whatever kills us from here on, the next command knows of it.
@@ -11076,6 +11130,7 @@ def _go_on(host: Host, state: State) -> State:
     """
     _check_bootable(state)
     _check_ports(host, state)
+    warn_of_little_memory(host, state)
     fault = memory_fault(host, state)
     if fault:
         raise _not_loaded(state, fault)
@@ -13262,11 +13317,12 @@ def doctor(host: Host, form: str) -> int:
 def _of_host(host: Host) -> Iterator[Finding]:
     yield _look("vm", "failure", _check_host, host)
     yield _look("kvm", "warning", try_kvm, host)
+    yield _look("user networking", "failure", check_user_network, host)
     for timer in TIMERS[:-1]:  # the last one is always available
         yield _look(timer.name, "warning", timer.check, host)
     yield _look("libguestfs", "warning", host.need, LIBGUESTFS)
     yield _look("host kernel", "warning", check_host_kernel, host)
-    yield _look("kubectl", "warning", host.need, {"kubectl": "kubernetes-client"})
+    yield _look("kubectl", "warning", check_kubectl, host)
     yield _look("gcloud", "warning", host.need, {"gcloud": "google-cloud-cli"})
     yield _look("clock", "warning", _check_clock, host)
 

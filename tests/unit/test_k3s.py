@@ -455,6 +455,24 @@ def read(host: Host, file: Path) -> dict[str, Any]:
 
 
 @needs_kubectl
+def test_a_kubectl_that_goes_by_the_working_folder_and_the_environment_finds_both(
+    tmp_path: Path, user: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the shims of version managers do. (26.4)"""
+    shim = tmp_path / "bin" / "kubectl"
+    wants = '[ -e .tool-versions ] && [ "$ASDF_DIR" = here ] || { echo no version >&2; exit 126; }'
+    shim.write_text(f'#!/bin/sh\n{wants}\nexec {KUBECTL} "$@"\n')
+    shim.chmod(0o755)
+    (tmp_path / ".tool-versions").touch()
+    monkeypatch.chdir(tmp_path)
+    mine = User({**user.environ, "ASDF_DIR": "here"}, user.output)
+    ycluster.check_kubectl(mine)
+    monkeypatch.chdir(tmp_path / "bin")
+    with pytest.raises(ycluster.YclusterError, match="no version"):
+        ycluster.check_kubectl(mine)
+
+
+@needs_kubectl
 def test_our_names_go_in_beside_the_users_and_come_out_again(
     home: Path, user: Host, demo: State
 ) -> None:

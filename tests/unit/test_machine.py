@@ -575,6 +575,67 @@ def test_keys_and_seed_are_private_and_new_each_time(tmp_path: Path) -> None:
     assert len(seen) == 4
 
 
+@pytest.mark.skipif(not shutil.which("ssh-keygen"), reason="ssh-keygen is not installed")
+def test_a_host_that_refuses_ed25519_makes_keys_of_p_256(tmp_path: Path) -> None:
+    """As in FIPS mode. (26.4)"""
+    (tmp_path / "bin").mkdir()
+    refusing = tmp_path / "bin" / "ssh-keygen"
+    refusing.write_text(
+        '#!/bin/sh\ncase " $* " in *" ed25519 "*)\n'
+        "  echo 'ED25519 keys are not allowed in FIPS mode' >&2; exit 255 ;;\nesac\n"
+        f'exec {shutil.which("ssh-keygen")} "$@"\n'
+    )
+    refusing.chmod(0o755)
+    demo = state(tmp_path)
+    host = Clocked(tmp_path, PATH=f"{tmp_path}/bin:{os.environ['PATH']}")
+    ycluster.make_keys(host, demo)
+    ycluster.make_seed(demo, {})
+    for public in (demo.files.ssh_pub, demo.files.host_pub):
+        assert public.read_text().startswith("ecdsa-sha2-nistp256 ")
+    assert demo.files.known_hosts.read_text().split()[1] == "ecdsa-sha2-nistp256"
+    data = json.loads((demo.files.seed / "user-data").read_text().partition("\n")[2])
+    assert data["ssh_keys"] == {
+        "ecdsa_private": demo.files.host_key.read_text(),
+        "ecdsa_public": demo.files.host_pub.read_text().strip(),
+    }
+
+
+@pytest.mark.parametrize(
+    "listed, is_missing",
+    [("socket\nhubport\ntap\nuser\n", False), ("socket\nhubport\ntap\n", True), ("?\n", False)],
+)
+def test_a_qemu_without_user_networking_is_named(
+    tmp_path: Path, listed: str, is_missing: bool
+) -> None:
+    """By doctor, and in the place of QEMU's own words when a start fails. (26.4)"""
+    qemu = tmp_path / ycluster.QEMU
+    qemu.write_text(f'#!/bin/sh\n[ "$1" = -netdev ] || exit 1\nprintf "Available:\\n{listed}"\n')
+    qemu.chmod(0o755)
+    host = Clocked(tmp_path, PATH=f"{tmp_path}:/usr/bin:/bin")
+    checks = (
+        lambda: ycluster.check_user_network(host),
+        lambda: ycluster._spawn_qemu(host, state(tmp_path), "tcg"),
+    )
+    for check, otherwise in zip(checks, (None, ycluster.ProgramFailed)):
+        wanted = ycluster.PrerequisiteError if is_missing else otherwise
+        with contextlib.ExitStack() as stack:
+            if wanted:
+                stack.enter_context(pytest.raises(wanted))
+            check()
+
+
+def test_a_vm_that_wants_more_memory_than_is_free_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """(26.4)"""
+    free = int(re.findall(r"MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text())[0]) // 1024
+    host = Clocked(tmp_path)
+    ycluster.warn_of_little_memory(host, state(tmp_path, memory=str(free // 4)))
+    assert host.log.getvalue() == ""
+    ycluster.warn_of_little_memory(host, state(tmp_path, memory=str(free * 4)))
+    assert f"may take {free * 4} MiB" in host.log.getvalue() and "`memory`" in host.log.getvalue()
+
+
 def test_ssh_is_strict_and_knows_nothing_of_the_users_own(tmp_path: Path) -> None:
     demo = state(tmp_path, ssh_port=40315, ssh_user="dev")
     demo.files.host_pub.write_text("key")
