@@ -1253,7 +1253,7 @@ def open_own(path: Path, flags: int) -> int:
 
 def _refuse_foreign(path: Path, status: os.stat_result) -> None:
     """Raise OSError unless this is a regular file of this user's own."""
-    why = not_own(status) if stat.S_ISREG(status.st_mode) else "it is no regular file"
+    why = not_own(status) if stat.S_ISREG(status.st_mode) else "it is not a regular file"
     if why:
         raise OSError(errno.EPERM, why, str(path))
 
@@ -1473,7 +1473,7 @@ def take_flock(
 def flock_held(path: Path) -> bool:
     """Whether somebody holds an exclusive lock on a file; makes no file.
 
-    Nobody does where it is no regular file: it is none of ours.
+    Nobody does where it is not a regular file: it is none of ours.
     """
     try:
         if not stat.S_ISREG(os.lstat(path).st_mode):
@@ -1691,7 +1691,7 @@ def parse_time(text: str, *, earliest: int = 0) -> int:
 
     match = re.fullmatch(_RFC3339, text)
     if match is None:
-        raise ValueError(f"{text!r} is no RFC 3339 time")
+        raise ValueError(f"{text!r} is not an RFC 3339 time")
     date, clock, fraction, zone = match.groups()
     if zone in ("Z", "z"):
         zone = "+00:00"
@@ -3829,7 +3829,7 @@ def idle_keys(config: Config) -> list[str]:
         return warnings
     lead = budget(lifetime.warn)
     if lead is not None and lead >= limit and written(config, "lifetime", "warn"):
-        why = f"{lifetime.warn} before the deadline is no time within maxRun, {lifetime.max_run}"
+        why = f"{lifetime.warn} is as long as maxRun, {lifetime.max_run}, or longer"
         warnings.append(f"lifetime.warn: it never comes: {why}")
     if (budget(lifetime.max_idle) or 0) >= limit:
         why = f"maxRun, {lifetime.max_run}, ends each run before"
@@ -4136,16 +4136,16 @@ def stored(field: Field[Value], default: Value, name: str = "") -> Value:
 
 def _of_type(raw: object, sort: type[Value], wanted: str) -> Value:
     if not isinstance(raw, sort):
-        raise ValueError(f"is no {wanted}")
+        raise ValueError(f"is not {wanted}")
     return raw
 
 
 def _decode_text(raw: object) -> str:
-    return _of_type(raw, str, "string")
+    return _of_type(raw, str, "a string")
 
 
 def _decode_object(raw: object) -> dict[str, Any]:
-    return _of_type(raw, dict, "object")
+    return _of_type(raw, dict, "an object")
 
 
 def _decode_budget(raw: object) -> str:
@@ -4166,7 +4166,7 @@ def _decode_number(raw: object) -> int:
     """A whole number, written as a text, as all that is in a state file."""
     text = _decode_text(raw)
     if not re.fullmatch("-?[0-9]{1,15}", text):
-        raise ValueError("is no whole number")
+        raise ValueError("is not a whole number")
     return int(text)
 
 
@@ -4212,7 +4212,7 @@ def tuple_of(field: Field[Value]) -> Field[tuple[Value, ...]]:
     """A list in JSON, read as a tuple."""
 
     def decode(raw: object) -> tuple[Value, ...]:
-        return tuple(field.decode(value) for value in _of_type(raw, list, "list"))
+        return tuple(field.decode(value) for value in _of_type(raw, list, "a list"))
 
     def encode(values: tuple[Value, ...]) -> list[Any]:
         return [field.encode(value) for value in values]
@@ -5315,7 +5315,7 @@ USES: Mapping[str, str] = {
     HELD: "a hold",
     UNMEASURED: "no telling: its monitor does not answer",
     LATE: "no telling: the look came late",
-    VERB: "a command of yours",
+    VERB: "one of your commands",
 }
 
 
@@ -6091,7 +6091,7 @@ class WatcherTimer(Timer):
         if holder == os.getpid():
             return "watch"
         if holder is not None and not watched(holder):
-            why = f"{files.watch_lock} is held by a process that is no watcher"
+            why = f"{files.watch_lock} is locked by a process that is not a watcher"
             raise YclusterError(why, hint=f"`ps -fp {holder}` names it")
         if holder is not None and not (_is_fit(holder, files) and _is_installed(host, files)):
             self._end(host, files, holder)
@@ -6865,7 +6865,7 @@ def ask_usernet(host: Host, files: Files) -> str:
     ask = {"command-line": "info usernet"}
     answer = ask_qemu(host, files, "human-monitor-command", ask)
     if not isinstance(answer, str):
-        raise QmpError("info usernet: an answer that is no text")
+        raise QmpError("info usernet: an answer that is not text")
     return answer
 
 
@@ -8339,7 +8339,7 @@ def _refuse_special(url: str) -> None:
     parts = urllib.parse.urlsplit(url)
     path = urllib.parse.unquote(parts.path)
     if parts.scheme == "file" and os.path.exists(path) and not os.path.isfile(path):
-        raise OSError(errno.EINVAL, "it is no regular file", path)
+        raise OSError(errno.EINVAL, "it is not a regular file", path)
 
 
 def _basic(user: str, password: str) -> str:
@@ -8469,7 +8469,7 @@ def digest_of(host: Host, path: Path) -> str:
 def digest_fault(host: Host, path: Path, wanted: str) -> str:
     """What is wrong with a file that must have a SHA-256; empty where nothing is."""
     if not path.is_file():  # a FIFO would be waited for
-        return "it is no regular file"
+        return "it is not a regular file"
     try:
         found = digest_of(host, path)
     except ProgramFailed as error:
@@ -8591,7 +8591,7 @@ def _k3s_fault(
     """What is wrong with a file of a release; empty where nothing is. `name`: as in the release."""
     name = name or path.name
     if not path.is_file():  # a FIFO would be waited for
-        return "it is no regular file"
+        return "it is not a regular file"
     try:
         if name == K3S_LISTING:
             unlisted = [file for file in K3S_LISTED if not _k3s_digest(path, file)]
@@ -8707,7 +8707,7 @@ def _k3s_release(state: State) -> tuple[str, str]:
     """The version of k3s, and the source of its files (empty: the release on GitHub)."""
     version = str(state.k3s.get("Version") or K3S_VERSION)  # the sibling may leave it empty
     if not re.fullmatch(_K3S_RELEASE_NAME, version):  # a folder is named by it
-        raise _unreadable(state.files.sidecar, f"k3s.Version {version!r} is no release of k3s")
+        raise _unreadable(state.files.sidecar, f"k3s.Version {version!r} is not a release of k3s")
     return version, str(state.k3s.get("Source", ""))
 
 
@@ -8831,7 +8831,7 @@ def _unwritable(file: Path) -> str:
     target = Path(os.path.realpath(file))
     if target.exists():
         if not target.is_file():
-            return f"{target} is no file"
+            return f"{target} is not a file"
         if not os.access(target, os.W_OK):
             return f"{target} can't be written to"
     elif file.is_symlink() and not target.parent.is_dir():
@@ -8987,7 +8987,7 @@ def _copied(host: Host, file: Path, name: str) -> Iterator[None]:
     lost = _lost_users(host, file, copy, name)
     if lost:
         spare = copy.rename(f"{copy}-{os.urandom(4).hex()}")
-        text = f"an earlier change of {file} was cut off: it has no user {lost[0]!r} now, but"
+        text = f"an earlier change of {file} was interrupted: it has no user {lost[0]!r} now, but"
         host.output.warn(f"{text} {spare} has; remove that once you have what you need of it")
     write_file(copy, file.read_bytes())
     try:
@@ -9390,10 +9390,10 @@ def check_data_disk(host: Host, path: str) -> None:
         check_host_kernel(host)
     elif not (os.path.isfile(path) or stat.S_ISBLK(os.stat(path).st_mode)):
         hint = "a qcow2 file is wanted; one that is not there is made"
-        raise ConfigError(f"dataDisk {path} is no file", hint=hint)
+        raise ConfigError(f"dataDisk {path} is not a file", hint=hint)
     elif image_info(host, Path(path))["format"] != "qcow2":
         hint = "`qemu-img convert -O qcow2` makes one of it"
-        raise ConfigError(f"dataDisk {path} is no qcow2", hint=hint)
+        raise ConfigError(f"dataDisk {path} is not a qcow2", hint=hint)
 
 
 def make_data_disk(host: Host, path: Path, size: str) -> None:
@@ -9702,7 +9702,7 @@ def _choose_export(sock: Any) -> None:
     import struct
 
     if _received(sock, 18)[:16] != b"NBDMAGICIHAVEOPT":
-        raise YclusterError("it is no qemu-nbd that serves the disk")
+        raise YclusterError("what serves the disk is not qemu-nbd")
     no_padding = 3
     sock.sendall(struct.pack(">I8sII", no_padding, b"IHAVEOPT", 1, 0))
     _received(sock, 10)  # its size and flags
@@ -10837,7 +10837,7 @@ def _require_disk(state: State) -> None:
         if state.imported and state.files.disk.exists():
             hint = "`ycluster provision -c DIR` boots it for the first time"
             raise StateError(f"{state.name} is imported, and has not booted yet", hint=hint)
-        why += ": its provision was cut off, or the disk was taken away"
+        why += ": its provision was interrupted, or the disk was removed"
         hint = "`ycluster provision -c DIR` makes it anew; "
         hint += f"`ycluster teardown --name {state.name}` clears the rest"
         raise StateError(why, hint=hint)
@@ -11084,7 +11084,7 @@ def _settled(host: Host, state: State) -> State:
         _settle_vm(host, files)
         return state if state.suspended is None else save_state(replace(state, suspended=None))
     if stands_still(host, files):
-        text = "its suspend was cut off, or a start from it; it is suspended"
+        text = "its suspend was interrupted, or a start from it; it is suspended"
         host.output.say(f"{state.name}: {text}")
         _end_still(host, state)
         return _stamped(host, state)
@@ -11171,7 +11171,7 @@ def _run_on(host: Host, state: State) -> State:
 
 
 def _not_loaded(state: State, why: str) -> YclusterError:
-    hint = "mend that; or, to boot its disk as after a power cut, without what ran in it: "
+    hint = "fix that; or, to boot its disk as after a power cut, without what ran in it: "
     hint += f"`ycluster start --discard-memory --name {state.name}`"
     return YclusterError(f"{state.name} stays suspended: {why}", hint=hint)
 
@@ -11590,7 +11590,7 @@ def _check_sums(host: Host, disk: Path) -> None:
         return
     if not sums.is_file():
         hint = "the SHA256SUMS of the bundle is wanted there, or none"
-        raise ConfigError(f"{sums} is no regular file", hint=hint)
+        raise ConfigError(f"{sums} is not a regular file", hint=hint)
     with open(sums, "rb") as file:
         text = file.read(STATE_SIZE).decode(errors="replace")
     name = re.escape(disk.name)
@@ -11648,7 +11648,7 @@ def _unpack(
     status = os.lstat(unpacked)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
         hint = "a tar with the disk itself is wanted"
-        raise ConfigError(f"{archive}: its {name} is no regular file", hint=hint)
+        raise ConfigError(f"{archive}: its {name} is not a regular file", hint=hint)
     unpacked.chmod(0o600)  # whatever the archive says
     return unpacked
 
@@ -12118,7 +12118,7 @@ def _reap_all(host: Host, by: str) -> None:
         if not isinstance(error, ForeignError):  # what is another's is named, and no failure
             failed.append(f"what is in {place}")
     if failed:
-        raise YclusterError(f"not reaped: {', '.join(failed)}")
+        raise YclusterError(f"not expired: {', '.join(failed)}")
     if not discover(host):
         host.output.say("no clusters")
 
@@ -13508,7 +13508,7 @@ def gcp_status(
     """What `lifetime status` shows, of an instance of Compute Engine."""
     place = [f"--{name}={value}" for name, value in (("zone", zone), ("project", project)) if value]
     if instance.startswith("-") and instance != "-":
-        raise UsageError(f"{instance!r} is no name of an instance", hint=GCP_PIPE)
+        raise UsageError(f"{instance!r} is not the name of an instance", hint=GCP_PIPE)
     text = _piped_instance(host, place) if instance == "-" else _instance(host, instance, place)
     try:
         shown = gcp_lifetime(text, host.now())
