@@ -10769,7 +10769,7 @@ def say_deadline(host: Host, state: State) -> None:
     DISCARD_MEMORY,
     MAX_RUN,
     THEN_SHOW,
-    example="ycluster start --name dev",
+    example="ycluster start dev",
 )
 def start(
     host: Host, which: Selector, *, discard_memory: bool = False, run_budget: str = ""
@@ -10849,7 +10849,7 @@ def _require_disk(state: State) -> None:
     ONE_OR_LOST,
     DISCARD_MEMORY,
     THEN_SHOW,
-    example="ycluster stop --name dev",
+    example="ycluster stop dev",
 )
 def stop(host: Host, files: Files, *, discard_memory: bool = False) -> None:
     """Power the guest off; the disk stays. Its state file may be lost, or what can't be read."""
@@ -10981,7 +10981,7 @@ def _stop_guest(host: Host, state: State) -> str:
     "freeze a cluster; its memory stays",
     ONE,
     THEN_SHOW,
-    example="ycluster pause --name dev",
+    example="ycluster pause dev",
 )
 def pause(host: Host, files: Files) -> None:
     """Freeze the guest: its memory stays, its CPUs stand still. The deadline stays, too."""
@@ -11001,7 +11001,7 @@ def pause(host: Host, files: Files) -> None:
     "write a cluster's memory to disk and end its VM; start goes on where it was",
     ONE,
     THEN_SHOW,
-    example="ycluster suspend --name dev",
+    example="ycluster suspend dev",
 )
 def suspend(host: Host, files: Files) -> None:
     """Write the guest's memory beside its disk, and end the VM. A failure lets the guest run on."""
@@ -11182,7 +11182,7 @@ def _not_loaded(state: State, why: str) -> YclusterError:
     ONE_OR_CONFIG,
     MAX_RUN,
     THEN_SHOW,
-    example="ycluster resume --name dev",
+    example="ycluster resume dev",
 )
 def resume(host: Host, which: Selector, *, run_budget: str = "") -> None:
     """Continue a paused guest; with a fresh budget where the old one is used up."""
@@ -11328,7 +11328,7 @@ CLEAN = ("guest-shutdown", "ssh poweroff")  # the steps of a stop after which a 
         default=0,
         help="have the disk power its machine off D after each boot, where nothing else does",
     ),
-    example="ycluster prepare-export --max-run 8h --name dev",
+    example="ycluster prepare-export dev --max-run 8h",
 )
 def prepare_export(host: Host, files: Files, max_run: int = 0) -> None:
     """Make the boot disk fit to boot elsewhere.
@@ -12093,7 +12093,7 @@ def _why_reap(state: State, now: float) -> str:
     FIRED_BY,
     SOME,
     argument("--wait", type=positive_duration, default=0, help=argparse.SUPPRESS),
-    example="ycluster lifetime reap --name dev",
+    example="ycluster lifetime reap dev",
 )
 def reap_now(
     host: Host,
@@ -12268,7 +12268,7 @@ def _move_deadline(
     "(re)install the timer; with -c by the config's lifetime as it is now",
     ONE_OR_CONFIG,
     THEN_SHOW,
-    example="ycluster lifetime arm --name dev",
+    example="ycluster lifetime arm dev",
 )
 def arm(host: Host, which: Selector) -> None:
     """(Re)install the timers; a running cluster with a budget and no deadline gets one from now."""
@@ -12301,7 +12301,7 @@ def _require_budget(host: Host, state: State) -> None:
     "remove the timer; the cluster then runs until you stop it",
     ONE,
     THEN_SHOW,
-    example="ycluster lifetime disarm --name dev",
+    example="ycluster lifetime disarm dev",
 )
 def disarm(host: Host, files: Files) -> None:
     """Remove the timers; the deadline stays saved, and nothing acts until `arm` or a start."""
@@ -12336,7 +12336,7 @@ COMMAND_SHOWN = 100  # characters of a command that holds, for people
     ONE_BY_OPTION,
     AT_MOST,
     COMMAND,
-    example="ycluster lifetime hold --name dev -- make test",
+    example="ycluster lifetime hold dev -- make test",
 )
 def hold(
     host: Host,
@@ -13018,7 +13018,7 @@ def _list_line(shown: Mapping[str, Any], *, bar: bool) -> Line:
 
 
 @verb(
-    "status", "show one cluster", ONE, forms("text", "json"), example="ycluster status --name dev"
+    "status", "show one cluster", ONE, forms("text", "json"), example="ycluster status dev"
 )
 def status(host: Host, files: Files, form: str) -> None:
     """One cluster, and how to get at it."""
@@ -13037,7 +13037,7 @@ def status(host: Host, files: Files, form: str) -> None:
     "budget, deadline, and the timer that enforces it",
     ONE,
     forms("text", "json"),
-    example="ycluster lifetime status --name dev",
+    example="ycluster lifetime status dev",
 )
 def lifetime_status(host: Host, files: Files, form: str) -> None:
     """One cluster's deadline, and the timer that enforces it."""
@@ -13190,7 +13190,7 @@ def _enforcement_rows(state: State, shown: Mapping[str, Any]) -> list[tuple[str,
         metavar="-- COMMAND",
         help="what to run, in the guest's shell",
     ),
-    example="ycluster ssh --name demo -- uname -a",
+    example="ycluster ssh dev -- uname -a",
 )
 def ssh(host: Host, files: Files, command: Sequence[str]) -> int:
     """Log in, or run a command; returns its exit status.

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Record a real run on a terminal as an animated SVG: a cluster with a budget of minutes, which expires on its own.
+"""Record a real run on a terminal as an animated SVG: a cluster suspends itself at its deadline, and goes on.
 
 usage: scripts/record-svg.py IMAGE OUTPUT.svg       IMAGE: what scripts/build-guest-image.sh prints
 
@@ -26,14 +26,20 @@ from typing import NamedTuple
 
 COLUMNS, FONT, LINE = 90, 14, 20  # characters; pixels
 LONGEST = 1.2  # seconds that a pause is shown for
-CONFIG = "name: dev\ncontext: dev\nmemory: 1024\nsshPort: 0\nportForwards: []\nimage: {image}\nk3s: {{install: none}}\nlifetime: {{maxRun: 6m}}\n"
+CONFIG = "name: dev\ncontext: dev\nmemory: 1024\nsshPort: 0\nportForwards: []\nimage: {image}\nk3s: {{install: none}}\nlifetime: {{maxRun: 8h, onExpiry: suspend}}\n"
 COMMANDS = (
     "ycluster provision -c dev",
+    "ycluster ssh dev -- 'setsid sleep 3600 >/dev/null 2>&1 & pgrep -a sleep'",
     "ycluster list",
+    "ycluster lifetime set 1m",
     "ycluster lifetime status",
-    "ycluster ssh -- uname -sr",
 )
-AFTERWARDS = ("ycluster list", "ycluster ssh -- uname -sr", "ycluster teardown dev")
+AFTERWARDS = (
+    "ycluster list",
+    "ycluster start dev",
+    "ycluster ssh dev -- pgrep -a sleep",
+    "ycluster teardown dev",
+)
 STYLES = {
     "2": "fill:#8b949e",
     "31": "fill:#ff7b72",
@@ -132,7 +138,7 @@ def main() -> int:
             shown.append(
                 Line(
                     shown[-1].at + 1.5,
-                    "# nobody comes back, and six minutes after the start:",
+                    "# nobody comes back, and a minute later:",
                     "note",
                 )
             )

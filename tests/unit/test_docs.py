@@ -285,4 +285,6 @@ def test_the_recording_is_of_commands_that_exist_and_of_a_cluster_that_expired()
     assert len(typed) >= 7 and all(
         ycluster.full_parser().parse_args(shlex.split(command)).path for command in typed
     )
-    assert any("by its 6m budget" in text for text in texts)
+    assert any("suspended" in text for text in texts)
+    went_on = [text for text in texts if re.fullmatch("[0-9]+ sleep 3600", text)]
+    assert len(went_on) == 2 and len(set(went_on)) == 1, "the same process, before and after"
