@@ -13017,9 +13017,7 @@ def _list_line(shown: Mapping[str, Any], *, bar: bool) -> Line:
     return Line(cells, colours.get(shown["state"], ""))
 
 
-@verb(
-    "status", "show one cluster", ONE, forms("text", "json"), example="ycluster status dev"
-)
+@verb("status", "show one cluster", ONE, forms("text", "json"), example="ycluster status dev")
 def status(host: Host, files: Files, form: str) -> None:
     """One cluster, and how to get at it."""
     state = current(host, files)
