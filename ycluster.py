@@ -7924,10 +7924,13 @@ def _say_clock(host: Host, state: State, off: str | None) -> None:
 
 
 # --- the wait for the boot
+STARTING_QEMU = "starting QEMU"
+
+
 class Stage(Record):
     """A step of a boot, and the question that is asked until it answers yes."""
 
-    name: str
+    name: str  # what goes on meanwhile: booting
     reached: Callable[[Host, State, Waiting], bool]
 
 
@@ -8011,10 +8014,10 @@ def _cloud_init_errors(result: str) -> list[object]:
 
 
 BOOT_STAGES = (
-    Stage("firmware", firmware_speaks),
-    Stage("SSH banner", ssh_answers),
-    Stage("login", login_works),
-    Stage("cloud-init done", cloud_init_is_done),
+    Stage("booting", firmware_speaks),
+    Stage("waiting for SSH", ssh_answers),
+    Stage("logging in", login_works),
+    Stage("waiting for cloud-init", cloud_init_is_done),
 )
 
 
@@ -8034,7 +8037,7 @@ def goes_on(host: Host, state: State, waiting: Waiting) -> bool:
 
 
 # A guest that goes on writes nothing to its console.
-RESTORED_STAGES = (Stage("SSH banner", ssh_answers), Stage("login", goes_on))
+RESTORED_STAGES = (Stage("waiting for SSH", ssh_answers), Stage("logging in", goes_on))
 
 
 class BootWait:
@@ -8055,7 +8058,7 @@ class BootWait:
         self.vm = vm
         self.timeout = timeout  # seconds that each stage may take
         self.steps = Steps(host.output, host.monotonic)
-        self.stage = "its process"
+        self.stage = STARTING_QEMU
         self.looked = host.monotonic()  # when the VM was last looked at
         self.until = self.looked + timeout
 
@@ -8076,11 +8079,11 @@ class BootWait:
             self.looked = self.host.monotonic()
         if self.host.monotonic() > self.until:
             raise self._timed_out()
-        self.steps.waiting(f"waiting for {self.stage}")
+        self.steps.waiting(self.stage)
 
     def _timed_out(self) -> TimedOut:
         name = self.state.name
-        bound = f"no {self.stage} within {self.timeout:.0f} s"
+        bound = f"{self.stage} took more than {self.timeout:.0f} s"
         stop = f"`ycluster stop --name {name}` stops it now"
         why = f"{name}: {bound}; {console_tail(self.state.files)}"
         return TimedOut(why, hint=f"it keeps running until its deadline; {stop}")
@@ -8109,7 +8112,7 @@ class BootWait:
 
 def _boot_failed(state: State, stage: str, trouble: str) -> YclusterError:
     files = state.files
-    why = f"{state.name}: {trouble} while waiting for {stage}; {console_tail(files)}"
+    why = f"{state.name}: {trouble} while {stage}; {console_tail(files)}"
     return YclusterError(why, hint=f"the whole console: {files.console}")
 
 
@@ -8127,10 +8130,10 @@ def wait_ready(
     """
     with find_vm(host, state.files) as vm:
         if vm is None:
-            raise _boot_failed(state, "its process", "QEMU ended")
+            raise _boot_failed(state, STARTING_QEMU, "QEMU ended")
         wait = BootWait(host, state, vm, timeout)
         wait.check()
-        wait.steps.done("process")
+        wait.steps.done(STARTING_QEMU)
         for stage in stages:
             wait.reach(stage)
 
@@ -8594,9 +8597,9 @@ def k3s_stages(state: State) -> tuple[Stage, ...]:
     if not state.has_k3s:
         return ()
     return (
-        Stage("k3s installed", install_k3s),
-        Stage("API ready", api_is_ready),
-        Stage("node Ready", node_is_ready),
+        Stage("installing k3s", install_k3s),
+        Stage("waiting for the API", api_is_ready),
+        Stage("waiting for the node", node_is_ready),
     )
 
 
