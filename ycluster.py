@@ -519,18 +519,39 @@ def columns(fd: int = 2) -> int:
 
 
 NO_LIMIT = 1 << 20  # columns: wider than any table
+CUT_TO = 5  # columns: of a cell that is cut two letters are left, and dots
 
 
-def table(rows: Sequence[Sequence[str]], width: int = NO_LIMIT) -> list[str]:
+def table(
+    rows: Sequence[Sequence[str]], width: int = NO_LIMIT, spare: Sequence[str] = ()
+) -> list[str]:
     """Rows of cells as left-aligned columns, two spaces apart: a text for each row.
 
-    The last columns are left out as far as the table is wider than `width`; the first never is.
+    Where it is wider than `width`, columns are left out by their headings, those of `spare` in
+    their order; where that is not enough, the widest ones are cut.
     """
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    while len(widths) > 1 and sum(widths) + 2 * (len(widths) - 1) > width:
-        widths.pop()
-    lines = ["  ".join(map(str.ljust, row, widths)) for row in rows]  # as many cells as widths
+    kept = [*zip(*rows)]
+    for heading in spare:
+        if _table_width(_widths(kept)) > width:
+            kept = [column for column in kept if column[0] != heading]
+    widths = _widths(kept)
+    while _table_width(widths) > width and max(widths) > CUT_TO:
+        widths[widths.index(max(widths))] -= 1
+    lines = ["  ".join(map(_fitted, row, widths)) for row in zip(*kept)]
     return [line.rstrip() for line in lines]
+
+
+def _widths(kept: Iterable[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in kept]
+
+
+def _table_width(widths: Sequence[int]) -> int:
+    return sum(widths) + 2 * (len(widths) - 1)
+
+
+def _fitted(cell: str, width: int) -> str:
+    """A cell as wide as its column; dots show where it is cut."""
+    return cell.ljust(width) if len(cell) <= width else f"{cell[: width - 3]}..."
 
 
 def to_json(value: object) -> str:
@@ -10012,13 +10033,19 @@ def current(host: Host, files: Files) -> State:
 
 def readable(host: Host) -> list[tuple[Files, State]]:
     """The clusters whose state can be read; one that can't be is a warning, and hides no other."""
-    found = []
+    return [(files, state) for files, state in with_states(host) if state is not None]
+
+
+def with_states(host: Host) -> list[tuple[Files, State | None]]:
+    """The clusters with their states; None, and a warning, where that can't be read."""
+    found: list[tuple[Files, State | None]] = []
     for files in discover(host):
         try:
             found.append((files, current(host, files)))
         except StateError as error:
             if os.path.lexists(files.sidecar):
                 host.output.warn(str(error))
+                found.append((files, None))
     return found
 
 
@@ -10798,6 +10825,7 @@ def _halt(host: Host, state: State) -> str:
 
 
 MEMORY_STEP = "memory file"  # how a VM has ended of which its memory is left
+NOT_RUNNING = "was not running"  # and how one that an expiry has found off
 
 
 def _is_kept(host: Host, files: Files) -> bool:
@@ -11728,7 +11756,7 @@ def _expire(
     # off, or a stop by the sibling, which leaves its deadline in the state file.
     if not how and not ending:
         action = ACTIONS[action.in_doubt]
-    how = how or "was not running"
+    how = how or NOT_RUNNING
     reaped = Reaped(int(host.now()), action.name, by, how, end.cause)
     _tell_expiry(host, state, reaped, end.at)
     try:
@@ -12668,15 +12696,18 @@ def show_as(
     data: Mapping[str, Any],
     lines: Callable[[], Sequence[Line]],
     *,
-    narrow: bool = False,
+    spare: Sequence[str] = (),
 ) -> None:
-    """Print the data as JSON, or the lines as a table; `narrow`: only what fits on a terminal."""
+    """Print the data as JSON, or the lines as a table.
+
+    `spare`: the headings of what a table does without on a narrow terminal, as in `table`.
+    """
     if form == "json":
         host.output.data(to_json({"version": 1, **data}))
         return
     made = lines()
-    width = columns(1) if narrow and host.output.shown else NO_LIMIT
-    for row, line in zip(table([line.cells for line in made], width), made):
+    width = columns(1) if spare and host.output.shown else NO_LIMIT
+    for row, line in zip(table([line.cells for line in made], width, spare), made):
         host.output.data(row, line.colour)
         for text in line.remedy.splitlines():
             host.output.data("    " + text)
@@ -12776,11 +12807,11 @@ def port_words(shown: Mapping[str, Any]) -> str:
     return " ".join(words) or "-"
 
 
-def left_words(shown: Mapping[str, Any], *, bar: bool = False) -> str:
-    """What `list` has under LEFT; with a bar of how much of its time has passed."""
+def left_words(shown: Mapping[str, Any]) -> str:
+    """How long a cluster may still run."""
     if shown.get("disarmed"):
         return "disarmed"
-    left, whole, when = _sooner_end(shown)
+    left, _, when = _sooner_end(shown)
     if left is None:
         return "-" if shown["state"] in OFF else "no limit"
     if left <= 0 and shown.get("holds"):
@@ -12788,10 +12819,38 @@ def left_words(shown: Mapping[str, Any], *, bar: bool = False) -> str:
     words = f"{in_words(left)}{when}" if left > 0 else f"OVERDUE {in_words(left)}"
     if not shown.get("armed", True):
         words += " (NO TIMER)"
-    if not bar or not whole:
-        return words
+    return words
+
+
+def time_bar(shown: Mapping[str, Any]) -> str:
+    """A bar of how much of its time a cluster has left; empty where that is not known."""
+    left, whole, _ = _sooner_end(shown)
+    if left is None or not whole or shown["disarmed"]:
+        return ""
     filled = round(10 * min(max(0, left), whole) / whole)
-    return f"{'#' * filled:.<10} {words}"
+    return f"{'#' * filled:.<10}"
+
+
+def left_colour(shown: Mapping[str, Any]) -> str:
+    """The colour of `left_words`: red for what is overdue or has no timer, yellow for no limit."""
+    left, off = left_words(shown), shown["state"] in OFF
+    if left.startswith("OVERDUE") or (left.endswith("(NO TIMER)") and not off):
+        return RED
+    return YELLOW if left in ("no limit", "disarmed") and not off else ""
+
+
+def ended_words(shown: Mapping[str, Any], now: float) -> str:
+    """How long ago an expiry has ended a run, and why; empty where something else has."""
+    reaped = shown["reaped"]
+    if not reaped or ACTIONS[reaped["action"]].done != shown["state"]:
+        return ""
+    if reaped["how"] == NOT_RUNNING or shown["remainingSeconds"] is not None:
+        return ""
+    passed = now - parse_time(reaped["at"])
+    ago = f"{in_words(passed - passed % 60 if passed > 60 else passed)} ago"
+    if reaped["cause"] == UNUSED:
+        return f"{ago}, unused for {shown['maxIdle']}"
+    return f"{ago} by its budget"
 
 
 def _sooner_end(shown: Mapping[str, Any]) -> tuple[int | None, int, str]:
@@ -12824,10 +12883,12 @@ def list_clusters(host: Host, form: str, *, quiet: bool = False) -> None:
             raise UsageError("-q shows names, and -o json all there is to know")
         host.output.data("\n".join(files.name for files in discover(host)))
         return
-    found = [describe(host, state) for _, state in readable(host)]
+    every = [
+        (files, describe(host, state) if state else None) for files, state in with_states(host)
+    ]
     for text, files in told_of_lost(host):
         host.output.warn(f"{text}: {_way_out_of_lost(files)}")
-    if not found and form != "json":
+    if not every and form != "json":
         if unseen(host):
             return
         hint = "`ycluster provision -c DIR` makes one"
@@ -12835,35 +12896,58 @@ def list_clusters(host: Host, form: str, *, quiet: bool = False) -> None:
         return
 
     def lines() -> list[Line]:
-        head = Line(("NAME", "STATE", "LEFT", "CONTEXT", "ON EXPIRY", "SSH", "PORTS", "CACHEDIR"))
-        return [head, *(_list_line(shown, bar=host.output.shown) for shown in found)]
+        return _list_lines([_list_row(host, *one) for one in every], host.output.shown)
 
-    show_as(host, form, {"clusters": found}, lines, narrow=True)
+    found = [shown for _, shown in every if shown]
+    show_as(host, form, {"clusters": found}, lines, spare=LIST_SPARE)
 
 
-def _list_line(shown: Mapping[str, Any], *, bar: bool) -> Line:
-    cells = (
-        shown["name"],
-        shown["state"],
-        left_words(shown, bar=bar),
-        shown["context"],
-        shown["onExpiry"],
-        str(shown["sshPort"]),
-        port_words(shown),
-        shown["cacheDir"],
-    )
-    left = left_words(shown)
-    unenforced = left.endswith("(NO TIMER)") and shown["state"] not in OFF
-    if left.startswith("OVERDUE") or unenforced:
-        return Line(cells, RED)
-    colours = {
-        "stopped": DIM,
-        "suspended": DIM,
-        "paused": YELLOW,
-        "unresponsive": RED,
-        "unseen": YELLOW,
+# What `list` leaves out first on a narrow terminal; the time bar has no heading.
+LIST_SPARE = ("", "CONTEXT", "CACHEDIR", "PORTS", "SSH", "ON EXPIRY")
+STATE_COLOURS = {
+    "stopped": DIM,
+    "suspended": DIM,
+    "paused": YELLOW,
+    "unresponsive": RED,
+    "unseen": YELLOW,
+}
+
+
+class ListRow(Record):
+    """A row of `list`: its cells by their headings, and its colour."""
+
+    cells: Mapping[str, str]
+    colour: str = ""
+
+
+def _list_row(host: Host, files: Files, shown: Mapping[str, Any] | None) -> ListRow:
+    """The row of a cluster; None is shown of one whose state can't be read."""
+    if shown is None:
+        unknown = dict.fromkeys(("", "LEFT", "CONTEXT", "ON EXPIRY", "SSH", "PORTS"), "?")
+        cells = {"NAME": files.name, "STATE": "unreadable", **unknown}
+        return ListRow({**cells, "CACHEDIR": str(files.cache_dir)}, RED)
+    cells = {
+        "NAME": shown["name"],
+        "STATE": shown["state"],
+        "": time_bar(shown),
+        "LEFT": ended_words(shown, host.now()) or left_words(shown),
+        "CONTEXT": shown["context"],
+        "ON EXPIRY": shown["onExpiry"],
+        "SSH": str(shown["sshPort"]),
+        "PORTS": port_words(shown),
+        "CACHEDIR": shown["cacheDir"],
     }
-    return Line(cells, colours.get(shown["state"], ""))
+    return ListRow(cells, left_colour(shown) or STATE_COLOURS.get(shown["state"], ""))
+
+
+def _list_lines(rows: Sequence[ListRow], terminal: bool) -> list[Line]:
+    """The table of `list`. For a terminal it has bars, and no CONTEXT that says nothing."""
+    hidden = set() if terminal and any(row.cells[""] for row in rows) else {""}
+    if terminal and all(row.cells["CONTEXT"] in (row.cells["NAME"], "?") for row in rows):
+        hidden.add("CONTEXT")
+    headings = [heading for heading in rows[0].cells if heading not in hidden]
+    body = [Line(tuple(row.cells[name] for name in headings), row.colour) for row in rows]
+    return [Line(tuple(headings)), *body]
 
 
 @verb(
@@ -12875,8 +12959,7 @@ def status(host: Host, files: Files, form: str) -> None:
     shown = describe(host, state)
 
     def lines() -> list[Line]:
-        rows = _status_rows(state, shown, bar=host.output.shown)
-        return [Line(row) for row in [*rows, *_access_rows(state, shown)]]
+        return [*_status_lines(host, state, shown), *_access_lines(state, shown)]
 
     show_as(host, form, shown, lines)
 
@@ -12898,10 +12981,8 @@ def lifetime_status(host: Host, files: Files, form: str) -> None:
     }
 
     def lines() -> list[Line]:
-        rows = _status_rows(state, shown, bar=host.output.shown)
-        if state.counts:
-            rows += _enforcement_rows(state, shown["enforcement"])
-        return [Line(row) for row in rows]
+        made = _status_lines(host, state, shown)
+        return made + (_enforcement_lines(state, shown["enforcement"]) if state.counts else [])
 
     show_as(host, form, shown, lines)
 
@@ -12922,44 +13003,58 @@ def _budget_words(state: State, shown: Mapping[str, Any]) -> str:
     return " or ".join(limits) + (f", then {state.on_expiry}" if state.has_limit else "")
 
 
-def _status_rows(state: State, shown: Mapping[str, Any], *, bar: bool) -> list[tuple[str, str]]:
+def _row(head: str, text: str, colour: str = "") -> Line:
+    return Line((head, text), colour)
+
+
+def _status_lines(host: Host, state: State, shown: Mapping[str, Any]) -> list[Line]:
     """What both kinds of status begin with."""
-    now = shown["state"]
-    if state.suspended and shown["suspended"]:
-        size = shown["suspended"]["bytes"] >> 20
-        now = f"{now} since {local_time(state.suspended.at)}; its memory takes {size} MiB"
-    elif shown["accel"] and now != "stopped":
-        now = f"{now} ({shown['accel']})"
-    rows = [
-        ("cluster:", f"{state.name} (context {state.context})"),
-        ("state:", now),
-        ("lifetime:", _budget_words(state, shown)),
+    colour = left_colour(shown)
+    made = [
+        _row("cluster:", f"{state.name} (context {state.context})"),
+        _row("state:", _state_words(host, shown), STATE_COLOURS.get(shown["state"], "")),
+        _row("lifetime:", _budget_words(state, shown), "" if state.has_limit else colour),
     ]
     if state.expires_at is not None:
-        ends = f"{local_time(state.expires_at)} ({left_words(shown, bar=bar)})"
-        rows.append(("deadline:", ends))
-    rows += _use_rows(state, shown)
+        bar = f"{time_bar(shown)} " if host.output.shown else ""
+        ends = f"{local_time(state.expires_at)} ({bar}{left_words(shown)})"
+        made.append(_row("deadline:", ends, colour))
+    made += _use_lines(state, shown, "" if state.expires_at is not None else colour)
     if shown["warnsAt"]:
-        rows.append(("warning:", local_time(time_of(state, WARNING))))
+        made.append(_row("warning:", local_time(time_of(state, WARNING))))
     if state.retry_at is not None and not shown["holds"]:
-        again = local_time(state.retry_at)
-        rows.append(("retry:", f"the {state.on_expiry} is under way, or failed; again at {again}"))
+        again = f"again at {local_time(state.retry_at)}"
+        text = f"the {state.on_expiry} is under way, or failed; {again}"
+        made.append(_row("retry:", text, RED))
     if state.reaped is not None:
-        rows.append(("expired:", last_expiry(state)[2:]))
-    return rows
+        made.append(_row("expired:", last_expiry(state)[2:]))
+    return made
 
 
-def _use_rows(state: State, shown: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _state_words(host: Host, shown: Mapping[str, Any]) -> str:
+    """The state of a cluster, and since when or how it has that."""
+    now: str = shown["state"]
+    words = ended_words(shown, host.now())
+    suspended = shown["suspended"]
+    if suspended:
+        words = words or f"since {local_time(parse_time(suspended['at']))}"
+        words += f"; its memory takes {suspended['bytes'] >> 20} MiB"
+    elif shown["accel"] and now not in OFF:
+        words = words or f"({shown['accel']})"
+    return f"{now} {words}".rstrip()
+
+
+def _use_lines(state: State, shown: Mapping[str, Any], colour: str) -> list[Line]:
     """Whether a cluster is used, and what holds it."""
-    rows = []
+    made = []
     if shown["idle"]:
-        rows.append(("idle:", _use_words(state.max_idle, shown["idle"])))
+        made.append(_row("idle:", _use_words(state.max_idle, shown["idle"]), colour))
     for hold in shown["holds"]:
         words = f"by {hold['command']} (pid {hold['pid']})"
         if hold["until"]:
             words += f" until {local_time(parse_time(hold['until']))}"
-        rows.append(("held:", words))
-    return rows
+        made.append(_row("held:", words))
+    return made
 
 
 def _use_words(limit: str, idle: Mapping[str, Any]) -> str:
@@ -12976,13 +13071,14 @@ def _use_words(limit: str, idle: Mapping[str, Any]) -> str:
     return "; ".join(words)
 
 
-def _access_rows(state: State, shown: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """How to get at a cluster."""
-    rows = [("ports:", port_words(shown)), ("ssh:", shlex.join(ssh_argv(state)))]
+def _access_lines(state: State, shown: Mapping[str, Any]) -> list[Line]:
+    """How to get at a cluster, in commands to paste."""
+    login = shlex.join(["ycluster", "ssh", state.name])
+    made = [_row("ports:", port_words(shown)), _row("ssh:", login)]
     if state.kubeconfig:
         options = ["--kubeconfig", state.kubeconfig, "--context", state.context]
-        rows.append(("kubectl:", shlex.join(["kubectl", *options, "get", "nodes"])))
-    return [*rows, ("disk:", shown["disk"])]
+        made.append(_row("kubectl:", shlex.join(["kubectl", *options, "get", "nodes"])))
+    return [*made, _row("disk:", shown["disk"])]
 
 
 def _enforcement(host: Host, state: State, trouble: str) -> dict[str, Any]:
@@ -13013,20 +13109,21 @@ def _better_timer(host: Host, backend: Timer) -> str:
     return ""
 
 
-def _enforcement_rows(state: State, shown: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _enforcement_lines(state: State, shown: Mapping[str, Any]) -> list[Line]:
     if state.disarmed:
-        return [("timer:", "disarmed by hand")]
-    name = shown["backend"]
+        return [_row("timer:", "disarmed by hand", YELLOW)]
+    made = [_row("timer:", shown["backend"])]
     if not shown["armed"]:
-        name = f"NONE, {shown['trouble']}: `ycluster lifetime arm` fixes it"
-    rows = [("timer:", name)]
+        text = f"NONE, {shown['trouble']}: `ycluster lifetime arm` fixes it"
+        made = [_row("timer:", text, RED)]
     if shown["chosen"]:
         way_out = "`YCLUSTER_TIMER=auto ycluster lifetime arm` takes the best"
-        rows.append(("  chosen:", f"{shown['chosen']}, by YCLUSTER_TIMER; {way_out}"))
-    rows += [(f"  {what}:", how) for what, how in shown["survives"].items()]
+        made.append(_row("  chosen:", f"{shown['chosen']}, by YCLUSTER_TIMER; {way_out}"))
+    made += [_row(f"  {what}:", how) for what, how in shown["survives"].items()]
     if shown["improve"]:
-        rows.append(("  better:", f"`{shown['improve']}`, then `ycluster lifetime arm`"))
-    return rows
+        better = f"`{shown['improve']}`, then `ycluster lifetime arm`"
+        made.append(_row("  better:", better))
+    return made
 
 
 @verb(
@@ -13122,6 +13219,9 @@ class Finding(Record):
     remedy: str = ""
 
 
+LEVEL_COLOURS = {"warning": YELLOW, "failure": RED}
+
+
 class Survey(Record):
     """What doctor goes through: this user's clusters, and the states of those that can be read."""
 
@@ -13156,7 +13256,10 @@ def doctor(host: Host, form: str) -> int:
     found += troubles or [Finding("clusters", "ok", "nothing is left over")]
 
     def lines() -> list[Line]:
-        return [Line((one.level, one.name, one.text), remedy=one.remedy) for one in found]
+        return [
+            Line((one.level, one.name, one.text), LEVEL_COLOURS.get(one.level, ""), one.remedy)
+            for one in found
+        ]
 
     show_as(host, form, {"findings": [vars(finding) for finding in found]}, lines)
     failed = any(finding.level == "failure" for finding in found)
