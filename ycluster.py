@@ -109,6 +109,7 @@ VERSION = "0.1.0"
 
 CONFIG_NAMES = ("y-cluster-provision.yaml", "y-cluster-provision.json")
 PROVIDERS = ("qemu", "docker", "multipass")
+DEFAULT_CONTEXT = "local"
 K3S_VERSION = "v1.35.6+k3s1"
 
 # A dated release, because what the undated /release/ URL gives has no fixed digest. The server
@@ -3405,7 +3406,7 @@ class Config(Record):
             r"[^-\x00-\x1f\x7f][^\x00-\x1f\x7f]{0,299}", "a context name, which has no dash first"
         ),
         "The kubeconfig context.",
-        "local",
+        DEFAULT_CONTEXT,
     )
 
     memory: int = key(_MEMORY, "Memory of the VM in MB; or as 4G, 4Gi or 4GB.", 8192)
@@ -4446,7 +4447,7 @@ class State(Record):
 
     name: str
     cache_dir: str
-    context: str = stored(_WORD, "local")
+    context: str = stored(_WORD, DEFAULT_CONTEXT)
     disk_size: str = stored(_WORD, "20G")
     memory: str = stored(_WORD, "8192")  # MB
     cpus: str = stored(_WORD, "4")
@@ -4598,6 +4599,8 @@ def decode_state(text: str, path: Path, copy: Callable[[], str] = str) -> State:
     data.pop(_WRITER[0], None)
     version = data.pop("version", None)
     if version != 1:
+        if version is None:
+            raise _unreadable(path, "it has no version, as a state file has")
         why = f"{path}: version {version!r:.40}, and this ycluster knows version 1"
         raise StateError(why, hint="use the ycluster that wrote it")
     values: dict[str, Any] = {}
@@ -4610,7 +4613,8 @@ def decode_state(text: str, path: Path, copy: Callable[[], str] = str) -> State:
         except (ValueError, OverflowError) as error:
             raise _unreadable(path, f"{name} {error}") from None
     if values.get("name") != path.stem:
-        raise _unreadable(path, f"it names the cluster {values.get('name')!r}")
+        named = f"the cluster {values['name']!r}" if "name" in values else "no cluster"
+        raise _unreadable(path, f"it names {named}")
     # Where the file lies is where its neighbours are; the directory may have been moved or linked.
     values["cache_dir"] = str(path.parent)
     state = State(extra=data, **values)
@@ -6237,8 +6241,9 @@ def arm_timers(host: Host, state: State, *, renew: bool = False) -> State:
             continue
         return swap_timers(host, state, armed)
     save_state(replace(state, timers=()))
-    why = f"{state.name}: no timer can be armed; its deadline is saved, and nothing will act on it"
-    hint = "run `ycluster lifetime reap --all` from your own scheduler, or unset YCLUSTER_TIMER"
+    why = f"{state.name}: no timer can be armed, so nothing would act on its deadline"
+    hint = "unset YCLUSTER_TIMER, so that any timer will do; where it runs already, "
+    hint += "`ycluster lifetime reap --all`\nfrom a scheduler of your own keeps its deadline"
     raise PrerequisiteError(f"{why} ({'; '.join(refused)})", hint=hint)
 
 
@@ -9140,6 +9145,13 @@ def _merge_by_kubectl(
 # A disk is made under another name and then renamed, so that none is ever half there.
 
 
+# How to get an image that can't be fetched, for somebody who has this program alone.
+OTHER_IMAGES = """\
+HTTPS_PROXY names a proxy; `image` in the config, with its `imageSha256`, can be a mirror's URL,
+or the path of an Ubuntu or Debian cloud image on this host
+(in the source repository, scripts/build-guest-image.sh makes one of packages)"""
+
+
 def fetch_image(host: Host, config: QemuConfig, cache_dir: Path) -> Path:
     """The cloud image, in a file named by its SHA-256, as disks are overlays on it.
 
@@ -9160,12 +9172,10 @@ def fetch_image(host: Host, config: QemuConfig, cache_dir: Path) -> Path:
         # Those of other images: the lock is ours, so nobody is using them.
         for leftover in {*images.glob(f".{'[0-9a-f]' * 16}.part")} - {part}:
             remove(leftover)
-        hint = "`image` (and imageSha256) in the config can name any cloud image that this host "
-        hint += (
-            "can reach;\nscripts/build-guest-image.sh in ycluster's sources makes one of packages"
-        )
         with replacing(host, known, fault):
-            digest = download(host, config.image, part, hint, config.image_sha256, "imageSha256")
+            digest = download(
+                host, config.image, part, OTHER_IMAGES, config.image_sha256, "imageSha256"
+            )
         part.chmod(0o400)
         return part.replace(images / digest)
 
@@ -9876,7 +9886,11 @@ class Selector(Record):
 
     def __str__(self) -> str:
         """In words, to follow `no cluster`."""
-        return f"named {self.name}" if self.name else f"with the context {self.context or 'local'}"
+        if self.name:
+            return f"named {self.name}"
+        if self.context:
+            return f"with the context {self.context}"
+        return f"with the default context, {DEFAULT_CONTEXT}"
 
     def pick(self, host: Host, found: Sequence[Files]) -> list[Files]:
         """Those that it may mean: by name; else by context; else the only one, or `local`."""
@@ -9884,7 +9898,7 @@ class Selector(Record):
             return [files for files in found if files.name == self.name]
         if len(found) == 1 and not self.context:
             return list(found)
-        wanted = self.context or "local"
+        wanted = self.context or DEFAULT_CONTEXT
         return [files for files, state in readable(host) if state.context == wanted]
 
 
@@ -10564,6 +10578,7 @@ def _boot(host: Host, state: State) -> State:
 
     If the guest does not start, the deadline is cleared.
     """
+    before = state
     state = _held(host, anchored(with_choice(host, state), host.clock()))
     try:
         # The deadline is on disk: whatever kills us from here on, the next command knows of it.
@@ -10576,11 +10591,16 @@ def _boot(host: Host, state: State) -> State:
         state = save_state(state)
     except BaseException:
         if not running(host, state.files):
-            swap_timers(host, stopped(load_state(state.files)), ())
+            swap_timers(host, stopped(_not_started(before, load_state(before.files))), ())
         raise
     expires_at = _encode_time(state.expires_at)
     log_event(host, state, "started", expiresAt=expires_at, accel=state.ran_with, restored=False)
     return state
+
+
+def _not_started(before: State, saved: State) -> State:
+    """The saved state of a start that failed: of what ran last it has what it had `before`."""
+    return replace(saved, started_at=before.started_at, reaped=before.reaped)
 
 
 def _with_timers(host: Host, state: State) -> State:
@@ -11028,7 +11048,7 @@ def _go_on(host: Host, state: State) -> State:
             saved = load_state(state.files)
             if state.files.memory.exists():
                 saved = _stamped(host, saved)
-            swap_timers(host, stopped(saved), ())
+            swap_timers(host, stopped(_not_started(state, saved)), ())
         raise
     expires_at = _encode_time(fresh.expires_at)
     log_event(host, fresh, "started", expiresAt=expires_at, accel=fresh.ran_with, restored=True)
@@ -11101,9 +11121,15 @@ def _resume(
         if changed != state:
             state = save_state(changed)  # also where it is disarmed, and no timer is armed
         say_changes(host, changes)
+        paused = state
         if halted and _used_up(state, host.now()):
             state = anchored(for_one_run(state, ""), host.clock())
-        state = _with_timers(host, state)  # before the guest runs
+        try:
+            state = _with_timers(host, state)  # before the guest runs
+        except BaseException:
+            if halted:
+                save_state(paused)
+            raise
         if halted:
             _wake(host, state, vm)
         return halted, state
@@ -12280,7 +12306,7 @@ def _tell_hold(host: Host, state: State) -> None:
 
 # What undoes what `run` has done, by what the cluster was before; else it is left as it is.
 _UNDO = {
-    "missing": "teardown",
+    "absent": "teardown",
     "imported": "stop",
     "stopped": "stop",
     "suspended": "suspend",
@@ -12299,6 +12325,12 @@ _UNDO = {
         "woken goes back to what it was, and one that ran runs on",
     ),
     MAX_RUN,
+    argument(
+        "--summary",
+        metavar="FILE",
+        type=Path,
+        help="write what came of it to FILE as JSON, also where it fails",
+    ),
     COMMAND,
     example="ycluster run -c examples/dev -- make test",
 )
@@ -12309,38 +12341,80 @@ def run_with(
     *,
     then: str | None,
     run_budget: str = "",
+    summary: Path | None = None,
 ) -> int:
     """Run a command on this host while a cluster runs; returns its exit status.
 
-    Whatever becomes of it, the clean-up follows; if this is killed, the deadline does.
+    Whatever becomes of it, the clean-up follows; if this is killed, the deadline does. Its stdout
+    is the command's alone, so what came of it goes to a file.
     """
     words = _words(command)
     files = files_of(host, require_qemu(load_config(directory, host.home)))
-    if has_state(files):
-        _check_mode(host, files)
-        if then == "suspend":
-            _refuse_suspend(load_state(files))
-    before = _state_before(host, files)
-    host.holder = Holder(tuple(words), undo=then or _UNDO.get(before, ""))
-    status, brought = 0, ""
+    with _summed_up(host, files, summary) as facts:
+        if has_state(files):
+            _check_mode(host, files)
+            if then == "suspend":
+                _refuse_suspend(load_state(files))
+        before = facts["before"] = _state_before(host, files)
+        host.holder = Holder(tuple(words), undo=then or _UNDO.get(before, ""))
+        brought = ""
+        try:
+            state = _bring_up(host, directory, before, run_budget)
+            brought = _run_of(state)
+            _tell_hold(host, state)
+            facts["exitStatus"] = host.attend(words, _facts_for_commands(state))
+        finally:
+            host.ignore_interrupts()
+            facts["undone"], facts["error"] = _undo(host, files, brought)
+    return int(facts["exitStatus"]) or (OWN_FAILURE if facts["error"] else 0)
+
+
+@contextlib.contextmanager
+def _summed_up(host: Host, files: Files, place: Path | None) -> Iterator[dict[str, Any]]:
+    """Have what the block notes of a run written to a file at its end, whatever that is.
+
+    The file is emptied first: that of an earlier run says nothing of this one.
+    """
+    facts = {"before": "", "exitStatus": None, "undone": "", "error": ""}
+    if place is None:
+        yield facts
+        return
+    began = host.monotonic()
+    os.umask(host.umask)  # it is the user's, and no secret
     try:
-        state = _bring_up(host, directory, before, run_budget)
-        brought = _run_of(state)
-        _tell_hold(host, state)
-        status = host.attend(words, _facts_for_commands(state))
+        fd = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     finally:
-        host.ignore_interrupts()
-        undone = _undo(host, files, brought)
-    return status or (0 if undone else OWN_FAILURE)
+        os.umask(0o077)
+    with descriptor(fd):
+        try:
+            yield facts
+        except BaseException as error:
+            facts["error"] = str(error)
+            raise
+        finally:
+            about = {"version": 1, "name": files.name, "cacheDir": str(files.cache_dir)}
+            took = {"seconds": int(host.monotonic() - began), "state": _state_now(host, files)}
+            try:
+                os.write(fd, masked(to_json({**about, **took, **facts}) + "\n").encode())
+            except OSError as error:  # which costs no status of the command's
+                host.output.warn(f"{place}: {error.strerror}")
+
+
+def _state_now(host: Host, files: Files) -> str:
+    """What `status` calls the state of a cluster, or `absent`, or `unreadable`."""
+    try:
+        return status_of(host, load_state(files)) if has_state(files) else "absent"
+    except YclusterError:
+        return "unreadable"
 
 
 def _state_before(host: Host, files: Files) -> str:
-    """What `list` calls the state of a cluster; `missing` or `imported` where it has never run."""
+    """What `list` calls the state of a cluster; `absent` or `imported` where it has never run."""
     if not has_state(files):
-        return "missing"
+        return "absent"
     with opened(host, files) as state:
         if _half_made(state):
-            return "imported" if state.imported else "missing"
+            return "imported" if state.imported else "absent"
         return status_of(host, _settled(host, state))
 
 
@@ -12352,14 +12426,14 @@ def _bring_up(
 ) -> State:
     """Have the cluster run, and be held by this process, until one can log in."""
     which = Selector(config=directory)
-    if before in ("missing", "imported"):
+    if before in ("absent", "imported"):
         provision(host, directory, run_budget=run_budget)
     elif before == "paused":
         resume(host, which, run_budget=run_budget)
     else:
         start(host, which, run_budget=run_budget)
     state = current(host, find_cluster(host, which))
-    if before not in ("missing", "imported", *OFF):  # it may be booting for somebody else
+    if before not in ("absent", "imported", *OFF):  # it may be booting for somebody else
         wait_ready(host, state, timeout=READY_TIMEOUT, stages=RESTORED_STAGES)
     return state
 
@@ -12381,33 +12455,39 @@ def _facts_for_commands(state: State) -> dict[str, str]:
     return facts
 
 
-def _undo(host: Host, files: Files, brought: str) -> bool:
-    """Do what comes after a command; False, and a warning, where that fails."""
+def _undo(host: Host, files: Files, brought: str) -> tuple[str, str]:
+    """Do what comes after a command; returns the verb, empty where nothing is undone, and a fault.
+
+    That is a warning, too.
+    """
     try:
-        if has_state(files):
-            with cluster_lock(host, files):
-                _undo_run(host, load_state(files), brought)
-        return True
+        if not has_state(files):
+            return "", ""
+        with cluster_lock(host, files):
+            return _undo_run(host, load_state(files), brought), ""
     except (YclusterError, OSError) as error:
-        host.output.warn(f"{files.name}: the clean-up failed: {error}")
-        return False
+        trouble = f"the clean-up failed: {error}"
+        host.output.warn(f"{files.name}: {trouble}")
+        return "", trouble
 
 
-def _undo_run(host: Host, state: State, brought: str) -> None:
+def _undo_run(host: Host, state: State, brought: str) -> str:
     """Undo what `run` did, where the run of now is what it brought up, and nobody else's."""
     assert host.holder is not None
     mine = [hold for hold in state.holds if _is_of_this_process(hold)]
     others = [hold for hold in _with_holds(host, state).holds if hold not in mine]
     undo = mine[0].undo if mine else host.holder.undo
     if undo in ("", "leave"):
-        return
+        return ""
     if not mine and brought != _run_of(state):
         host.output.warn(f"{state.name} is left as it is: it is not what this run has brought up")
-    elif others:
+        return ""
+    if others:
         host.output.warn(f"{state.name} is left running: held by {hold_words(others)}")
         _hand_on(state, others, undo)
-    else:
-        _UNDO_BY[undo](host, state.files)
+        return ""
+    _UNDO_BY[undo](host, state.files)
+    return undo
 
 
 def _unless_off(end: Callable[[Host, Files], None], host: Host, files: Files) -> None:
@@ -12454,14 +12534,31 @@ def watch_all(host: Host) -> NoReturn:
     """Reap whatever comes to be due, without end: the timer of a host that has none."""
     refuse_sudo(host, host.state_home())
     load_all(host)
+    said = ""
     while True:
         ahead: list[float] = []
         try:
             sweep(host, by="watch --all")
-            ahead = [wake_time(state) - host.now() for _, state in readable(host)]
+            states = [state for _, state in readable(host)]
+            ahead = [wake_time(state) - host.now() for state in states]
+            watched_now = _watched_words(states)
+            if watched_now != said:
+                said = watched_now
+                say_when(host, said)
         except Exception as error:  # whatever it is: the deadlines are to be kept all the same
             host.output.warn(str(error))
         host.sleep(min([WATCH_INTERVAL, *(left for left in ahead if left > 0)]))
+
+
+def _watched_words(states: Sequence[State]) -> str:
+    """What is watched, in words that change when a cluster or a deadline does."""
+    count = "1 cluster" if len(states) == 1 else f"{len(states)} clusters"
+    deadlines = {state.name: deadline_of(state) for state in states if not state.disarmed}
+    ends = sorted((at, name) for name, at in deadlines.items() if at is not None)
+    if not ends:
+        return f"watching {count}; no deadline is set"
+    at, name = ends[0]
+    return f"watching {count}; the next deadline is that of {name}, at {local_time(at)}"
 
 
 def watch_one(host: Host, files: Files, *, by: str) -> None:
@@ -13131,29 +13228,38 @@ def _enforcement_lines(state: State, shown: Mapping[str, Any]) -> list[Line]:
     "log in, or run a command in the guest",
     ONE_BY_OPTION,
     argument(
+        "--print",
+        dest="print_only",
+        action="store_true",
+        help="print the ssh command for a shell, and run nothing",
+    ),
+    argument(
         "command",
         nargs=argparse.REMAINDER,
         metavar="-- COMMAND",
         help="what to run, in the guest's shell",
     ),
-    example="ycluster ssh --name demo -- uname -a",
+    example="ycluster ssh demo -- uname -a",
 )
-def ssh(host: Host, files: Files, command: Sequence[str]) -> int:
+def ssh(host: Host, files: Files, command: Sequence[str], *, print_only: bool = False) -> int:
     """Log in, or run a command; returns its exit status.
 
     One word is a shell command; of several, each arrives as it is.
     """
     state = load_state(files)
-    now = status_of(host, state)
-    if now in (*OFF, "paused"):
-        raise wrong_state(state, now)
-    host.need({"ssh": "openssh-client"})
-    os.close(open_own(files.ssh_key, os.O_RDONLY))  # ssh would wait for a FIFO
     words = list(command)
     if words[:1] == ["--"]:
         del words[0]
     if len(words) > 1:
         words = [shlex.join(words)]
+    if print_only:
+        host.output.data(shlex.join(ssh_argv(state, *words)))
+        return 0
+    now = status_of(host, state)
+    if now in (*OFF, "paused"):
+        raise wrong_state(state, now)
+    host.need({"ssh": "openssh-client"})
+    os.close(open_own(files.ssh_key, os.O_RDONLY))  # ssh would wait for a FIFO
     _note_use(host, state)
     status = host.interactive(ssh_argv(state, *words))
     _note_use(host, state)

@@ -446,6 +446,123 @@ def test_list_tells_what_nothing_will_end(
     assert "(NO TIMER)" in cli("status", "--name", "lost").out
 
 
+def test_list_names_what_can_not_be_read(cli: Cli, cache: Path, home: Path) -> None:
+    """Also where that is all there is; to programs by a warning, as its fields are unknown. (25)"""
+    (cache / "broken.json").write_text("{")
+    ran = cli("list")
+    assert [line.split()[:2] for line in ran.out.splitlines()[1:]] == [["broken", "unreadable"]]
+    assert "no clusters" not in ran.err and missing(ran.err, f"{cache}/broken.json:") == []
+    made(cache, "other", context="other")
+    assert [row[:2] for row in listed(home, 250)][-2:] == [
+        ["broken", "unreadable"],
+        ["other", "stopped"],
+    ]
+    shown = json.loads(cli("list", "-o", "json").out)
+    assert [one["name"] for one in shown["clusters"]] == ["other"]
+
+
+def test_the_default_context_is_not_said_to_have_been_typed(cli: Cli, cache: Path) -> None:
+    """(25)"""
+    for name in ("a", "b"):
+        made(cache, name, context=name)
+    told(cli("start"), 4, "the default context, local;", "--name a", "--name b")
+    told(cli("start", "--context", "prod"), 4, "with the context prod;")
+
+
+def test_the_ssh_command_can_be_printed(cli: Cli, cache: Path, tmp_path: Path) -> None:
+    """For a shell, which runs what `ssh` would; nothing is run, and the cluster may be off. (25)"""
+    state = made(cache, "my-dev", ssh_port=2299)
+    assert missing(cli("status").out, "ycluster ssh my-dev") == []
+    assert "IdentityFile" not in cli("status").out
+    for words, command in (
+        ([], []),
+        (["my-dev"], []),
+        (["--name", "my-dev", "--", "echo", "a b"], ["echo 'a b'"]),
+    ):
+        ran = cli("ssh", "--print", *words)
+        assert (ran.code, ran.err, len(ran.out.splitlines())) == (0, "", 1)
+        assert shlex.split(ran.out) == ycluster.ssh_argv(state, *command)
+
+
+@pytest.fixture
+def bootable(cache: Path, monkeypatch: pytest.MonkeyPatch) -> State:
+    """A cluster that has expired, on a host on which nothing can be armed."""
+    monkeypatch.setattr(ycluster.Host, "which", lambda self, program: "/bin/true")
+    monkeypatch.setattr(ycluster, "TIMERS", (Memory("memory", [], unusable="no daemon"),))
+    fields = {"image": "/i", "started_at": 5, "ssh_port": 0, "reaped": ended()}
+    state = made(cache, **fields)
+    state.files.disk.touch()
+    return state
+
+
+@pytest.mark.parametrize("suspended", [False, True])
+def test_a_start_that_is_refused_forgets_nothing(
+    cli: Cli, bootable: State, suspended: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For want of a timer; and no deadline is said to be saved, as none is. (25)"""
+    if suspended:
+        bootable.files.memory.touch()
+        kept = ycluster.Suspended(int(NOW), packed="", digest="", fits={})
+        ycluster.save_state(ycluster.replace(bootable, suspended=kept))
+        monkeypatch.setattr(ycluster, "memory_fault", lambda host, state: "")
+    before = ycluster.load_state(bootable.files)
+    ran = cli("start")
+    told(ran, 5, "no timer can be armed", "memory: no daemon", "YCLUSTER_TIMER")
+    assert missing(ran.err, "is saved") == ["is saved"]
+    after = ycluster.load_state(bootable.files)
+    assert (after.reaped, after.started_at) == (before.reaped, before.started_at)
+    assert (after.expires_at, after.suspended is not None) == (None, suspended)
+
+
+def test_a_resume_that_is_refused_forgets_nothing(
+    cli: Cli, bootable: State, processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """(25)"""
+    stand_in(processes, bootable.files)
+    monkeypatch.setattr(ycluster, "vm_status", lambda host, files: "paused")
+    paused = ycluster.save_state(ycluster.replace(bootable, reaped=ended(action="pause")))
+    told(cli("resume"), 5, "no timer can be armed")
+    assert ycluster.load_state(paused.files) == paused
+    assert re.search("(?m)^state: +paused 35m ago by its budget$", cli("status").out)
+
+
+def test_watch_all_says_what_it_watches_whenever_that_changes(
+    host: Clocked, cache: Path, timer: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """(25)"""
+
+    class Enough(Exception):
+        pass
+
+    steps = iter(
+        [
+            lambda: made(cache, "a", expires_at=SOON, started_at=1),
+            lambda: made(cache, "b", context="b"),
+            lambda: None,
+            lambda: None,
+            lambda: setattr(host, "time", SOON + 1),
+        ]
+    )
+
+    def sleep(seconds: float) -> None:
+        step = next(steps, None)
+        if step is None:
+            raise Enough
+        step()
+
+    monkeypatch.setattr(host, "sleep", sleep)
+    with pytest.raises(Enough):
+        ycluster.watch_all(host)
+    lines = [line for line in host.log.getvalue().splitlines() if "watching" in line]
+    until = ycluster.local_time(SOON)
+    assert [line.partition(" watching ")[2] for line in lines] == [
+        "0 clusters; no deadline is set",
+        f"1 cluster; the next deadline is that of a, at {until}",
+        f"2 clusters; the next deadline is that of a, at {until}",
+        "2 clusters; no deadline is set",
+    ]
+
+
 def ended(**fields: Any) -> Reaped:
     """An expiry of 35 minutes ago."""
     values = {"action": "stop", "by": "systemd", "how": "guest-shutdown", **fields}
