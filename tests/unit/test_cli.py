@@ -849,6 +849,18 @@ def test_provision_never_takes_over_what_is_there(
     } == before
 
 
+def test_provision_of_one_that_runs_tells_each_way_on(
+    cli: Cli, at: Path, cache: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A teardown, which costs its disk, comes last. (25)"""
+    monkeypatch.setattr(ycluster.Host, "which", lambda self, program: "/bin/true")
+    stand_in(processes, made(cache, image="/i", started_at=5).files)
+    ran = cli("provision", "-c", "good")
+    ways = [f"`ycluster {way}`" for way in ("ssh demo", "start -c DIR", "teardown demo")]
+    told(ran, 1, "demo already runs", *ways)
+    assert sorted(ways, key=ran.err.index) == ways
+
+
 # --- hosts to expect
 
 

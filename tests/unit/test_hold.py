@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_docs import documented, shape
 from test_histories import World
 from unit_support import (
     IMPORTS,
@@ -679,6 +680,8 @@ def test_what_came_of_a_run_can_be_had_as_json(runs: Runs, before: str) -> None:
         "undone": ycluster._UNDO.get("absent" if before == "missing" else before, ""),
         "error": "",
     }
+    whole = json.loads((runs.folder / "summary.json").read_text())
+    assert shape(whole) == shape(documented("ycluster run --summary FILE"))
     _, written = summary(runs, "--then", "leave", "--", "true")
     assert (written["state"], written["undone"]) == ("running", "")
 
