@@ -11128,7 +11128,8 @@ def _resume(
             state = _with_timers(host, state)  # before the guest runs
         except BaseException:
             if halted:
-                save_state(paused)
+                saved = load_state(paused.files)
+                swap_timers(host, replace(paused, timers=saved.timers), paused.timers)
             raise
         if halted:
             _wake(host, state, vm)
@@ -13020,8 +13021,8 @@ class ListRow(Record):
 def _list_row(host: Host, files: Files, shown: Mapping[str, Any] | None) -> ListRow:
     """The row of a cluster; None is shown of one whose state can't be read."""
     if shown is None:
-        unknown = dict.fromkeys(("", "LEFT", "CONTEXT", "ON EXPIRY", "SSH", "PORTS"), "?")
-        cells = {"NAME": files.name, "STATE": "unreadable", **unknown}
+        unknown = dict.fromkeys(("LEFT", "CONTEXT", "ON EXPIRY", "SSH", "PORTS"), "?")
+        cells = {"NAME": files.name, "STATE": "unreadable", "": "", **unknown}
         return ListRow({**cells, "CACHEDIR": str(files.cache_dir)}, RED)
     cells = {
         "NAME": shown["name"],
@@ -13034,7 +13035,8 @@ def _list_row(host: Host, files: Files, shown: Mapping[str, Any] | None) -> List
         "PORTS": port_words(shown),
         "CACHEDIR": shown["cacheDir"],
     }
-    return ListRow(cells, left_colour(shown) or STATE_COLOURS.get(shown["state"], ""))
+    colours = (left_colour(shown), STATE_COLOURS.get(shown["state"], ""))
+    return ListRow(cells, RED if RED in colours else colours[0] or colours[1])
 
 
 def _list_lines(rows: Sequence[ListRow], terminal: bool) -> list[Line]:
@@ -13113,8 +13115,9 @@ def _status_lines(host: Host, state: State, shown: Mapping[str, Any]) -> list[Li
         _row("lifetime:", _budget_words(state, shown), "" if state.has_limit else colour),
     ]
     if state.expires_at is not None:
-        bar = f"{time_bar(shown)} " if host.output.shown else ""
-        ends = f"{local_time(state.expires_at)} ({bar}{left_words(shown)})"
+        bar = time_bar(shown) if host.output.shown else ""
+        left = f"{bar} {left_words(shown)}".lstrip()
+        ends = f"{local_time(state.expires_at)} ({left})"
         made.append(_row("deadline:", ends, colour))
     made += _use_lines(state, shown, "" if state.expires_at is not None else colour)
     if shown["warnsAt"]:

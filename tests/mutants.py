@@ -2618,6 +2618,12 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "test_telling.py::test_a_narrow_terminal_shows_what_matters_most_and_wraps_nothing",
     ),
     (
+        "status marks what is overdue",
+        '_row("deadline:", ends, colour)',
+        '_row("deadline:", ends)',
+        "test_telling.py::test_what_needs_the_users_eye_is_coloured_on_a_terminal_alone",
+    ),
+    (
         "no row wraps",
         "        widths[widths.index(max(widths))] -= 1\n",
         "        break\n",
@@ -2637,8 +2643,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a refused resume leaves the last expiry",
-        "            if halted:\n                save_state(paused)\n",
-        "",
+        "            if halted:\n                saved = load",
+        "            if False:\n                saved = load",
         "test_telling.py::test_a_resume_that_is_refused_forgets_nothing",
     ),
     (

@@ -456,7 +456,7 @@ sshUser: me
         ("{}", "no version"),
         ('{"version": 1}', "names no cluster"),
         (json.dumps({**GO, "name": "other"}), "'other'"),
-        (json.dumps({**GO, "name": None}), "None"),
+        (json.dumps({**GO, "name": None}), "names no cluster"),
         (json.dumps({**GO, "name": 5}), "name, string"),
         (json.dumps({**GO, "context": ["local"]}), "context, string"),
         (json.dumps({**GO, "sshPort": 2222}), "sshPort, string"),
