@@ -111,6 +111,7 @@ CONFIG_NAMES = ("y-cluster-provision.yaml", "y-cluster-provision.json")
 PROVIDERS = ("qemu", "docker", "multipass")
 # Others of the sibling's, whose keys only it knows: their budgets are read, for `gcp-flags`.
 OTHER_PROVIDERS = ("hetzner", "glesys")
+DEFAULT_CONTEXT = "local"
 K3S_VERSION = "v1.35.6+k3s1"
 
 # A dated release, because what the undated /release/ URL gives has no fixed digest. The server
@@ -521,18 +522,39 @@ def columns(fd: int = 2) -> int:
 
 
 NO_LIMIT = 1 << 20  # columns: wider than any table
+CUT_TO = 5  # columns: of a cell that is cut two letters are left, and dots
 
 
-def table(rows: Sequence[Sequence[str]], width: int = NO_LIMIT) -> list[str]:
+def table(
+    rows: Sequence[Sequence[str]], width: int = NO_LIMIT, spare: Sequence[str] = ()
+) -> list[str]:
     """Rows of cells as left-aligned columns, two spaces apart: a text for each row.
 
-    The last columns are left out as far as the table is wider than `width`; the first never is.
+    Where it is wider than `width`, columns are left out by their headings, those of `spare` in
+    their order; where that is not enough, the widest ones are cut.
     """
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    while len(widths) > 1 and sum(widths) + 2 * (len(widths) - 1) > width:
-        widths.pop()
-    lines = ["  ".join(map(str.ljust, row, widths)) for row in rows]  # as many cells as widths
+    kept = [*zip(*rows)]
+    for heading in spare:
+        if _table_width(_widths(kept)) > width:
+            kept = [column for column in kept if column[0] != heading]
+    widths = _widths(kept)
+    while _table_width(widths) > width and max(widths) > CUT_TO:
+        widths[widths.index(max(widths))] -= 1
+    lines = ["  ".join(map(_fitted, row, widths)) for row in zip(*kept)]
     return [line.rstrip() for line in lines]
+
+
+def _widths(kept: Iterable[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in kept]
+
+
+def _table_width(widths: Sequence[int]) -> int:
+    return sum(widths) + 2 * (len(widths) - 1)
+
+
+def _fitted(cell: str, width: int) -> str:
+    """A cell as wide as its column; dots show where it is cut."""
+    return cell.ljust(width) if len(cell) <= width else f"{cell[: width - 3]}..."
 
 
 def to_json(value: object) -> str:
@@ -3404,7 +3426,7 @@ class Config(Record):
             r"[^-\x00-\x1f\x7f][^\x00-\x1f\x7f]{0,299}", "a context name, which has no dash first"
         ),
         "The kubeconfig context.",
-        "local",
+        DEFAULT_CONTEXT,
     )
 
     memory: int = key(_MEMORY, "Memory of the VM in MB; or as 4G, 4Gi or 4GB.", 8192)
@@ -4460,7 +4482,7 @@ class State(Record):
 
     name: str
     cache_dir: str
-    context: str = stored(_WORD, "local")
+    context: str = stored(_WORD, DEFAULT_CONTEXT)
     disk_size: str = stored(_WORD, "20G")
     memory: str = stored(_WORD, "8192")  # MB
     cpus: str = stored(_WORD, "4")
@@ -4612,6 +4634,8 @@ def decode_state(text: str, path: Path, copy: Callable[[], str] = str) -> State:
     data.pop(_WRITER[0], None)
     version = data.pop("version", None)
     if version != 1:
+        if version is None:
+            raise _unreadable(path, "it has no version, as a state file has")
         why = f"{path}: version {version!r:.40}, and this ycluster knows version 1"
         raise StateError(why, hint="use the ycluster that wrote it")
     values: dict[str, Any] = {}
@@ -4624,7 +4648,8 @@ def decode_state(text: str, path: Path, copy: Callable[[], str] = str) -> State:
         except (ValueError, OverflowError) as error:
             raise _unreadable(path, f"{name} {error}") from None
     if values.get("name") != path.stem:
-        raise _unreadable(path, f"it names the cluster {values.get('name')!r}")
+        named = f"the cluster {values['name']!r}" if "name" in values else "no cluster"
+        raise _unreadable(path, f"it names {named}")
     # Where the file lies is where its neighbours are; the directory may have been moved or linked.
     values["cache_dir"] = str(path.parent)
     state = State(extra=data, **values)
@@ -6251,8 +6276,9 @@ def arm_timers(host: Host, state: State, *, renew: bool = False) -> State:
             continue
         return swap_timers(host, state, armed)
     save_state(replace(state, timers=()))
-    why = f"{state.name}: no timer can be armed; its deadline is saved, and nothing will act on it"
-    hint = "run `ycluster lifetime reap --all` from your own scheduler, or unset YCLUSTER_TIMER"
+    why = f"{state.name}: no timer can be armed, so nothing would act on its deadline"
+    hint = "unset YCLUSTER_TIMER, so that any timer will do; where it runs already, "
+    hint += "`ycluster lifetime reap --all`\nfrom a scheduler of your own keeps its deadline"
     raise PrerequisiteError(f"{why} ({'; '.join(refused)})", hint=hint)
 
 
@@ -8000,10 +8026,13 @@ def _say_clock(host: Host, state: State, off: str | None) -> None:
 
 
 # --- the wait for the boot
+STARTING_QEMU = "starting QEMU"
+
+
 class Stage(Record):
     """A step of a boot, and the question that is asked until it answers yes."""
 
-    name: str
+    name: str  # what goes on meanwhile: booting
     reached: Callable[[Host, State, Waiting], bool]
 
 
@@ -8087,10 +8116,10 @@ def _cloud_init_errors(result: str) -> list[object]:
 
 
 BOOT_STAGES = (
-    Stage("firmware", firmware_speaks),
-    Stage("SSH banner", ssh_answers),
-    Stage("login", login_works),
-    Stage("cloud-init done", cloud_init_is_done),
+    Stage("booting", firmware_speaks),
+    Stage("waiting for SSH", ssh_answers),
+    Stage("logging in", login_works),
+    Stage("waiting for cloud-init", cloud_init_is_done),
 )
 
 
@@ -8110,7 +8139,7 @@ def goes_on(host: Host, state: State, waiting: Waiting) -> bool:
 
 
 # A guest that goes on writes nothing to its console.
-RESTORED_STAGES = (Stage("SSH banner", ssh_answers), Stage("login", goes_on))
+RESTORED_STAGES = (Stage("waiting for SSH", ssh_answers), Stage("logging in", goes_on))
 
 
 class BootWait:
@@ -8131,7 +8160,7 @@ class BootWait:
         self.vm = vm
         self.timeout = timeout  # seconds that each stage may take
         self.steps = Steps(host.output, host.monotonic)
-        self.stage = "its process"
+        self.stage = STARTING_QEMU
         self.looked = host.monotonic()  # when the VM was last looked at
         self.until = self.looked + timeout
 
@@ -8152,11 +8181,11 @@ class BootWait:
             self.looked = self.host.monotonic()
         if self.host.monotonic() > self.until:
             raise self._timed_out()
-        self.steps.waiting(f"waiting for {self.stage}")
+        self.steps.waiting(self.stage)
 
     def _timed_out(self) -> TimedOut:
         name = self.state.name
-        bound = f"no {self.stage} within {self.timeout:.0f} s"
+        bound = f"{self.stage} took more than {self.timeout:.0f} s"
         stop = f"`ycluster stop --name {name}` stops it now"
         why = f"{name}: {bound}; {console_tail(self.state.files)}"
         return TimedOut(why, hint=f"it keeps running until its deadline; {stop}")
@@ -8185,7 +8214,7 @@ class BootWait:
 
 def _boot_failed(state: State, stage: str, trouble: str) -> YclusterError:
     files = state.files
-    why = f"{state.name}: {trouble} while waiting for {stage}; {console_tail(files)}"
+    why = f"{state.name}: {trouble} while {stage}; {console_tail(files)}"
     return YclusterError(why, hint=f"the whole console: {files.console}")
 
 
@@ -8203,10 +8232,10 @@ def wait_ready(
     """
     with find_vm(host, state.files) as vm:
         if vm is None:
-            raise _boot_failed(state, "its process", "QEMU ended")
+            raise _boot_failed(state, STARTING_QEMU, "QEMU ended")
         wait = BootWait(host, state, vm, timeout)
         wait.check()
-        wait.steps.done("process")
+        wait.steps.done(STARTING_QEMU)
         for stage in stages:
             wait.reach(stage)
 
@@ -8670,9 +8699,9 @@ def k3s_stages(state: State) -> tuple[Stage, ...]:
     if not state.has_k3s:
         return ()
     return (
-        Stage("k3s installed", install_k3s),
-        Stage("API ready", api_is_ready),
-        Stage("node Ready", node_is_ready),
+        Stage("installing k3s", install_k3s),
+        Stage("waiting for the API", api_is_ready),
+        Stage("waiting for the node", node_is_ready),
     )
 
 
@@ -9200,6 +9229,13 @@ def _merge_by_kubectl(
 # A disk is made under another name and then renamed, so that none is ever half there.
 
 
+# How to get an image that can't be fetched, for somebody who has this program alone.
+OTHER_IMAGES = """\
+HTTPS_PROXY names a proxy; `image` in the config, with its `imageSha256`, can be a mirror's URL,
+or the path of an Ubuntu or Debian cloud image on this host
+(in the source repository, scripts/build-guest-image.sh makes one of packages)"""
+
+
 def fetch_image(host: Host, config: QemuConfig, cache_dir: Path) -> Path:
     """The cloud image, in a file named by its SHA-256, as disks are overlays on it.
 
@@ -9220,12 +9256,10 @@ def fetch_image(host: Host, config: QemuConfig, cache_dir: Path) -> Path:
         # Those of other images: the lock is ours, so nobody is using them.
         for leftover in {*images.glob(f".{'[0-9a-f]' * 16}.part")} - {part}:
             remove(leftover)
-        hint = "`image` (and imageSha256) in the config can name any cloud image that this host "
-        hint += (
-            "can reach;\nscripts/build-guest-image.sh in ycluster's sources makes one of packages"
-        )
         with replacing(host, known, fault):
-            digest = download(host, config.image, part, hint, config.image_sha256, "imageSha256")
+            digest = download(
+                host, config.image, part, OTHER_IMAGES, config.image_sha256, "imageSha256"
+            )
         part.chmod(0o400)
         return part.replace(images / digest)
 
@@ -9948,7 +9982,11 @@ class Selector(Record):
 
     def __str__(self) -> str:
         """In words, to follow `no cluster`."""
-        return f"named {self.name}" if self.name else f"with the context {self.context or 'local'}"
+        if self.name:
+            return f"named {self.name}"
+        if self.context:
+            return f"with the context {self.context}"
+        return f"with the default context, {DEFAULT_CONTEXT}"
 
     def pick(self, host: Host, found: Sequence[Files]) -> list[Files]:
         """Those that it may mean: by name; else by context; else the only one, or `local`."""
@@ -9956,7 +9994,7 @@ class Selector(Record):
             return [files for files in found if files.name == self.name]
         if len(found) == 1 and not self.context:
             return list(found)
-        wanted = self.context or "local"
+        wanted = self.context or DEFAULT_CONTEXT
         return [files for files, state in readable(host) if state.context == wanted]
 
 
@@ -10125,13 +10163,19 @@ def current(host: Host, files: Files) -> State:
 
 def readable(host: Host) -> list[tuple[Files, State]]:
     """The clusters whose state can be read; one that can't be is a warning, and hides no other."""
-    found = []
+    return [(files, state) for files, state in with_states(host) if state is not None]
+
+
+def with_states(host: Host) -> list[tuple[Files, State | None]]:
+    """The clusters with their states; None, and a warning, where that can't be read."""
+    found: list[tuple[Files, State | None]] = []
     for files in discover(host):
         try:
             found.append((files, current(host, files)))
         except StateError as error:
             if os.path.lexists(files.sidecar):
                 host.output.warn(str(error))
+                found.append((files, None))
     return found
 
 
@@ -10682,6 +10726,7 @@ def _boot(host: Host, state: State) -> State:
     If the guest does not start, the deadline is cleared.
     """
     warn_of_little_memory(host, state)
+    before = state
     state = _held(host, anchored(with_choice(host, state), host.clock()))
     try:
         # The deadline is on disk: whatever kills us from here on, the next command knows of it.
@@ -10694,11 +10739,16 @@ def _boot(host: Host, state: State) -> State:
         state = save_state(state)
     except BaseException:
         if not running(host, state.files):
-            swap_timers(host, stopped(load_state(state.files)), ())
+            swap_timers(host, stopped(_not_started(before, load_state(before.files))), ())
         raise
     expires_at = _encode_time(state.expires_at)
     log_event(host, state, "started", expiresAt=expires_at, accel=state.ran_with, restored=False)
     return state
+
+
+def _not_started(before: State, saved: State) -> State:
+    """The saved state of a start that failed: of what ran last it has what it had `before`."""
+    return replace(saved, started_at=before.started_at, reaped=before.reaped)
 
 
 def _with_timers(host: Host, state: State) -> State:
@@ -10943,6 +10993,7 @@ def _halt(host: Host, state: State) -> str:
 
 
 MEMORY_STEP = "memory file"  # how a VM has ended of which its memory is left
+NOT_RUNNING = "was not running"  # and how one that an expiry has found off
 
 
 def _is_kept(host: Host, files: Files) -> bool:
@@ -11146,7 +11197,7 @@ def _go_on(host: Host, state: State) -> State:
             saved = load_state(state.files)
             if state.files.memory.exists():
                 saved = _stamped(host, saved)
-            swap_timers(host, stopped(saved), ())
+            swap_timers(host, stopped(_not_started(state, saved)), ())
         raise
     expires_at = _encode_time(fresh.expires_at)
     log_event(host, fresh, "started", expiresAt=expires_at, accel=fresh.ran_with, restored=True)
@@ -11219,9 +11270,16 @@ def _resume(
         if changed != state:
             state = save_state(changed)  # also where it is disarmed, and no timer is armed
         say_changes(host, changes)
+        paused = state
         if halted and _used_up(state, host.now()):
             state = anchored(for_one_run(state, ""), host.clock())
-        state = _with_timers(host, state)  # before the guest runs
+        try:
+            state = _with_timers(host, state)  # before the guest runs
+        except BaseException:
+            if halted:
+                saved = load_state(paused.files)
+                swap_timers(host, replace(paused, timers=saved.timers), paused.timers)
+            raise
         if halted:
             _wake(host, state, vm)
         return halted, state
@@ -11874,7 +11932,7 @@ def _expire(
     # off, or a stop by the sibling, which leaves its deadline in the state file.
     if not how and not ending:
         action = ACTIONS[action.in_doubt]
-    how = how or "was not running"
+    how = how or NOT_RUNNING
     reaped = Reaped(int(host.now()), action.name, by, how, end.cause)
     _tell_expiry(host, state, reaped, end.at)
     try:
@@ -12398,7 +12456,7 @@ def _tell_hold(host: Host, state: State) -> None:
 
 # What undoes what `run` has done, by what the cluster was before; else it is left as it is.
 _UNDO = {
-    "missing": "teardown",
+    "absent": "teardown",
     "imported": "stop",
     "stopped": "stop",
     "suspended": "suspend",
@@ -12418,6 +12476,12 @@ _UNDO = {
         "woken goes back to what it was, and one that ran runs on",
     ),
     MAX_RUN,
+    argument(
+        "--summary",
+        metavar="FILE",
+        type=Path,
+        help="write what came of it to FILE as JSON, also where it fails",
+    ),
     COMMAND,
     example="ycluster run -c examples/dev -- make test",
 )
@@ -12429,39 +12493,81 @@ def run_with(
     then: str | None,
     own_name: str | None = None,
     run_budget: str = "",
+    summary: Path | None = None,
 ) -> int:
     """Run a command on this host while a cluster runs; returns its exit status.
 
-    Whatever becomes of it, the clean-up follows; if this is killed, the deadline does.
+    Whatever becomes of it, the clean-up follows; if this is killed, the deadline does. Its stdout
+    is the command's alone, so what came of it goes to a file.
     """
     words = _words(command)
     which = Selector(config=directory, name=own_name or "")
     files = files_of(host, own_config(host, directory, own_name))
-    if has_state(files):
-        _check_mode(host, files)
-        if then == "suspend":
-            _refuse_suspend(load_state(files))
-    before = _state_before(host, files)
-    host.holder = Holder(tuple(words), undo=then or _UNDO.get(before, ""))
-    status, brought = 0, ""
+    with _summed_up(host, files, summary) as facts:
+        if has_state(files):
+            _check_mode(host, files)
+            if then == "suspend":
+                _refuse_suspend(load_state(files))
+        before = facts["before"] = _state_before(host, files)
+        host.holder = Holder(tuple(words), undo=then or _UNDO.get(before, ""))
+        brought = ""
+        try:
+            state = _bring_up(host, which, before, run_budget)
+            brought = _run_of(state)
+            _tell_hold(host, state)
+            facts["exitStatus"] = host.attend(words, _facts_for_commands(state))
+        finally:
+            host.ignore_interrupts()
+            facts["undone"], facts["error"] = _undo(host, files, brought)
+    return int(facts["exitStatus"]) or (OWN_FAILURE if facts["error"] else 0)
+
+
+@contextlib.contextmanager
+def _summed_up(host: Host, files: Files, place: Path | None) -> Iterator[dict[str, Any]]:
+    """Have what the block notes of a run written to a file at its end, whatever that is.
+
+    The file is emptied first: that of an earlier run says nothing of this one.
+    """
+    facts = {"before": "", "exitStatus": None, "undone": "", "error": ""}
+    if place is None:
+        yield facts
+        return
+    began = host.monotonic()
+    os.umask(host.umask)  # it is the user's, and no secret
     try:
-        state = _bring_up(host, which, before, run_budget)
-        brought = _run_of(state)
-        _tell_hold(host, state)
-        status = host.attend(words, _facts_for_commands(state))
+        fd = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     finally:
-        host.ignore_interrupts()
-        undone = _undo(host, files, brought)
-    return status or (0 if undone else OWN_FAILURE)
+        os.umask(0o077)
+    with descriptor(fd):
+        try:
+            yield facts
+        except BaseException as error:
+            facts["error"] = str(error)
+            raise
+        finally:
+            about = {"version": 1, "name": files.name, "cacheDir": str(files.cache_dir)}
+            took = {"seconds": int(host.monotonic() - began), "state": _state_now(host, files)}
+            try:
+                os.write(fd, masked(to_json({**about, **took, **facts}) + "\n").encode())
+            except OSError as error:  # which costs no status of the command's
+                host.output.warn(f"{place}: {error.strerror}")
+
+
+def _state_now(host: Host, files: Files) -> str:
+    """What `status` calls the state of a cluster, or `absent`, or `unreadable`."""
+    try:
+        return status_of(host, load_state(files)) if has_state(files) else "absent"
+    except YclusterError:
+        return "unreadable"
 
 
 def _state_before(host: Host, files: Files) -> str:
-    """What `list` calls the state of a cluster; `missing` or `imported` where it has never run."""
+    """What `list` calls the state of a cluster; `absent` or `imported` where it has never run."""
     if not has_state(files):
-        return "imported" if files.is_kept() else "missing"
+        return "imported" if files.is_kept() else "absent"
     with opened(host, files) as state:
         if _half_made(state):
-            return "imported" if state.imported else "missing"
+            return "imported" if state.imported else "absent"
         return status_of(host, _settled(host, state))
 
 
@@ -12475,14 +12581,14 @@ def _bring_up(
 
     It is named by its config.
     """
-    if which.config and before in ("missing", "imported"):
+    if which.config and before in ("absent", "imported"):
         provision(host, which.config, own_name=which.name, run_budget=run_budget)
     elif before == "paused":
         resume(host, which, run_budget=run_budget)
     else:
         start(host, which, run_budget=run_budget)
     state = current(host, find_cluster(host, which))
-    if before not in ("missing", "imported", *OFF):  # it may be booting for somebody else
+    if before not in ("absent", "imported", *OFF):  # it may be booting for somebody else
         wait_ready(host, state, timeout=READY_TIMEOUT, stages=RESTORED_STAGES)
     return state
 
@@ -12504,33 +12610,39 @@ def _facts_for_commands(state: State) -> dict[str, str]:
     return facts
 
 
-def _undo(host: Host, files: Files, brought: str) -> bool:
-    """Do what comes after a command; False, and a warning, where that fails."""
+def _undo(host: Host, files: Files, brought: str) -> tuple[str, str]:
+    """Do what comes after a command; returns the verb, empty where nothing is undone, and a fault.
+
+    That is a warning, too.
+    """
     try:
-        if has_state(files):
-            with cluster_lock(host, files):
-                _undo_run(host, load_state(files), brought)
-        return True
+        if not has_state(files):
+            return "", ""
+        with cluster_lock(host, files):
+            return _undo_run(host, load_state(files), brought), ""
     except (YclusterError, OSError) as error:
-        host.output.warn(f"{files.name}: the clean-up failed: {error}")
-        return False
+        trouble = f"the clean-up failed: {error}"
+        host.output.warn(f"{files.name}: {trouble}")
+        return "", trouble
 
 
-def _undo_run(host: Host, state: State, brought: str) -> None:
+def _undo_run(host: Host, state: State, brought: str) -> str:
     """Undo what `run` did, where the run of now is what it brought up, and nobody else's."""
     assert host.holder is not None
     mine = [hold for hold in state.holds if _is_of_this_process(hold)]
     others = [hold for hold in _with_holds(host, state).holds if hold not in mine]
     undo = mine[0].undo if mine else host.holder.undo
     if undo in ("", "leave"):
-        return
+        return ""
     if not mine and brought != _run_of(state):
         host.output.warn(f"{state.name} is left as it is: it is not what this run has brought up")
-    elif others:
+        return ""
+    if others:
         host.output.warn(f"{state.name} is left running: held by {hold_words(others)}")
         _hand_on(state, others, undo)
-    else:
-        _UNDO_BY[undo](host, state.files)
+        return ""
+    _UNDO_BY[undo](host, state.files)
+    return undo
 
 
 def _unless_off(end: Callable[[Host, Files], None], host: Host, files: Files) -> None:
@@ -12577,14 +12689,31 @@ def watch_all(host: Host) -> NoReturn:
     """Reap whatever comes to be due, without end: the timer of a host that has none."""
     refuse_sudo(host, host.state_home())
     load_all(host)
+    said = ""
     while True:
         ahead: list[float] = []
         try:
             sweep(host, by="watch --all")
-            ahead = [wake_time(state) - host.now() for _, state in readable(host)]
+            states = [state for _, state in readable(host)]
+            ahead = [wake_time(state) - host.now() for state in states]
+            watched_now = _watched_words(states)
+            if watched_now != said:
+                said = watched_now
+                say_when(host, said)
         except Exception as error:  # whatever it is: the deadlines are to be kept all the same
             host.output.warn(str(error))
         host.sleep(min([WATCH_INTERVAL, *(left for left in ahead if left > 0)]))
+
+
+def _watched_words(states: Sequence[State]) -> str:
+    """What is watched, in words that change when a cluster or a deadline does."""
+    count = "1 cluster" if len(states) == 1 else f"{len(states)} clusters"
+    deadlines = {state.name: deadline_of(state) for state in states if not state.disarmed}
+    ends = sorted((at, name) for name, at in deadlines.items() if at is not None)
+    if not ends:
+        return f"watching {count}; no deadline is set"
+    at, name = ends[0]
+    return f"watching {count}; the next deadline is that of {name}, at {local_time(at)}"
 
 
 def watch_one(host: Host, files: Files, *, by: str) -> None:
@@ -12819,15 +12948,18 @@ def show_as(
     data: Mapping[str, Any],
     lines: Callable[[], Sequence[Line]],
     *,
-    narrow: bool = False,
+    spare: Sequence[str] = (),
 ) -> None:
-    """Print the data as JSON, or the lines as a table; `narrow`: only what fits on a terminal."""
+    """Print the data as JSON, or the lines as a table.
+
+    `spare`: the headings of what a table does without on a narrow terminal, as in `table`.
+    """
     if form == "json":
         host.output.data(to_json({"version": 1, **data}))
         return
     made = lines()
-    width = columns(1) if narrow and host.output.shown else NO_LIMIT
-    for row, line in zip(table([line.cells for line in made], width), made):
+    width = columns(1) if spare and host.output.shown else NO_LIMIT
+    for row, line in zip(table([line.cells for line in made], width, spare), made):
         host.output.data(row, line.colour)
         for text in line.remedy.splitlines():
             host.output.data("    " + text)
@@ -12927,11 +13059,11 @@ def port_words(shown: Mapping[str, Any]) -> str:
     return " ".join(words) or "-"
 
 
-def left_words(shown: Mapping[str, Any], *, bar: bool = False) -> str:
-    """What `list` has under LEFT; with a bar of how much of its time has passed."""
+def left_words(shown: Mapping[str, Any]) -> str:
+    """How long a cluster may still run."""
     if shown.get("disarmed"):
         return "disarmed"
-    left, whole, when = _sooner_end(shown)
+    left, _, when = _sooner_end(shown)
     if left is None:
         return "-" if shown["state"] in OFF else "no limit"
     if left <= 0 and shown.get("holds"):
@@ -12939,10 +13071,38 @@ def left_words(shown: Mapping[str, Any], *, bar: bool = False) -> str:
     words = f"{in_words(left)}{when}" if left > 0 else f"OVERDUE {in_words(left)}"
     if not shown.get("armed", True):
         words += " (NO TIMER)"
-    if not bar or not whole:
-        return words
+    return words
+
+
+def time_bar(shown: Mapping[str, Any]) -> str:
+    """A bar of how much of its time a cluster has left; empty where that is not known."""
+    left, whole, _ = _sooner_end(shown)
+    if left is None or not whole or shown["disarmed"]:
+        return ""
     filled = round(10 * min(max(0, left), whole) / whole)
-    return f"{'#' * filled:.<10} {words}"
+    return f"{'#' * filled:.<10}"
+
+
+def left_colour(shown: Mapping[str, Any]) -> str:
+    """The colour of `left_words`: red for what is overdue or has no timer, yellow for no limit."""
+    left, off = left_words(shown), shown["state"] in OFF
+    if left.startswith("OVERDUE") or (left.endswith("(NO TIMER)") and not off):
+        return RED
+    return YELLOW if left in ("no limit", "disarmed") and not off else ""
+
+
+def ended_words(shown: Mapping[str, Any], now: float) -> str:
+    """How long ago an expiry has ended a run, and why; empty where something else has."""
+    reaped = shown["reaped"]
+    if not reaped or ACTIONS[reaped["action"]].done != shown["state"]:
+        return ""
+    if reaped["how"] == NOT_RUNNING or shown["remainingSeconds"] is not None:
+        return ""
+    passed = now - parse_time(reaped["at"])
+    ago = f"{in_words(passed - passed % 60 if passed > 60 else passed)} ago"
+    if reaped["cause"] == UNUSED:
+        return f"{ago}, unused for {shown['maxIdle']}"
+    return f"{ago} by its budget"
 
 
 def _sooner_end(shown: Mapping[str, Any]) -> tuple[int | None, int, str]:
@@ -12975,10 +13135,12 @@ def list_clusters(host: Host, form: str, *, quiet: bool = False) -> None:
             raise UsageError("-q shows names, and -o json all there is to know")
         host.output.data("\n".join(files.name for files in discover(host)))
         return
-    found = [describe(host, state) for _, state in readable(host)]
+    every = [
+        (files, describe(host, state) if state else None) for files, state in with_states(host)
+    ]
     for text, files in told_of_lost(host):
         host.output.warn(f"{text}: {_way_out_of_lost(files)}")
-    if not found and form != "json":
+    if not every and form != "json":
         if unseen(host):
             return
         hint = "`ycluster provision -c DIR` makes one"
@@ -12986,35 +13148,59 @@ def list_clusters(host: Host, form: str, *, quiet: bool = False) -> None:
         return
 
     def lines() -> list[Line]:
-        head = Line(("NAME", "STATE", "LEFT", "CONTEXT", "ON EXPIRY", "SSH", "PORTS", "CACHEDIR"))
-        return [head, *(_list_line(shown, bar=host.output.shown) for shown in found)]
+        return _list_lines([_list_row(host, *one) for one in every], host.output.shown)
 
-    show_as(host, form, {"clusters": found}, lines, narrow=True)
+    found = [shown for _, shown in every if shown]
+    show_as(host, form, {"clusters": found}, lines, spare=LIST_SPARE)
 
 
-def _list_line(shown: Mapping[str, Any], *, bar: bool) -> Line:
-    cells = (
-        shown["name"],
-        shown["state"],
-        left_words(shown, bar=bar),
-        shown["context"],
-        shown["onExpiry"],
-        str(shown["sshPort"]),
-        port_words(shown),
-        shown["cacheDir"],
-    )
-    left = left_words(shown)
-    unenforced = left.endswith("(NO TIMER)") and shown["state"] not in OFF
-    if left.startswith("OVERDUE") or unenforced:
-        return Line(cells, RED)
-    colours = {
-        "stopped": DIM,
-        "suspended": DIM,
-        "paused": YELLOW,
-        "unresponsive": RED,
-        "unseen": YELLOW,
+# What `list` leaves out first on a narrow terminal; the time bar has no heading.
+LIST_SPARE = ("", "CONTEXT", "CACHEDIR", "PORTS", "SSH", "ON EXPIRY")
+STATE_COLOURS = {
+    "stopped": DIM,
+    "suspended": DIM,
+    "paused": YELLOW,
+    "unresponsive": RED,
+    "unseen": YELLOW,
+}
+
+
+class ListRow(Record):
+    """A row of `list`: its cells by their headings, and its colour."""
+
+    cells: Mapping[str, str]
+    colour: str = ""
+
+
+def _list_row(host: Host, files: Files, shown: Mapping[str, Any] | None) -> ListRow:
+    """The row of a cluster; None is shown of one whose state can't be read."""
+    if shown is None:
+        unknown = dict.fromkeys(("LEFT", "CONTEXT", "ON EXPIRY", "SSH", "PORTS"), "?")
+        cells = {"NAME": files.name, "STATE": "unreadable", "": "", **unknown}
+        return ListRow({**cells, "CACHEDIR": str(files.cache_dir)}, RED)
+    cells = {
+        "NAME": shown["name"],
+        "STATE": shown["state"],
+        "": time_bar(shown),
+        "LEFT": ended_words(shown, host.now()) or left_words(shown),
+        "CONTEXT": shown["context"],
+        "ON EXPIRY": shown["onExpiry"],
+        "SSH": str(shown["sshPort"]),
+        "PORTS": port_words(shown),
+        "CACHEDIR": shown["cacheDir"],
     }
-    return Line(cells, colours.get(shown["state"], ""))
+    colours = (left_colour(shown), STATE_COLOURS.get(shown["state"], ""))
+    return ListRow(cells, RED if RED in colours else colours[0] or colours[1])
+
+
+def _list_lines(rows: Sequence[ListRow], terminal: bool) -> list[Line]:
+    """The table of `list`. For a terminal it has bars, and no CONTEXT that says nothing."""
+    hidden = set() if terminal and any(row.cells[""] for row in rows) else {""}
+    if terminal and all(row.cells["CONTEXT"] in (row.cells["NAME"], "?") for row in rows):
+        hidden.add("CONTEXT")
+    headings = [heading for heading in rows[0].cells if heading not in hidden]
+    body = [Line(tuple(row.cells[name] for name in headings), row.colour) for row in rows]
+    return [Line(tuple(headings)), *body]
 
 
 @verb("status", "show one cluster", ONE, forms("text", "json"), example="ycluster status dev")
@@ -13024,8 +13210,7 @@ def status(host: Host, files: Files, form: str) -> None:
     shown = describe(host, state)
 
     def lines() -> list[Line]:
-        rows = _status_rows(state, shown, bar=host.output.shown)
-        return [Line(row) for row in [*rows, *_access_rows(state, shown)]]
+        return [*_status_lines(host, state, shown), *_access_lines(state, shown)]
 
     show_as(host, form, shown, lines)
 
@@ -13047,10 +13232,8 @@ def lifetime_status(host: Host, files: Files, form: str) -> None:
     }
 
     def lines() -> list[Line]:
-        rows = _status_rows(state, shown, bar=host.output.shown)
-        if state.counts:
-            rows += _enforcement_rows(state, shown["enforcement"])
-        return [Line(row) for row in rows]
+        made = _status_lines(host, state, shown)
+        return made + (_enforcement_lines(state, shown["enforcement"]) if state.counts else [])
 
     show_as(host, form, shown, lines)
 
@@ -13071,44 +13254,59 @@ def _budget_words(state: State, shown: Mapping[str, Any]) -> str:
     return " or ".join(limits) + (f", then {state.on_expiry}" if state.has_limit else "")
 
 
-def _status_rows(state: State, shown: Mapping[str, Any], *, bar: bool) -> list[tuple[str, str]]:
+def _row(head: str, text: str, colour: str = "") -> Line:
+    return Line((head, text), colour)
+
+
+def _status_lines(host: Host, state: State, shown: Mapping[str, Any]) -> list[Line]:
     """What both kinds of status begin with."""
-    now = shown["state"]
-    if state.suspended and shown["suspended"]:
-        size = shown["suspended"]["bytes"] >> 20
-        now = f"{now} since {local_time(state.suspended.at)}; its memory takes {size} MiB"
-    elif shown["accel"] and now != "stopped":
-        now = f"{now} ({shown['accel']})"
-    rows = [
-        ("cluster:", f"{state.name} (context {state.context})"),
-        ("state:", now),
-        ("lifetime:", _budget_words(state, shown)),
+    colour = left_colour(shown)
+    made = [
+        _row("cluster:", f"{state.name} (context {state.context})"),
+        _row("state:", _state_words(host, shown), STATE_COLOURS.get(shown["state"], "")),
+        _row("lifetime:", _budget_words(state, shown), "" if state.has_limit else colour),
     ]
     if state.expires_at is not None:
-        ends = f"{local_time(state.expires_at)} ({left_words(shown, bar=bar)})"
-        rows.append(("deadline:", ends))
-    rows += _use_rows(state, shown)
+        bar = time_bar(shown) if host.output.shown else ""
+        left = f"{bar} {left_words(shown)}".lstrip()
+        ends = f"{local_time(state.expires_at)} ({left})"
+        made.append(_row("deadline:", ends, colour))
+    made += _use_lines(state, shown, "" if state.expires_at is not None else colour)
     if shown["warnsAt"]:
-        rows.append(("warning:", local_time(time_of(state, WARNING))))
+        made.append(_row("warning:", local_time(time_of(state, WARNING))))
     if state.retry_at is not None and not shown["holds"]:
-        again = local_time(state.retry_at)
-        rows.append(("retry:", f"the {state.on_expiry} is under way, or failed; again at {again}"))
+        again = f"again at {local_time(state.retry_at)}"
+        text = f"the {state.on_expiry} is under way, or failed; {again}"
+        made.append(_row("retry:", text, RED))
     if state.reaped is not None:
-        rows.append(("expired:", last_expiry(state)[2:]))
-    return rows
+        made.append(_row("expired:", last_expiry(state)[2:]))
+    return made
 
 
-def _use_rows(state: State, shown: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _state_words(host: Host, shown: Mapping[str, Any]) -> str:
+    """The state of a cluster, and since when or how it has that."""
+    now: str = shown["state"]
+    words = ended_words(shown, host.now())
+    suspended = shown["suspended"]
+    if suspended:
+        words = words or f"since {local_time(parse_time(suspended['at']))}"
+        words += f"; its memory takes {suspended['bytes'] >> 20} MiB"
+    elif shown["accel"] and now not in OFF:
+        words = words or f"({shown['accel']})"
+    return f"{now} {words}".rstrip()
+
+
+def _use_lines(state: State, shown: Mapping[str, Any], colour: str) -> list[Line]:
     """Whether a cluster is used, and what holds it."""
-    rows = []
+    made = []
     if shown["idle"]:
-        rows.append(("idle:", _use_words(state.max_idle, shown["idle"])))
+        made.append(_row("idle:", _use_words(state.max_idle, shown["idle"]), colour))
     for hold in shown["holds"]:
         words = f"by {hold['command']} (pid {hold['pid']})"
         if hold["until"]:
             words += f" until {local_time(parse_time(hold['until']))}"
-        rows.append(("held:", words))
-    return rows
+        made.append(_row("held:", words))
+    return made
 
 
 def _use_words(limit: str, idle: Mapping[str, Any]) -> str:
@@ -13125,13 +13323,14 @@ def _use_words(limit: str, idle: Mapping[str, Any]) -> str:
     return "; ".join(words)
 
 
-def _access_rows(state: State, shown: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """How to get at a cluster."""
-    rows = [("ports:", port_words(shown)), ("ssh:", shlex.join(ssh_argv(state)))]
+def _access_lines(state: State, shown: Mapping[str, Any]) -> list[Line]:
+    """How to get at a cluster, in commands to paste."""
+    login = shlex.join(["ycluster", "ssh", state.name])
+    made = [_row("ports:", port_words(shown)), _row("ssh:", login)]
     if state.kubeconfig:
         options = ["--kubeconfig", state.kubeconfig, "--context", state.context]
-        rows.append(("kubectl:", shlex.join(["kubectl", *options, "get", "nodes"])))
-    return [*rows, ("disk:", shown["disk"])]
+        made.append(_row("kubectl:", shlex.join(["kubectl", *options, "get", "nodes"])))
+    return [*made, _row("disk:", shown["disk"])]
 
 
 def _enforcement(host: Host, state: State, trouble: str) -> dict[str, Any]:
@@ -13162,26 +13361,33 @@ def _better_timer(host: Host, backend: Timer) -> str:
     return ""
 
 
-def _enforcement_rows(state: State, shown: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _enforcement_lines(state: State, shown: Mapping[str, Any]) -> list[Line]:
     if state.disarmed:
-        return [("timer:", "disarmed by hand")]
-    name = shown["backend"]
+        return [_row("timer:", "disarmed by hand", YELLOW)]
+    made = [_row("timer:", shown["backend"])]
     if not shown["armed"]:
-        name = f"NONE, {shown['trouble']}: `ycluster lifetime arm` fixes it"
-    rows = [("timer:", name)]
+        text = f"NONE, {shown['trouble']}: `ycluster lifetime arm` fixes it"
+        made = [_row("timer:", text, RED)]
     if shown["chosen"]:
         way_out = "`YCLUSTER_TIMER=auto ycluster lifetime arm` takes the best"
-        rows.append(("  chosen:", f"{shown['chosen']}, by YCLUSTER_TIMER; {way_out}"))
-    rows += [(f"  {what}:", how) for what, how in shown["survives"].items()]
+        made.append(_row("  chosen:", f"{shown['chosen']}, by YCLUSTER_TIMER; {way_out}"))
+    made += [_row(f"  {what}:", how) for what, how in shown["survives"].items()]
     if shown["improve"]:
-        rows.append(("  better:", f"`{shown['improve']}`, then `ycluster lifetime arm`"))
-    return rows
+        better = f"`{shown['improve']}`, then `ycluster lifetime arm`"
+        made.append(_row("  better:", better))
+    return made
 
 
 @verb(
     "ssh",
     "log in, or run a command in the guest",
     ONE_BY_OPTION,
+    argument(
+        "--print",
+        dest="print_only",
+        action="store_true",
+        help="print the ssh command for a shell, and run nothing",
+    ),
     argument(
         "command",
         nargs=argparse.REMAINDER,
@@ -13190,22 +13396,25 @@ def _enforcement_rows(state: State, shown: Mapping[str, Any]) -> list[tuple[str,
     ),
     example="ycluster ssh dev -- uname -a",
 )
-def ssh(host: Host, files: Files, command: Sequence[str]) -> int:
+def ssh(host: Host, files: Files, command: Sequence[str], *, print_only: bool = False) -> int:
     """Log in, or run a command; returns its exit status.
 
     One word is a shell command; of several, each arrives as it is.
     """
     state = load_state(files)
-    now = status_of(host, state)
-    if now in (*OFF, "paused"):
-        raise wrong_state(state, now)
-    host.need({"ssh": "openssh-client"})
-    os.close(open_own(files.ssh_key, os.O_RDONLY))  # ssh would wait for a FIFO
     words = list(command)
     if words[:1] == ["--"]:
         del words[0]
     if len(words) > 1:
         words = [shlex.join(words)]
+    if print_only:
+        host.output.data(shlex.join(ssh_argv(state, *words)))
+        return 0
+    now = status_of(host, state)
+    if now in (*OFF, "paused"):
+        raise wrong_state(state, now)
+    host.need({"ssh": "openssh-client"})
+    os.close(open_own(files.ssh_key, os.O_RDONLY))  # ssh would wait for a FIFO
     _note_use(host, state)
     status = host.interactive(ssh_argv(state, *words))
     _note_use(host, state)
@@ -13271,6 +13480,9 @@ class Finding(Record):
     remedy: str = ""
 
 
+LEVEL_COLOURS = {"warning": YELLOW, "failure": RED}
+
+
 class Survey(Record):
     """What doctor goes through: this user's clusters, and the states of those that can be read."""
 
@@ -13305,7 +13517,10 @@ def doctor(host: Host, form: str) -> int:
     found += troubles or [Finding("clusters", "ok", "nothing is left over")]
 
     def lines() -> list[Line]:
-        return [Line((one.level, one.name, one.text), remedy=one.remedy) for one in found]
+        return [
+            Line((one.level, one.name, one.text), LEVEL_COLOURS.get(one.level, ""), one.remedy)
+            for one in found
+        ]
 
     show_as(host, form, {"findings": [vars(finding) for finding in found]}, lines)
     failed = any(finding.level == "failure" for finding in found)

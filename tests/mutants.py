@@ -1099,8 +1099,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a guest boots without its data disk",
-        "ext4 defaults,nofail,",
-        "ext4 defaults,",
+        "ext4 defaults,nofail 0 2",
+        "ext4 defaults 0 2",
         "test_machine.py::test_a_guest_boots_without_its_data_disk_too",
     ),
     (
@@ -1383,14 +1383,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a bad sidecar hides no other",
-        "except StateError as error:\n"
-        "            if os.path.lexists(files.sidecar):\n"
-        "                host.output.warn(str(error))\n"
-        "    return found",
-        "except StateError as error:\n"
-        "            host.output.warn(str(error))\n"
-        "            break\n"
-        "    return found",
+        "                found.append((files, None))\n    return found",
+        "            break\n    return found",
         "test_cli.py::test_a_corrupt_sidecar_does_not_hide_other_clusters",
     ),
     (
@@ -1520,7 +1514,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a guest that did not come to run leaves no deadline",
-        "swap_timers(host, stopped(load_state(state.files)), ())\n        raise",
+        "swap_timers(host, stopped(_not_started(before, load_state(before.files))), ())\n        raise",
         "pass\n        raise",
         "test_histories.py::test_histories_that_must_be_among_them",
     ),
@@ -1588,10 +1582,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a guest is woken after its timer stands",
-        "state = _with_timers(host, state)  # before the guest runs\n"
-        "        if halted:\n"
-        "            _wake(host, state, vm)",
-        "if halted:\n            _wake(host, state, vm)\n        state = _with_timers(host, state)",
+        "            state = _with_timers(host, state)  # before the guest runs\n",
+        "            _wake(host, state, vm)\n            state = _with_timers(host, state)\n",
         "test_vm.py::test_a_guest_is_not_woken_before_a_timer_guards_it",
     ),
     (
@@ -2087,8 +2079,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "status tells a guard that is gone",
-        'if not shown["armed"]:\n        name = ',
-        'if not shown["backend"]:\n        name = ',
+        'if not shown["armed"]:\n        text = ',
+        'if not shown["backend"]:\n        text = ',
         "test_faults.py::test_status_counts_on_no_timer_that_is_gone",
     ),
     (
@@ -2252,14 +2244,14 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a run in tap mode is refused before anything is changed",
-        "    if has_state(files):\n        _check_mode(host, files)\n",
-        "    if has_state(files):\n",
+        "if has_state(files):\n            _check_mode(host, files)\n",
+        "if has_state(files):\n",
         "test_tap.py::test_what_would_have_to_start_it_is_not_implemented_and_changes_nothing",
     ),
     (
         "a run that is to end with a suspend in tap mode does not begin",
-        'if then == "suspend":\n            _refuse_suspend(',
-        "if False:\n            _refuse_suspend(",
+        'if then == "suspend":\n                _refuse_suspend(',
+        "if False:\n                _refuse_suspend(",
         "test_tap.py::test_a_suspend_of_one_that_runs_leaves_it_running",
     ),
     (
@@ -2597,8 +2589,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "run leaves a cluster that another holds",
-        "    elif others:\n",
-        "    elif False:\n",
+        "    if others:\n        host",
+        "    if False:\n        host",
         "test_hold.py::test_a_cluster_that_another_holds_is_left_to_them",
     ),
     (
@@ -2614,8 +2606,68 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "test_hold.py::test_a_failure_of_our_own_is_told_apart",
     ),
     (
+        "STATE and LEFT stay where a terminal is narrow",
+        'LIST_SPARE = ("", "CONTEXT", ',
+        'LIST_SPARE = ("LEFT", "", "CONTEXT", ',
+        "test_telling.py::test_a_narrow_terminal_shows_what_matters_most_and_wraps_nothing",
+    ),
+    (
+        "the time bar is the first to go",
+        'LIST_SPARE = ("", "CONTEXT", "CACHEDIR", ',
+        'LIST_SPARE = ("CACHEDIR", "", "CONTEXT", ',
+        "test_telling.py::test_a_narrow_terminal_shows_what_matters_most_and_wraps_nothing",
+    ),
+    (
+        "status marks what is overdue",
+        '_row("deadline:", ends, colour)',
+        '_row("deadline:", ends)',
+        "test_telling.py::test_what_needs_the_users_eye_is_coloured_on_a_terminal_alone",
+    ),
+    (
+        "no row wraps",
+        "        widths[widths.index(max(widths))] -= 1\n",
+        "        break\n",
+        "test_telling.py::test_where_even_left_and_state_do_not_fit_the_widest_column_is_cut",
+    ),
+    (
+        "a cluster that can't be read has a row",
+        "                found.append((files, None))\n",
+        "",
+        "test_telling.py::test_list_names_what_can_not_be_read",
+    ),
+    (
+        "a refused start leaves the last expiry",
+        "started_at=before.started_at, reaped=before.reaped",
+        "started_at=before.started_at",
+        "test_telling.py::test_a_start_that_is_refused_forgets_nothing",
+    ),
+    (
+        "a refused resume leaves the last expiry",
+        "            if halted:\n                saved = load",
+        "            if False:\n                saved = load",
+        "test_telling.py::test_a_resume_that_is_refused_forgets_nothing",
+    ),
+    (
+        "ssh --print runs nothing",
+        "    if print_only:\n",
+        "    if False:\n",
+        "test_telling.py::test_the_ssh_command_can_be_printed",
+    ),
+    (
+        "watch --all says what it watches",
+        "            if watched_now != said:\n",
+        "            if False:\n",
+        "test_telling.py::test_watch_all_says_what_it_watches_whenever_that_changes",
+    ),
+    (
+        "a run that fails is summed up, too",
+        '            facts["error"] = str(error)\n            raise\n',
+        "            facts = {}\n            raise\n",
+        "test_hold.py::test_a_run_that_fails_is_summed_up_too",
+    ),
+    (
         "a run is waited for where the cluster ran before",
-        '    if before not in ("missing", "imported", *OFF):',
+        '    if before not in ("absent", "imported", *OFF):',
         "    if False:",
         "test_hold.py::test_a_cluster_that_runs_is_waited_for",
     ),

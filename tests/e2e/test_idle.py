@@ -33,10 +33,7 @@ def idle(cluster: Cluster) -> dict[str, Any]:
 @contextlib.contextmanager
 def ssh_session(cluster: Cluster) -> Iterator[None]:
     """A login that does nothing; by ssh itself, as `ycluster ssh` is a verb, which counts by itself."""
-    shown = next(
-        line for line in cluster.run("status").stdout.splitlines() if line.startswith("ssh:")
-    )
-    argv = shlex.split(shown.removeprefix("ssh:"))
+    argv = shlex.split(cluster.run("ssh", "--print").stdout)
     session = subprocess.Popen([*argv, "sleep 1000"], stdin=subprocess.DEVNULL)
     try:
         yield

@@ -118,10 +118,10 @@ def test_provision_installs_it_with_no_network_and_the_users_kubectl_reaches_the
     done = vm.run("provision", R_PASSWORD="hush")
     stages = [line.split(" (")[0].strip() for line in done.stderr.splitlines()]
     assert (
-        stages.index("cloud-init done")
-        < stages.index("k3s installed")
-        < stages.index("API ready")
-        < stages.index("node Ready")
+        stages.index("waiting for cloud-init")
+        < stages.index("installing k3s")
+        < stages.index("waiting for the API")
+        < stages.index("waiting for the node")
     )
     reaches_the_api(vm, kubeconfig)
 
@@ -168,7 +168,7 @@ def test_a_suspended_cluster_is_reached_again_by_its_new_port(
     starts = vm.run("ssh", "--", "cat /var/lib/rancher/k3s/starts").stdout
     vm.run("suspend")
     told = vm.run("start").stderr
-    assert "goes on" in told and "node Ready" in told
+    assert "goes on" in told and "waiting for the node" in told
     reaches_the_api(vm, kubeconfig)
     assert vm.run("ssh", "--", "cat /var/lib/rancher/k3s/starts").stdout == starts
 
@@ -211,7 +211,7 @@ def test_an_install_that_was_cut_short_is_finished_by_start(vm: Cluster, kubecon
         "sudo systemctl disable --now -q k3s && sudo rm -r /usr/local/bin/k3s /etc/rancher/k3s/k3s.yaml",
     )
     told = vm.run("start").stderr
-    assert "already runs" in told and "node Ready" in told
+    assert "already runs" in told and "waiting for the node" in told
     reaches_the_api(vm, kubeconfig)
 
 

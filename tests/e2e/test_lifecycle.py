@@ -29,7 +29,7 @@ def test_the_end_of_qemu_during_a_boot_is_told_with_the_consoles_last_words(
     os.kill(pid, signal.SIGKILL)
     _, told = provision.communicate(timeout=60)
     assert provision.returncode == 1
-    assert "QEMU ended while waiting for" in told and "No bootable device" in told
+    assert "QEMU ended while " in told and "No bootable device" in told
     assert str(doomed.file("-console.log")) in told
     assert doomed.status()["state"] == "stopped"
     doomed.run("teardown")
@@ -51,7 +51,7 @@ def test_a_guest_that_is_paused_during_a_boot_ends_the_wait(
     provision = booting(halted)
     halted.run("pause")
     _, told = provision.communicate(timeout=60)
-    assert provision.returncode == 1 and "it is paused while waiting for" in told
+    assert provision.returncode == 1 and "it is paused while " in told
     assert halted.status()["state"] == "paused" and halted.guard()["armed"]
 
 

@@ -75,7 +75,7 @@ def test_a_folder_that_cannot_be_read_is_not_taken_for_no_clusters(
     found = json.loads(by_modes(home, "doctor", "-o", "json").out)["findings"]
     [finding] = [one for one in found if one["name"] == str(place)]
     assert finding["level"] == "failure" and str(home / closed) in finding["remedy"]
-    told(by_modes(home, "lifetime", "reap", "--all"), 1, f"not reaped: what is in {place}")
+    told(by_modes(home, "lifetime", "reap", "--all"), 1, f"not expired: what is in {place}")
     told(by_modes(home, "status", "--name", "gone"), 4, *([place] if not seen else []))
     if seen:
         assert ycluster.load_state(Files(cache, "demo")).reaped

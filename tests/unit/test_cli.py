@@ -681,7 +681,7 @@ def test_reap_all_reaps_the_others_and_fails(cli: Cli, cache: Path) -> None:
         made(cache, name, expires_at=LONG_AGO)
     (cache / "m.json").write_text("{")
     ran = cli("lifetime", "reap", "--all")
-    told(ran, 1, "not reaped: m")
+    told(ran, 1, "not expired: m")
     for name in ("a", "z"):
         state = ycluster.load_state(ycluster.Files(cache, name))
         assert state.expires_at is None and state.reaped and state.reaped.how == "was not running"
@@ -851,6 +851,18 @@ def test_provision_never_takes_over_what_is_there(
     assert {
         name: value for name, value in tree(cache).items() if not name.endswith(".lock")
     } == before
+
+
+def test_provision_of_one_that_runs_tells_each_way_on(
+    cli: Cli, at: Path, cache: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A teardown, which costs its disk, comes last. (25)"""
+    monkeypatch.setattr(ycluster.Host, "which", lambda self, program: "/bin/true")
+    stand_in(processes, made(cache, image="/i", started_at=5).files)
+    ran = cli("provision", "-c", "good")
+    ways = [f"`ycluster {way}`" for way in ("ssh demo", "start -c DIR", "teardown demo")]
+    told(ran, 1, "demo already runs", *ways)
+    assert sorted(ways, key=ran.err.index) == ways
 
 
 # --- hosts to expect

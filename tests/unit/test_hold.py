@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_docs import documented, shape
 from test_histories import World
 from unit_support import (
     IMPORTS,
@@ -659,6 +660,60 @@ def test_run_leaves_a_cluster_as_it_found_it(
         assert runs.world.work == work, "what ran in it was lost"
     timers = [one for one in runs.world.timers.values() if one[0] == runs.files]
     assert bool(timers) is (before in ("paused", "running"))
+
+
+def summary(runs: Runs, *words: object) -> tuple[Ran, dict[str, Any]]:
+    """How `run --summary` ends, and what it writes, without what is the same each time."""
+    place = runs.folder / "summary.json"
+    ran = runs("--summary", place, *words)
+    written = json.loads(place.read_text())
+    assert written.pop("version") == 1 and written.pop("seconds") >= 0
+    assert (written.pop("name"), written.pop("cacheDir")) == ("demo", str(runs.files.cache_dir))
+    return ran, written
+
+
+@pytest.mark.parametrize("before", BEFORE)
+def test_what_came_of_a_run_can_be_had_as_json(runs: Runs, before: str) -> None:
+    """In a file, as stdout is the command's. (25)"""
+    runs.is_brought_to(before)
+    (runs.folder / "summary.json").write_text("of an earlier run")
+    ran, written = summary(runs, "--", "sh", "-c", "echo hello; exit 7")
+    assert ran.code == 7 and written == {
+        "before": "absent" if before == "missing" else before,
+        "state": {"missing": "absent", "imported": "stopped"}.get(before, before),
+        "exitStatus": 7,
+        "undone": ycluster._UNDO.get("absent" if before == "missing" else before, ""),
+        "error": "",
+    }
+    whole = json.loads((runs.folder / "summary.json").read_text())
+    assert shape(whole) == shape(documented("ycluster run --summary FILE"))
+    _, written = summary(runs, "--then", "leave", "--", "true")
+    assert (written["state"], written["undone"]) == ("running", "")
+
+
+def test_a_run_that_fails_is_summed_up_too(runs: Runs) -> None:
+    """(25)"""
+    runs.is_brought_to("stopped")
+    ran, written = summary(runs, "--", "no-such-command")
+    assert ran.code == 127 and missing(written.pop("error"), "no-such-command") == []
+    assert written == {
+        "before": "stopped",
+        "state": "stopped",
+        "exitStatus": None,
+        "undone": "stop",
+    }
+    runs.world.stubborn = True
+    ran, written = summary(runs, "--", "true")
+    assert ran.code == 125 and missing(written["error"], "clean-up", "SIGKILL") == []
+    assert (written["state"], written["exitStatus"], written["undone"]) == ("running", 0, "")
+
+
+def test_a_summary_that_can_not_be_written_costs_no_cluster(runs: Runs) -> None:
+    """It is opened first. (25)"""
+    ran = runs("--summary", runs.folder / "nowhere" / "x", "--", "true")
+    assert ran.code == 125 and missing(ran.err, "nowhere/x") == [] and runs.now == "missing"
+    assert runs.during == []
+    assert runs("--summary", "/dev/full", "--", "sh", "-c", "exit 7").code == 7
 
 
 @pytest.mark.parametrize("before", BEFORE)

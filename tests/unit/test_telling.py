@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from unit_support import (
     folded,
     made,
     missing,
+    stand_in,
     told,
 )
 
@@ -364,8 +366,10 @@ def test_set_wants_one_moment_to_come(cli: Cli, cache: Path, timer: Memory, more
 # --- how it looks
 
 
-def on_terminal(argv: list[str], home: Path, width: int, **environ: str) -> str:
-    """What a command shows on a terminal of that width."""
+def on_terminal(
+    argv: list[str], home: Path, width: int, code: int | None = 0, **environ: str
+) -> str:
+    """What a command shows on a terminal of that width; it ends with the code, if one is given."""
     leader, follower = pty.openpty()
     subprocess.run(["stty", "cols", str(width)], stdin=follower, check=True)
     env = {"PATH": os.environ["PATH"], "HOME": str(home), "TERM": "xterm", **environ}
@@ -378,7 +382,7 @@ def on_terminal(argv: list[str], home: Path, width: int, **environ: str) -> str:
     except OSError:  # the other end is closed
         pass
     os.close(leader)
-    assert process.wait() == 0, shown
+    assert process.wait() == code or code is None, shown
     return shown.decode().replace("\r\n", "\n")
 
 
@@ -399,9 +403,9 @@ def test_list_has_bars_and_colours_on_a_terminal_and_none_elsewhere(
     made(cache, "unarmed")
     shown = on_terminal(LIST, home, 250)
     assert re.search(
-        r"^\x1b\[31mlate +stopped +\.{10} OVERDUE [0-9dhms ]+ .*\x1b\[m$", shown, re.MULTILINE
+        r"^\x1b\[31mlate +stopped +\.{10} +OVERDUE [0-9dhms ]+ .*\x1b\[m$", shown, re.MULTILINE
     )
-    assert re.search(r"^\x1b\[2mother +stopped +#{6}\.{4} \d+d .*\x1b\[m$", shown, re.MULTILINE), (
+    assert re.search(r"^\x1b\[2mother +stopped +#{6}\.{4} +\d+d .*\x1b\[m$", shown, re.MULTILINE), (
         "of 1970 to 2100"
     )
     assert re.search(r"^\x1b\[2munarmed +stopped +- ", shown, re.MULTILINE) and shown.startswith(
@@ -442,15 +446,246 @@ def test_list_tells_what_nothing_will_end(
     assert "(NO TIMER)" in cli("status", "--name", "lost").out
 
 
-def test_a_narrow_terminal_shows_what_matters_most_and_wraps_nothing(
-    home: Path, cache: Path
+def test_list_names_what_can_not_be_read(cli: Cli, cache: Path, home: Path) -> None:
+    """Also where that is all there is; to programs by a warning, as its fields are unknown. (25)"""
+    (cache / "broken.json").write_text("{")
+    ran = cli("list")
+    assert [line.split()[:2] for line in ran.out.splitlines()[1:]] == [["broken", "unreadable"]]
+    assert "no clusters" not in ran.err and missing(ran.err, f"{cache}/broken.json:") == []
+    made(cache, "other", context="other")
+    assert [row[:2] for row in listed(home, 250)][-2:] == [
+        ["broken", "unreadable"],
+        ["other", "stopped"],
+    ]
+    shown = json.loads(cli("list", "-o", "json").out)
+    assert [one["name"] for one in shown["clusters"]] == ["other"]
+
+
+def test_the_default_context_is_not_said_to_have_been_typed(cli: Cli, cache: Path) -> None:
+    """(25)"""
+    for name in ("a", "b"):
+        made(cache, name, context=name)
+    told(cli("start"), 4, "the default context, local;", "--name a", "--name b")
+    told(cli("start", "--context", "prod"), 4, "with the context prod;")
+
+
+def test_the_ssh_command_can_be_printed(cli: Cli, cache: Path, tmp_path: Path) -> None:
+    """For a shell, which runs what `ssh` would; nothing is run, and the cluster may be off. (25)"""
+    state = made(cache, "my-dev", ssh_port=2299)
+    assert missing(cli("status").out, "ycluster ssh my-dev") == []
+    assert "IdentityFile" not in cli("status").out
+    for words, command in (
+        ([], []),
+        (["my-dev"], []),
+        (["--name", "my-dev", "--", "echo", "a b"], ["echo 'a b'"]),
+    ):
+        ran = cli("ssh", "--print", *words)
+        assert (ran.code, ran.err, len(ran.out.splitlines())) == (0, "", 1)
+        assert shlex.split(ran.out) == ycluster.ssh_argv(state, *command)
+
+
+@pytest.fixture
+def bootable(cache: Path, monkeypatch: pytest.MonkeyPatch) -> State:
+    """A cluster that has expired, on a host on which nothing can be armed."""
+    monkeypatch.setattr(ycluster.Host, "which", lambda self, program: "/bin/true")
+    monkeypatch.setattr(ycluster, "TIMERS", (Memory("memory", [], unusable="no daemon"),))
+    fields = {"image": "/i", "started_at": 5, "ssh_port": 0, "reaped": ended()}
+    state = made(cache, **fields)
+    state.files.disk.touch()
+    return state
+
+
+@pytest.mark.parametrize("suspended", [False, True])
+def test_a_start_that_is_refused_forgets_nothing(
+    cli: Cli, bootable: State, suspended: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made(cache, expires_at=FAR_AHEAD, started_at=1)
-    for width in (250, 120, 80, 60, 40, 20, 1):
-        lines = on_terminal(LIST, home, width, NO_COLOR="1").splitlines()
-        assert width == 1 or all(len(line) <= width for line in lines)
-        assert lines[0].split()[0] == "NAME" and lines[1].split()[0] == "demo"
-    assert "LEFT" in on_terminal(LIST, home, 50)
+    """For want of a timer; and no deadline is said to be saved, as none is. (25)"""
+    if suspended:
+        bootable.files.memory.touch()
+        kept = ycluster.Suspended(int(NOW), packed="", digest="", fits={})
+        ycluster.save_state(ycluster.replace(bootable, suspended=kept))
+        monkeypatch.setattr(ycluster, "memory_fault", lambda host, state: "")
+    before = ycluster.load_state(bootable.files)
+    ran = cli("start")
+    told(ran, 5, "no timer can be armed", "memory: no daemon", "YCLUSTER_TIMER")
+    assert missing(ran.err, "is saved") == ["is saved"]
+    after = ycluster.load_state(bootable.files)
+    assert (after.reaped, after.started_at) == (before.reaped, before.started_at)
+    assert (after.expires_at, after.suspended is not None) == (None, suspended)
+
+
+def test_a_resume_that_is_refused_forgets_nothing(
+    cli: Cli, bootable: State, processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """(25)"""
+    stand_in(processes, bootable.files)
+    monkeypatch.setattr(ycluster, "vm_status", lambda host, files: "paused")
+    paused = ycluster.save_state(ycluster.replace(bootable, reaped=ended(action="pause")))
+    told(cli("resume"), 5, "no timer can be armed")
+    assert ycluster.load_state(paused.files) == paused
+    assert re.search("(?m)^state: +paused 35m ago by its budget$", cli("status").out)
+
+
+def test_watch_all_says_what_it_watches_whenever_that_changes(
+    host: Clocked, cache: Path, timer: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """(25)"""
+
+    class Enough(Exception):
+        pass
+
+    steps = iter(
+        [
+            lambda: made(cache, "a", expires_at=SOON, started_at=1),
+            lambda: made(cache, "b", context="b"),
+            lambda: None,
+            lambda: None,
+            lambda: setattr(host, "time", SOON + 1),
+        ]
+    )
+
+    def sleep(seconds: float) -> None:
+        step = next(steps, None)
+        if step is None:
+            raise Enough
+        step()
+
+    monkeypatch.setattr(host, "sleep", sleep)
+    with pytest.raises(Enough):
+        ycluster.watch_all(host)
+    lines = [line for line in host.log.getvalue().splitlines() if "watching" in line]
+    until = ycluster.local_time(SOON)
+    assert [line.partition(" watching ")[2] for line in lines] == [
+        "0 clusters; no deadline is set",
+        f"1 cluster; the next deadline is that of a, at {until}",
+        f"2 clusters; the next deadline is that of a, at {until}",
+        "2 clusters; no deadline is set",
+    ]
+
+
+def ended(**fields: Any) -> Reaped:
+    """An expiry of 35 minutes ago."""
+    values = {"action": "stop", "by": "systemd", "how": "guest-shutdown", **fields}
+    return Reaped(at=int(time.time()) - 35 * 60 - 5, **values)
+
+
+def listed(home: Path, width: int) -> list[list[str]]:
+    """The rows of `list` on a terminal of that width, in which nothing wraps, as their cells."""
+    lines = on_terminal(LIST, home, width, NO_COLOR="1").splitlines()
+    assert width < 20 or all(len(line) <= width for line in lines), lines
+    return [re.split("  +", line) for line in lines]
+
+
+@pytest.mark.parametrize(
+    "width, headings",
+    [
+        (40, "NAME STATE LEFT"),
+        (80, "NAME STATE LEFT ON_EXPIRY SSH PORTS"),
+        (105, "NAME STATE LEFT ON_EXPIRY SSH PORTS CACHEDIR"),
+        (120, "NAME STATE LEFT CONTEXT ON_EXPIRY SSH PORTS CACHEDIR"),
+        (250, "NAME STATE LEFT CONTEXT ON_EXPIRY SSH PORTS CACHEDIR"),
+    ],
+)
+def test_a_narrow_terminal_shows_what_matters_most_and_wraps_nothing(
+    width: int, headings: str
+) -> None:
+    """The time bar and CONTEXT go first, LEFT and STATE never. (25)"""
+    with tempfile.TemporaryDirectory(prefix="y", dir="/tmp") as short:
+        cache = Path(short, ".local/share/ycluster")
+        cache.mkdir(parents=True)
+        made(cache, "dev", context="another-context", reaped=ended())
+        now = int(time.time())
+        made(cache, "old", expires_at=now - 3600, started_at=now - 36000)
+        head, dev, old = listed(Path(short), width)
+    assert [word.replace(" ", "_") for word in head] == headings.split()
+    assert dev[:3] == ["dev", "stopped", "35m ago by its budget"]
+    bar = [".........."] * (width == 250)
+    assert old[: 2 + len(bar)] == ["old", "stopped", *bar]
+    assert old[2 + len(bar)].startswith("OVERDUE 1h")
+
+
+@pytest.mark.parametrize("width", [60, 40, 20, 1])
+def test_where_even_left_and_state_do_not_fit_the_widest_column_is_cut(
+    home: Path, cache: Path, width: int
+) -> None:
+    """(25)"""
+    name = "dev" if width == 1 else "a-cluster-" * 5
+    made(cache, name, expires_at=FAR_AHEAD, started_at=1)
+    head, row = listed(home, width)
+    assert head == ["NAME", "STATE", "LEFT"] and len(row) == 3
+    assert name.startswith(row[0].rstrip(".")) and (row[1] == "stopped" or width < 40)
+
+
+def test_list_leaves_out_a_context_that_says_nothing_and_only_for_people(
+    home: Path, cache: Path, cli: Cli
+) -> None:
+    """(25)"""
+    made(cache, "a", context="a")
+    made(cache, "b", context="b")
+    assert "CONTEXT" not in listed(home, 250)[0] and "CONTEXT" in cli("list").out
+    made(cache, "c", context="d")
+    assert "CONTEXT" in listed(home, 250)[0]
+
+
+@pytest.mark.parametrize(
+    "reaped, words",
+    [
+        ({}, "stopped 35m ago by its budget"),
+        ({"cause": "maxIdle"}, "stopped 35m ago, unused for 30m"),
+        ({"how": "was not running"}, "stopped"),
+        ({"action": "pause"}, "stopped"),
+    ],
+    ids=["its budget", "unused", "it was off", "it was paused, and stopped by hand"],
+)
+def test_what_has_ended_says_how_long_ago_and_why(
+    cli: Cli, cache: Path, reaped: dict[str, str], words: str
+) -> None:
+    """(25)"""
+    made(cache, max_idle="30m", reaped=ended(**reaped))
+    assert re.search(rf"(?m)^state: +{words}$", cli("status").out)
+    row = re.split("  +", cli("list").out.splitlines()[1])
+    assert " ".join(row[1:3]) == (words if " " in words else f"{words} -")
+
+
+RED, YELLOW = r"\x1b\[31m", r"\x1b\[33m"
+
+
+@pytest.mark.parametrize(
+    "verb, fields, line",
+    [
+        ("status", {"expires_at": 1_700_000_000}, RED + r"deadline: .*OVERDUE"),
+        ("lifetime status", {"expires_at": 1_700_000_000}, RED + r"deadline: .*OVERDUE"),
+        ("lifetime status", {"expires_at": FAR_AHEAD}, RED + r"timer: +NONE"),
+        ("status", {"expires_at": SOON, "retry_at": SOON}, RED + r"retry: "),
+        ("doctor", {"expires_at": FAR_AHEAD}, RED + r"failure +demo "),
+        ("doctor", {"data_disk": "nobodys"}, YELLOW + r"warning +disk "),
+    ],
+)
+def test_what_needs_the_users_eye_is_coloured_on_a_terminal_alone(
+    home: Path, cache: Path, verb: str, fields: dict[str, Any], line: str
+) -> None:
+    """(25)"""
+    made(cache, **fields)
+    if verb == "doctor":
+        (cache / "nobodys.qcow2").touch()
+    argv = [*LIST[:-1], *verb.split()]
+    coloured = [
+        shown for shown in on_terminal(argv, home, 250, code=None).splitlines() if "\x1b" in shown
+    ]
+    assert any(re.match(rf"{line}.*\x1b\[m$", shown) for shown in coloured), coloured
+    assert all(shown.startswith("\x1b") for shown in coloured)
+    assert "\x1b" not in on_terminal(argv, home, 250, code=None, NO_COLOR="1")
+    env = {"HOME": str(home), "PATH": os.environ["PATH"]}
+    assert "\x1b" not in subprocess.run(argv, env=env, capture_output=True, text=True).stdout
+
+
+def test_status_marks_a_run_without_a_limit(cache: Path, processes: Processes, home: Path) -> None:
+    """(25)"""
+    state = made(cache, lifetime="", started_at=1)
+    stand_in(processes, state.files)
+    for verb, head in (("status", "lifetime:"), ("list", "demo")):
+        shown = on_terminal([*LIST[:-1], verb], home, 250)
+        assert re.search(rf"(?m)^{YELLOW}{head} .*no (budget|limit)", shown), shown
 
 
 def test_status_says_how_to_get_at_it(cli: Cli, cache: Path) -> None:

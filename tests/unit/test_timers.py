@@ -674,7 +674,7 @@ def test_a_lock_that_is_held_by_no_watcher_is_no_watch(
     """`flock dev.watch.lock sleep 1000` looks like one; it is told, and not killed. (21.2.1)"""
     code = "import fcntl, sys; kept = open(sys.argv[1], 'w'); fcntl.flock(kept, fcntl.LOCK_EX)"
     holder = processes.start(code, str(watched.watch_lock))
-    with refused(ycluster.PrerequisiteError, "no watcher"):
+    with refused(ycluster.PrerequisiteError, "not a watcher"):
         arm_watcher(cache, home, expires_at=int(time.time()) + 3600)
     assert holder.poll() is None
 
