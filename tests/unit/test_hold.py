@@ -678,11 +678,12 @@ def test_what_came_of_a_run_can_be_had_as_json(runs: Runs, before: str) -> None:
     runs.is_brought_to(before)
     (runs.folder / "summary.json").write_text("of an earlier run")
     ran, written = summary(runs, "--", "sh", "-c", "echo hello; exit 7")
+    found = {"missing": "absent", "kept": "imported"}.get(before, before)
     assert ran.code == 7 and written == {
-        "before": "absent" if before == "missing" else before,
-        "state": {"missing": "absent", "imported": "stopped"}.get(before, before),
+        "before": found,
+        "state": "stopped" if found == "imported" else found,
         "exitStatus": 7,
-        "undone": ycluster._UNDO.get("absent" if before == "missing" else before, ""),
+        "undone": ycluster._UNDO.get(found, ""),
         "error": "",
     }
     whole = json.loads((runs.folder / "summary.json").read_text())
