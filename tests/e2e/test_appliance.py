@@ -182,7 +182,7 @@ After=data-yolean.mount
 Before=ycluster-max-run.service
 [Service]
 Type=oneshot
-ExecStart=/bin/sh -c 'exec >/dev/console 2>&1; systemctl list-timers --all --no-pager "ycluster-*"; sed s/^/note:/ {DATA_NOTE}'
+ExecStart=/bin/sh -c 'exec >/dev/console 2>&1; systemctl list-timers --all --full --no-pager "ycluster-*"; sed s/^/note:/ {DATA_NOTE}'
 """
 
 
