@@ -13568,8 +13568,7 @@ def prune_age(text: str) -> int:
 
 @verb(
     "prune",
-    "list what was not used for long and takes up room: stopped clusters, images, k3s releases, "
-    "left-over parts, timers; never a data disk, nor a suspended cluster",
+    "list stopped clusters, images and left-overs that are long unused, and what they take up",
     argument(
         "--older-than",
         metavar="D",
@@ -13577,7 +13576,12 @@ def prune_age(text: str) -> int:
         default=PRUNE_AGE,
         help="unused for this long, such as 14d (default: 30d)",
     ),
-    argument("--yes", action="store_true", help="remove what is listed; a cluster is torn down"),
+    argument(
+        "--yes",
+        action="store_true",
+        help="remove what is listed: clusters are torn down, but none that is suspended, "
+        "and no data disk",
+    ),
     forms("table", "json"),
     example="ycluster prune --older-than 14d",
 )
