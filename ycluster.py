@@ -717,6 +717,10 @@ class Host:
         """Where the index of cacheDirs and the log of events are (XDG base directories)."""
         return self._xdg_home("XDG_STATE_HOME", ".local/state")
 
+    def cache_home(self) -> Path:
+        """Where dist/ycluster keeps its compiled code (XDG base directories)."""
+        return self._xdg_home("XDG_CACHE_HOME", ".cache")
+
     def _xdg_home(self, variable: str, otherwise: str) -> Path:
         named = self.environ.get(variable, "")
         base = Path(named) if named.startswith("/") else self.home() / otherwise
@@ -1378,6 +1382,57 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
             os.unlink(beside)
         raise
     sync_folder(path.parent)
+
+
+def mark_used(host: Host, path: Path) -> None:
+    """Set the time by which `prune` tells when a file was last used; best effort.
+
+    That is its mtime: a use need not set its atime (noatime), and a backup may.
+    """
+    now = host.now()
+    with contextlib.suppress(OSError):  # on a read-only disk nothing is pruned either
+        os.utime(path, (now, now), follow_symlinks=False)
+
+
+def size_of(path: Path) -> int:
+    """The bytes that a removal of `path`, with all in it, frees on its disk; 0 where it is gone."""
+    try:
+        status = os.lstat(path)
+        within = list(path.iterdir()) if stat.S_ISDIR(status.st_mode) else []
+    except OSError:
+        return 0
+    if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
+        return 0  # it has another name, and stays under that
+    return status.st_blocks * 512 + sum(map(size_of, within))
+
+
+def size_words(size: int) -> str:
+    """A number of bytes for people: `1.5 GiB`, `12.0 MiB`, `4 KiB`."""
+    for unit, shift in (("GiB", 30), ("MiB", 20)):
+        if size >= 1 << shift:
+            return f"{size / (1 << shift):.1f} {unit}"
+    return f"{-(-size >> 10)} KiB"
+
+
+def own_files(folder: Path, pattern: str) -> list[tuple[Path, float]]:
+    """The regular files of this user's own in a folder, by a pattern of names, with their mtimes.
+
+    None where the folder is a link, or not this user's own: nothing in it is believed.
+    """
+    try:
+        if folder.is_symlink() or not folder.is_dir():
+            return []
+        check_folder(folder)
+        paths = sorted(path for path in folder.iterdir() if re.fullmatch(pattern, path.name))
+    except (OSError, StateError):
+        return []
+    found = []
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):  # it has gone since it was listed
+            status = os.lstat(path)
+            if stat.S_ISREG(status.st_mode) and not not_own(status):
+                found.append((path, status.st_mtime))
+    return found
 
 
 def sync_folder(folder: Path) -> None:
@@ -3998,6 +4053,7 @@ class OwnFile:
 
 
 GATEWAY_STATE = "-gateway-state.json"  # a file of the sibling's
+IMPORT_FOLDER = ".import"
 IMPORT_MARK = ".made-by-ycluster"  # lies in a folder for imports that may be removed
 
 
@@ -4033,7 +4089,7 @@ class Files(Record):
     known_hosts = OwnFile("-known_hosts")
 
     log = OwnFile(".reap.log")  # the output of the timers
-    incoming = OwnFile(".import")  # a folder, while a disk is imported
+    incoming = OwnFile(IMPORT_FOLDER)  # a folder, while a disk is imported
     kubeconfig = OwnFile("-kubeconfig")  # the cluster's own, to be merged into the user's
     certificates = OwnFile("-certificates")  # a folder, from which kubectl embeds them
 
@@ -4117,6 +4173,10 @@ class Files(Record):
             going.remove(other.sidecar)  # the state of a cluster called NAME-gateway-state
         written = [*going, *self.going("last")]
         return [*going, *self._unfinished({path.name for path in written})]
+
+    def temporary(self) -> list[Path]:
+        """What killed writes to any of the cluster's files have left."""
+        return self._unfinished({path.name for path in self.names()})
 
     def unfinished(self) -> list[Path]:
         """The temporary files of a first save that was killed, before any file claimed a name."""
@@ -4899,6 +4959,20 @@ def claim_lock(host: Host) -> Iterator[None]:
         raise Busy(f"{path}: held by another ycluster", hint=f"`fuser {path}` names it")
     with descriptor(fd):
         yield
+
+
+def own_places(host: Host) -> list[Path]:
+    """The cacheDirs that are there and this user's own, whether they have clusters in them or not.
+
+    A disk that a teardown has kept lies in one, too.
+    """
+    found = set()
+    for place in _cache_dirs(host):
+        with contextlib.suppress(OSError, RuntimeError, StateError):  # as in `_clusters_in`
+            real = place.resolve(strict=True)
+            check_folder(real)
+            found.add(real)
+    return sorted(found)
 
 
 def discover(host: Host) -> list[Files]:
@@ -6074,7 +6148,9 @@ class AtTimer(Timer):
     def jobs(self, host: Host) -> list[str]:
         """The user's jobs in our queue."""
         listing = host.attempt(["atq", "-q", self.QUEUE], timeout=30) or ""
-        return [line.split()[0] for line in listing.splitlines() if line.strip()]
+        lines = [line.split() for line in listing.splitlines() if line.strip()]
+        # Root is shown every user's; the last word of a line is whose it is.
+        return [line[0] for line in lines if os.geteuid() != 0 or line[-1] == host.user()]
 
     def job_text(self, host: Host, ident: str) -> str:
         """The job's shell script."""
@@ -8554,6 +8630,11 @@ def check_implemented(config: QemuConfig) -> None:
         raise NotImplementedYet(f"not yet implemented: {', '.join(asked)}", hint="leave it out")
 
 
+def k3s_cache(host: Host) -> Path:
+    """The folder of the releases on this host, which the sibling shares: a folder a version."""
+    return host.home() / ".cache" / "y-cluster" / "k3s"
+
+
 def fetch_k3s(host: Host, version: str, source: str) -> Path:
     """Fetch what is missing or wrong of a k3s release; returns its folder in the user's cache.
 
@@ -8561,7 +8642,7 @@ def fetch_k3s(host: Host, version: str, source: str) -> Path:
     until there is another. Raises PrerequisiteError if a file is not available, ConfigError if it
     is not what it should be.
     """
-    folder = host.home() / ".cache" / "y-cluster" / "k3s" / version
+    folder = k3s_cache(host) / version
     own_folder(folder)
     listing, *others = [partial(_fetch_k3s_file, host, folder, name) for name in K3S_FILES]
     with locked(host, folder / ".lock", timeout=3600):
@@ -8576,6 +8657,7 @@ def fetch_k3s(host: Host, version: str, source: str) -> Path:
             listing(version, source, anew=True)
             for fetch in others:
                 fetch(version, source)
+        mark_used(host, folder / K3S_LISTING)
     return folder
 
 
@@ -8732,7 +8814,7 @@ def install_k3s(host: Host, state: State, waiting: Waiting) -> bool:
     return True
 
 
-def _k3s_release(state: State) -> tuple[str, str]:
+def k3s_release(state: State) -> tuple[str, str]:
     """The version of k3s, and the source of its files (empty: the release on GitHub)."""
     version = str(state.k3s.get("Version") or K3S_VERSION)  # the sibling may leave it empty
     if not re.fullmatch(_K3S_RELEASE_NAME, version):  # a folder is named by it
@@ -8742,7 +8824,7 @@ def _k3s_release(state: State) -> tuple[str, str]:
 
 def _copy_k3s(host: Host, state: State, waiting: Waiting) -> None:
     """Copy the release from this host to the guest, which then needs no network."""
-    version, source = _k3s_release(state)
+    version, source = k3s_release(state)
     folder = fetch_k3s(host, version, source)
     files = [str(folder / name) for name in K3S_FILES if name != K3S_LISTING]
     ssh = ssh_argv(state)
@@ -8755,7 +8837,7 @@ def _copy_k3s(host: Host, state: State, waiting: Waiting) -> None:
 
 def _run_k3s_install(host: Host, state: State, waiting: Waiting) -> None:
     """Run the installation in the guest, in its folder, which is removed once that succeeds."""
-    version, source = _k3s_release(state)
+    version, source = k3s_release(state)
     told = None
     if state.k3s["Install"] == "airgap":
         script = K3S_AIRGAP
@@ -9250,6 +9332,7 @@ def fetch_image(host: Host, config: QemuConfig, cache_dir: Path) -> Path:
         if config.image_sha256 and os.path.lexists(known):
             fault = digest_fault(host, known, config.image_sha256)
             if not fault:
+                mark_used(host, known)
                 return known
         bare = without_password(config.image)
         part = images / f".{sha256_of(bare.encode())[:16]}.part"
@@ -9261,7 +9344,57 @@ def fetch_image(host: Host, config: QemuConfig, cache_dir: Path) -> Path:
                 host, config.image, part, OTHER_IMAGES, config.image_sha256, "imageSha256"
             )
         part.chmod(0o400)
+        mark_used(host, part)  # what is resumed and has nothing missing may be old
         return part.replace(images / digest)
+
+
+PART_OF_IMAGE = r"\.[0-9a-f]{16}\.part"
+
+
+def base_of(disk: Path) -> str:
+    """The file that a qcow2 builds on, as it is named in it; empty for any other file.
+
+    ValueError where that is no plain file name. Source: QEMU's docs/interop/qcow2.txt.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(disk, "rb"))
+        except FileNotFoundError:  # it has gone since it was listed
+            return ""
+        head = file.read(20)
+        at, length = int.from_bytes(head[8:16], "big"), int.from_bytes(head[16:20], "big")
+        if not head.startswith(b"QFI\xfb") or not at:
+            return ""
+        file.seek(at)
+        name = file.read(min(length, 1024))
+    if not name or len(name) != length or re.match(rb"[A-Za-z0-9+.-]*:", name):
+        raise ValueError(f"{disk}: it can't be told what it builds on")
+    return os.fsdecode(name)
+
+
+def files_built_on(disks: Iterable[Path]) -> set[tuple[int, int]]:
+    """The `identity` of each file that these disks build on, and those build on in turn.
+
+    OSError or ValueError where that can't be told of one.
+    """
+    found: set[tuple[int, int]] = set()
+    left = list(disks)
+    while left:
+        disk = left.pop()
+        base = base_of(disk)
+        # QEMU goes by the folder of the name that it is given, which may be a link.
+        places = {disk.parent, Path(os.path.realpath(disk)).parent} if base else set()
+        for path in {place / base for place in places}:
+            if path.is_file() and identity(path) not in found:
+                found.add(identity(path))
+                left.append(path)
+    return found
+
+
+def identity(path: Path) -> tuple[int, int]:
+    """The device and the inode of a file, by which it is known under every name."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def parse_size(text: str) -> int:
@@ -10502,10 +10635,11 @@ def _provision_anew(host: Host, config: QemuConfig, files: Files, run_budget: st
     if state.data_disk:
         check_data_disk(host, state.data_disk)
     _make_cache_dir(config, files)
-    # Outside the lock: this takes long, and touches no cluster.
-    image = files.disk if imported else fetch_image(host, config, files.cache_dir)
+    # Outside the lock: this takes long, and touches no cluster. The image comes after k3s, whose
+    # download has no bound, as PRUNE_LEAST is all that keeps the image until a disk builds on it.
     if config.k3s.install == "airgap":
         fetch_k3s(host, config.k3s.version, config.k3s.source)
+    image = files.disk if imported else fetch_image(host, config, files.cache_dir)
     if state.data_disk:
         make_data_disk(host, Path(state.data_disk), config.data_disk_size)
     with cluster_lock(host, files):
@@ -13470,6 +13604,424 @@ def _note_use(host: Host, state: State) -> None:
         host.output.debug(f"{state.name}: its use is not noted: {error}")
 
 
+# --- prune: what takes up room, and was not used for long
+class Survey(Record):
+    """The clusters of this user, and the states of those that can be read."""
+
+    clusters: tuple[Files, ...]
+    states: tuple[State, ...]
+    unreadable: tuple[tuple[str, Exception], ...] = ()  # the names of the others, and why
+
+    @property
+    def places(self) -> list[Path]:
+        """Their cacheDirs."""
+        return sorted({files.cache_dir for files in self.clusters})
+
+
+def surveyed(host: Host) -> Survey:
+    """The clusters of now."""
+    clusters = discover(host)
+    states, unreadable = [], []
+    for files in clusters:
+        try:
+            states.append(current(host, files))
+        except (YclusterError, OSError) as error:
+            unreadable.append((files.name, error))
+    return Survey(tuple(clusters), tuple(states), tuple(unreadable))
+
+
+PRUNE_AGE = 30 * 86400  # seconds
+# Seconds. A provision takes less from its image, which it marks as used, to the disk on that: the
+# data disk may take 32 minutes, the lock 5.
+PRUNE_LEAST = 3600
+
+LockOf: TypeAlias = "Callable[[], contextlib.AbstractContextManager[object]]"
+
+
+class Prunable(Record):
+    """Something that `prune` may remove, under `lock`. By kind, name and path it is found again."""
+
+    kind: str
+    name: str  # for people
+    path: Path
+    unused: int | None  # for so many seconds; None: it has no age
+    size: int  # the bytes that its removal frees
+    lock: LockOf
+    remove: Callable[[], object]
+
+
+def _unused_clusters(host: Host, survey: Survey, age: int) -> Iterator[Prunable]:
+    """What a teardown would remove of each cluster that was off for long."""
+    for state in survey.states:
+        unused = _unused_since(host, state, age)
+        if unused is None:
+            continue
+        files = state.files
+        name = f"{state.name} (in {state.cache_dir})"
+        going = [*_going_first(state, keep_disk=False), *files.going("last")]
+        lock, remove_it = _lock_of(host, files), partial(teardown, host, files)
+        size = sum(map(size_of, going))
+        yield Prunable("cluster", name, files.sidecar, unused, size, lock, remove_it)
+
+
+def _unused_since(host: Host, state: State, age: int) -> int | None:
+    """For how many seconds a cluster is unused; None where not for so long, or nobody can tell.
+
+    One that never ran counts as used, as an import that waits for its provision; and a suspended
+    one, whose memory is its user's work.
+    """
+    files = state.files
+    if state.started_at is None or state.suspended or os.path.lexists(files.memory):
+        return None
+    used = [float(state.started_at), state.reaped.at if state.reaped else 0.0]
+    try:
+        # QEMU writes to these until it ends, and whatever changes a cluster to its state file.
+        for path in (files.disk, files.console, files.sidecar):
+            if os.path.lexists(path):
+                used.append(path.stat().st_mtime)
+    except OSError:
+        return None
+    unused = int(host.now() - max(used))
+    if unused < age or status_of(host, state) != "stopped" or _with_holds(host, state).holds:
+        return None
+    return unused
+
+
+def _lock_of(host: Host, files: Files) -> LockOf:
+    return partial(cluster_lock, host, files, patience=LOCK_BOUND)
+
+
+def _unused_files(
+    host: Host,
+    kind: str,
+    files: Iterable[tuple[Path, float]],
+    age: int,
+    lock: LockOf,
+) -> Iterator[Prunable]:
+    """Of these files, those that nobody has written to, or marked as used, for so long."""
+    for path, written in files:
+        unused = int(host.now() - written)
+        if unused >= age:
+            yield Prunable(
+                kind, str(path), path, unused, size_of(path), lock, partial(remove, path)
+            )
+
+
+def _lock_in(host: Host, folder: Path) -> LockOf:
+    """The lock of the downloads to a folder."""
+    return partial(locked, host, folder / ".lock", timeout=LOCK_BOUND)
+
+
+def _unused_images(host: Host, survey: Survey, age: int) -> Iterator[Prunable]:
+    """The images that no disk in any cacheDir builds on."""
+    places = own_places(host)
+    used = _used_by_disks(survey, places)
+    for images in [place / "images" for place in places]:
+        files = own_files(images, "[0-9a-f]{64}")
+        for found in _unused_files(host, "image", files, age, _lock_in(host, images)):
+            if identity(found.path) not in used:
+                yield found
+
+
+def _used_by_disks(survey: Survey, places: Sequence[Path]) -> set[tuple[int, int]]:
+    """The `identity` of what the disks in these folders and those of the clusters build on.
+
+    And of what a state names. StateError where a cluster has no disk: it is being made, or the disk
+    is away.
+    """
+    disks = [files.disk for files in survey.clusters]
+    away = [str(disk) for disk in disks if not disk.is_file()]
+    if away:
+        raise StateError(f"{away[0]} is not there, and may build on one")
+    named = [path for state in survey.states for path in _named_by(state) if path.is_file()]
+    disks += named
+    for place in places:
+        disks += [path for path in place.iterdir() if path.is_file()]  # by whatever name
+    return files_built_on(disks) | set(map(identity, named))
+
+
+def _named_by(state: State) -> Iterator[Path]:
+    """What a state names that is not its cluster's own: a data disk, a file of this host's."""
+    from urllib.parse import unquote, urlsplit
+
+    if state.data_disk:
+        yield Path(state.data_disk)
+    if state.image.startswith("file:"):
+        yield Path(unquote(urlsplit(state.image).path))
+
+
+def _unused_releases(host: Host, survey: Survey, age: int) -> Iterator[Prunable]:
+    """The releases of k3s that no cluster is of. Their folders stay, each with its lock."""
+    used = {k3s_release(state)[0] for state in survey.states}
+    names = "|".join(map(re.escape, K3S_FILES))
+    for folder in _releases(host):
+        files = own_files(folder, names)
+        if folder.name in used or not files:
+            continue
+        unused = int(host.now() - max(written for _, written in files))
+        if unused >= age:
+            size, act = sum(size_of(path) for path, _ in files), partial(_remove_each, files)
+            lock = _lock_in(host, folder)
+            yield Prunable("k3s", folder.name, folder, unused, size, lock, act)
+
+
+def _releases(host: Host) -> list[Path]:
+    cache = k3s_cache(host)
+    return sorted(cache.iterdir()) if cache.is_dir() else []
+
+
+def _remove_each(files: Iterable[tuple[Path, float]]) -> None:
+    for path, _ in files:
+        remove(path)
+
+
+def _left_parts(host: Host, survey: Survey, age: int) -> Iterator[Prunable]:
+    """What killed downloads, imports, suspends and saves have left.
+
+    Not of a cluster that is listed itself, as they go with that.
+    """
+    for place in own_places(host):
+        images = place / "images"
+        parts = own_files(images, PART_OF_IMAGE)
+        yield from _unused_files(host, "part", parts, age, _lock_in(host, images))
+    names = "|".join(re.escape(f".{name}.part") for name in K3S_FILES)
+    for folder in _releases(host):
+        parts = own_files(folder, names)
+        yield from _unused_files(host, "part", parts, age, _lock_in(host, folder))
+    listed = [state for state in survey.states if _unused_since(host, state, age) is not None]
+    for state in survey.states:
+        if state not in listed:
+            parts = _parts_of(host, state)
+            yield from _unused_files(host, "part", parts, age, _lock_of(host, state.files))
+    going = {state.files.incoming for state in listed}
+    for place in own_places(host):
+        yield from _left_imports(host, place, going, age)
+    parts = own_files(host.state_home(), r"(?s)\..+\.[0-9a-f]{8}\.tmp")
+    yield from _unused_files(host, "part", parts, age, partial(claim_lock, host))
+
+
+def _parts_of(host: Host, state: State) -> list[tuple[Path, float]]:
+    """The temporary files of a cluster, and those from which its data disk was to be made."""
+    files = state.files
+    names = [path.name for path in files.temporary()]
+    part = files.memory_part
+    if os.path.lexists(part) and vm_status(host, files) == "stopped":  # else it may be written
+        names.append(part.name)
+    found = own_files(files.cache_dir, "|".join(map(re.escape, names)))
+    if state.data_disk:
+        disk = Path(state.data_disk)
+        pattern = rf"\.{re.escape(disk.name)}\.[0-9a-f]{{8}}\.part"
+        found += own_files(disk.parent, pattern)
+    return found
+
+
+def _left_imports(host: Host, place: Path, going: set[Path], age: int) -> Iterator[Prunable]:
+    """The folders in a cacheDir in which `import` was killed."""
+    for folder in sorted(place.glob(f"*{IMPORT_FOLDER}")):
+        files = Files(place, folder.name[: -len(IMPORT_FOLDER)])
+        written = [when for _, when in own_files(folder, "(?s).*")]
+        if folder in going or not written or not files.is_our_import():
+            continue
+        unused = int(host.now() - max(written))
+        if unused >= age:
+            lock, act = _lock_of(host, files), partial(remove_folder, folder)
+            yield Prunable("part", str(folder), folder, unused, size_of(folder), lock, act)
+
+
+def _old_code(host: Host, survey: Survey, age: int) -> Iterator[Prunable]:
+    """The compiled code that dist/ycluster has kept, of other versions and other Pythons."""
+    from importlib.util import source_hash
+
+    mine = source_hash(host.program_source() + sys.version.encode()).hex()
+    files = own_files(host.cache_home(), r"[0-9a-f]{16}(\.[0-9]+)?")
+    others = [(path, written) for path, written in files if path.name != mine]
+    yield from _unused_files(host, "code", others, age, contextlib.nullcontext)
+
+
+def _orphaned_timers(host: Host, survey: Survey, age: int) -> Iterator[Prunable]:
+    """The timers that no cluster names, whatever their age.
+
+    A timer is armed, under its cluster's lock, before the state names it.
+    """
+    lost = {files.sidecar for _, files in lost_vms()}
+    for backend in TIMERS:
+        for ident, sidecar in stale_timers(host, survey, backend):
+            if sidecar in lost:
+                continue  # its VM runs
+            lock: LockOf = contextlib.nullcontext
+            if os.path.lexists(sidecar):
+                lock = _lock_of(host, Files(sidecar.parent, sidecar.stem))
+            argv = shlex.split(backend.removal([ident]))
+            act = partial(host.run, argv, timeout=30)
+            yield Prunable("timer", f"{backend.name} {ident}", sidecar, None, 0, lock, act)
+
+
+def stale_timers(host: Host, survey: Survey, backend: Timer) -> Iterator[tuple[str, Path]]:
+    """The armed timers that no cluster names, and the state files that they are for.
+
+    Those of clusters that can't be read are not judged: their state file is there, but of a newer
+    version, or of another HOME; or nobody can tell whether it is there.
+    """
+    known = {timer.id for state in survey.states for timer in state.timers}
+    ours = {str(state.files.sidecar) for state in survey.states}
+    for ident in sorted(set(backend.jobs(host)) - known):
+        found = re.search(r"--state '?(.*?)'? --by ", backend.job_text(host, ident))
+        if found and (found[1] in ours or _is_gone(Path(found[1]))):
+            yield ident, Path(found[1])
+
+
+def _is_gone(sidecar: Path) -> bool:
+    """Whether a state file is certainly not there."""
+    try:
+        return not has_state(Files(sidecar.parent, sidecar.stem))
+    except StateError:
+        return False
+
+
+# What `prune` lists, by kind. Each may raise where it can't tell: then nothing of it is listed.
+PRUNED: Mapping[str, Callable[[Host, Survey, int], Iterator[Prunable]]] = {
+    "cluster": _unused_clusters,
+    "image": _unused_images,
+    "k3s": _unused_releases,
+    "part": _left_parts,
+    "code": _old_code,
+    "timer": _orphaned_timers,
+}
+NEEDS_ALL = ("image", "k3s")  # which any cluster may use, one that can't be read, too
+
+
+def prunables(
+    host: Host, survey: Survey, age: int, *, but: str = ""
+) -> tuple[list[Prunable], list[str]]:
+    """What was not used for `age` seconds; and why all of a kind stays, where that can't be told.
+
+    `but`: a kind that is not asked for.
+    """
+    found: list[Prunable] = []
+    troubles = []
+    for kind in PRUNED:
+        if kind == but:
+            continue
+        try:
+            found += _of_kind(host, survey, age, kind)
+        except (YclusterError, OSError, ValueError) as error:
+            troubles.append(f"{kind}: nothing of this kind is listed: {error}")
+    return found, troubles
+
+
+def _of_kind(host: Host, survey: Survey, age: int, kind: str) -> list[Prunable]:
+    if kind in NEEDS_ALL:
+        errors = [*(error for _, error in survey.unreadable), *unseen(host).values()]
+        errors = [error for error in errors if not isinstance(error, ForeignError)]
+        if errors:
+            raise StateError(f"some may be in use where nobody can look: {errors[0]}")
+    return list(PRUNED[kind](host, survey, age))
+
+
+def prune_age(text: str) -> int:
+    """Seconds for `--older-than`. Raises UsageError."""
+    seconds = seconds_up(positive_duration(text))
+    if seconds < PRUNE_LEAST:
+        why = f"{text}: wants {in_words(PRUNE_LEAST)} or more"
+        raise UsageError(why, hint="what a provision needs that runs now is younger")
+    return seconds
+
+
+@verb(
+    "prune",
+    "list stopped clusters, images and left-overs that are long unused, and what they take up",
+    argument(
+        "--older-than",
+        metavar="D",
+        type=prune_age,
+        default=PRUNE_AGE,
+        help="unused for this long, such as 14d (default: 30d)",
+    ),
+    argument(
+        "--yes",
+        action="store_true",
+        help="remove what is listed: clusters are torn down, but none that is suspended, "
+        "and no data disk",
+    ),
+    forms("table", "json"),
+    example="ycluster prune --older-than 14d",
+)
+def prune(host: Host, older_than: int, form: str, *, yes: bool = False) -> int:
+    """List what was not used for long; with `yes` remove just that, each after another look."""
+    found, troubles = prunables(host, surveyed(host), older_than)
+    for text in troubles:
+        host.output.warn(text)
+    ends = [_pruned(host, older_than, item) if yes else LISTED for item in found]
+    shown = [(item, end) for item, end in zip(found, ends) if end.removed or not yes]
+    total = sum(item.size for item, _ in shown)
+
+    def lines() -> list[Line]:
+        head = Line(("KIND", "UNUSED", "FREED" if yes else "FREES", "WHAT"))
+        rows = [_prune_line(item) for item, _ in shown]
+        return [head, *rows, Line(("total", "", size_words(total), ""))] if rows else []
+
+    facts = [_prune_facts(item, end) for item, end in zip(found, ends)]
+    data = {"olderThanSeconds": older_than, "bytes": total, "prunable": facts}
+    show_as(host, form, data, lines)
+    _say_what_next(host, older_than, found, yes=yes)
+    return YclusterError.exit_code if any(end.error for end in ends) else 0
+
+
+class PruneEnd(Record):
+    """What has become of something that `prune` was to remove."""
+
+    removed: bool = False
+    error: str = ""  # what kept it from being removed
+
+
+LISTED = PruneEnd()  # nothing
+
+
+def _pruned(host: Host, age: int, item: Prunable) -> PruneEnd:
+    """Remove it, if under its lock it still is what it was when it was listed."""
+    try:
+        refuse_sudo(host, item.path)
+        with item.lock():
+            now = _of_kind(host, surveyed(host), age, item.kind)
+            same = [one for one in now if (one.name, one.path) == (item.name, item.path)]
+            for one in same:
+                one.remove()
+    except (YclusterError, OSError, ValueError) as error:
+        host.output.warn(f"{item.name} stays: {error}")
+        return PruneEnd(error=str(error))
+    if not same:
+        host.output.say(f"{item.name}: it has been used since it was listed, or is gone")
+    return PruneEnd(removed=bool(same))
+
+
+def _prune_line(item: Prunable) -> Line:
+    unused = "-" if item.unused is None else in_words(item.unused)
+    return Line((item.kind, unused, size_words(item.size), item.name))
+
+
+def _prune_facts(item: Prunable, end: PruneEnd) -> dict[str, Any]:
+    return {
+        "kind": item.kind,
+        "name": item.name,
+        "path": str(item.path),
+        "unusedSeconds": item.unused,
+        "bytes": item.size,
+        "removed": end.removed,
+        "error": end.error,
+    }
+
+
+def _say_what_next(host: Host, age: int, found: Sequence[Prunable], *, yes: bool) -> None:
+    span = f"{age // 3600}h" if age % 3600 == 0 else f"{age}s"
+    option = "" if age == PRUNE_AGE else f" --older-than {span}"
+    if not found:
+        host.output.say(f"nothing was unused for {in_words(age)}")
+    elif not yes:
+        host.output.say(f"`ycluster prune{option} --yes` removes this; a cluster is torn down")
+    elif any(item.kind == "cluster" for item in found):
+        host.output.say(f"`ycluster prune{option}` shows whether an image is left over now")
+
+
 # --- doctor
 class Finding(Record):
     """What doctor found about a thing; `level` is ok, warning or failure."""
@@ -13481,18 +14033,6 @@ class Finding(Record):
 
 
 LEVEL_COLOURS = {"warning": YELLOW, "failure": RED}
-
-
-class Survey(Record):
-    """What doctor goes through: this user's clusters, and the states of those that can be read."""
-
-    clusters: tuple[Files, ...]
-    states: tuple[State, ...]
-
-    @property
-    def places(self) -> list[Path]:
-        """Their cacheDirs."""
-        return sorted({files.cache_dir for files in self.clusters})
 
 
 def _look(name: str, level: str, act: Callable[..., object], *args: object) -> Finding:
@@ -13552,14 +14092,9 @@ def _of_clusters(host: Host) -> Iterator[Finding]:
     for place, error in unseen(host).items():
         level = "warning" if isinstance(error, ForeignError) else "failure"
         yield Finding(str(place), level, str(error), error.hint)
-    clusters = discover(host)
-    states = []
-    for files in clusters:
-        try:
-            states.append(current(host, files))
-        except (YclusterError, OSError) as error:
-            yield Finding(files.name, "failure", str(error), getattr(error, "hint", ""))
-    survey = Survey(tuple(clusters), tuple(states))
+    survey = surveyed(host)
+    for name, trouble in survey.unreadable:
+        yield Finding(name, "failure", str(trouble), getattr(trouble, "hint", ""))
     for check in CLUSTER_CHECKS:
         yield from check(host, survey)
 
@@ -13597,7 +14132,7 @@ def _low_space(host: Host, survey: Survey) -> Iterator[Finding]:
 
 def _unclaimed_disks(host: Host, survey: Survey) -> Iterator[Finding]:
     """Disks in a cacheDir of which no cluster knows. They may hold data: none is to be removed."""
-    if len(survey.states) < len(survey.clusters):
+    if survey.unreadable:
         return  # a cluster whose state can't be read may claim any of them
     claimed = {os.path.realpath(state.data_disk) for state in survey.states if state.data_disk}
     for place in survey.places:
@@ -13614,30 +14149,20 @@ def _lost_vms(host: Host, survey: Survey) -> Iterator[Finding]:
 
 
 def _leftover_timers(host: Host, survey: Survey) -> Iterator[Finding]:
-    """Armed timers that no cluster names.
-
-    Those of clusters that can't be read are not judged: their state file is there, but of a newer
-    version, or of another HOME; or nobody can tell whether it is there.
-    """
-    known = {timer.id for state in survey.states for timer in state.timers}
-    ours = {str(state.files.sidecar) for state in survey.states}
     for backend in TIMERS:
-        stale = []
-        for ident in sorted(set(backend.jobs(host)) - known):
-            found = re.search(r"--state '?(.*?)'? --by ", backend.job_text(host, ident))
-            if found and (found[1] in ours or _is_gone(Path(found[1]))):
-                stale.append(ident)
+        stale = [ident for ident, _ in stale_timers(host, survey, backend)]
         if stale:
             text = f"{len(stale)} timers that belong to no cluster"
             yield Finding("timers", "warning", text, backend.removal(stale))
 
 
-def _is_gone(sidecar: Path) -> bool:
-    """Whether a state file is certainly not there."""
-    try:
-        return not has_state(Files(sidecar.parent, sidecar.stem))
-    except StateError:
-        return False
+def _room_to_gain(host: Host, survey: Survey) -> Iterator[Finding]:
+    """What `prune` would free. The timers, which it lists, too, are a finding of their own."""
+    found, _ = prunables(host, survey, PRUNE_AGE, but="timer")
+    size = sum(item.size for item in found)
+    if size > 1 << 30 or any(item.kind == "part" for item in found):
+        text = f"{size_words(size)} could be freed, of what was not used for "
+        yield Finding("unused", "warning", text + in_words(PRUNE_AGE), "ycluster prune")
 
 
 CLUSTER_CHECKS: tuple[Callable[[Host, Survey], Iterator[Finding]], ...] = (
@@ -13647,6 +14172,7 @@ CLUSTER_CHECKS: tuple[Callable[[Host, Survey], Iterator[Finding]], ...] = (
     _unclaimed_disks,
     _lost_vms,
     _leftover_timers,
+    _room_to_gain,
 )
 
 

@@ -307,7 +307,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a state that can't be read may claim any disk",
-        "if len(survey.states) < len(survey.clusters):",
+        "if survey.unreadable:",
         "if False:",
         "test_telling.py::test_doctor_takes_no_disk_that_may_hold_data_for_a_leftover",
     ),
@@ -2283,6 +2283,54 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "str(state.ssh_at[1])",
         "str(state.ssh_port)",
         "test_tap.py::test_the_command_of_run_gets_the_guests_port",
+    ),
+    (
+        "prune looks again under the lock before it removes anything",
+        "same = [one for one in now if (one.name, one.path) == (item.name, item.path)]",
+        "same = [item] if now is not None else []",
+        "test_prune.py::test_a_cluster_that_was_started_since_it_was_listed_stays",
+    ),
+    (
+        "prune looks at a timer under its cluster's lock",
+        "            if os.path.lexists(sidecar):\n                lock = _lock_of",
+        "            if False:\n                lock = _lock_of",
+        "test_prune.py::test_a_timer_that_a_cluster_has_armed_meanwhile_stays",
+    ),
+    (
+        "no image goes that a disk builds on",
+        "if identity(found.path) not in used:",
+        "if identity(found.path) not in () or used:",
+        "test_prune.py::test_an_image_that_any_disk_builds_on_stays",
+    ),
+    (
+        "no image goes where a cluster's disk is away, or yet to be made",
+        "    if away:\n        raise StateError",
+        "    if False:\n        raise StateError",
+        "test_prune.py::test_images_and_releases_stay_where_nobody_can_tell_who_uses_them",
+    ),
+    (
+        "an image that a provision has taken is young again",
+        "                mark_used(host, known)\n",
+        "                pass\n",
+        "test_prune.py::test_what_a_provision_has_just_taken_is_young_again",
+    ),
+    (
+        "no memory of a cluster is pruned",
+        "if state.started_at is None or state.suspended or os.path.lexists(files.memory):",
+        "if state.started_at is None or state.suspended:",
+        "test_prune.py::test_the_memory_of_a_cluster_is_never_pruned_whatever_its_state_says",
+    ),
+    (
+        "prune removes nothing by way of a folder that is a link",
+        "        if folder.is_symlink() or not folder.is_dir():\n            return []",
+        "        if not folder.is_dir():\n            return []",
+        "test_prune.py::test_a_link_a_folder_and_a_file_that_others_can_write_to_are_no_images",
+    ),
+    (
+        "what prune can't remove keeps it from nothing else, and is its exit code",
+        '        host.output.warn(f"{item.name} stays: {error}")\n        return',
+        "        raise\n        return",
+        "test_prune.py::test_one_that_fails_is_named_and_the_rest_goes",
     ),
     # --- 20 CLI
     (

@@ -408,7 +408,7 @@ def test_a_release_of_k3s_names_no_other_folder(cache: Path) -> None:
     """(21.3.4)"""
     state = made(cache, k3s={"Version": "../../../x", "Install": "airgap"})
     with pytest.raises(ycluster.StateError, match="k3s"):
-        ycluster._k3s_release(state)
+        ycluster.k3s_release(state)
 
 
 def test_gcloud_gets_no_option_for_an_instance(cli: Cli) -> None:

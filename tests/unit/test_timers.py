@@ -1089,6 +1089,7 @@ def test_every_module_that_is_imported_late_is_known() -> None:
         "gzip",
         "html",
         "http",
+        "importlib",
         "io",
         "ipaddress",
         "netrc",
