@@ -13329,12 +13329,21 @@ def _list_row(host: Host, files: Files, shown: Mapping[str, Any] | None) -> List
 
 def _list_lines(rows: Sequence[ListRow], terminal: bool) -> list[Line]:
     """The table of `list`. For a terminal it has bars, and no CONTEXT that says nothing."""
-    hidden = set() if terminal and any(row.cells[""] for row in rows) else {""}
-    if terminal and all(row.cells["CONTEXT"] in (row.cells["NAME"], "?") for row in rows):
-        hidden.add("CONTEXT")
-    headings = [heading for heading in rows[0].cells if heading not in hidden]
-    body = [Line(tuple(row.cells[name] for name in headings), row.colour) for row in rows]
-    return [Line(tuple(headings)), *body]
+    has_bars = has_contexts = False
+    for row in rows:
+        has_bars = has_bars or bool(row.cells[""])
+        if row.cells["CONTEXT"] not in (row.cells["NAME"], "?"):
+            has_contexts = True
+    headings = list(rows[0].cells)
+    if not (terminal and has_bars):
+        headings.remove("")
+    if terminal and not has_contexts:
+        headings.remove("CONTEXT")
+    lines = [Line(tuple(headings))]
+    for row in rows:
+        cells = [row.cells[heading] for heading in headings]
+        lines.append(Line(tuple(cells), row.colour))
+    return lines
 
 
 @verb("status", "show one cluster", ONE, forms("text", "json"), example="ycluster status dev")
@@ -13951,20 +13960,29 @@ def prune(host: Host, older_than: int, form: str, *, yes: bool = False) -> int:
     found, troubles = prunables(host, surveyed(host), older_than)
     for text in troubles:
         host.output.warn(text)
-    ends = [_pruned(host, older_than, item) if yes else LISTED for item in found]
-    shown = [(item, end) for item, end in zip(found, ends) if end.removed or not yes]
-    total = sum(item.size for item, _ in shown)
+    shown, facts, failed = [], [], False
+    for item in found:
+        end = LISTED
+        if yes:
+            end = _pruned(host, older_than, item)
+        if end.removed or not yes:
+            shown.append(item)
+        failed = failed or bool(end.error)
+        facts.append(_prune_facts(item, end))
+    total = sum(item.size for item in shown)
 
     def lines() -> list[Line]:
-        head = Line(("KIND", "UNUSED", "FREED" if yes else "FREES", "WHAT"))
-        rows = [_prune_line(item) for item, _ in shown]
-        return [head, *rows, Line(("total", "", size_words(total), ""))] if rows else []
+        if not shown:
+            return []
+        freed = "FREED" if yes else "FREES"
+        head = Line(("KIND", "UNUSED", freed, "WHAT"))
+        end = Line(("total", "", size_words(total), ""))
+        return [head, *map(_prune_line, shown), end]
 
-    facts = [_prune_facts(item, end) for item, end in zip(found, ends)]
     data = {"olderThanSeconds": older_than, "bytes": total, "prunable": facts}
     show_as(host, form, data, lines)
     _say_what_next(host, older_than, found, yes=yes)
-    return YclusterError.exit_code if any(end.error for end in ends) else 0
+    return YclusterError.exit_code if failed else 0
 
 
 class PruneEnd(Record):
