@@ -1435,7 +1435,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a provision looks again under the lock",
-        "if _refuse_existing(host, files) != imported:",
+        "if _disk_there(host, files) != imported:",
         "if False:",
         "test_appliance.py::test_a_disk_that_is_imported_while_provision_fetches_its_image_is_not_"
         "touched",
@@ -2199,7 +2199,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "an import that is refused makes nothing",
-        "_refuse_existing(host, files)\n    _check_sums",
+        "_refuse_disk(host, files)\n    _check_sums",
         "_check_sums",
         "test_appliance.py::test_an_import_never_replaces_a_cluster",
     ),
@@ -2214,9 +2214,63 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "an import replaces no cluster",
-        "_refuse_existing(host, files)\n        try:",
+        "_refuse_disk(host, files)\n        try:",
         "try:",
         "test_appliance.py::test_an_import_never_replaces_a_cluster_that_came_meanwhile",
+    ),
+    (
+        "an import replaces no disk that was kept",
+        "if _disk_there(host, files) == str(files.disk):",
+        "if _disk_there(host, files) and False:",
+        "test_hold.py::test_a_disk_that_was_kept_stays_whatever_fails",
+    ),
+    (
+        "a run keeps a disk that a teardown has kept",
+        'return "imported" if files.is_kept() else "absent"',
+        'return "absent"',
+        "test_hold.py::test_run_leaves_a_cluster_as_it_found_it",
+    ),
+    (
+        "what may be anybody's is no disk that was kept",
+        "os.close(open_own(path, os.O_RDONLY))\n        except",
+        "os.stat(path)\n        except",
+        "test_hold.py::test_a_disk_that_nobody_is_known_to_have_kept_is_not_booted",
+    ),
+    (
+        "a disk that was kept keeps its login key",
+        "    if state.imported != str(files.disk):\n        _make_key(",
+        "    if True:\n        _make_key(",
+        "test_machine.py::test_a_disk_that_was_kept_is_grown_at_most_and_keeps_its_login",
+    ),
+    (
+        "a provision of a stopped cluster starts it",
+        "    if _can_start(host, files):",
+        "    if False:",
+        "test_hold.py::test_a_provision_boots_the_disk_that_is_there_by_the_config_as_it_is_now",
+    ),
+    (
+        "a job's cluster has a context of its own",
+        "replace(config, name=own_name, context=own_name)",
+        "replace(config, name=own_name)",
+        "test_hold.py::test_each_job_can_have_a_cluster_of_its_own_by_one_config",
+    ),
+    (
+        "an empty text is the default",
+        "empty = is_scalar and (not keep_empty",
+        "empty = False and (not keep_empty",
+        "test_config.py::test_an_empty_text_is_the_default_as_it_is_to_the_sibling",
+    ),
+    (
+        "keys of P-256 where ed25519 is refused",
+        '"-t", "ecdsa", "-b", "256"',
+        '"-t", "ed25519"',
+        "test_machine.py::test_a_host_that_refuses_ed25519_makes_keys_of_p_256",
+    ),
+    (
+        "kubectl runs in the user's folder",
+        "env=env, cwd=working_folder()).stdout",
+        "env=env).stdout",
+        "test_k3s.py::test_a_kubectl_that_goes_by_the_working_folder_and_the_environment_finds",
     ),
     (
         "a start of a cluster in tap mode is refused before anything is changed",
