@@ -2270,7 +2270,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "kubectl runs in the user's folder",
         "env=env, cwd=working_folder()).stdout",
         "env=env).stdout",
-        "test_k3s.py::test_a_kubectl_that_goes_by_the_working_folder_and_the_environment_finds",
+        "test_k3s.py::test_a_kubectl_that_goes_by_the_working_folder_and_the_environment_finds_"
+        "both",
     ),
     (
         "a start of a cluster in tap mode is refused before anything is changed",
