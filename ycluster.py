@@ -137,6 +137,7 @@ LOCK_TIMEOUT = 300.0  # Longer than a whole stop, so that a verb that waits gets
 POWERDOWN_TIMEOUT = 100.0  # The guest's systemd gives a service 90 s to end.
 WATCH_INTERVAL = 5.0  # Between two looks of the watcher; so late may it act after a suspend.
 ASK_TO_STOP = signal.SIGUSR1  # asks a watcher to stop a VM whose state can't be read
+SSH_FAILED = 255  # ssh's own failure; all else is the exit code of what it ran
 LOOK_AGE = 60.0  # A look at a cluster's use that is older than this ends nothing.
 HOLD_LOOK = 25.0  # Between two looks at what holds a cluster whose deadline has passed.
 HOLD_GRACE = 30.0  # From the warning that its last hold has ended to the expiry.
@@ -302,12 +303,49 @@ class TimedOut(YclusterError):
     exit_code = 7
 
 
+class NoAnswer(TimedOut):
+    """A program that ycluster ran took longer than its timeout, and was killed."""
+
+
 class Busy(TimedOut):
     """Another ycluster holds the cluster's lock."""
 
 
 class NoLock(YclusterError):
     """Nobody can have the cluster's lock: its file is another's, or no file at all."""
+
+
+# Lines of ssh's and tar's that frame what they have to say.
+_FRAME = r"@.*@|tar: (?:Error is not recoverable: exiting now|Exiting with failure status .*)"
+# What programs write where the way out is known, and that way out.
+_REMEDIES = (
+    ("Is another process using the image", "`fuser -v FILE` names the program that has it open"),
+    (
+        "cannot set up guest memory",
+        "`free -m` shows what is free; write a smaller `memory` in the config",
+    ),
+    ("unable to find CPU model", "`qemu-system-x86_64 -cpu help` lists what cpuModel can be"),
+    ("No space left on device|Disk quota exceeded", "`ycluster prune` lists what can go"),
+    (
+        "Could not set up host forwarding rule",
+        "`ycluster doctor` says why; set sshPort or portForwards in the config to other ports",
+    ),
+)
+
+
+def lines_that_matter(argv: Sequence[str], written: str) -> list[str]:
+    """What tells why a program failed: up to three of the lines that it wrote.
+
+    They are the last. gcloud's error comes first, with advice of any length after it.
+    """
+    for option, value in zip(argv, argv[1:]):
+        written = written.replace(f"{option} {value}: ", "")  # QEMU repeats its arguments
+    stripped = [line.strip() for line in written.splitlines()]
+    lines = [line for line in stripped if line and not re.fullmatch(_FRAME, line)]
+    for index, line in enumerate(lines):
+        if line.startswith("ERROR: ("):
+            return lines[index : index + 3]
+    return lines[-3:]
 
 
 class ProgramFailed(YclusterError):
@@ -322,9 +360,9 @@ class ProgramFailed(YclusterError):
         returncode: int,
         stderr: str,
     ) -> None:
-        lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-        why = "; ".join(lines[-3:]) or "it wrote nothing"
-        super().__init__(f"{Path(argv[0]).name} failed (exit {returncode}): {why}")
+        why = "; ".join(lines_that_matter(argv, stderr)) or "it wrote nothing"
+        hint = next((remedy for text, remedy in _REMEDIES if re.search(text, stderr)), "")
+        super().__init__(f"{Path(argv[0]).name} failed (exit {returncode}): {why}", hint=hint)
         self.argv = tuple(argv)
         self.returncode = returncode
         self.stderr = stderr
@@ -780,7 +818,7 @@ class Host:
 
         `progress`, a text or a function that makes one, is shown as a step of its own while it
         runs. `stdin` must fit into a pipe (64 KiB). Raises PrerequisiteError if there is no such
-        program, TimedOut if it takes longer (it is killed), and ProgramFailed if it exits with
+        program, NoAnswer if it takes longer (it is killed), and ProgramFailed if it exits with
         anything but 0, unless `check` is false.
         """
         import subprocess
@@ -795,7 +833,7 @@ class Host:
         with self._start(argv, stdin, cwd, env, pass_fds) as process:
             written = self._communicate(process, stdin, timeout, meanwhile)
         if written is None:
-            raise TimedOut(f"{argv[0]} gave no answer within {timeout:.0f} s: {shlex.join(argv)}")
+            raise NoAnswer(f"{argv[0]} gave no answer within {timeout:.0f} s: {shlex.join(argv)}")
         done = subprocess.CompletedProcess(tuple(argv), process.returncode, *written)
         if check and done.returncode != 0:
             raise ProgramFailed(argv, done.returncode, done.stderr or done.stdout)
@@ -7815,10 +7853,14 @@ def make_keys(host: Host, state: State) -> None:
     files = state.files
     _make_key(host, files.ssh_key, f"ycluster {state.name}")
     _make_key(host, files.host_key, f"root@{state.name}")
-    public = read_own(files.host_pub).decode("ascii")
-    algorithm, key = public.split()[:2]
+    write_known_hosts(state)
+
+
+def write_known_hosts(state: State) -> None:
+    """Have ssh expect the host key that the guest got with its seed, and no other."""
+    algorithm, key = read_own(state.files.host_pub).decode("ascii").split()[:2]
     known_host = f"{state.name} {algorithm} {key}\n"
-    write_file(files.known_hosts, known_host.encode())
+    write_file(state.files.known_hosts, known_host.encode())
 
 
 def _make_key(host: Host, file: Path, comment: str) -> None:
@@ -7873,17 +7915,113 @@ def _ssh_path(path: Path) -> str:
     return escaped if re.fullmatch("[-A-Za-z0-9@%+=:,./_]+", escaped) else f'"{escaped}"'
 
 
+def repair_login(state: State) -> None:
+    """Put right what keeps ssh from logging in, where it is ours and what is right is known.
+
+    ssh ignores a key that others can read, and wants the guest's host key to be in known_hosts.
+    """
+    files = state.files
+    # What can't be repaired is reported by ssh, or by `_final_fault`.
+    with contextlib.suppress(OSError, YclusterError):
+        if not os.path.lexists(files.known_hosts) and files.host_pub.exists():
+            write_known_hosts(state)
+    with contextlib.suppress(OSError):
+        fd = os.open(files.ssh_key, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with descriptor(fd):
+            status = os.fstat(fd)
+            if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
+                os.fchmod(fd, 0o600)
+
+
+class NotYet(YclusterError):
+    """A question to the guest has failed, and may be answered later; the message is the reason."""
+
+
+# What ssh writes where it will fail at every try, for a reason that no guest can change; and what
+# to do about it.
+_FINAL_FAULTS = (
+    (
+        r"Permissions .* are too open",
+        "`chmod 600 {key}`; if that changes nothing, its file system has no modes: use another "
+        "cacheDir",
+    ),
+    (r'Load key ".*": |no such identity: ', "bring {key} back; {lost}"),
+    (
+        r"Host key for .* has changed|No .* host key is known for ",
+        "see `ycluster console {name}`; if it is the guest's own new key, accept it:\n"
+        "rm {host_pub} {known_hosts}",
+    ),
+    (
+        r".*Bad configuration option|.*[Uu]nsupported option|unknown option",
+        "OpenSSH 7.6 or later is needed; `ssh -V` tells which one is on PATH",
+    ),
+    (
+        r"Unable to negotiate with ",
+        "the guest's sshd and this host's ssh have no algorithm in common: use another image, or "
+        "let this host's\nOpenSSH configuration or crypto policy allow what the guest offers",
+    ),
+    (r"No user exists for uid ", "ssh needs a line for this uid in /etc/passwd"),
+    (r"OpenSSL version mismatch", "reinstall openssh-client"),
+)
+_LOST_KEY = (
+    "without it nobody can log in. A copy of the disk gets a new one:\n"
+    "`ycluster import {disk} -c DIR`, with another name in DIR's config, and `provision`"
+)
+
+
+def _final_fault(state: State, written: str) -> YclusterError | None:
+    """The error where ssh wrote that it will fail at every try; None where it may succeed yet."""
+    files = state.files
+    paths = {
+        "key": files.ssh_key,
+        "disk": files.disk,
+        "host_pub": files.host_pub,
+        "known_hosts": files.known_hosts,
+    }
+    quoted = {name: shlex.quote(str(path)) for name, path in paths.items()}
+    lost = _LOST_KEY.format(**quoted)
+    for pattern, remedy in _FINAL_FAULTS:
+        found = re.search(rf"(?m)^(?:{pattern}).*", written)
+        if found:
+            hint = remedy.format(name=state.name, lost=lost, **quoted)
+            why = f"{state.name}: ssh can't log in: {found[0].strip()}"
+            return YclusterError(why, hint=f"{hint}\n{goes_on_until(state)}")
+    return None
+
+
 def in_guest(
     host: Host,
     state: State,
     command: str,
     waiting: Waiting,
-) -> str | None:
-    """What a command prints in the guest; None if it fails or gives no answer in time."""
+) -> str:
+    """What a command prints in the guest.
+
+    Raises NotYet where it fails or gives no answer in time, as while the guest boots; YclusterError
+    where ssh says that no try can succeed.
+    """
+    argv = ssh_argv(state, command)
+    argv[argv.index("LogLevel=ERROR")] = "LogLevel=INFO"  # some reasons are written only then
     try:
-        return host.run(ssh_argv(state, command), timeout=30, waiting=waiting).stdout
-    except (TimedOut, ProgramFailed):
-        return None
+        return host.run(argv, timeout=30, waiting=waiting).stdout
+    except NoAnswer:
+        raise NotYet("no answer within 30 s") from None
+    except ProgramFailed as error:
+        fault = None
+        if error.returncode == SSH_FAILED:
+            fault = _final_fault(state, error.stderr)
+        lines = lines_that_matter(argv, error.stderr)
+        raise fault or NotYet(lines[-1] if lines else f"exit {error.returncode}") from None
+
+
+def goes_on_until(state: State) -> str:
+    """A sentence on how long a VM keeps running that nothing else stops, and how to stop it."""
+    until = "you stop it"
+    if state.expires_at is not None:
+        until = "its deadline"
+    elif state.idle is not None:
+        until = f"nobody has used it for {state.max_idle}"
+    return f"it keeps running until {until}; `ycluster stop --name {state.name}` stops it now"
 
 
 # --- its clock
@@ -7907,7 +8045,7 @@ def set_guest_clock(host: Host, state: State) -> None:
             return  # a guest without sshd, or one that is about to shut down
         _say_clock(host, state, in_guest(host, state, _clock_command(host), lambda: None))
     except (YclusterError, OSError) as error:
-        host.output.warn(f"{state.name}: its clock was not looked at: {error}")
+        host.output.warn(f"{state.name}: its clock could not be set, and may be late: {error}")
 
 
 def _clock_command(host: Host) -> str:
@@ -7925,7 +8063,10 @@ def _say_clock(host: Host, state: State, off: str | None) -> None:
 
 # --- the wait for the boot
 class Stage(Record):
-    """A step of a boot, and the question that is asked until it answers yes."""
+    """A step of a boot, and the question that is asked until it answers yes.
+
+    Where it raises NotYet, that is a no with a reason.
+    """
 
     name: str
     reached: Callable[[Host, State, Waiting], bool]
@@ -7972,7 +8113,8 @@ def _sends_banner(connection: Any, timeout: float, waiting: Waiting) -> bool:
 
 def login_works(host: Host, state: State, waiting: Waiting) -> bool:
     """Whether our key opens the guest."""
-    return in_guest(host, state, "true", waiting) is not None
+    in_guest(host, state, "true", waiting)
+    return True
 
 
 # Without KVM `cloud-init status` takes seconds to start, so its result file is looked for instead.
@@ -7990,10 +8132,7 @@ exit 1
 
 def cloud_init_is_done(host: Host, state: State, waiting: Waiting) -> bool:
     """Whether cloud-init has finished this boot, or has no part in it. Its errors are warnings."""
-    answer = in_guest(host, state, CLOUD_INIT_RESULT, waiting)
-    if answer is None:
-        return False
-    _warn_of_cloud_init(host, answer)
+    _warn_of_cloud_init(host, in_guest(host, state, CLOUD_INIT_RESULT, waiting))
     return True
 
 
@@ -8023,10 +8162,10 @@ def goes_on(host: Host, state: State, waiting: Waiting) -> bool:
 
     It may have been in the middle of a boot, so cloud-init is waited for.
     """
-    clock = f'off=$({_clock_command(host)}) || off=failed; echo "$off"'
-    answer = in_guest(host, state, f"{clock}\n{CLOUD_INIT_RESULT}", waiting)
-    if answer is None:
-        return False
+    clock = f"off=$({_clock_command(host)}) || off=failed"
+    result = f"result=$(\n{CLOUD_INIT_RESULT}) || exit 1"
+    show = 'echo "$off"; echo "$result"'
+    answer = in_guest(host, state, f"{clock}\n{result}\n{show}", waiting)
     off, _, result = answer.partition("\n")
     _say_clock(host, state, None if off == "failed" else off)
     _warn_of_cloud_init(host, result)
@@ -8056,17 +8195,26 @@ class BootWait:
         self.timeout = timeout  # seconds that each stage may take
         self.steps = Steps(host.output, host.monotonic)
         self.stage = "its process"
+        self.reason = ""  # why the last question failed
         self.looked = host.monotonic()  # when the VM was last looked at
         self.until = self.looked + timeout
 
     def reach(self, stage: Stage) -> None:
-        """Ask until a stage is reached; raises as `look` does."""
+        """Ask until a stage is reached; raises as `look` does, and what no wait can help."""
         self.stage = stage.name
+        self.reason = ""
         self.until = self.host.monotonic() + self.timeout
-        while not stage.reached(self.host, self.state, self.look):
+        while not self._reached(stage):
             self.look()
             exited(self.vm.pidfd, 0.1)  # a pause, which the end of QEMU cuts short
         self.steps.done(stage.name)
+
+    def _reached(self, stage: Stage) -> bool:
+        try:
+            return stage.reached(self.host, self.state, self.look)
+        except NotYet as error:
+            self.reason = str(error)
+            return False
 
     def look(self) -> None:
         """Show the stage; raise TimedOut past its bound, YclusterError if the boot has failed."""
@@ -8076,14 +8224,19 @@ class BootWait:
             self.looked = self.host.monotonic()
         if self.host.monotonic() > self.until:
             raise self._timed_out()
-        self.steps.waiting(f"waiting for {self.stage}")
+        self.steps.waiting(f"waiting for {self._with_reason(self.stage)}")
+
+    def _with_reason(self, text: str) -> str:
+        return f"{text}: {self.reason}" if self.reason else text
 
     def _timed_out(self) -> TimedOut:
-        name = self.state.name
-        bound = f"no {self.stage} within {self.timeout:.0f} s"
-        stop = f"`ycluster stop --name {name}` stops it now"
-        why = f"{name}: {bound}; {console_tail(self.state.files)}"
-        return TimedOut(why, hint=f"it keeps running until its deadline; {stop}")
+        state = self.state
+        bound = self._with_reason(f"no {self.stage} within {self.timeout:.0f} s")
+        hint = goes_on_until(state)
+        if "Permission denied" in self.reason:
+            which = f"{state.ssh_user} and {state.files.ssh_pub.name}"
+            hint = f"cloud-init has not run in the guest, or has not let in {which}\n{hint}"
+        return TimedOut(f"{state.name}: {bound}; {console_tail(state.files)}", hint=hint)
 
     def check(self) -> None:
         """Raise if QEMU has ended, or its guest does not run."""
@@ -8091,6 +8244,11 @@ class BootWait:
         if trouble:
             forget_kvm(self.host)  # a guest that stops may be KVM's fault; its check will tell
             raise _boot_failed(self.state, self.stage, trouble)
+        console = console_tail(self.state.files, 2)
+        for pattern, what, check in DEAD_ENDS:
+            if re.search(pattern, console):
+                hint = f"{check}\n{goes_on_until(self.state)}".strip()
+                raise _boot_failed(self.state, self.stage, what, hint)
 
     def _trouble(self) -> str:
         """What keeps the guest from booting; empty if nothing is known to."""
@@ -8102,15 +8260,29 @@ class BootWait:
         # A monitor that is in use, or slow to answer, proves nothing about the guest.
         if status not in ("running", "busy", "unresponsive"):
             return f"it is {status}"
-        if "end Kernel panic - not syncing" in console_tail(self.state.files, 1):
-            return "its kernel panicked (QEMU keeps running until the deadline)"
         return ""
 
 
-def _boot_failed(state: State, stage: str, trouble: str) -> YclusterError:
+_OF_THE_IMAGE = "see `image` in the config: its disk must be a cloud image that boots by BIOS"
+# What the console ends with where a boot has come to its end, though QEMU runs; what that means,
+# and what to check. Of SeaBIOS, Linux, GRUB, the initramfs of Debian and Ubuntu, and systemd.
+DEAD_ENDS = (
+    (r"No bootable device", "its firmware finds nothing to boot on its disk", _OF_THE_IMAGE),
+    (r"end Kernel panic - not syncing", "its kernel panicked", ""),
+    (r"(?m)^ *grub rescue> *$", "its boot loader can't go on", _OF_THE_IMAGE),
+    (r"(?m)^ *\(initramfs\) *$", "its initramfs can't go on", _OF_THE_IMAGE),
+    (
+        r"or press Control-D to continue\): *$|the root account is locked\.",
+        "systemd is in emergency mode",
+        "check the guest's /etc/fstab",
+    ),
+)
+
+
+def _boot_failed(state: State, stage: str, trouble: str, hint: str = "") -> YclusterError:
     files = state.files
     why = f"{state.name}: {trouble} while waiting for {stage}; {console_tail(files)}"
-    return YclusterError(why, hint=f"the whole console: {files.console}")
+    return YclusterError(why, hint=f"{hint}\nthe whole console: {files.console}".strip())
 
 
 def wait_ready(
@@ -8125,6 +8297,7 @@ def wait_ready(
     Raises YclusterError with the end of the console within a second or so of the moment when QEMU
     ends or its guest stops, TimedOut when a stage takes more than `timeout` seconds.
     """
+    repair_login(state)
     with find_vm(host, state.files) as vm:
         if vm is None:
             raise _boot_failed(state, "its process", "QEMU ended")
@@ -8602,7 +8775,8 @@ def k3s_stages(state: State) -> tuple[Stage, ...]:
 
 def api_is_ready(host: Host, state: State, waiting: Waiting) -> bool:
     """Whether Kubernetes in the guest serves its API."""
-    return in_guest(host, state, K3S_API_READY, waiting) is not None
+    in_guest(host, state, K3S_API_READY, waiting)
+    return True
 
 
 def node_is_ready(host: Host, state: State, waiting: Waiting) -> bool:
@@ -8615,10 +8789,8 @@ def install_k3s(host: Host, state: State, waiting: Waiting) -> bool:
 
     It is enabled near the end of an installation, so one that was cut short is done again.
     """
-    answer = in_guest(host, state, K3S_START, waiting)
-    if answer is None:
-        return False  # no answer does not mean that it is absent: it is asked again
-    if answer != "absent\n":
+    # No answer does not mean that it is absent: then NotYet is raised, and it is asked again.
+    if in_guest(host, state, K3S_START, waiting) != "absent\n":
         return True
     host.run(ssh_argv(state, "mkdir -p k3s-install"), timeout=60, waiting=waiting)
     if state.k3s["Install"] == "airgap":
@@ -10811,6 +10983,7 @@ def _stop_guest(host: Host, state: State) -> str:
     files = state.files
 
     def poweroff() -> object:
+        repair_login(state)
         return host.run(ssh_argv(state, "sudo sync; sudo poweroff"), timeout=15)
 
     how = ""
@@ -11210,6 +11383,7 @@ def prepare_export(host: Host, files: Files, max_run: int = 0) -> None:
 
 
 def _prepare_in_guest(host: Host, state: State) -> None:
+    repair_login(state)
     command = f"sudo sh -c {shlex.quote(PREPARE_LIVE)}"
     done = host.run(ssh_argv(state, command), timeout=300, check=False)
     if done.returncode:
@@ -13048,6 +13222,7 @@ def ssh(host: Host, files: Files, command: Sequence[str]) -> int:
     if now in (*OFF, "paused"):
         raise wrong_state(state, now)
     host.need({"ssh": "openssh-client"})
+    repair_login(state)
     os.close(open_own(files.ssh_key, os.O_RDONLY))  # ssh would wait for a FIFO
     words = list(command)
     if words[:1] == ["--"]:
