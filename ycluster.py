@@ -7925,7 +7925,7 @@ def repair_login(state: State) -> None:
     with contextlib.suppress(OSError, YclusterError):
         if not os.path.lexists(files.known_hosts) and files.host_pub.exists():
             write_known_hosts(state)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # as above
         fd = os.open(files.ssh_key, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with descriptor(fd):
             status = os.fstat(fd)
