@@ -119,6 +119,10 @@ DEFAULT_IMAGE = (
 )
 DEFAULT_IMAGE_SHA256 = "ffe6203da54deeb6db5d2a98a83f9ec8e55f149d3f7ba622e1abe5fa966ee3d6"
 
+DEBIAN_IMAGE = (  # for whoever writes `image: debian`
+    "https://cloud.debian.org/images/cloud/trixie/latest/debian-13-genericcloud-amd64.qcow2"
+)
+
 QEMU = "qemu-system-x86_64"
 DATA_LABEL = "y-cluster-data"  # of the volume on the data disk
 DATA_DIR = "/data/yolean"  # where the guest mounts it
@@ -2726,10 +2730,14 @@ _MEANT = (
     ("onExpiry|onWarn", ".+", r"lifetime: {PATH: \g<0>}"),
     ("k3s", "none|false|no|off", "k3s: {install: none}"),
     ("k3s", "v[0-9].*", r"k3s: {version: \g<0>}"),
-    ("diskSize|dataDiskSize", "([0-9]+) *([KMGT])i?B?", r"PATH: \1\2"),
+    ("diskSize|dataDiskSize", "([0-9]+) *([MGT])i?B?", r"PATH: \1\2"),
+    ("diskSize|dataDiskSize", "[1-9][0-9]{0,2}", r"PATH: \g<0>G"),
+    ("diskSize|dataDiskSize", "[1-9][0-9]{3,5}", r"PATH: \g<0>M"),
     (r"portForwards\[[0-9]+\]", "([0-9]+):([0-9]+)(/tcp)?", r"{host: \1, guest: \2}"),
     ("ports|publish|forwards", ".*", "portForwards: [{host: 8080, guest: 80}]"),
     ("disk|storage", "[0-9]+[KMGT]?", r"diskSize: \g<0>"),
+    ("image", "debian.*", f"image: {DEBIAN_IMAGE}"),
+    ("image", "(ubuntu|noble|24[.]04).*", f"image: {DEFAULT_IMAGE}"),
     ("cpu|vcpus|cores", "[0-9]+", r"cpus: \g<0>"),
     ("ram|mem", ".+", r"memory: \g<0>"),
 )
@@ -3232,7 +3240,10 @@ _MEMORY = Kind(
     },
     str,
 )
-_SIZE = _pattern(r"[1-9][0-9]{0,9}[KMGTkmgt]?", "a size such as 20G")
+# About a megabyte at least: a bare number is bytes, and `diskSize: 20` was not meant so.
+_SIZE = _pattern(
+    r"[1-9][0-9]{0,9}[MGTmgt]|[1-9][0-9]{3,9}[Kk]|[1-9][0-9]{6,9}", "a size such as 20G"
+)
 _DURATION = _text(
     positive_budget,
     pattern=r"^(|0|\+?((\d+(\.\d*)?|\.\d+)(ns|us|\u00b5s|\u03bcs|ms|s|m|h))+)$",
@@ -3434,7 +3445,8 @@ class Config(Record):
     port_forwards: tuple[PortForward, ...] = key(
         list_of(section(PortForward)),
         "TCP ports that lead into the guest. An empty list means the default, or none at all with "
-        "k3s.install: none.",
+        "k3s.install: none. Of the default, a host port that root alone may have becomes 8080 or "
+        "8443.",
         (PortForward(6443, 6443), PortForward(80, 80), PortForward(443, 443)),
     )
 
@@ -3458,6 +3470,8 @@ class Config(Record):
     )
 
     file: Path = Path()  # which it was read from
+
+    moved: tuple[PortForward, ...] = ()  # of the forwards, those whose default host port is root's
 
 
 class QemuConfig(Config):
@@ -3561,7 +3575,39 @@ def load_config(directory: Path, home: Callable[[], Path] | None = None) -> Conf
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from None
     except OSError as error:  # such as a path that is too long, or a directory closed to us
         raise ConfigError(f"{path}: {error.strerror}") from None
-    return read_config(text, path, home)
+    config = read_config(text, path, home)
+    if isinstance(config, QemuConfig) and not written(config, "portForwards"):
+        return moved_ports(config, first_port())
+    return config
+
+
+def first_port() -> int:
+    """The lowest port that this process may listen on; see ip(7) and capabilities(7)."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
+        limit = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text("ascii"))
+    except (OSError, ValueError):
+        return 1024 if os.geteuid() else 0
+    found = re.search(r"(?m)^CapEff:\s*([0-9a-f]+)$", status)
+    may_bind_all = found is not None and int(found[1], 16) >> _CAP_NET_BIND_SERVICE & 1
+    return 0 if may_bind_all else limit
+
+
+_CAP_NET_BIND_SERVICE = 10
+_MOVE = 8000  # from a port that root alone may have, to one for everybody: 80 is 8080
+
+
+def moved_ports(config: QemuConfig, first: int) -> QemuConfig:
+    """The config with the default host ports below `first`, which the user can't have, moved."""
+    ports = []
+    for forward in config.port_forwards:
+        host = forward.host
+        if 0 < host < first:
+            host += _MOVE
+            host = 0 if _uses(config, host) else host
+        ports.append(replace(forward, host=host))
+    moved = [port for port, old in zip(ports, config.port_forwards) if port != old]
+    return replace(config, port_forwards=tuple(ports), moved=tuple(moved))
 
 
 def _config_file(path: Path) -> Path:
@@ -3685,7 +3731,20 @@ def _broken_port_rules(config: QemuConfig) -> Iterator[str]:
         yield "guest port 22 is what sshPort leads to; remove it here"
     all_known = len(right) == len(config.port_forwards) and WRONG not in guests
     if all_known and 6443 not in guests and _wants_k3s(config):
-        yield "guest port 6443 is missing, so k3s is out of reach; add {host: 6443, guest: 6443}"
+        port = PortForward(host=0 if _uses(config, 6443) else 6443, guest=6443)
+        line = "portForwards: [" + ", ".join(map(_flow_style, [*right, port])) + "]"
+        why = "guest port 6443 is missing, so k3s is out of reach"
+        yield f"{why}; write `{line}`, or `k3s: {{install: none}}`"
+
+
+def _uses(config: QemuConfig, port: int) -> bool:
+    """Whether a host port is used in a config."""
+    return port in (config.ssh_port, *(forward.host for forward in config.port_forwards))
+
+
+def _flow_style(forward: PortForward) -> str:
+    host = f"host: {forward.host}, " if forward.host not in (0, WRONG) else ""
+    return f"{{{host}guest: {forward.guest}}}"
 
 
 def _broken_host_port_rules(config: QemuConfig, right: Sequence[PortForward]) -> Iterator[str]:
@@ -3808,6 +3867,9 @@ def ignored_keys(config: Config) -> list[str]:
         warnings.append("registries: ignored, there is no k3s in a plain VM")
     if isinstance(config, QemuConfig):
         warnings += _ignored_by_mode(config)
+    if config.moved:
+        shown = ", ".join(f"{port.host or 'any'} -> {port.guest}" for port in config.moved)
+        warnings.append(f"portForwards: lower ports of this host are root's, so {shown}")
     return warnings
 
 
@@ -3877,14 +3939,25 @@ def _set_in_vain(config: Config) -> list[str]:
 
 def written(config: Config, *keys: str) -> object:
     """The value that the file itself has under a key, given by the way to it; None: it has none."""
-    node: Any = parse_yaml(config.file.read_text("utf-8"), str(config.file))
+    node = _written_node(config, keys)
+    return None if node is None else node.value
+
+
+def _written_node(config: Config, keys: Sequence[str]) -> Node | None:
+    node = parse_yaml(config.file.read_text("utf-8"), str(config.file))
     for name in keys:
         below = node.value.get(name) if isinstance(node.value, dict) else None
         if below is None:
             return None
         node = below
-    value: object = node.value
-    return value
+    return node
+
+
+def wrong_key(config: Config, name: str, why: str, hint: str = "") -> ConfigError:
+    """The error for a key at the top of a file that is wrong by what its value names."""
+    node = _written_node(config, [name])
+    place = f":{node.line}:{node.column}" if node else ""
+    return ConfigError(f"{config.file}{place}: {name}: {why}", hint=hint)
 
 
 def expand_variables(value: Any, environ: Mapping[str, str], path: str = "registries") -> Any:
@@ -7598,12 +7671,10 @@ def stands_still(host: Host, files: Files) -> bool:
 
 def port_owner(host: Host, port: int) -> str:
     """Who listens on a port, in words; of another user's program only root may know."""
-    answer = host.attempt(["ss", "-Hltnp", f"sport = :{port}"], timeout=10) or ""
-    found = re.search(r'users:\(\("([^"]*)",pid=([0-9]+)', answer)
+    answer = host.attempt(["ss", "-Hltnp", f"sport = :{port}"], timeout=10)
+    found = re.search(r'users:\(\("([^"]*)",pid=([0-9]+)', answer or "")
     if found is None:
-        if port < 1024 and os.getuid() != 0:
-            return "it is below 1024 and you are not root"
-        return "a program of another user has it"
+        return "another program has it" if answer is None else "a program of another user has it"
     program, pid = found.groups()
     cluster = _guest_name(pid)
     owner = f"the cluster {cluster}" if cluster else program
@@ -9293,7 +9364,7 @@ def fetch_image(host: Host, config: QemuConfig, cache_dir: Path) -> Path:
 
     One that is there is checked first; if it is wrong it stays until there is another, as VMs may
     run on it. A download of known digest that was cut off is resumed. Raises PrerequisiteError if
-    the image is not available, ConfigError if its digest differs.
+    the image is not available, ConfigError if its digest differs, or it is no disk.
     """
     images = cache_dir / "images"
     own_folder(images)
@@ -9314,8 +9385,49 @@ def fetch_image(host: Host, config: QemuConfig, cache_dir: Path) -> Path:
         )
         with replacing(host, known, fault):
             digest = download(host, config.image, part, hint, config.image_sha256, "imageSha256")
+        try:
+            format_of(part, bare)
+        except NoDisk:
+            remove(part)
+            raise
         part.chmod(0o400)
         return part.replace(images / digest)
+
+
+def check_image(config: QemuConfig, cache_dir: Path) -> None:
+    """Raise ConfigError where `image` names a file of this host that is not there, or is no disk.
+
+    One whose digest is in the cache need not be there.
+    """
+    import urllib.parse
+
+    if not config.image.startswith("file:"):
+        return  # the download will tell
+    if config.image_sha256 and (cache_dir / "images" / config.image_sha256).is_file():
+        return
+    path = Path(urllib.parse.unquote(urllib.parse.urlsplit(config.image).path))
+    if not path.exists():
+        raise wrong_key(config, "image", f"{path}: no such file; {_image_meant(config, path)}")
+    if not path.is_file():
+        raise wrong_key(config, "image", f"{path}: it is no regular file")
+    try:
+        format_of(path)
+    except NoDisk as error:
+        raise wrong_key(config, "image", str(error), error.hint) from None
+    except OSError as error:
+        raise wrong_key(config, "image", f"{path}: {error.strerror}") from None
+
+
+def _image_meant(config: QemuConfig, path: Path) -> str:
+    """The line to write in the place of an `image` that is not there."""
+    import difflib
+
+    there = [file.name for file in path.parent.glob("*")] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, there, n=1, cutoff=0.8)
+    if near:
+        return f"write `image: {path.with_name(near[0])}`"
+    meant = line_to_write("image", written(config, "image"))
+    return meant or f"write a path or a URL of a cloud image, such as `image: {DEFAULT_IMAGE}`"
 
 
 def parse_size(text: str) -> int:
@@ -9334,11 +9446,32 @@ OTHER_FORMATS = (
     ("vmdk of ESX", 0, b"COWD"),
     ("vdi", 64, b"\x7f\x10\xda\xbe"),
 )
+# What packs a disk, by its first bytes, and the program that writes to stdout what it unpacks of
+# stdin.
+PACKED = (
+    ("gzip", "zcat", b"\x1f\x8b"),
+    ("xz", "xzcat", b"\xfd7zXZ\0"),
+    ("zstd", "zstdcat", b"\x28\xb5\x2f\xfd"),
+    ("bzip2", "bzcat", b"BZh"),
+    ("lz4", "lz4cat", b"\x04\x22\x4d\x18"),
+    ("zip", "funzip", b"PK\x03\x04"),
+)
+_TAR = b"ustar"  # at byte 257 of a tar
+_PLAIN_TEXT = rb"[\t-\r\x1b\x20-\x7e\x80-\xff]+"  # of which no disk consists
+SMALLEST_DISK = 1 << 20  # bytes
 WHOLE = "`qemu-img convert -O qcow2`, where you trust it, makes a whole one of it"
+A_DISK = "the whole disk of a machine that boots by BIOS is wanted, as qcow2, raw or vmdk"
+
+
+class NoDisk(ConfigError):
+    """What is named as a disk is none, or can't be used as one; the hint is what makes one of it.
+
+    In the hint, {file} stands for the file, and {packed} for how it comes to a program's stdin.
+    """
 
 
 def image_format(head: bytes) -> str:
-    """The format of a disk that begins with `head`: qcow2, vmdk or raw. ValueError says why not.
+    """The format of a disk that begins with `head`: qcow2, vmdk or raw. NoDisk says why not.
 
     qemu-img is given it, and never asked: for it a raw disk that begins with the text of a VMDK
     descriptor is whichever file of this host that text names. Nor does it open one whose header
@@ -9350,18 +9483,60 @@ def image_format(head: bytes) -> str:
         version = int.from_bytes(head[4:8], "big")
         has_data_file = version > 2 and head[79] & 4
         if backing or has_data_file:
-            raise ValueError("it builds on another file")
+            raise NoDisk("it builds on another file", hint=WHOLE)
         return "qcow2"
     if head.startswith(b"KDMV"):
         if not any(head[12:20]):  # no size of its own: it is as its descriptor says
-            raise ValueError("it builds on another file")
+            raise NoDisk("it builds on another file", hint=WHOLE)
         return "vmdk"
     if re.match(_VMDK_TEXT, head):
-        raise ValueError("it is the descriptor of a disk that is in other files")
+        raise NoDisk("it is the descriptor of a disk that is in other files", hint=WHOLE)
     for form, offset, magic in OTHER_FORMATS:
         if head[offset:].startswith(magic):
-            raise ValueError(f"its format is {form}, and not qcow2, raw or vmdk")
+            raise NoDisk(f"its format is {form}, and not qcow2, raw or vmdk", hint=WHOLE)
+    _refuse_no_disk(head)
     return "raw"
+
+
+def _refuse_no_disk(head: bytes) -> None:
+    """Raise NoDisk where what would be a raw disk can't be booted."""
+    for form, program, magic in PACKED:
+        if head.startswith(magic):
+            hint = f"`{{packed}}{program} >disk.img` unpacks it; use disk.img in its place"
+            raise NoDisk(f"it is packed by {form}", hint=hint)
+    if head[257:].startswith(_TAR):
+        raise NoDisk("it is a tar", hint="`tar -xf {file}` unpacks it; use the disk in it")
+    text = head[:512].rstrip(b"\0")
+    if re.fullmatch(_PLAIN_TEXT, text):
+        begins = text.decode("utf-8", "replace").strip().partition("\n")[0][:60].strip()
+        raise NoDisk(f"it is a text, and begins with {begins!r}", hint=A_DISK)
+    if head[514:].startswith(b"HdrS"):
+        raise NoDisk("it is a Linux kernel", hint=A_DISK)
+    if head[510:512] != b"\x55\xaa":
+        raise NoDisk("it has no boot sector (55 AA at byte 510)", hint=A_DISK)
+
+
+def format_of(image: Path, named: str = "") -> str:
+    """The format of a disk, by its first bytes. NoDisk names it: as `named`, where that is given.
+
+    `named` may be the URL that it came from.
+    """
+    import urllib.parse
+
+    with open(image, "rb") as file:
+        head = file.read(4096)
+    try:
+        if not head:
+            raise NoDisk("it is empty", hint=A_DISK)
+        return image_format(head.ljust(80, b"\0"))
+    except NoDisk as error:
+        source = named or str(image)
+        if source.startswith("file:"):
+            source = urllib.parse.unquote(urllib.parse.urlsplit(source).path)
+        quoted = shlex.quote(source)
+        packed = f"curl -fL {quoted} | " if "://" in source else f"<{quoted} "
+        hint = error.hint.format(file=quoted, packed=packed)
+        raise NoDisk(f"{source}: the image is not used: {error}", hint=hint) from None
 
 
 def _files_named(report: object) -> Iterator[object]:
@@ -9380,18 +9555,16 @@ def _files_named(report: object) -> Iterator[object]:
 def image_info(host: Host, image: Path, named: str = "") -> dict[str, Any]:
     """What qemu-img reports of a disk, in the format that it has by its first bytes.
 
-    ConfigError where it is not whole: where it builds on another file, or lies in several.
+    NoDisk where it is not whole: where it builds on another file, or lies in several.
     """
-    with open(image, "rb") as file:
-        head = file.read(4096).ljust(80, b"\0")
-    try:
-        form = image_format(head)
-        argv = ["qemu-img", "info", "--force-share", "--output=json", "-f", form, str(image)]
-        info: dict[str, Any] = json.loads(host.run(argv, timeout=60).stdout)
-        if set(_files_named(info)) != {str(image)}:
-            raise ValueError("it builds on another file")
-    except ValueError as error:
-        raise ConfigError(f"{named or image}: the image is not used: {error}", hint=WHOLE) from None
+    form = format_of(image, named)
+    argv = ["qemu-img", "info", "--force-share", "--output=json", "-f", form, str(image)]
+    info: dict[str, Any] = json.loads(host.run(argv, timeout=60).stdout)
+    refused = f"{named or image}: the image is not used"
+    if set(_files_named(info)) != {str(image)}:
+        raise NoDisk(f"{refused}: it builds on another file", hint=WHOLE)
+    if info["virtual-size"] < SMALLEST_DISK:
+        raise NoDisk(f"{refused}: it has {info['virtual-size']} bytes", hint=A_DISK)
     return info
 
 
@@ -9414,6 +9587,59 @@ def make_disk(host: Host, state: State, image: Path) -> None:
     ]  # fmt: skip
     host.run(argv, timeout=120, cwd=Path(state.cache_dir))
     keep_owner(state.files.disk, Path(state.cache_dir))
+
+
+def backing_of(disk: Path) -> Path | None:
+    """The file that a qcow2 builds on; None where there is none, or where it is not on this host.
+
+    Sources: QEMU's docs/interop/qcow2.txt, and "protocol:" in its qemu-block-drivers(7).
+    """
+    with open(disk, "rb") as file:
+        head = file.read(20)
+        offset, length = (int.from_bytes(head[at:end], "big") for at, end in ((8, 16), (16, 20)))
+        if not head.startswith(b"QFI\xfb") or not offset:
+            return None
+        file.seek(offset)
+        name = os.fsdecode(file.read(min(length, 1023)))
+    if re.match("[A-Za-z0-9+.-]+:", name):
+        return None
+    return disk.parent / name
+
+
+def check_disks(state: State) -> None:
+    """Raise StateError where a disk of the cluster can't be opened, as a file is gone.
+
+    Whether the boot disk itself is there is not looked at.
+    """
+    data_disk = state.data_disk
+    if data_disk and not os.path.exists(data_disk):
+        hint = "bring it back to that place"
+        raise StateError(f"{state.name}: its data disk {data_disk} is gone", hint=hint)
+    check_backing(state, state.files.disk)
+    if data_disk:
+        check_backing(state, Path(data_disk))
+
+
+def check_backing(state: State, disk: Path) -> None:
+    """Raise StateError where a file is gone that a disk builds on, directly or not."""
+    above: Path | None = disk
+    for _ in range(100):  # or it could lead in a circle
+        if above is None or not above.is_file():
+            return
+        base = backing_of(above)
+        if base and not base.is_file():
+            why = f"{state.name}: {base} is gone, on which its disk {above} builds"
+            raise StateError(why, hint=_way_to_base(state, base))
+        above = base
+
+
+def _way_to_base(state: State, base: Path) -> str:
+    """How to get a lost image back."""
+    hint = "bring it back to that place"
+    if base.parent.name == "images" and re.fullmatch("[0-9a-f]{64}", base.name) and state.image:
+        argv = ["curl", "-fLo", str(base), state.image]
+        hint += f"; its name is its SHA-256, and it was fetched from there:\n{shlex.join(argv)}"
+    return hint
 
 
 # --- libguestfs: what it needs of the host, and the data disk
@@ -9470,9 +9696,13 @@ def check_data_disk(host: Host, path: str) -> None:
     elif not (os.path.isfile(path) or stat.S_ISBLK(os.stat(path).st_mode)):
         hint = "a qcow2 file is wanted; one that is not there is made"
         raise ConfigError(f"dataDisk {path} is no file", hint=hint)
-    elif image_info(host, Path(path))["format"] != "qcow2":
-        hint = "`qemu-img convert -O qcow2` makes one of it"
-        raise ConfigError(f"dataDisk {path} is no qcow2", hint=hint)
+    else:
+        with open(path, "rb") as file:
+            is_qcow2 = file.read(4) == b"QFI\xfb"
+        if not is_qcow2:
+            hint = "`qemu-img convert -O qcow2` makes one of a disk"
+            raise ConfigError(f"dataDisk {path} is no qcow2", hint=hint)
+        image_info(host, Path(path))
 
 
 def make_data_disk(host: Host, path: Path, size: str) -> None:
@@ -10498,6 +10728,8 @@ def provision(host: Host, directory: Path, *, run_budget: str = "") -> None:
     if state.data_disk:
         _refuse_data_disk(state.data_disk, [files, *(other.files for other in others)])
     imported = _refuse_existing(host, files)
+    if not imported:
+        check_image(config, files.cache_dir)
     _check_ports(host, state)
     if state.data_disk:
         check_data_disk(host, state.data_disk)
@@ -10677,18 +10909,37 @@ def _half_made(state: State) -> bool:
 
 
 def _check_ports(host: Host, state: State) -> None:
-    """Raise, and name who has it, where QEMU could not listen on a port."""
-    taken = []
+    """Raise, and say why, where QEMU could not listen on a port."""
+    address, faults = state.bind_address, []
+    hint = 'set sshPort or portForwards in the config to other ports ("0": QEMU chooses), '
+    hint += "and name the cluster by -c"
     for forward in forwards(state):
-        if forward.host and not _can_listen(state.bind_address, forward.host):
-            taken.append(f"can't listen on port {forward.host}: {port_owner(host, forward.host)}")
-    if taken:
-        hint = 'set sshPort or portForwards in the config to other ports ("0": QEMU chooses), '
-        hint += "and name the cluster by -c"
-        raise PrerequisiteError("; ".join(taken), hint=hint)
+        port = forward.host
+        fault = _listen_fault(address, port) if port else 0
+        if fault == errno.EADDRNOTAVAIL:
+            why = f"can't listen on {address}: no interface of this host has this address"
+            hint = f"write `network: {{bindAddress: {BIND_ADDRESS}}}`; `ip -4 addr` lists them all"
+            raise PrerequisiteError(why, hint=hint)
+        if fault:
+            faults.append(f"can't listen on port {port}: {_listen_words(host, port, fault)}")
+        if fault == errno.EACCES and "sysctl" not in hint:
+            hint += f"; or let\neverybody listen on it: sudo sysctl {_LOW_PORTS}={port}"
+    if faults:
+        raise PrerequisiteError("; ".join(faults), hint=hint)
 
 
-def _can_listen(address: str, port: int) -> bool:
+_LOW_PORTS = "net.ipv4.ip_unprivileged_port_start"
+
+
+def _listen_words(host: Host, port: int, fault: int) -> str:
+    """Why a port can't be had."""
+    if fault == errno.EACCES:
+        return f"you may not, as it is below {_LOW_PORTS}"
+    return port_owner(host, port) if fault == errno.EADDRINUSE else os.strerror(fault)
+
+
+def _listen_fault(address: str, port: int) -> int:
+    """The errno of listening on a port; 0 where that works."""
     import socket
 
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
@@ -10696,9 +10947,9 @@ def _can_listen(address: str, port: int) -> bool:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((address, port))
-        except OSError:
-            return False
-    return True
+        except OSError as error:
+            return error.errno or errno.EIO
+    return 0
 
 
 def _boot(host: Host, state: State) -> State:
@@ -10850,9 +11101,7 @@ def _check_bootable(state: State) -> None:
     """Raise where the VM can't be booted here, or a disk that it needs is not there."""
     _refuse_start(state)  # again: it may have been stopped meanwhile
     _require_disk(state)
-    if state.data_disk and not os.path.exists(state.data_disk):
-        why = f"{state.name}: its data disk {state.data_disk} is gone"
-        raise StateError(why, hint="bring it back to that place")
+    check_disks(state)
 
 
 def _require_disk(state: State) -> None:
@@ -11519,6 +11768,7 @@ def _check_export(
     if state.suspended:
         raise wrong_state(state, "suspended", ", and its disk is not whole without its memory")
     _require_disk(state)
+    check_backing(state, state.files.disk)
     if os.path.lexists(bundle) and (not bundle.is_dir() or any(bundle.iterdir())):
         hint = "nothing is ever overwritten; name a new one"
         raise UsageError(f"{bundle} is not an empty folder", hint=hint)
@@ -11570,8 +11820,8 @@ def _fill_bundle(
 def import_disk(host: Host, disk: Path, directory: Path) -> None:
     """Make a cluster's boot disk of `disk`, which `provision` then boots.
 
-    `disk` builds on no other file, and is a qcow2, a vmdk, raw, a gzipped tar with a disk.raw, or
-    an OVA, of which the hardware is not used.
+    `disk` builds on no other file, and is a qcow2, a vmdk, raw, a tar with a disk.raw (gzipped or
+    not), or an OVA, of which the hardware is not used.
     It is checked against the SHA256SUMS beside it. Raises YclusterError if the cluster exists, or
     `disk` is no file.
     """
@@ -11634,23 +11884,46 @@ def _convert_import(host: Host, disk: Path, files: Files) -> Path:
     source, made = disk, files.incoming / files.disk.name
     with open(disk, "rb") as file:
         head = file.read(512)
-    if head.startswith(b"\x1f\x8b"):
+    if head.startswith(b"\x1f\x8b") and _gzipped_head(disk)[257:].startswith(_TAR):
         source = _unpack(host, disk, files.incoming, "disk.raw")
-    elif head[257:262] == b"ustar":
-        source = _unpack(host, disk, files.incoming, _disk_in_ova(host, disk))
-    form: str = image_info(host, source)["format"]
+    elif head[257:].startswith(_TAR):
+        source = _unpack(host, disk, files.incoming, _disk_in_tar(host, disk))
+    form: str = image_info(host, source, str(disk))["format"]
     write_disk(host, source, "qcow2", made, form)
     return made
 
 
-def _disk_in_ova(host: Host, archive: Path) -> str:
-    """The name of the one disk in an OVA."""
+def _gzipped_head(path: Path) -> bytes:
+    """The first bytes of what is gzipped in a file; none where it is damaged."""
+    import gzip
+    import zlib
+
+    try:
+        with gzip.open(path) as file:
+            return file.read(512)
+    except (OSError, EOFError, zlib.error):
+        return b""
+
+
+def _disk_in_tar(host: Host, archive: Path) -> str:
+    """The name of the one disk in an OVA, or of the disk.raw in a tar."""
     listed = host.run(["tar", "-tf", str(archive)], timeout=3600).stdout.splitlines()
     disks = [name for name in listed if re.fullmatch(r"\w[\w.-]*\.vmdk", name)]
+    if "disk.raw" in listed:
+        return "disk.raw"
     if len(disks) != 1:
         why = f"{archive} is a tar with {len(disks)} vmdk disks, and not an OVA with one"
-        raise ConfigError(why, hint="import one of the disks in it")
+        raise ConfigError(why, hint=_way_into_tar(archive, listed))
     return disks[0]
+
+
+def _way_into_tar(archive: Path, listed: Sequence[str]) -> str:
+    """How to import a disk that lies elsewhere in a tar."""
+    for name in listed:
+        if re.search(r"\.(raw|img|qcow2|vmdk)$", name):
+            argv = ["tar", "-xf", str(archive), "--", name]
+            return f"`{shlex.join(argv)}` unpacks the disk in it; import that"
+    return "a tar with a disk.raw, an OVA or the disk itself is wanted"
 
 
 def _unpack(
@@ -11669,7 +11942,14 @@ def _unpack(
         "--occurrence=1", "--no-recursion", "--no-same-owner", "--no-same-permissions",
         unpacked.name,
     ]  # fmt: skip
-    host.run(argv, timeout=6 * 3600)
+    try:
+        host.run(argv, timeout=6 * 3600)
+    except ProgramFailed as error:
+        if "Not found in archive" not in error.stderr:
+            raise
+        listed = host.run(["tar", "-tf", str(archive)], timeout=3600).stdout.splitlines()
+        hint = _way_into_tar(archive, listed)
+        raise ConfigError(f"{archive} is a tar without a {name}", hint=hint) from None
     status = os.lstat(unpacked)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
         hint = "a tar with the disk itself is wanted"
@@ -12995,7 +13275,12 @@ def list_clusters(host: Host, form: str, *, quiet: bool = False) -> None:
             raise UsageError("-q shows names, and -o json all there is to know")
         host.output.data("\n".join(files.name for files in discover(host)))
         return
-    found = [describe(host, state) for _, state in readable(host)]
+    states = [state for _, state in readable(host)]
+    found = [describe(host, state) for state in states]
+    for state in states:
+        lost = _look(state.name, "warning", check_disks, state)
+        if lost.level != "ok":
+            host.output.warn(f"{lost.text}; {lost.remedy}")
     for text, files in told_of_lost(host):
         host.output.warn(f"{text}: {_way_out_of_lost(files)}")
     if not found and form != "json":
@@ -13393,6 +13678,13 @@ def _taken_ports(host: Host, survey: Survey) -> Iterator[Finding]:
                 yield finding
 
 
+def _lost_disks(host: Host, survey: Survey) -> Iterator[Finding]:
+    for state in survey.states:
+        finding = _look(state.name, "failure", check_disks, state)
+        if finding.level != "ok":
+            yield finding
+
+
 def _low_space(host: Host, survey: Survey) -> Iterator[Finding]:
     for place in survey.places:
         found = os.statvfs(place)
@@ -13450,6 +13742,7 @@ def _is_gone(sidecar: Path) -> bool:
 CLUSTER_CHECKS: tuple[Callable[[Host, Survey], Iterator[Finding]], ...] = (
     _unenforced,
     _taken_ports,
+    _lost_disks,
     _low_space,
     _unclaimed_disks,
     _lost_vms,
@@ -13650,6 +13943,8 @@ def config_check(host: Host, directory: Path, form: str) -> int:
     try:
         config = load_config(directory, host.home)
         expand_variables(used_registries(config), host.environ)
+        if isinstance(config, QemuConfig) and config.image.startswith("file:"):
+            check_image(config, files_of(host, config).cache_dir)
     except ConfigError as error:
         if form == "text":
             raise

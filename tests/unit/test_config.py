@@ -456,7 +456,7 @@ def test_any_text_is_a_config_or_a_config_error(text: str) -> None:
         assert isinstance(config, Config)
 
 
-sizes = st.from_regex(r"[1-9][0-9]{0,5}[KMGT]?", fullmatch=True)
+sizes = st.from_regex(r"[1-9][0-9]{0,5}[MGT]|[1-9][0-9]{3,5}K|[1-9][0-9]{6,9}", fullmatch=True)
 printable = st.text(
     st.characters(min_codepoint=32, max_codepoint=0x2FFF, exclude_categories=["Cc", "Cs"]),
     max_size=20,
@@ -852,6 +852,16 @@ MISTAKES = [
     ("maxIdle: 30m", "`lifetime: {maxIdle: 30m}`"),
     ("onExpiry: stop", "`lifetime: {onExpiry: stop}`"),
     ("diskSize: 40 GB", "`diskSize: 40G`"),
+    ("diskSize: 20", "`diskSize: 20G`"),
+    ("dataDiskSize: 20480", "`dataDiskSize: 20480M`"),
+    (
+        "portForwards: [{host: 80, guest: 80}]",
+        "`portForwards: [{host: 80, guest: 80}, {host: 6443, guest: 6443}]`",
+    ),
+    (
+        "portForwards: [{host: 6443, guest: 80}]",
+        "`portForwards: [{host: 6443, guest: 80}, {guest: 6443}]`",
+    ),
     ("disk: 40G", "`diskSize: 40G`"),
     ("cpu: 2", "`cpus: 2`"),
     ("ram: 4G", "`memory: 4G`"),

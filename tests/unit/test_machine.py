@@ -1081,7 +1081,7 @@ def test_an_image_is_copied_under_its_digest_with_holes_kept(
     tmp_path: Path, host: Clocked, scheme: str
 ) -> None:
     source = tmp_path / "cloud.img"
-    source.write_bytes(b"boot" + bytes(5 << 20) + b"end")
+    source.write_bytes(BOOT + bytes(5 << 20) + b"end")
     found = ycluster.fetch_image(host, config(f"{scheme}{source}"), tmp_path / "c")
     assert found.read_bytes() == source.read_bytes() and found.stat().st_mode & 0o777 == 0o400
     assert found.stat().st_blocks * 512 < 4 << 20
@@ -1094,7 +1094,8 @@ def test_an_image_in_the_cache_that_is_not_what_its_name_says_is_fetched_anew(
     tmp_path: Path, host: Clocked
 ) -> None:
     """It is checked at each provision, whoever put it there or damaged it. (20.8)"""
-    source, digest = tmp_path / "cloud.img", hashlib.sha256(b"right").hexdigest()
+    right = BOOT + b"right"
+    source, digest = tmp_path / "cloud.img", hashlib.sha256(right).hexdigest()
     kept = tmp_path / "c" / "images" / digest
     kept.parent.mkdir(parents=True)
     kept.write_bytes(b"wrong")
@@ -1102,10 +1103,10 @@ def test_an_image_in_the_cache_that_is_not_what_its_name_says_is_fetched_anew(
     with refused(ycluster.PrerequisiteError, kept, source):
         ycluster.fetch_image(host, wanted, tmp_path / "c")
     assert kept.read_bytes() == b"wrong", "nothing goes before there is another"
-    source.write_bytes(b"right")
+    source.write_bytes(right)
     with open(kept, "rb") as in_use:
         assert ycluster.fetch_image(host, wanted, tmp_path / "c") == kept
-        assert (kept.read_bytes(), in_use.read()) == (b"right", b"wrong"), "it is replaced"
+        assert (kept.read_bytes(), in_use.read()) == (right, b"wrong"), "it is replaced"
     assert f"warning: {kept}: " in host.log.getvalue()
 
 
@@ -1148,10 +1149,13 @@ def test_a_disk_is_no_smaller_than_its_image_and_finds_it_where_the_cachedir_is_
     subprocess.run(["qemu-img", "check", "-q", tmp_path / "moved" / "demo.qcow2"], check=True)
 
 
+BOOT = b"boot".ljust(510, b"\0") + b"\x55\xaa"  # what a disk begins with
+
+
 class Mirror(http.server.BaseHTTPRequestHandler):
     """Serves `content` whole, cut off after `cut` bytes, or from where a Range asks; `asked` is what came in."""
 
-    content = b"boot" + bytes(3 << 20) + b"end" * 1000
+    content = BOOT + bytes((3 << 20) - 508) + b"end" * 1000
     cut: int | None = None
     ranges = True
     asked: list[str] = []  # noqa: RUF012
@@ -1321,7 +1325,25 @@ def test_the_owner_of_a_port_is_named(tmp_path: Path, processes: Processes) -> N
         port = probe.getsockname()[1]
     other = processes.start(code.format(port=port))
     assert ycluster.port_owner(host, port).endswith(f" has it (pid {other.pid})")
+    blind = Host({"PATH": str(tmp_path)}, Clocked(tmp_path).output)
+    for told, fact in ((host, f"(pid {other.pid})"), (blind, "another program has it")):
+        with refused(ycluster.PrerequisiteError, f"port {port}: ", fact):
+            ycluster._check_ports(told, state(ssh_port=port, port_forwards=()))
     other.kill()
     other.wait()
     vm = processes.start(code.format(port=port), "-name", "guest=side-by-side,x=y")
     assert ycluster.port_owner(host, port) == f"the cluster side-by-side has it (pid {vm.pid})"
+
+
+def test_an_address_of_no_interface_is_told_as_that(host: Clocked) -> None:
+    """192.0.2.0/24 is for documentation (RFC 5737): no host has it."""
+    with refused(ycluster.PrerequisiteError, "192.0.2.7", "no interface") as caught:
+        ycluster._check_ports(host, state(bind_address="192.0.2.7"))
+    assert "`network: {bindAddress: 127.0.0.1}`" in caught.value.hint
+
+
+def test_a_port_of_roots_is_told_as_that(host: Clocked, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ycluster, "_listen_fault", lambda address, port: errno.EACCES)
+    with refused(ycluster.PrerequisiteError, "port 80: you may not") as caught:
+        ycluster._check_ports(host, state(ssh_port=80, port_forwards=()))
+    assert "sudo sysctl net.ipv4.ip_unprivileged_port_start=80" in caught.value.hint
