@@ -3471,7 +3471,7 @@ class Config(Record):
 
     file: Path = Path()  # which it was read from
 
-    own_choice: tuple[PortForward, ...] = ()  # of the forwards, those whose default host port is root's
+    moved_forwards: tuple[PortForward, ...] = ()  # those with a default host port of root's
 
 
 class QemuConfig(Config):
@@ -3606,8 +3606,8 @@ def moved_ports(config: QemuConfig, first: int) -> QemuConfig:
             host += _MOVE
             host = 0 if _uses(config, host) else host
         ports.append(replace(forward, host=host))
-    own = [port for port, old in zip(ports, config.port_forwards) if port != old]
-    return replace(config, port_forwards=tuple(ports), own_choice=tuple(own))
+    others = [port for port, old in zip(ports, config.port_forwards) if port != old]
+    return replace(config, port_forwards=tuple(ports), moved_forwards=tuple(others))
 
 
 def _config_file(path: Path) -> Path:
@@ -3867,8 +3867,8 @@ def ignored_keys(config: Config) -> list[str]:
         warnings.append("registries: ignored, there is no k3s in a plain VM")
     if isinstance(config, QemuConfig):
         warnings += _ignored_by_mode(config)
-    if config.own_choice:
-        shown = ", ".join(f"{port.host or 'any'} -> {port.guest}" for port in config.own_choice)
+    if config.moved_forwards:
+        shown = ", ".join(f"{port.host or 'any'} -> {port.guest}" for port in config.moved_forwards)
         warnings.append(f"portForwards: lower ports of this host are root's, so {shown}")
     return warnings
 

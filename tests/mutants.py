@@ -1148,8 +1148,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a guest boots without its data disk",
-        "ext4 defaults,nofail,",
-        "ext4 defaults,",
+        "ext4 defaults,nofail ",
+        "ext4 defaults ",
         "test_machine.py::test_a_guest_boots_without_its_data_disk_too",
     ),
     (
