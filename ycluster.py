@@ -122,6 +122,10 @@ DEFAULT_IMAGE = (
 )
 DEFAULT_IMAGE_SHA256 = "ffe6203da54deeb6db5d2a98a83f9ec8e55f149d3f7ba622e1abe5fa966ee3d6"
 
+DEBIAN_IMAGE = (  # for whoever writes `image: debian`
+    "https://cloud.debian.org/images/cloud/trixie/latest/debian-13-genericcloud-amd64.qcow2"
+)
+
 QEMU = "qemu-system-x86_64"
 DATA_LABEL = "y-cluster-data"  # of the volume on the data disk
 DATA_DIR = "/data/yolean"  # where the guest mounts it
@@ -140,6 +144,7 @@ LOCK_TIMEOUT = 300.0  # Longer than a whole stop, so that a verb that waits gets
 POWERDOWN_TIMEOUT = 100.0  # The guest's systemd gives a service 90 s to end.
 WATCH_INTERVAL = 5.0  # Between two looks of the watcher; so late may it act after a suspend.
 ASK_TO_STOP = signal.SIGUSR1  # asks a watcher to stop a VM whose state can't be read
+SSH_FAILED = 255  # ssh's own failure; all else is the exit code of what it ran
 LOOK_AGE = 60.0  # A look at a cluster's use that is older than this ends nothing.
 HOLD_LOOK = 25.0  # Between two looks at what holds a cluster whose deadline has passed.
 HOLD_GRACE = 30.0  # From the warning that its last hold has ended to the expiry.
@@ -305,12 +310,49 @@ class TimedOut(YclusterError):
     exit_code = 7
 
 
+class NoAnswer(TimedOut):
+    """A program that ycluster ran took longer than its timeout, and was killed."""
+
+
 class Busy(TimedOut):
     """Another ycluster holds the cluster's lock."""
 
 
 class NoLock(YclusterError):
     """Nobody can have the cluster's lock: its file is another's, or no file at all."""
+
+
+# Lines of ssh's and tar's that frame what they have to say.
+_FRAME = r"@.*@|tar: (?:Error is not recoverable: exiting now|Exiting with failure status .*)"
+# What programs write where the way out is known, and that way out.
+_REMEDIES = (
+    ("Is another process using the image", "`fuser -v FILE` names the program that has it open"),
+    (
+        "cannot set up guest memory",
+        "`free -m` shows what is free; write a smaller `memory` in the config",
+    ),
+    ("unable to find CPU model", "`qemu-system-x86_64 -cpu help` lists what cpuModel can be"),
+    ("No space left on device|Disk quota exceeded", "`ycluster prune` lists what can go"),
+    (
+        "Could not set up host forwarding rule",
+        "`ycluster doctor` says why; set sshPort or portForwards in the config to other ports",
+    ),
+)
+
+
+def lines_that_matter(argv: Sequence[str], written: str) -> list[str]:
+    """What tells why a program failed: up to three of the lines that it wrote.
+
+    They are the last. gcloud's error comes first, with advice of any length after it.
+    """
+    for option, value in zip(argv, argv[1:]):
+        written = written.replace(f"{option} {value}: ", "")  # QEMU repeats its arguments
+    stripped = [line.strip() for line in written.splitlines()]
+    lines = [line for line in stripped if line and not re.fullmatch(_FRAME, line)]
+    for index, line in enumerate(lines):
+        if line.startswith("ERROR: ("):
+            return lines[index : index + 3]
+    return lines[-3:]
 
 
 class ProgramFailed(YclusterError):
@@ -325,9 +367,9 @@ class ProgramFailed(YclusterError):
         returncode: int,
         stderr: str,
     ) -> None:
-        lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-        why = "; ".join(lines[-3:]) or "it wrote nothing"
-        super().__init__(f"{Path(argv[0]).name} failed (exit {returncode}): {why}")
+        why = "; ".join(lines_that_matter(argv, stderr)) or "it wrote nothing"
+        hint = next((remedy for text, remedy in _REMEDIES if re.search(text, stderr)), "")
+        super().__init__(f"{Path(argv[0]).name} failed (exit {returncode}): {why}", hint=hint)
         self.argv = tuple(argv)
         self.returncode = returncode
         self.stderr = stderr
@@ -808,7 +850,7 @@ class Host:
 
         `progress`, a text or a function that makes one, is shown as a step of its own while it
         runs. `stdin` must fit into a pipe (64 KiB). Raises PrerequisiteError if there is no such
-        program, TimedOut if it takes longer (it is killed), and ProgramFailed if it exits with
+        program, NoAnswer if it takes longer (it is killed), and ProgramFailed if it exits with
         anything but 0, unless `check` is false.
         """
         import subprocess
@@ -823,7 +865,7 @@ class Host:
         with self._start(argv, stdin, cwd, env, pass_fds) as process:
             written = self._communicate(process, stdin, timeout, meanwhile)
         if written is None:
-            raise TimedOut(f"{argv[0]} gave no answer within {timeout:.0f} s: {shlex.join(argv)}")
+            raise NoAnswer(f"{argv[0]} gave no answer within {timeout:.0f} s: {shlex.join(argv)}")
         done = subprocess.CompletedProcess(tuple(argv), process.returncode, *written)
         if check and done.returncode != 0:
             raise ProgramFailed(argv, done.returncode, done.stderr or done.stdout)
@@ -2775,10 +2817,14 @@ _MEANT = (
     ("onExpiry|onWarn", ".+", r"lifetime: {PATH: \g<0>}"),
     ("k3s", "none|false|no|off", "k3s: {install: none}"),
     ("k3s", "v[0-9].*", r"k3s: {version: \g<0>}"),
-    ("diskSize|dataDiskSize", "([0-9]+) *([KMGT])i?B?", r"PATH: \1\2"),
+    ("diskSize|dataDiskSize", "([0-9]+) *([MGT])i?B?", r"PATH: \1\2"),
+    ("diskSize|dataDiskSize", "[1-9][0-9]{0,2}", r"PATH: \g<0>G"),
+    ("diskSize|dataDiskSize", "[1-9][0-9]{3,5}", r"PATH: \g<0>M"),
     (r"portForwards\[[0-9]+\]", "([0-9]+):([0-9]+)(/tcp)?", r"{host: \1, guest: \2}"),
     ("ports|publish|forwards", ".*", "portForwards: [{host: 8080, guest: 80}]"),
     ("disk|storage", "[0-9]+[KMGT]?", r"diskSize: \g<0>"),
+    ("image", "debian.*", f"image: {DEBIAN_IMAGE}"),
+    ("image", "(ubuntu|noble|24[.]04).*", f"image: {DEFAULT_IMAGE}"),
     ("cpu|vcpus|cores", "[0-9]+", r"cpus: \g<0>"),
     ("ram|mem", ".+", r"memory: \g<0>"),
 )
@@ -3286,7 +3332,10 @@ _MEMORY = Kind(
     },
     str,
 )
-_SIZE = _pattern(r"[1-9][0-9]{0,9}[KMGTkmgt]?", "a size such as 20G")
+# About a megabyte at least: a bare number is bytes, and `diskSize: 20` was not meant so.
+_SIZE = _pattern(
+    r"[1-9][0-9]{0,9}[MGTmgt]|[1-9][0-9]{3,9}[Kk]|[1-9][0-9]{6,9}", "a size such as 20G"
+)
 _DURATION = _text(
     positive_budget,
     pattern=r"^(|0|\+?((\d+(\.\d*)?|\.\d+)(ns|us|\u00b5s|\u03bcs|ms|s|m|h))+)$",
@@ -3493,7 +3542,8 @@ class Config(Record):
     port_forwards: tuple[PortForward, ...] = key(
         list_of(section(PortForward)),
         "TCP ports that lead into the guest. An empty list means the default, or none at all with "
-        "k3s.install: none.",
+        "k3s.install: none. Of the default, a host port that root alone may have becomes 8080 or "
+        "8443.",
         (PortForward(6443, 6443), PortForward(80, 80), PortForward(443, 443)),
     )
 
@@ -3517,6 +3567,8 @@ class Config(Record):
     )
 
     file: Path = Path()  # which it was read from
+
+    moved_forwards: tuple[PortForward, ...] = ()  # those with a default host port of root's
 
 
 class QemuConfig(Config):
@@ -3620,7 +3672,39 @@ def load_config(directory: Path, home: Callable[[], Path] | None = None) -> Conf
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from None
     except OSError as error:  # such as a path that is too long, or a directory closed to us
         raise ConfigError(f"{path}: {error.strerror}") from None
-    return read_config(text, path, home)
+    config = read_config(text, path, home)
+    if isinstance(config, QemuConfig) and not written(config, "portForwards"):
+        return moved_ports(config, first_port())
+    return config
+
+
+def first_port() -> int:
+    """The lowest port that this process may listen on; see ip(7) and capabilities(7)."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
+        limit = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text("ascii"))
+    except (OSError, ValueError):
+        return 1024 if os.geteuid() else 0
+    found = re.search(r"(?m)^CapEff:\s*([0-9a-f]+)$", status)
+    may_bind_all = found is not None and int(found[1], 16) >> _CAP_NET_BIND_SERVICE & 1
+    return 0 if may_bind_all else limit
+
+
+_CAP_NET_BIND_SERVICE = 10
+_MOVE = 8000  # from a port that root alone may have, to one for everybody: 80 is 8080
+
+
+def moved_ports(config: QemuConfig, first: int) -> QemuConfig:
+    """The config with the default host ports below `first`, which the user can't have, moved."""
+    ports = []
+    for forward in config.port_forwards:
+        host = forward.host
+        if 0 < host < first:
+            host += _MOVE
+            host = 0 if _uses(config, host) else host
+        ports.append(replace(forward, host=host))
+    others = [port for port, old in zip(ports, config.port_forwards) if port != old]
+    return replace(config, port_forwards=tuple(ports), moved_forwards=tuple(others))
 
 
 def _config_file(path: Path) -> Path:
@@ -3747,7 +3831,20 @@ def _broken_port_rules(config: QemuConfig) -> Iterator[str]:
         yield "guest port 22 is what sshPort leads to; remove it here"
     all_known = len(right) == len(config.port_forwards) and WRONG not in guests
     if all_known and 6443 not in guests and _wants_k3s(config):
-        yield "guest port 6443 is missing, so k3s is out of reach; add {host: 6443, guest: 6443}"
+        port = PortForward(host=0 if _uses(config, 6443) else 6443, guest=6443)
+        line = "portForwards: [" + ", ".join(map(_flow_style, [*right, port])) + "]"
+        why = "guest port 6443 is missing, so k3s is out of reach"
+        yield f"{why}; write `{line}`, or `k3s: {{install: none}}`"
+
+
+def _uses(config: QemuConfig, port: int) -> bool:
+    """Whether a host port is used in a config."""
+    return port in (config.ssh_port, *(forward.host for forward in config.port_forwards))
+
+
+def _flow_style(forward: PortForward) -> str:
+    host = f"host: {forward.host}, " if forward.host not in (0, WRONG) else ""
+    return f"{{{host}guest: {forward.guest}}}"
 
 
 def _broken_host_port_rules(config: QemuConfig, right: Sequence[PortForward]) -> Iterator[str]:
@@ -3870,6 +3967,9 @@ def ignored_keys(config: Config) -> list[str]:
         warnings.append("registries: ignored, there is no k3s in a plain VM")
     if isinstance(config, QemuConfig):
         warnings += _ignored_by_mode(config)
+    if config.moved_forwards:
+        shown = ", ".join(f"{port.host or 'any'} -> {port.guest}" for port in config.moved_forwards)
+        warnings.append(f"portForwards: lower ports of this host are root's, so {shown}")
     return warnings
 
 
@@ -3939,14 +4039,25 @@ def _set_in_vain(config: Config) -> list[str]:
 
 def written(config: Config, *keys: str) -> object:
     """The value that the file itself has under a key, given by the way to it; None: it has none."""
-    node: Any = parse_yaml(config.file.read_text("utf-8"), str(config.file))
+    node = _written_node(config, keys)
+    return None if node is None else node.value
+
+
+def _written_node(config: Config, keys: Sequence[str]) -> Node | None:
+    node = parse_yaml(config.file.read_text("utf-8"), str(config.file))
     for name in keys:
         below = node.value.get(name) if isinstance(node.value, dict) else None
         if below is None:
             return None
         node = below
-    value: object = node.value
-    return value
+    return node
+
+
+def wrong_key(config: Config, name: str, why: str, hint: str = "") -> ConfigError:
+    """The error for a key at the top of a file that is wrong by what its value names."""
+    node = _written_node(config, [name])
+    place = f":{node.line}:{node.column}" if node else ""
+    return ConfigError(f"{config.file}{place}: {name}: {why}", hint=hint)
 
 
 def expand_variables(value: Any, environ: Mapping[str, str], path: str = "registries") -> Any:
@@ -7725,12 +7836,10 @@ def stands_still(host: Host, files: Files) -> bool:
 
 def port_owner(host: Host, port: int) -> str:
     """Who listens on a port, in words; of another user's program only root may know."""
-    answer = host.attempt(["ss", "-Hltnp", f"sport = :{port}"], timeout=10) or ""
-    found = re.search(r'users:\(\("([^"]*)",pid=([0-9]+)', answer)
+    answer = host.attempt(["ss", "-Hltnp", f"sport = :{port}"], timeout=10)
+    found = re.search(r'users:\(\("([^"]*)",pid=([0-9]+)', answer or "")
     if found is None:
-        if port < 1024 and os.getuid() != 0:
-            return "it is below 1024 and you are not root"
-        return "a program of another user has it"
+        return "another program has it" if answer is None else "a program of another user has it"
     program, pid = found.groups()
     cluster = _guest_name(pid)
     owner = f"the cluster {cluster}" if cluster else program
@@ -7990,10 +8099,14 @@ def make_keys(host: Host, state: State) -> None:
     if state.imported != str(files.disk):
         _make_key(host, files.ssh_key, f"ycluster {state.name}")
     _make_key(host, files.host_key, f"root@{state.name}")
-    public = read_own(files.host_pub).decode("ascii")
-    algorithm, key = public.split()[:2]
+    write_known_hosts(state)
+
+
+def write_known_hosts(state: State) -> None:
+    """Have ssh expect the host key that the guest got with its seed, and no other."""
+    algorithm, key = read_own(state.files.host_pub).decode("ascii").split()[:2]
     known_host = f"{state.name} {algorithm} {key}\n"
-    write_file(files.known_hosts, known_host.encode())
+    write_file(state.files.known_hosts, known_host.encode())
 
 
 def _make_key(host: Host, file: Path, comment: str) -> None:
@@ -8051,17 +8164,113 @@ def _ssh_path(path: Path) -> str:
     return escaped if re.fullmatch("[-A-Za-z0-9@%+=:,./_]+", escaped) else f'"{escaped}"'
 
 
+def repair_login(state: State) -> None:
+    """Put right what keeps ssh from logging in, where it is ours and what is right is known.
+
+    ssh ignores a key that others can read, and wants the guest's host key to be in known_hosts.
+    """
+    files = state.files
+    # What can't be repaired is reported by ssh, or by `_final_fault`.
+    with contextlib.suppress(OSError, YclusterError):
+        if not os.path.lexists(files.known_hosts) and files.host_pub.exists():
+            write_known_hosts(state)
+    with contextlib.suppress(OSError):  # as above
+        fd = os.open(files.ssh_key, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with descriptor(fd):
+            status = os.fstat(fd)
+            if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
+                os.fchmod(fd, 0o600)
+
+
+class NotYet(YclusterError):
+    """A question to the guest has failed, and may be answered later; the message is the reason."""
+
+
+# What ssh writes where it will fail at every try, for a reason that no guest can change; and what
+# to do about it.
+_FINAL_FAULTS = (
+    (
+        r"Permissions .* are too open",
+        "`chmod 600 {key}`; if that changes nothing, its file system has no modes: use another "
+        "cacheDir",
+    ),
+    (r'Load key ".*": |no such identity: ', "bring {key} back; {lost}"),
+    (
+        r"Host key for .* has changed|No .* host key is known for ",
+        "see `ycluster console {name}`; if it is the guest's own new key, accept it:\n"
+        "rm {host_pub} {known_hosts}",
+    ),
+    (
+        r".*Bad configuration option|.*[Uu]nsupported option|unknown option",
+        "OpenSSH 7.6 or later is needed; `ssh -V` tells which one is on PATH",
+    ),
+    (
+        r"Unable to negotiate with ",
+        "the guest's sshd and this host's ssh have no algorithm in common: use another image, or "
+        "let this host's\nOpenSSH configuration or crypto policy allow what the guest offers",
+    ),
+    (r"No user exists for uid ", "ssh needs a line for this uid in /etc/passwd"),
+    (r"OpenSSL version mismatch", "reinstall openssh-client"),
+)
+_LOST_KEY = (
+    "without it nobody can log in. A copy of the disk gets a new one:\n"
+    "`ycluster import {disk} -c DIR`, with another name in DIR's config, and `provision`"
+)
+
+
+def _final_fault(state: State, written: str) -> YclusterError | None:
+    """The error where ssh wrote that it will fail at every try; None where it may succeed yet."""
+    files = state.files
+    paths = {
+        "key": files.ssh_key,
+        "disk": files.disk,
+        "host_pub": files.host_pub,
+        "known_hosts": files.known_hosts,
+    }
+    quoted = {name: shlex.quote(str(path)) for name, path in paths.items()}
+    lost = _LOST_KEY.format(**quoted)
+    for pattern, remedy in _FINAL_FAULTS:
+        found = re.search(rf"(?m)^(?:{pattern}).*", written)
+        if found:
+            hint = remedy.format(name=state.name, lost=lost, **quoted)
+            why = f"{state.name}: ssh can't log in: {found[0].strip()}"
+            return YclusterError(why, hint=f"{hint}\n{goes_on_until(state)}")
+    return None
+
+
 def in_guest(
     host: Host,
     state: State,
     command: str,
     waiting: Waiting,
-) -> str | None:
-    """What a command prints in the guest; None if it fails or gives no answer in time."""
+) -> str:
+    """What a command prints in the guest.
+
+    Raises NotYet where it fails or gives no answer in time, as while the guest boots; YclusterError
+    where ssh says that no try can succeed.
+    """
+    argv = ssh_argv(state, command)
+    argv[argv.index("LogLevel=ERROR")] = "LogLevel=INFO"  # some reasons are written only then
     try:
-        return host.run(ssh_argv(state, command), timeout=30, waiting=waiting).stdout
-    except (TimedOut, ProgramFailed):
-        return None
+        return host.run(argv, timeout=30, waiting=waiting).stdout
+    except NoAnswer:
+        raise NotYet("no answer within 30 s") from None
+    except ProgramFailed as error:
+        fault = None
+        if error.returncode == SSH_FAILED:
+            fault = _final_fault(state, error.stderr)
+        lines = lines_that_matter(argv, error.stderr)
+        raise fault or NotYet(lines[-1] if lines else f"exit {error.returncode}") from None
+
+
+def goes_on_until(state: State) -> str:
+    """A sentence on how long a VM keeps running that nothing else stops, and how to stop it."""
+    until = "you stop it"
+    if state.expires_at is not None:
+        until = "its deadline"
+    elif state.idle is not None:
+        until = f"nobody has used it for {state.max_idle}"
+    return f"it keeps running until {until}; `ycluster stop --name {state.name}` stops it now"
 
 
 # --- its clock
@@ -8085,7 +8294,7 @@ def set_guest_clock(host: Host, state: State) -> None:
             return  # a guest without sshd, or one that is about to shut down
         _say_clock(host, state, in_guest(host, state, _clock_command(host), lambda: None))
     except (YclusterError, OSError) as error:
-        host.output.warn(f"{state.name}: its clock was not looked at: {error}")
+        host.output.warn(f"{state.name}: its clock could not be set, and may be late: {error}")
 
 
 def _clock_command(host: Host) -> str:
@@ -8106,7 +8315,10 @@ STARTING_QEMU = "starting QEMU"
 
 
 class Stage(Record):
-    """A step of a boot, and the question that is asked until it answers yes."""
+    """A step of a boot, and the question that is asked until it answers yes.
+
+    Where it raises NotYet, that is a no with a reason.
+    """
 
     name: str  # what goes on meanwhile: booting
     reached: Callable[[Host, State, Waiting], bool]
@@ -8153,7 +8365,8 @@ def _sends_banner(connection: Any, timeout: float, waiting: Waiting) -> bool:
 
 def login_works(host: Host, state: State, waiting: Waiting) -> bool:
     """Whether our key opens the guest."""
-    return in_guest(host, state, "true", waiting) is not None
+    in_guest(host, state, "true", waiting)
+    return True
 
 
 # Without KVM `cloud-init status` takes seconds to start, so its result file is looked for instead.
@@ -8171,10 +8384,7 @@ exit 1
 
 def cloud_init_is_done(host: Host, state: State, waiting: Waiting) -> bool:
     """Whether cloud-init has finished this boot, or has no part in it. Its errors are warnings."""
-    answer = in_guest(host, state, CLOUD_INIT_RESULT, waiting)
-    if answer is None:
-        return False
-    _warn_of_cloud_init(host, answer)
+    _warn_of_cloud_init(host, in_guest(host, state, CLOUD_INIT_RESULT, waiting))
     return True
 
 
@@ -8204,10 +8414,10 @@ def goes_on(host: Host, state: State, waiting: Waiting) -> bool:
 
     It may have been in the middle of a boot, so cloud-init is waited for.
     """
-    clock = f'off=$({_clock_command(host)}) || off=failed; echo "$off"'
-    answer = in_guest(host, state, f"{clock}\n{CLOUD_INIT_RESULT}", waiting)
-    if answer is None:
-        return False
+    clock = f"off=$({_clock_command(host)}) || off=failed"
+    result = f"result=$(\n{CLOUD_INIT_RESULT}) || exit 1"
+    show = 'echo "$off"; echo "$result"'
+    answer = in_guest(host, state, f"{clock}\n{result}\n{show}", waiting)
     off, _, result = answer.partition("\n")
     _say_clock(host, state, None if off == "failed" else off)
     _warn_of_cloud_init(host, result)
@@ -8237,17 +8447,26 @@ class BootWait:
         self.timeout = timeout  # seconds that each stage may take
         self.steps = Steps(host.output, host.monotonic)
         self.stage = STARTING_QEMU
+        self.reason = ""  # why the last question failed
         self.looked = host.monotonic()  # when the VM was last looked at
         self.until = self.looked + timeout
 
     def reach(self, stage: Stage) -> None:
-        """Ask until a stage is reached; raises as `look` does."""
+        """Ask until a stage is reached; raises as `look` does, and what no wait can help."""
         self.stage = stage.name
+        self.reason = ""
         self.until = self.host.monotonic() + self.timeout
-        while not stage.reached(self.host, self.state, self.look):
+        while not self._reached(stage):
             self.look()
             exited(self.vm.pidfd, 0.1)  # a pause, which the end of QEMU cuts short
         self.steps.done(stage.name)
+
+    def _reached(self, stage: Stage) -> bool:
+        try:
+            return stage.reached(self.host, self.state, self.look)
+        except NotYet as error:
+            self.reason = str(error)
+            return False
 
     def look(self) -> None:
         """Show the stage; raise TimedOut past its bound, YclusterError if the boot has failed."""
@@ -8257,14 +8476,19 @@ class BootWait:
             self.looked = self.host.monotonic()
         if self.host.monotonic() > self.until:
             raise self._timed_out()
-        self.steps.waiting(self.stage)
+        self.steps.waiting(self._with_reason(self.stage))
+
+    def _with_reason(self, text: str) -> str:
+        return f"{text}: {self.reason}" if self.reason else text
 
     def _timed_out(self) -> TimedOut:
-        name = self.state.name
-        bound = f"{self.stage} took more than {self.timeout:.0f} s"
-        stop = f"`ycluster stop --name {name}` stops it now"
-        why = f"{name}: {bound}; {console_tail(self.state.files)}"
-        return TimedOut(why, hint=f"it keeps running until its deadline; {stop}")
+        state = self.state
+        bound = self._with_reason(f"{self.stage} took more than {self.timeout:.0f} s")
+        hint = goes_on_until(state)
+        if "Permission denied" in self.reason:
+            which = f"{state.ssh_user} and {state.files.ssh_pub.name}"
+            hint = f"cloud-init has not run in the guest, or has not let in {which}\n{hint}"
+        return TimedOut(f"{state.name}: {bound}; {console_tail(state.files)}", hint=hint)
 
     def check(self) -> None:
         """Raise if QEMU has ended, or its guest does not run."""
@@ -8272,6 +8496,11 @@ class BootWait:
         if trouble:
             forget_kvm(self.host)  # a guest that stops may be KVM's fault; its check will tell
             raise _boot_failed(self.state, self.stage, trouble)
+        console = console_tail(self.state.files, 2)
+        for pattern, what, check in DEAD_ENDS:
+            if re.search(pattern, console):
+                hint = f"{check}\n{goes_on_until(self.state)}".strip()
+                raise _boot_failed(self.state, self.stage, what, hint)
 
     def _trouble(self) -> str:
         """What keeps the guest from booting; empty if nothing is known to."""
@@ -8283,15 +8512,29 @@ class BootWait:
         # A monitor that is in use, or slow to answer, proves nothing about the guest.
         if status not in ("running", "busy", "unresponsive"):
             return f"it is {status}"
-        if "end Kernel panic - not syncing" in console_tail(self.state.files, 1):
-            return "its kernel panicked (QEMU keeps running until the deadline)"
         return ""
 
 
-def _boot_failed(state: State, stage: str, trouble: str) -> YclusterError:
+_OF_THE_IMAGE = "see `image` in the config: its disk must be a cloud image that boots by BIOS"
+# What the console ends with where a boot has come to its end, though QEMU runs; what that means,
+# and what to check. Of SeaBIOS, Linux, GRUB, the initramfs of Debian and Ubuntu, and systemd.
+DEAD_ENDS = (
+    (r"No bootable device", "its firmware finds nothing to boot on its disk", _OF_THE_IMAGE),
+    (r"end Kernel panic - not syncing", "its kernel panicked", ""),
+    (r"(?m)^ *grub rescue> *$", "its boot loader can't go on", _OF_THE_IMAGE),
+    (r"(?m)^ *\(initramfs\) *$", "its initramfs can't go on", _OF_THE_IMAGE),
+    (
+        r"or press Control-D to continue\): *$|the root account is locked\.",
+        "systemd is in emergency mode",
+        "check the guest's /etc/fstab",
+    ),
+)
+
+
+def _boot_failed(state: State, stage: str, trouble: str, hint: str = "") -> YclusterError:
     files = state.files
     why = f"{state.name}: {trouble} while {stage}; {console_tail(files)}"
-    return YclusterError(why, hint=f"the whole console: {files.console}")
+    return YclusterError(why, hint=f"{hint}\nthe whole console: {files.console}".strip())
 
 
 def wait_ready(
@@ -8306,6 +8549,7 @@ def wait_ready(
     Raises YclusterError with the end of the console within a second or so of the moment when QEMU
     ends or its guest stops, TimedOut when a stage takes more than `timeout` seconds.
     """
+    repair_login(state)
     with find_vm(host, state.files) as vm:
         if vm is None:
             raise _boot_failed(state, STARTING_QEMU, "QEMU ended")
@@ -8789,7 +9033,8 @@ def k3s_stages(state: State) -> tuple[Stage, ...]:
 
 def api_is_ready(host: Host, state: State, waiting: Waiting) -> bool:
     """Whether Kubernetes in the guest serves its API."""
-    return in_guest(host, state, K3S_API_READY, waiting) is not None
+    in_guest(host, state, K3S_API_READY, waiting)
+    return True
 
 
 def node_is_ready(host: Host, state: State, waiting: Waiting) -> bool:
@@ -8802,10 +9047,8 @@ def install_k3s(host: Host, state: State, waiting: Waiting) -> bool:
 
     It is enabled near the end of an installation, so one that was cut short is done again.
     """
-    answer = in_guest(host, state, K3S_START, waiting)
-    if answer is None:
-        return False  # no answer does not mean that it is absent: it is asked again
-    if answer != "absent\n":
+    # No answer does not mean that it is absent: then NotYet is raised, and it is asked again.
+    if in_guest(host, state, K3S_START, waiting) != "absent\n":
         return True
     host.run(ssh_argv(state, "mkdir -p k3s-install"), timeout=60, waiting=waiting)
     if state.k3s["Install"] == "airgap":
@@ -9323,7 +9566,7 @@ def fetch_image(host: Host, config: QemuConfig, cache_dir: Path) -> Path:
 
     One that is there is checked first; if it is wrong it stays until there is another, as VMs may
     run on it. A download of known digest that was cut off is resumed. Raises PrerequisiteError if
-    the image is not available, ConfigError if its digest differs.
+    the image is not available, ConfigError if its digest differs, or it is no disk.
     """
     images = cache_dir / "images"
     own_folder(images)
@@ -9343,6 +9586,11 @@ def fetch_image(host: Host, config: QemuConfig, cache_dir: Path) -> Path:
             digest = download(
                 host, config.image, part, OTHER_IMAGES, config.image_sha256, "imageSha256"
             )
+        try:
+            format_of(part, bare)
+        except NoDisk:
+            remove(part)
+            raise
         part.chmod(0o400)
         mark_used(host, part)  # what is resumed and has nothing missing may be old
         return part.replace(images / digest)
@@ -9397,6 +9645,42 @@ def identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
+def check_image(config: QemuConfig, cache_dir: Path) -> None:
+    """Raise ConfigError where `image` names a file of this host that is not there, or is no disk.
+
+    One whose digest is in the cache need not be there.
+    """
+    import urllib.parse
+
+    if not config.image.startswith("file:"):
+        return  # the download will tell
+    if config.image_sha256 and (cache_dir / "images" / config.image_sha256).is_file():
+        return
+    path = Path(urllib.parse.unquote(urllib.parse.urlsplit(config.image).path))
+    if not path.exists():
+        raise wrong_key(config, "image", f"{path}: no such file; {_image_meant(config, path)}")
+    if not path.is_file():
+        raise wrong_key(config, "image", f"{path}: it is not a regular file")
+    try:
+        format_of(path)
+    except NoDisk as error:
+        raise wrong_key(config, "image", str(error), error.hint) from None
+    except OSError as error:
+        raise wrong_key(config, "image", f"{path}: {error.strerror}") from None
+
+
+def _image_meant(config: QemuConfig, path: Path) -> str:
+    """The line to write in the place of an `image` that is not there."""
+    import difflib
+
+    there = [file.name for file in path.parent.glob("*")] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, there, n=1, cutoff=0.8)
+    if near:
+        return f"write `image: {path.with_name(near[0])}`"
+    meant = line_to_write("image", written(config, "image"))
+    return meant or f"write a path or a URL of a cloud image, such as `image: {DEFAULT_IMAGE}`"
+
+
 def parse_size(text: str) -> int:
     """Bytes of a size as qemu-img writes it: 20G, 512M, 1073741824."""
     shifts = {"K": 10, "M": 20, "G": 30, "T": 40}
@@ -9413,11 +9697,32 @@ OTHER_FORMATS = (
     ("vmdk of ESX", 0, b"COWD"),
     ("vdi", 64, b"\x7f\x10\xda\xbe"),
 )
+# What packs a disk, by its first bytes, and the program that writes to stdout what it unpacks of
+# stdin.
+PACKED = (
+    ("gzip", "zcat", b"\x1f\x8b"),
+    ("xz", "xzcat", b"\xfd7zXZ\0"),
+    ("zstd", "zstdcat", b"\x28\xb5\x2f\xfd"),
+    ("bzip2", "bzcat", b"BZh"),
+    ("lz4", "lz4cat", b"\x04\x22\x4d\x18"),
+    ("zip", "funzip", b"PK\x03\x04"),
+)
+_TAR = b"ustar"  # at byte 257 of a tar
+_PLAIN_TEXT = rb"[\t-\r\x1b\x20-\x7e\x80-\xff]+"  # of which no disk consists
+SMALLEST_DISK = 1 << 20  # bytes
 WHOLE = "`qemu-img convert -O qcow2`, where you trust it, makes a whole one of it"
+A_DISK = "the whole disk of a machine that boots by BIOS is wanted, as qcow2, raw or vmdk"
+
+
+class NoDisk(ConfigError):
+    """What is named as a disk is none, or can't be used as one; the hint is what makes one of it.
+
+    In the hint, {file} stands for the file, and {packed} for how it comes to a program's stdin.
+    """
 
 
 def image_format(head: bytes) -> str:
-    """The format of a disk that begins with `head`: qcow2, vmdk or raw. ValueError says why not.
+    """The format of a disk that begins with `head`: qcow2, vmdk or raw. NoDisk says why not.
 
     qemu-img is given it, and never asked: for it a raw disk that begins with the text of a VMDK
     descriptor is whichever file of this host that text names. Nor does it open one whose header
@@ -9429,18 +9734,60 @@ def image_format(head: bytes) -> str:
         version = int.from_bytes(head[4:8], "big")
         has_data_file = version > 2 and head[79] & 4
         if backing or has_data_file:
-            raise ValueError("it builds on another file")
+            raise NoDisk("it builds on another file", hint=WHOLE)
         return "qcow2"
     if head.startswith(b"KDMV"):
         if not any(head[12:20]):  # no size of its own: it is as its descriptor says
-            raise ValueError("it builds on another file")
+            raise NoDisk("it builds on another file", hint=WHOLE)
         return "vmdk"
     if re.match(_VMDK_TEXT, head):
-        raise ValueError("it is the descriptor of a disk that is in other files")
+        raise NoDisk("it is the descriptor of a disk that is in other files", hint=WHOLE)
     for form, offset, magic in OTHER_FORMATS:
         if head[offset:].startswith(magic):
-            raise ValueError(f"its format is {form}, and not qcow2, raw or vmdk")
+            raise NoDisk(f"its format is {form}, and not qcow2, raw or vmdk", hint=WHOLE)
+    _refuse_no_disk(head)
     return "raw"
+
+
+def _refuse_no_disk(head: bytes) -> None:
+    """Raise NoDisk where what would be a raw disk can't be booted."""
+    for form, program, magic in PACKED:
+        if head.startswith(magic):
+            hint = f"`{{packed}}{program} >disk.img` unpacks it; use disk.img in its place"
+            raise NoDisk(f"it is packed by {form}", hint=hint)
+    if head[257:].startswith(_TAR):
+        raise NoDisk("it is a tar", hint="`tar -xf {file}` unpacks it; use the disk in it")
+    text = head[:512].rstrip(b"\0")
+    if re.fullmatch(_PLAIN_TEXT, text):
+        begins = text.decode("utf-8", "replace").strip().partition("\n")[0][:60].strip()
+        raise NoDisk(f"it is a text, and begins with {begins!r}", hint=A_DISK)
+    if head[514:].startswith(b"HdrS"):
+        raise NoDisk("it is a Linux kernel", hint=A_DISK)
+    if head[510:512] != b"\x55\xaa":
+        raise NoDisk("it has no boot sector (55 AA at byte 510)", hint=A_DISK)
+
+
+def format_of(image: Path, named: str = "") -> str:
+    """The format of a disk, by its first bytes. NoDisk names it: as `named`, where that is given.
+
+    `named` may be the URL that it came from.
+    """
+    import urllib.parse
+
+    with open(image, "rb") as file:
+        head = file.read(4096)
+    try:
+        if not head:
+            raise NoDisk("it is empty", hint=A_DISK)
+        return image_format(head.ljust(80, b"\0"))
+    except NoDisk as error:
+        source = named or str(image)
+        if source.startswith("file:"):
+            source = urllib.parse.unquote(urllib.parse.urlsplit(source).path)
+        quoted = shlex.quote(source)
+        packed = f"curl -fL {quoted} | " if "://" in source else f"<{quoted} "
+        hint = error.hint.format(file=quoted, packed=packed)
+        raise NoDisk(f"{source}: the image is not used: {error}", hint=hint) from None
 
 
 def _files_named(report: object) -> Iterator[object]:
@@ -9466,16 +9813,14 @@ def disk_info(host: Host, disk: Path, form: str) -> dict[str, Any]:
 def image_info(host: Host, image: Path, named: str = "") -> dict[str, Any]:
     """`disk_info` of a disk that is whole, in the format that it has by its first bytes.
 
-    ConfigError where it is not: where it builds on another file, or lies in several.
+    NoDisk where it is not: where it builds on another file, or lies in several.
     """
-    with open(image, "rb") as file:
-        head = file.read(4096).ljust(80, b"\0")
-    try:
-        info = disk_info(host, image, image_format(head))
-        if set(_files_named(info)) != {str(image)}:
-            raise ValueError("it builds on another file")
-    except ValueError as error:
-        raise ConfigError(f"{named or image}: the image is not used: {error}", hint=WHOLE) from None
+    info = disk_info(host, image, format_of(image, named))
+    refused = f"{named or image}: the image is not used"
+    if set(_files_named(info)) != {str(image)}:
+        raise NoDisk(f"{refused}: it builds on another file", hint=WHOLE)
+    if info["virtual-size"] < SMALLEST_DISK:
+        raise NoDisk(f"{refused}: it has {info['virtual-size']} bytes", hint=A_DISK)
     return info
 
 
@@ -9502,6 +9847,54 @@ def make_disk(host: Host, state: State, image: Path) -> None:
     ]  # fmt: skip
     host.run(argv, timeout=120, cwd=Path(state.cache_dir))
     keep_owner(state.files.disk, Path(state.cache_dir))
+
+
+def backing_of(disk: Path) -> Path | None:
+    """The file that a qcow2 builds on; None where there is none, or where it is not on this host.
+
+    "protocol:" begins what is not (qemu-block-drivers(7)).
+    """
+    try:
+        base = base_of(disk)
+    except ValueError:
+        return None
+    return disk.parent / base if base else None
+
+
+def check_disks(state: State) -> None:
+    """Raise StateError where a disk of the cluster can't be opened, as a file is gone.
+
+    Whether the boot disk itself is there is not looked at.
+    """
+    data_disk = state.data_disk
+    if data_disk and not os.path.exists(data_disk):
+        hint = "bring it back to that place"
+        raise StateError(f"{state.name}: its data disk {data_disk} is gone", hint=hint)
+    check_backing(state, state.files.disk)
+    if data_disk:
+        check_backing(state, Path(data_disk))
+
+
+def check_backing(state: State, disk: Path) -> None:
+    """Raise StateError where a file is gone that a disk builds on, directly or not."""
+    above: Path | None = disk
+    for _ in range(100):  # or it could lead in a circle
+        if above is None or not above.is_file():
+            return
+        base = backing_of(above)
+        if base and not base.is_file():
+            why = f"{state.name}: {base} is gone, on which its disk {above} builds"
+            raise StateError(why, hint=_way_to_base(state, base))
+        above = base
+
+
+def _way_to_base(state: State, base: Path) -> str:
+    """How to get a lost image back."""
+    hint = "bring it back to that place"
+    if base.parent.name == "images" and re.fullmatch("[0-9a-f]{64}", base.name) and state.image:
+        argv = ["curl", "-fLo", str(base), state.image]
+        hint += f"; its name is its SHA-256, and it was fetched from there:\n{shlex.join(argv)}"
+    return hint
 
 
 # --- libguestfs: what it needs of the host, and the data disk
@@ -9558,9 +9951,13 @@ def check_data_disk(host: Host, path: str) -> None:
     elif not (os.path.isfile(path) or stat.S_ISBLK(os.stat(path).st_mode)):
         hint = "a qcow2 file is wanted; one that is not there is made"
         raise ConfigError(f"dataDisk {path} is not a file", hint=hint)
-    elif image_info(host, Path(path))["format"] != "qcow2":
-        hint = "`qemu-img convert -O qcow2` makes one of it"
-        raise ConfigError(f"dataDisk {path} is not a qcow2", hint=hint)
+    else:
+        with open(path, "rb") as file:
+            is_qcow2 = file.read(4) == b"QFI\xfb"
+        if not is_qcow2:
+            hint = "`qemu-img convert -O qcow2` makes one of a disk"
+            raise ConfigError(f"dataDisk {path} is not a qcow2", hint=hint)
+        image_info(host, Path(path))
 
 
 def make_data_disk(host: Host, path: Path, size: str) -> None:
@@ -10631,6 +11028,8 @@ def _provision_anew(host: Host, config: QemuConfig, files: Files, run_budget: st
     if state.data_disk:
         _refuse_data_disk(state.data_disk, [files, *(other.files for other in others)])
     imported = _disk_there(host, files)
+    if not imported:
+        check_image(config, files.cache_dir)
     _check_ports(host, state)
     if state.data_disk:
         check_data_disk(host, state.data_disk)
@@ -10830,18 +11229,37 @@ def _half_made(state: State) -> bool:
 
 
 def _check_ports(host: Host, state: State) -> None:
-    """Raise, and name who has it, where QEMU could not listen on a port."""
-    taken = []
+    """Raise, and say why, where QEMU could not listen on a port."""
+    address, faults = state.bind_address, []
+    hint = 'set sshPort or portForwards in the config to other ports ("0": QEMU chooses), '
+    hint += "and name the cluster by -c"
     for forward in forwards(state):
-        if forward.host and not _can_listen(state.bind_address, forward.host):
-            taken.append(f"can't listen on port {forward.host}: {port_owner(host, forward.host)}")
-    if taken:
-        hint = 'set sshPort or portForwards in the config to other ports ("0": QEMU chooses), '
-        hint += "and name the cluster by -c"
-        raise PrerequisiteError("; ".join(taken), hint=hint)
+        port = forward.host
+        fault = _listen_fault(address, port) if port else 0
+        if fault == errno.EADDRNOTAVAIL:
+            why = f"can't listen on {address}: no interface of this host has this address"
+            hint = f"write `network: {{bindAddress: {BIND_ADDRESS}}}`; `ip -4 addr` lists them all"
+            raise PrerequisiteError(why, hint=hint)
+        if fault:
+            faults.append(f"can't listen on port {port}: {_listen_words(host, port, fault)}")
+        if fault == errno.EACCES and "sysctl" not in hint:
+            hint += f"; or let\neverybody listen on it: sudo sysctl {_LOW_PORTS}={port}"
+    if faults:
+        raise PrerequisiteError("; ".join(faults), hint=hint)
 
 
-def _can_listen(address: str, port: int) -> bool:
+_LOW_PORTS = "net.ipv4.ip_unprivileged_port_start"
+
+
+def _listen_words(host: Host, port: int, fault: int) -> str:
+    """Why a port can't be had."""
+    if fault == errno.EACCES:
+        return f"you may not, as it is below {_LOW_PORTS}"
+    return port_owner(host, port) if fault == errno.EADDRINUSE else os.strerror(fault)
+
+
+def _listen_fault(address: str, port: int) -> int:
+    """The errno of listening on a port; 0 where that works."""
     import socket
 
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
@@ -10849,9 +11267,9 @@ def _can_listen(address: str, port: int) -> bool:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((address, port))
-        except OSError:
-            return False
-    return True
+        except OSError as error:
+            return error.errno or errno.EIO
+    return 0
 
 
 def _boot(host: Host, state: State) -> State:
@@ -11010,9 +11428,7 @@ def _check_bootable(state: State) -> None:
     """Raise where the VM can't be booted here, or a disk that it needs is not there."""
     _refuse_start(state)  # again: it may have been stopped meanwhile
     _require_disk(state)
-    if state.data_disk and not os.path.exists(state.data_disk):
-        why = f"{state.name}: its data disk {state.data_disk} is gone"
-        raise StateError(why, hint="bring it back to that place")
+    check_disks(state)
 
 
 def _require_disk(state: State) -> None:
@@ -11144,6 +11560,7 @@ def _stop_guest(host: Host, state: State) -> str:
     files = state.files
 
     def poweroff() -> object:
+        repair_login(state)
         return host.run(ssh_argv(state, "sudo sync; sudo poweroff"), timeout=15)
 
     how = ""
@@ -11551,6 +11968,7 @@ def prepare_export(host: Host, files: Files, max_run: int = 0) -> None:
 
 
 def _prepare_in_guest(host: Host, state: State) -> None:
+    repair_login(state)
     command = f"sudo sh -c {shlex.quote(PREPARE_LIVE)}"
     done = host.run(ssh_argv(state, command), timeout=300, check=False)
     if done.returncode:
@@ -11686,6 +12104,7 @@ def _check_export(
     if state.suspended:
         raise wrong_state(state, "suspended", ", and its disk is not whole without its memory")
     _require_disk(state)
+    check_backing(state, state.files.disk)
     if os.path.lexists(bundle) and (not bundle.is_dir() or any(bundle.iterdir())):
         hint = "nothing is ever overwritten; name a new one"
         raise UsageError(f"{bundle} is not an empty folder", hint=hint)
@@ -11737,8 +12156,8 @@ def _fill_bundle(
 def import_disk(host: Host, disk: Path, directory: Path) -> None:
     """Make a cluster's boot disk of `disk`, which `provision` then boots.
 
-    `disk` builds on no other file, and is a qcow2, a vmdk, raw, a gzipped tar with a disk.raw, or
-    an OVA, of which the hardware is not used.
+    `disk` builds on no other file, and is a qcow2, a vmdk, raw, a tar with a disk.raw (gzipped or
+    not), or an OVA, of which the hardware is not used.
     It is checked against the SHA256SUMS beside it. Raises YclusterError if the cluster exists, or
     `disk` is no file.
     """
@@ -11801,23 +12220,46 @@ def _convert_import(host: Host, disk: Path, files: Files) -> Path:
     source, made = disk, files.incoming / files.disk.name
     with open(disk, "rb") as file:
         head = file.read(512)
-    if head.startswith(b"\x1f\x8b"):
+    if head.startswith(b"\x1f\x8b") and _gzipped_head(disk)[257:].startswith(_TAR):
         source = _unpack(host, disk, files.incoming, "disk.raw")
-    elif head[257:262] == b"ustar":
-        source = _unpack(host, disk, files.incoming, _disk_in_ova(host, disk))
-    form: str = image_info(host, source)["format"]
+    elif head[257:].startswith(_TAR):
+        source = _unpack(host, disk, files.incoming, _disk_in_tar(host, disk))
+    form: str = image_info(host, source, str(disk))["format"]
     write_disk(host, source, "qcow2", made, form)
     return made
 
 
-def _disk_in_ova(host: Host, archive: Path) -> str:
-    """The name of the one disk in an OVA."""
+def _gzipped_head(path: Path) -> bytes:
+    """The first bytes of what is gzipped in a file; none where it is damaged."""
+    import gzip
+    import zlib
+
+    try:
+        with gzip.open(path) as file:
+            return file.read(512)
+    except (OSError, EOFError, zlib.error):
+        return b""
+
+
+def _disk_in_tar(host: Host, archive: Path) -> str:
+    """The name of the one disk in an OVA, or of the disk.raw in a tar."""
     listed = host.run(["tar", "-tf", str(archive)], timeout=3600).stdout.splitlines()
     disks = [name for name in listed if re.fullmatch(r"\w[\w.-]*\.vmdk", name)]
+    if "disk.raw" in listed:
+        return "disk.raw"
     if len(disks) != 1:
         why = f"{archive} is a tar with {len(disks)} vmdk disks, and not an OVA with one"
-        raise ConfigError(why, hint="import one of the disks in it")
+        raise ConfigError(why, hint=_way_into_tar(archive, listed))
     return disks[0]
+
+
+def _way_into_tar(archive: Path, listed: Sequence[str]) -> str:
+    """How to import a disk that lies elsewhere in a tar."""
+    for name in listed:
+        if re.search(r"\.(raw|img|qcow2|vmdk)$", name):
+            argv = ["tar", "-xf", str(archive), "--", name]
+            return f"`{shlex.join(argv)}` unpacks the disk in it; import that"
+    return "a tar with a disk.raw, an OVA or the disk itself is wanted"
 
 
 def _unpack(
@@ -11836,7 +12278,14 @@ def _unpack(
         "--occurrence=1", "--no-recursion", "--no-same-owner", "--no-same-permissions",
         unpacked.name,
     ]  # fmt: skip
-    host.run(argv, timeout=6 * 3600)
+    try:
+        host.run(argv, timeout=6 * 3600)
+    except ProgramFailed as error:
+        if "Not found in archive" not in error.stderr:
+            raise
+        listed = host.run(["tar", "-tf", str(archive)], timeout=3600).stdout.splitlines()
+        hint = _way_into_tar(archive, listed)
+        raise ConfigError(f"{archive} is a tar without a {name}", hint=hint) from None
     status = os.lstat(unpacked)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
         hint = "a tar with the disk itself is wanted"
@@ -13269,9 +13718,12 @@ def list_clusters(host: Host, form: str, *, quiet: bool = False) -> None:
             raise UsageError("-q shows names, and -o json all there is to know")
         host.output.data("\n".join(files.name for files in discover(host)))
         return
-    every = [
-        (files, describe(host, state) if state else None) for files, state in with_states(host)
-    ]
+    every = []
+    for files, state in with_states(host):
+        every.append((files, describe(host, state) if state else None))
+        lost = _look(files.name, "warning", check_disks, state) if state else None
+        if lost and lost.level != "ok":
+            host.output.warn(f"{lost.text}; {lost.remedy}")
     for text, files in told_of_lost(host):
         host.output.warn(f"{text}: {_way_out_of_lost(files)}")
     if not every and form != "json":
@@ -13557,6 +14009,7 @@ def ssh(host: Host, files: Files, command: Sequence[str], *, print_only: bool = 
     if now in (*OFF, "paused"):
         raise wrong_state(state, now)
     host.need({"ssh": "openssh-client"})
+    repair_login(state)
     os.close(open_own(files.ssh_key, os.O_RDONLY))  # ssh would wait for a FIFO
     _note_use(host, state)
     status = host.interactive(ssh_argv(state, *words))
@@ -14139,6 +14592,13 @@ def _taken_ports(host: Host, survey: Survey) -> Iterator[Finding]:
                 yield finding
 
 
+def _lost_disks(host: Host, survey: Survey) -> Iterator[Finding]:
+    for state in survey.states:
+        finding = _look(state.name, "failure", check_disks, state)
+        if finding.level != "ok":
+            yield finding
+
+
 def _low_space(host: Host, survey: Survey) -> Iterator[Finding]:
     for place in survey.places:
         found = os.statvfs(place)
@@ -14186,6 +14646,7 @@ def _room_to_gain(host: Host, survey: Survey) -> Iterator[Finding]:
 CLUSTER_CHECKS: tuple[Callable[[Host, Survey], Iterator[Finding]], ...] = (
     _unenforced,
     _taken_ports,
+    _lost_disks,
     _low_space,
     _unclaimed_disks,
     _lost_vms,
@@ -14387,6 +14848,8 @@ def config_check(host: Host, directory: Path, form: str) -> int:
     try:
         config = load_config(directory, host.home)
         expand_variables(used_registries(config), host.environ)
+        if isinstance(config, QemuConfig) and config.image.startswith("file:"):
+            check_image(config, files_of(host, config).cache_dir)
     except ConfigError as error:
         if form == "text":
             raise

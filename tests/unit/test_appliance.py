@@ -33,6 +33,9 @@ SCRIPT = PROGRAM.parent / "scripts" / "_check-host-kernel.sh"
 CONFIG = "name: demo\nk3s: {install: none}\nportForwards: []\nsshPort: 0\n"
 
 
+RAW = bytes(510) + b"\x55\xaa" + bytes((1 << 20) - 512)  # the smallest disk
+
+
 def fake_program(folder: Path, name: str, script: str) -> None:
     folder.mkdir(exist_ok=True)
     (folder / name).write_text(f"#!/bin/sh\n{script}\n")
@@ -646,7 +649,8 @@ def test_sizes_beyond_octal_digits_are_read_by_gnu_tar(tmp_path: Path) -> None:
 @pytest.fixture
 def disk(cache: Path) -> Path:
     """The disk of a stopped cluster: an overlay with data at both ends and between."""
-    base = qcow2(cache / "images" / "base", "100M", "write -P 1 0 64k", "write -P 2 63M 3M")
+    boot = ["write -P 1 0 64k", "write -P 0x55 510 1", "write -P 0xaa 511 1"]
+    base = qcow2(cache / "images" / "base", "100M", *boot, "write -P 2 63M 3M")
     over = cache / "demo.qcow2"
     argv = [
         "qemu-img",
@@ -1007,7 +1011,7 @@ def test_what_is_no_whole_disk_is_not_imported(
     for disk, fact in (
         (tmp_path / "none", f"{tmp_path}/none: no such file"),
         (over, "builds on"),
-        (tmp_path / "no.tar.gz", "disk.raw: Not found in archive"),
+        (tmp_path / "no.tar.gz", f"`tar -xf {tmp_path}/no.tar.gz -- over.qcow2`"),
         (wrong, wrong.parent / "SHA256SUMS"),
     ):
         ran = cli("import", disk, "-c", config)
@@ -1018,14 +1022,85 @@ def test_what_is_no_whole_disk_is_not_imported(
 def test_what_is_gzipped_is_known_by_its_content_whatever_its_name(
     cli: Cli, cache: Path, config: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "disk.raw").write_bytes(bytes(1 << 20))
-    tar = tmp_path / "disk.img"
+    (tmp_path / "disk.raw").write_bytes(RAW)
+    tar, plain = tmp_path / "disk.img", tmp_path / "disk.tar"
     subprocess.run(["tar", "-czf", tar, "-C", tmp_path, "disk.raw"], check=True)
-    for disk in (tar, qcow2(tmp_path / "disk.tar.gz", "1M")):
+    subprocess.run(["tar", "-cf", plain, "-C", tmp_path, "disk.raw"], check=True)
+    named = tmp_path / "disk.tar.gz"
+    argv = ["qemu-img", "convert", "-O", "qcow2", "-f", "raw", tmp_path / "disk.raw", named]
+    subprocess.run(argv, check=True)
+    for disk in (tar, plain, named):
         assert cli("import", disk, "-c", config).code == 0
         compare = ["qemu-img", "compare", "-f", "raw", tmp_path / "disk.raw", cache / "demo.qcow2"]
         subprocess.run(compare, check=True)
         assert cli("teardown", "demo").code == 0
+
+
+NO_DISKS = {
+    "a page": (
+        b"<!DOCTYPE html>\n<html>not found</html>\n",
+        "begins with '<!DOCTYPE html>'",
+        "whole disk",
+    ),
+    "nothing": (b"", "empty", "whole disk"),
+    "zeros": (bytes(512), "no boot sector", "whole disk"),
+    "a boot sector": (RAW[:512], "512 bytes", "whole disk"),
+    "a kernel": (RAW[:512] + b"..HdrS" + bytes(1 << 20), "Linux kernel", "whole disk"),
+    "gzip": (b"\x1f\x8b\x08" + bytes(600), "packed by gzip", "zcat >disk.img"),
+    "xz": (b"\xfd7zXZ\0" + bytes(600), "packed by xz", "xzcat >disk.img"),
+    "zstd": (b"\x28\xb5\x2f\xfd" + bytes(600), "packed by zstd", "zstdcat >disk.img"),
+    "bzip2": (b"BZh91AY" + bytes(600), "packed by bzip2", "bzcat >disk.img"),
+}
+
+
+@pytest.mark.parametrize("content, why, way_out", NO_DISKS.values(), ids=NO_DISKS)
+def test_what_is_no_disk_is_refused_by_its_content_wherever_it_is_named(
+    cli: Cli, cache: Path, config: Path, host: Clocked, tmp_path: Path, content: bytes, why: str, way_out: str
+) -> None:  # fmt: skip
+    """It was imported as "512 B", or booted to "No bootable device." and waited for."""
+    disk = tmp_path / "disk.qcow2"
+    disk.write_bytes(content)
+    told(cli("import", disk, "-c", config), 3, disk, why, way_out)
+    assert list(cache.iterdir()) == []
+    if why == "512 bytes":
+        return  # it takes qemu-img to know how large a disk is
+    file = config / "y-cluster-provision.yaml"
+    file.write_text(f"{CONFIG}image: {disk}\n")
+    told(cli("config", "check", "-c", config), 3, f"{file}:5:8: image: ", why, way_out)
+    with refused(ycluster.NoDisk, disk, why):
+        wanted = ycluster.require_qemu(ycluster.load_config(config))
+        ycluster.fetch_image(host, wanted, tmp_path / "c")
+    assert [path.name for path in (tmp_path / "c" / "images").iterdir()] == [".lock"]
+
+
+def test_an_image_that_is_not_there_is_told_with_the_line_to_write(
+    cli: Cli, config: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "noble-server.img").write_bytes(RAW)
+    file = config / "y-cluster-provision.yaml"
+    for image, line in (
+        ("debian", f"`image: {ycluster.DEBIAN_IMAGE}`"),
+        ("ubuntu:24.04", f"`image: {ycluster.DEFAULT_IMAGE}`"),
+        ("noble-servr.img", f"`image: {tmp_path}/noble-server.img`"),
+        ("/none/at/all.img", f"`image: {ycluster.DEFAULT_IMAGE}`"),
+    ):
+        file.write_text(f"{CONFIG}image: {image}\n")
+        told(cli("config", "check", "-c", config), 3, f"{file}:5:8: image: ", line)
+    file.write_text(f"{CONFIG}image: noble-server.img\n")
+    assert cli("config", "check", "-c", config).code == 0
+
+
+def test_a_lost_image_is_told_by_start_list_and_doctor(cli: Cli, cache: Path, disk: Path) -> None:
+    """QEMU's raw words were all there was, and from start alone."""
+    base = cache / "images" / "base"
+    base.unlink()
+    state = ycluster.load_state(Files(cache, "demo"))
+    with refused(ycluster.StateError, base, "is gone"):
+        ycluster.check_disks(state)
+    assert missing(cli("list").err, base, "is gone") == []
+    found = json.loads(cli("doctor", "-o", "json").out)["findings"]
+    assert [one["level"] for one in found if str(base) in one["text"]] == ["failure"]
+    assert missing(cli("export", cache / "b").err, base, "is gone") == []
 
 
 def test_an_import_that_cannot_save_its_mark_leaves_no_disk_that_nobody_claims(
@@ -1215,10 +1290,12 @@ def test_a_format_is_known_by_the_first_bytes_and_never_asked_for(tmp_path: Path
     """Probing is what takes a raw disk for something else. (21.4.1)"""
     for form in ("qcow2", "vmdk", "raw"):
         subprocess.run(["qemu-img", "create", "-q", "-f", form, tmp_path / form, "1M"], check=True)
+        if form == "raw":
+            (tmp_path / form).write_bytes(RAW)
         assert ycluster.image_format((tmp_path / form).read_bytes()[:4096].ljust(80, b"\0")) == form
     for form in ("qed", "vdi", "vhdx", "vpc"):
         subprocess.run(["qemu-img", "create", "-q", "-f", form, tmp_path / form, "1M"], check=True)
-        with pytest.raises(ValueError, match=form):
+        with pytest.raises(ycluster.NoDisk, match=form):
             ycluster.image_format((tmp_path / form).read_bytes()[:4096])
 
 

@@ -411,6 +411,30 @@ def test_port_forwards_default_unless_there_is_no_k3s() -> None:
     assert read(PLAIN + "portForwards: []\n").port_forwards == ()
 
 
+@pytest.mark.parametrize(
+    "text, first, hosts",
+    [
+        ("", 1024, [6443, 8080, 8443]),
+        ("", 443, [6443, 8080, 443]),
+        ("", 0, [6443, 80, 443]),
+        ("sshPort: 8080\n", 1024, [6443, 0, 8443]),
+        ("portForwards: []\n", 1024, [6443, 8080, 8443]),
+        ("portForwards: [{host: 80, guest: 6443}]\n", 1024, [80]),
+    ],
+)
+def test_a_default_port_that_root_alone_may_have_is_moved_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, first: int, hosts: list[int]
+) -> None:
+    """80 and 443 failed for everybody else; a port that the config names stays."""
+    (tmp_path / FILE.name).write_text(text)
+    monkeypatch.setattr(ycluster, "first_port", lambda: first)
+    config = ycluster.require_qemu(load_config(tmp_path))
+    assert [forward.host for forward in config.port_forwards] == hosts
+    told = [line for line in ycluster.ignored_keys(config) if line.startswith("portForwards")]
+    assert len(told) == bool({8080, 8443} & {*hosts})
+    assert ycluster.state_from_config(config, tmp_path).port_forwards == config.port_forwards
+
+
 def test_chosen_ports_collide_with_nothing() -> None:
     forwards = "portForwards: [{host: 0, guest: 6443}, {host: 0, guest: 80}]\n"
     assert read("sshPort: 0\n" + forwards).port_forwards == (
@@ -494,7 +518,7 @@ def test_any_text_is_a_config_or_a_config_error(text: str) -> None:
         assert isinstance(config, Config)
 
 
-sizes = st.from_regex(r"[1-9][0-9]{0,5}[KMGT]?", fullmatch=True)
+sizes = st.from_regex(r"[1-9][0-9]{0,5}[MGT]|[1-9][0-9]{3,5}K|[1-9][0-9]{6,9}", fullmatch=True)
 printable = st.text(
     st.characters(min_codepoint=32, max_codepoint=0x2FFF, exclude_categories=["Cc", "Cs"]),
     max_size=20,
@@ -890,6 +914,16 @@ MISTAKES = [
     ("maxIdle: 30m", "`lifetime: {maxIdle: 30m}`"),
     ("onExpiry: stop", "`lifetime: {onExpiry: stop}`"),
     ("diskSize: 40 GB", "`diskSize: 40G`"),
+    ("diskSize: 20", "`diskSize: 20G`"),
+    ("dataDiskSize: 20480", "`dataDiskSize: 20480M`"),
+    (
+        "portForwards: [{host: 80, guest: 80}]",
+        "`portForwards: [{host: 80, guest: 80}, {host: 6443, guest: 6443}]`",
+    ),
+    (
+        "portForwards: [{host: 6443, guest: 80}]",
+        "`portForwards: [{host: 6443, guest: 80}, {guest: 6443}]`",
+    ),
     ("disk: 40G", "`diskSize: 40G`"),
     ("cpu: 2", "`cpus: 2`"),
     ("ram: 4G", "`memory: 4G`"),

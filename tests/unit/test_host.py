@@ -35,6 +35,57 @@ def test_a_program_that_fails_is_an_error_unless_its_caller_looks_itself(real: H
     assert real.attempt(["sh", "-c", "echo half; exit 1"], timeout=60) is None
 
 
+QEMU_ARGV = ["qemu-system-x86_64", "-blockdev", '{"driver": "qcow2", "x": {"y": 1}}', "-S"]
+LOCKED = 'Failed to get "write" lock\nIs another process using the image [l.qcow2]?\n'
+
+
+@pytest.mark.parametrize(
+    "argv, written, kept, dropped, remedy",
+    [
+        (
+            ["gcloud", "compute"],
+            "WARNING: old\nERROR: (gcloud.compute) You do not currently have an active account selected.\n"
+            "Please run:\n\n  $ gcloud auth login\n\nto obtain new credentials.\n\nIf you have\nlogged in\n",
+            "(gcloud.compute) You do not currently have an active account selected.; Please run:; $ gcloud auth login",
+            "WARNING",
+            "",
+        ),
+        (
+            ["tar", "-xf", "x.tar"],
+            "tar: x.tar: Cannot open: No such file\ntar: Error is not recoverable: exiting now\n",
+            "tar: x.tar: Cannot open: No such file",
+            "recoverable",
+            "",
+        ),
+        (
+            ["ssh", "x"],
+            "@@@@@@@@\n@  WARNING: UNPROTECTED  @\n@@@@@@@@\nPermissions 0644 for 'k' are too open.\n",
+            "(exit 1): Permissions 0644 for 'k' are too open.",
+            "@",
+            "",
+        ),
+        (
+            QEMU_ARGV,
+            f"qemu-system-x86_64: -blockdev {QEMU_ARGV[2]}: Could not open backing file\n",
+            "qemu-system-x86_64: Could not open backing file",
+            "driver",
+            "",
+        ),
+        (["qemu-img", "info"], f"qemu-img: Could not open 'l': {LOCKED}", 'get "write" lock', "\n", "fuser"),
+        (QEMU_ARGV, "cannot set up guest memory 'pc.ram': Cannot allocate memory", "pc.ram", "\n", "`memory`"),
+        (QEMU_ARGV, "qemu-system-x86_64: unable to find CPU model 'foo'", "foo", "\n", "-cpu help"),
+    ],
+    ids=["gcloud", "tar", "ssh", "QEMU", "a lock", "memory", "a CPU"],
+)  # fmt: skip
+def test_of_what_a_program_writes_the_lines_that_matter_are_kept_with_a_known_way_out(
+    argv: list[str], written: str, kept: str, dropped: str, remedy: str
+) -> None:
+    error = ycluster.ProgramFailed(argv, 1, written)
+    assert kept in str(error) and dropped not in str(error)
+    assert remedy in error.hint and bool(error.hint) is bool(remedy)
+    assert error.stderr == written
+
+
 @pytest.mark.parametrize(
     "script, status", [("exit 3", 3), ("kill -TERM $$", 143), ("kill -KILL $$", 137)]
 )

@@ -777,7 +777,8 @@ def test_one_login_is_enough_for_a_guest_that_goes_on(
     (tmp_path / "rtc").write_text("5000\n")
     banner, goes_on = (stage.reached for stage in ycluster.RESTORED_STAGES)
     assert banner(host, clock, lambda: None)
-    assert not goes_on(host, clock, lambda: None), "cloud-init is not done yet"
+    with pytest.raises(ycluster.NotYet):  # cloud-init is not done
+        goes_on(host, clock, lambda: None)
     (tmp_path / "clock").write_text("1000\n")
     (tmp_path / "result.json").write_text('{"v1": {"errors": ["no swap"]}}')
     assert goes_on(host, clock, lambda: None)
@@ -939,6 +940,170 @@ def test_a_stage_that_takes_too_long_ends_the_wait_and_not_the_vm(
     assert "ycluster stop --name demo" in caught.value.hint and process.poll() is None
 
 
+def wait_with_ssh(
+    demo: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, bound: float = 600
+) -> tuple[YclusterError, str]:
+    """The error that ends the wait for a guest whose `ssh` is this script, and what was shown until then."""
+    (tmp_path / "ssh").write_text(f"#!/bin/sh\n{script}\n")
+    (tmp_path / "ssh").chmod(0o755)
+    monkeypatch.setattr(ycluster, "ssh_banner", lambda *args: True)
+    monkeypatch.setattr(ycluster, "vm_status", lambda *args: "running")
+    host = Clocked(tmp_path, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(ycluster, "exited", lambda pidfd, seconds: host.sleep(seconds * 100))
+    with pytest.raises(YclusterError) as caught:
+        ycluster.wait_ready(host, demo, timeout=bound)
+    return caught.value, host.log.getvalue()
+
+
+# As OpenSSH 9.2 writes them, for each of which the client was seen to fail.
+FINAL = [
+    (
+        "@@@@@@@@@@@@\n@  WARNING: UNPROTECTED PRIVATE KEY FILE!  @\n@@@@@@@@@@@@\n"
+        "Permissions 0644 for '{key}' are too open.\nThis private key will be ignored.\n"
+        'Load key "{key}": bad permissions\nu@127.0.0.1: Permission denied (publickey).',
+        "Permissions 0644",
+        "`chmod 600 {key}`",
+    ),
+    ('Load key "{key}": error in libcrypto\nu@127.0.0.1: Permission denied (publickey).', "error in libcrypto", "bring {key} back"),
+    ("no such identity: {key}: No such file or directory\nu@127.0.0.1: Permission denied (publickey).", "no such identity", "`ycluster import {disk} -c DIR`"),
+    (
+        "Offending ED25519 key in known_hosts:1\nHost key for demo has changed and you have requested strict checking.\n"
+        "Host key verification failed.",
+        "Host key for demo has changed",
+        "rm {host_pub} {known_hosts}",
+    ),
+    ("No ED25519 host key is known for demo and you have requested strict checking.\nHost key verification failed.", "No ED25519 host key", "known_hosts"),
+    ('command-line line 0: unsupported option "accept-new".', "accept-new", "OpenSSH 7.6"),
+    ("command-line: line 0: Bad configuration option: foo", "foo", "`ssh -V`"),
+    ("Unable to negotiate with 127.0.0.1 port 22022: no matching host key type found. Their offer: ssh-rsa", "Their offer: ssh-rsa", "another image"),
+    ("No user exists for uid 54321", "uid 54321", "/etc/passwd"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("written, reason, way_out", FINAL, ids=[row[1] for row in FINAL])
+def test_a_login_that_can_never_succeed_ends_the_wait_at_once_with_ssh_s_reason_and_the_way_out(
+    tmp_path: Path,
+    booting: tuple[State, subprocess.Popen[bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+    written: str,
+    reason: str,
+    way_out: str,
+) -> None:
+    """It cost 600 s of "waiting for login", and was never told."""
+    demo, process = booting
+    files = demo.files
+    paths = {name: getattr(files, name) for name in ("disk", "host_pub", "known_hosts")}
+    paths["key"] = files.ssh_key
+    (tmp_path / "written").write_text(written.format(**paths) + "\n")
+    script = f"echo asked >>{tmp_path}/asked; cat {tmp_path}/written >&2; exit 255"
+    error, _ = wait_with_ssh(demo, tmp_path, monkeypatch, script)
+    assert missing(str(error), reason) == [] and missing(error.hint, way_out.format(**paths)) == []
+    assert "`ycluster stop --name demo`" in error.hint and process.poll() is None
+    assert (tmp_path / "asked").read_text() == "asked\n"
+
+
+@pytest.mark.parametrize(
+    "written, code",
+    [
+        ("ystack@127.0.0.1: Permission denied (publickey).", 255),
+        ("kex_exchange_identification: read: Connection reset by peer", 255),
+        ("ssh: connect to host 127.0.0.1 port 2222: Connection refused", 255),
+        ("No user exists for uid 7, says a command in the guest", 1),
+    ],
+)
+def test_what_may_pass_is_waited_for_and_shown_while_it_lasts_and_in_the_end(
+    tmp_path: Path,
+    booting: tuple[State, subprocess.Popen[bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+    written: str,
+    code: int,
+) -> None:
+    demo, _ = booting
+    error, shown = wait_with_ssh(
+        demo, tmp_path, monkeypatch, f"echo '{written}' >&2; exit {code}", bound=100
+    )
+    assert type(error) is ycluster.TimedOut and f"no login within 100 s: {written}" in str(error)
+    assert f"waiting for login: {written}" in shown
+    assert ("cloud-init" in error.hint) is ("denied" in written)
+
+
+def test_the_reason_of_one_stage_is_not_that_of_the_next(
+    tmp_path: Path, booting: tuple[State, subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = f"[ -e {tmp_path}/once ] || {{ : >{tmp_path}/once; echo first >&2; exit 255; }}"
+    script = f'{once}\nfor last; do :; done\n[ "$last" = true ]'
+    error, shown = wait_with_ssh(booting[0], tmp_path, monkeypatch, script, bound=100)
+    assert "no cloud-init done within 100 s: exit 1" in str(error)
+
+
+@pytest.mark.parametrize(
+    "fields, until",
+    [
+        ({"expires_at": int(NOW) + 60}, "its deadline"),
+        ({"max_idle": "2h", "idle": ycluster.Idle(1, 1, 1, "", -1)}, "for 2h"),
+        ({}, "you stop it"),
+    ],
+)
+def test_a_deadline_is_promised_where_there_is_one(fields: dict[str, Any], until: str) -> None:
+    words = ycluster.goes_on_until(replace(state(Path("/c")), **fields))
+    assert until in words and ("deadline" in words) is ("expires_at" in fields)
+
+
+def test_a_login_key_that_others_can_read_is_closed_to_them_and_lost_known_hosts_are_written(
+    tmp_path: Path, host: Clocked
+) -> None:
+    """ssh ignores such a key, and strict checking fails without the other."""
+    demo = state(tmp_path)
+    ycluster.make_keys(host, demo)
+    known = demo.files.known_hosts.read_text()
+    demo.files.ssh_key.chmod(0o644)
+    demo.files.known_hosts.unlink()
+    ycluster.repair_login(demo)
+    assert demo.files.ssh_key.stat().st_mode & 0o777 == 0o600
+    assert demo.files.known_hosts.read_text() == known
+
+
+def test_a_login_key_that_is_a_link_changes_nothing_elsewhere(tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.write_text("")
+    theirs.chmod(0o644)
+    demo = state(tmp_path)
+    demo.files.ssh_key.symlink_to(theirs)
+    ycluster.repair_login(demo)
+    assert theirs.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize(
+    "console, says",
+    [
+        ("Booting from Hard Disk...\r\nBoot failed: not a bootable disk\r\n\r\nNo bootable device.\r\n", "finds nothing to boot"),
+        ("No bootable device.  Retrying in 60 seconds.\n", "finds nothing to boot"),
+        ("error: no such device: 1234.\nEntering rescue mode...\ngrub rescue> ", "boot loader"),
+        ("ALERT!  UUID=1 does not exist.  Dropping to a shell!\n(initramfs) ", "initramfs"),
+        ("Give root password for maintenance\n(or press Control-D to continue): ", "emergency"),
+        ("---[ end Kernel panic - not syncing: VFS ]---\n", "panicked"),
+        ("No bootable device.\n[ 0.0] Linux version 6.1\n[ 0.1] x\n", ""),
+        ("Boot failed: not a bootable disk\nBooting from Floppy...\n", ""),
+    ],
+)  # fmt: skip
+def test_a_console_that_has_come_to_a_dead_end_ends_the_wait(
+    tmp_path: Path,
+    booting: tuple[State, subprocess.Popen[bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+    console: str,
+    says: str,
+) -> None:
+    """Of what was no disk there was 'No bootable device.', and ten minutes of waiting."""
+    demo, _ = booting
+    demo.files.console.write_text(console)
+    error, _ = wait_with_ssh(demo, tmp_path, monkeypatch, "exit 255", bound=100)
+    if not says:
+        assert type(error) is ycluster.TimedOut
+        return
+    assert type(error) is YclusterError and says in str(error)
+    assert missing(error.hint, "`ycluster stop --name demo`", demo.files.console) == []
+
+
 def test_an_error_in_a_question_is_the_users_to_see(
     tmp_path: Path, booting: tuple[State, subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -976,7 +1141,7 @@ def test_an_image_is_copied_under_its_digest_with_holes_kept(
     tmp_path: Path, host: Clocked, scheme: str
 ) -> None:
     source = tmp_path / "cloud.img"
-    source.write_bytes(b"boot" + bytes(5 << 20) + b"end")
+    source.write_bytes(BOOT + bytes(5 << 20) + b"end")
     found = ycluster.fetch_image(host, config(f"{scheme}{source}"), tmp_path / "c")
     assert found.read_bytes() == source.read_bytes() and found.stat().st_mode & 0o777 == 0o400
     assert found.stat().st_blocks * 512 < 4 << 20
@@ -989,7 +1154,8 @@ def test_an_image_in_the_cache_that_is_not_what_its_name_says_is_fetched_anew(
     tmp_path: Path, host: Clocked
 ) -> None:
     """It is checked at each provision, whoever put it there or damaged it. (20.8)"""
-    source, digest = tmp_path / "cloud.img", hashlib.sha256(b"right").hexdigest()
+    right = BOOT + b"right"
+    source, digest = tmp_path / "cloud.img", hashlib.sha256(right).hexdigest()
     kept = tmp_path / "c" / "images" / digest
     kept.parent.mkdir(parents=True)
     kept.write_bytes(b"wrong")
@@ -997,10 +1163,10 @@ def test_an_image_in_the_cache_that_is_not_what_its_name_says_is_fetched_anew(
     with refused(ycluster.PrerequisiteError, kept, source):
         ycluster.fetch_image(host, wanted, tmp_path / "c")
     assert kept.read_bytes() == b"wrong", "nothing goes before there is another"
-    source.write_bytes(b"right")
+    source.write_bytes(right)
     with open(kept, "rb") as in_use:
         assert ycluster.fetch_image(host, wanted, tmp_path / "c") == kept
-        assert (kept.read_bytes(), in_use.read()) == (b"right", b"wrong"), "it is replaced"
+        assert (kept.read_bytes(), in_use.read()) == (right, b"wrong"), "it is replaced"
     assert f"warning: {kept}: " in host.log.getvalue()
 
 
@@ -1062,10 +1228,13 @@ def test_a_disk_that_was_kept_is_grown_at_most_and_keeps_its_login(
         assert kept.files.ssh_key.read_text() == login
 
 
+BOOT = b"boot".ljust(510, b"\0") + b"\x55\xaa"  # what a disk begins with
+
+
 class Mirror(http.server.BaseHTTPRequestHandler):
     """Serves `content` whole, cut off after `cut` bytes, or from where a Range asks; `asked` is what came in."""
 
-    content = b"boot" + bytes(3 << 20) + b"end" * 1000
+    content = BOOT + bytes((3 << 20) - 508) + b"end" * 1000
     cut: int | None = None
     ranges = True
     asked: list[str] = []  # noqa: RUF012
@@ -1233,7 +1402,25 @@ def test_the_owner_of_a_port_is_named(tmp_path: Path, processes: Processes) -> N
         port = probe.getsockname()[1]
     other = processes.start(code.format(port=port))
     assert ycluster.port_owner(host, port).endswith(f" has it (pid {other.pid})")
+    blind = Host({"PATH": str(tmp_path)}, Clocked(tmp_path).output)
+    for told, fact in ((host, f"(pid {other.pid})"), (blind, "another program has it")):
+        with refused(ycluster.PrerequisiteError, f"port {port}: ", fact):
+            ycluster._check_ports(told, state(ssh_port=port, port_forwards=()))
     other.kill()
     other.wait()
     vm = processes.start(code.format(port=port), "-name", "guest=side-by-side,x=y")
     assert ycluster.port_owner(host, port) == f"the cluster side-by-side has it (pid {vm.pid})"
+
+
+def test_an_address_of_no_interface_is_told_as_that(host: Clocked) -> None:
+    """192.0.2.0/24 is for documentation (RFC 5737): no host has it."""
+    with refused(ycluster.PrerequisiteError, "192.0.2.7", "no interface") as caught:
+        ycluster._check_ports(host, state(bind_address="192.0.2.7"))
+    assert "`network: {bindAddress: 127.0.0.1}`" in caught.value.hint
+
+
+def test_a_port_of_roots_is_told_as_that(host: Clocked, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ycluster, "_listen_fault", lambda address, port: errno.EACCES)
+    with refused(ycluster.PrerequisiteError, "port 80: you may not") as caught:
+        ycluster._check_ports(host, state(ssh_port=80, port_forwards=()))
+    assert "sudo sysctl net.ipv4.ip_unprivileged_port_start=80" in caught.value.hint
