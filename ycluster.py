@@ -7846,22 +7846,46 @@ def make_seed(state: State, registries: Mapping[str, Any]) -> None:
     write_file(files.seed / "meta-data", meta.encode())
 
 
-def ssh_argv(state: State, *command: str) -> list[str]:
-    """The ssh command for a cluster: with its own key and its own known_hosts alone."""
-    files = state.files
+def ssh_argv(state: State, *command: str, terminal: bool = False) -> list[str]:
+    """The ssh command for a cluster: with its own key and its own known_hosts alone.
+
+    `terminal`: the command gets one, as a login without a command always does.
+    """
     address, port = state.ssh_at
-    # The sibling's VM has no host key of ours: the first key that it shows is kept, and every
-    # later connection is checked against it.
-    strict = "yes" if files.host_pub.exists() else "accept-new"
-    return [
-        "ssh", "-F", "/dev/null", "-p", str(port),
-        "-o", f"IdentityFile={_ssh_path(files.ssh_key)}", "-o", "IdentitiesOnly=yes",
-        "-o", "BatchMode=yes", "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=20",
-        "-o", f"UserKnownHostsFile={_ssh_path(files.known_hosts)}",
-        "-o", "GlobalKnownHostsFile=/dev/null",
-        "-o", f"StrictHostKeyChecking={strict}", "-o", f"HostKeyAlias={state.name}",
-        "-o", "ServerAliveInterval=15", "--", f"{state.ssh_user}@{address}", *command,
-    ]  # fmt: skip
+    argv = ["ssh", "-F", "/dev/null", "-p", str(port)]
+    for name, value in _ssh_options(state).items():
+        argv += ["-o", f"{name}={value}"]
+    if terminal:
+        argv.append("-t")
+    return [*argv, "--", f"{state.ssh_user}@{address}", *command]
+
+
+def _ssh_options(state: State) -> dict[str, str]:
+    files = state.files
+    return {
+        "IdentityFile": _ssh_path(files.ssh_key),
+        "IdentitiesOnly": "yes",
+        "BatchMode": "yes",
+        "LogLevel": "ERROR",
+        "ConnectTimeout": "20",
+        "UserKnownHostsFile": _ssh_path(files.known_hosts),
+        "GlobalKnownHostsFile": "/dev/null",
+        # The sibling's VM has no host key of ours: the first key that it shows is kept, and every
+        # later connection is checked against it.
+        "StrictHostKeyChecking": "yes" if files.host_pub.exists() else "accept-new",
+        "HostKeyAlias": state.name,
+        "ServerAliveInterval": "15",
+    }
+
+
+def ssh_block(state: State) -> str:
+    """The same as a Host block of ~/.ssh/config, by the cluster's name."""
+    address, port = state.ssh_at
+    place = {"HostName": address, "Port": str(port), "User": state.ssh_user}
+    lines = [f"Host {state.name}"]
+    for name, value in {**place, **_ssh_options(state)}.items():
+        lines.append(f"  {name} {value}")
+    return "\n".join(lines)
 
 
 def _ssh_path(path: Path) -> str:
@@ -7869,7 +7893,7 @@ def _ssh_path(path: Path) -> str:
 
     Only where it has to be: so that a shell can take $YCLUSTER_SSH as it is, too.
     """
-    escaped = str(path).replace("%", "%%")
+    escaped = re.sub(r'(["\\])', r"\\\1", str(path).replace("%", "%%"))
     return escaped if re.fullmatch("[-A-Za-z0-9@%+=:,./_]+", escaped) else f'"{escaped}"'
 
 
@@ -13041,7 +13065,8 @@ def _enforcement_rows(state: State, shown: Mapping[str, Any]) -> list[tuple[str,
 def ssh(host: Host, files: Files, command: Sequence[str]) -> int:
     """Log in, or run a command; returns its exit status.
 
-    One word is a shell command; of several, each arrives as it is.
+    One word is a shell command; of several, each arrives as it is. A command gets a terminal where
+    this program has one on both sides, so that what it prints into a pipe or a file is unchanged.
     """
     state = load_state(files)
     now = status_of(host, state)
@@ -13054,10 +13079,22 @@ def ssh(host: Host, files: Files, command: Sequence[str]) -> int:
         del words[0]
     if len(words) > 1:
         words = [shlex.join(words)]
+    terminal = bool(words) and os.isatty(0) and os.isatty(1)
     _note_use(host, state)
-    status = host.interactive(ssh_argv(state, *words))
+    status = host.interactive(ssh_argv(state, *words, terminal=terminal))
     _note_use(host, state)
     return status
+
+
+@verb(
+    "ssh-config",
+    "a Host block for ~/.ssh/config: editors, rsync and scp then know the cluster by its name",
+    ONE,
+    example="ycluster ssh-config dev >>~/.ssh/config",
+)
+def show_ssh_config(host: Host, files: Files) -> None:
+    """Print what ssh needs to log in by the cluster's name."""
+    host.output.data(ssh_block(load_state(files)))
 
 
 @verb(

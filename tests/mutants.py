@@ -1105,8 +1105,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "ssh is strict",
-        'strict = "yes" if',
-        'strict = "no" if',
+        '"StrictHostKeyChecking": "yes" if',
+        '"StrictHostKeyChecking": "no" if',
         "test_machine.py::test_ssh_is_strict_and_knows_nothing_of_the_users_own",
     ),
     (
@@ -1117,10 +1117,34 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "ssh goes by the cluster's own known_hosts",
-        '"-o", f"UserKnownHostsFile={_ssh_path(files.known_hosts)}",',
+        '"UserKnownHostsFile": _ssh_path(files.known_hosts),',
         "",
         "test_machine.py::test_ssh_is_strict_and_knows_nothing_of_the_users_own test_machine.py::"
         "test_ssh_reads_the_paths_as_they_are",
+    ),
+    (
+        "a Host block has the cluster's own port",
+        '"Port": str(port), "User"',
+        '"Port": "22", "User"',
+        "test_machine.py::test_the_host_block_gives_ssh_what_our_command_gives_it",
+    ),
+    (
+        "a path of ssh's keeps its quotes",
+        're.sub(r\'(["\\\\])\', r"\\\\\\1", str(path).replace("%", "%%"))',
+        'str(path).replace("%", "%%")',
+        "test_machine.py::test_ssh_reads_the_paths_as_they_are",
+    ),
+    (
+        "a command in the guest gets a terminal only where ssh has one on both sides",
+        "terminal = bool(words) and os.isatty(0) and os.isatty(1)",
+        "terminal = bool(words)",
+        "test_machine.py::test_a_command_in_the_guest_gets_a_terminal_where_ssh_has_one",
+    ),
+    (
+        "a command in the guest gets the terminal of ssh",
+        "ssh_argv(state, *words, terminal=terminal)",
+        "ssh_argv(state, *words)",
+        "test_machine.py::test_a_command_in_the_guest_gets_a_terminal_where_ssh_has_one",
     ),
     (
         "nobody logs in with a password",

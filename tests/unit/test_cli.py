@@ -325,6 +325,7 @@ def test_every_verb_that_changes_a_cluster_can_show_it_afterwards() -> None:
         "lifetime watch",
         "lifetime reap",
         "ssh",
+        "ssh-config",
         "export",
     }
     others = {"prepare-export", "lifetime hold"}
