@@ -11715,9 +11715,24 @@ def _run_on_warn(host: Host, state: State, end: End) -> None:
     # A watcher waits for the command, and has a deadline to keep.
     timeout = max(1.0, min(NOTICE_TIMEOUT, left))
     try:
-        host.run(["sh", "-c", state.on_warn], timeout=timeout, env=host.child_env(facts))
+        _run_alone(host, state.on_warn, host.child_env(facts), timeout)
     except YclusterError as error:
         host.output.warn(f"{state.name}: lifetime.onWarn: {error}")
+
+
+def _run_alone(host: Host, command: str, env: Mapping[str, str], timeout: float) -> None:
+    """Run a shell command of the user's; what it leaves in the background goes on, unwaited for.
+
+    So its output goes to a file: a pipe has an end only once the last program has closed it, and
+    whoever writes to it after us is killed.
+    """
+    with descriptor(os.memfd_create("output")) as fd:
+        argv = ["sh", "-c", f'exec sh -c "$1" >/proc/self/fd/{fd} 2>&1', "sh", command]
+        done = host.run(argv, timeout=timeout, check=False, env=env, pass_fds=[fd])
+        if done.returncode != 0:
+            size = os.fstat(fd).st_size
+            written = os.pread(fd, 4096, max(0, size - 4096)).decode("utf-8", "replace")
+            raise ProgramFailed(argv, done.returncode, done.stderr or written)
 
 
 def _expire(

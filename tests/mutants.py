@@ -1637,6 +1637,18 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "test_faults.py::test_a_timer_that_came_early_is_armed_anew",
     ),
     (
+        "what onWarn leaves in the background is not waited for",
+        """exec sh -c "$1" >/proc/self/fd/{fd} 2>&1'""",
+        """exec sh -c "$1"'""",
+        "test_telling.py::test_what_a_command_leaves_in_the_background_is_not_waited_for",
+    ),
+    (
+        "what onWarn has written is shown where it fails",
+        "done.stderr or written)",
+        "done.stderr)",
+        "test_telling.py::test_a_command_that_fails_or_hangs_is_said_and_harms_nothing",
+    ),
+    (
         "a warning is given once",
         "return replace(state, warned=state.expires_at)\n\n\ndef _warn(",
         "return state\n\n\ndef _warn(",

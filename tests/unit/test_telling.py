@@ -26,6 +26,7 @@ from unit_support import (
     made,
     missing,
     told,
+    wait_for,
 )
 
 import ycluster
@@ -80,13 +81,29 @@ def test_a_command_that_fails_or_hangs_is_said_and_harms_nothing(
     assert ycluster.load_state(state.files).warned == SOON
 
 
+def test_what_a_command_leaves_in_the_background_is_not_waited_for(
+    host: Clocked, cache: Path, tmp_path: Path, timer: Memory, said: list[str]
+) -> None:
+    """And it can still write when the command has ended: a closed pipe would kill it. (28)"""
+    os.mkfifo(tmp_path / "goes-on")
+    child = f"read line <'{tmp_path}/goes-on'; echo still; echo \"$line\" >'{tmp_path}/wrote'"
+    state = warned(cache, on_warn=f"({child}) & echo broken; exit 3")
+    ycluster.reap(host, state.files, by="hand")
+    assert missing(host.log.getvalue(), "lifetime.onWarn", "exit 3", "broken") == []
+    (tmp_path / "goes-on").write_text("after\n")
+    wait_for("line of the child", lambda: (tmp_path / "wrote").exists())
+
+
 def test_a_command_has_no_more_time_than_is_left(
     host: Clocked, cache: Path, timer: Memory, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[float] = []
-    monkeypatch.setattr(
-        ycluster.Host, "run", lambda self, argv, *, timeout, **options: given.append(timeout)
-    )
+
+    def run(self: ycluster.Host, argv: list[str], *, timeout: float, **options: Any) -> object:
+        given.append(timeout)
+        return subprocess.CompletedProcess(argv, 0, "", "")
+
+    monkeypatch.setattr(ycluster.Host, "run", run)
     monkeypatch.setattr(ycluster.Host, "which", lambda self, program: None)
     for left in (600, 7, 0.2):
         state = warned(cache, on_warn="true", expires_at=int(NOW) + 600)
