@@ -1763,6 +1763,12 @@ _MAX_NUMBER = 640  # characters; with PYTHONINTMAXSTRDIGITS at its lowest, int()
 # end a line in YAML 1.1 alone. It takes long to compile; ASCII text needs only the first.
 _FORBIDDEN_ASCII = r"[^\t\n -~]"
 _FORBIDDEN = "[^\t\n -~\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
+# What looks like a blank, or like nothing: spaces that are none to YAML, soft hyphens, zero-width
+# characters, marks of the direction, fillers. YAML takes them for letters.
+_INVISIBLE = (
+    "[\xa0\xad\u034f\u061c\u115f\u1160\u1680\u180e\u2000-\u200f\u202a-\u202f"
+    "\u205f-\u206f\u2800\u3000\u3164\uffa0]"
+)
 # Blanks: s-white [33], on one line or on several.
 _BLANKS = r"[ \t]*"
 _BLANK_LINES = r"[ \t\n]*"
@@ -1873,6 +1879,33 @@ def _refuse_tab_before(src: _YamlSource, start: int, pos: int) -> None:
     line_start = src.line_start(pos)
     indentation = max(start, line_start)
     _refuse_tab(src, indentation, pos)
+
+
+def _refuse_invisible(src: _YamlSource, start: int, end: int) -> None:
+    """Refuse an invisible character from start to end, outside of quotes: nobody has meant it."""
+    if src.text.isascii():
+        return
+    match = re.compile(_INVISIBLE).search(src.text, start, end)
+    if match:
+        message = f"an invisible character, {character_name(match.group())}"
+        escape = f'"\\u{ord(match.group()):04x}"'
+        hint = f"type a space in its place, or remove it, or write {escape} in double quotes"
+        raise src.error(match.start(), message, hint)
+
+
+def character_name(char: str) -> str:
+    """A character by its number, and by its name where it has one."""
+    from unicodedata import name
+
+    return f"U+{ord(char):04X} {name(char, '')}".rstrip()
+
+
+def invisible_in(value: object) -> str:
+    """The name of the first invisible character in a text; empty where there is none."""
+    if not isinstance(value, str) or value.isascii():
+        return ""
+    match = re.search(_INVISIBLE, value)
+    return character_name(match.group()) if match else ""
 
 
 def _check_depth(src: _YamlSource, pos: int, depth: int) -> None:
@@ -2053,6 +2086,7 @@ def _plain_end(
         next_end = src.skip(context.line, next_line)
         if next_end == next_line:
             return end
+        _refuse_invisible(src, next_line, next_end)
         end = next_end
 
 
@@ -2060,7 +2094,9 @@ def _plain_line_end(src: _YamlSource, pos: int, context: _ScalarContext) -> int:
     """Find where the first line of the plain scalar at pos ends, without the blanks after it."""
     if not src.match(context.first, pos):
         raise _refused_start(src, pos)
-    return src.skip(context.line, pos)
+    end = src.skip(context.line, pos)
+    _refuse_invisible(src, pos, end)
+    return end
 
 
 def _refused_start(src: _YamlSource, pos: int) -> ConfigError:
@@ -2223,6 +2259,8 @@ def _plain_number(src: _YamlSource, pos: int, text: str) -> int | float:
 _DASH = r"-(?![^ \t\n])"
 # The ":" after a key, [193] and [195].
 _COLON = r":(?![^ \t\n])"
+# A key and its colon, with text right after it that does not make a URL of both.
+COLON_ALONE = r"(?a)[A-Za-z_][\w.-]*:(?!//|[ \t\n])"
 # The header of a block scalar up to the end of its line, and all that is blank below it: section
 # 8.1.1. Digits, which tell the indentation, are not supported.
 _BLOCK_HEADER = r"[|>]([-+]?)(?:[ \t]+(?:#.*)?)?(?:\n|\Z)([ \n]*)"
@@ -2292,16 +2330,36 @@ def _flow_in_block(
         return token, node
     is_plain = node.source is not None
     if is_plain and src.at(token, ":") and line_start > pos:
+        _refuse_colon_above(src, pos, line_start)
         key = src.skip(_BLANKS, line_start)
         message = "a key in the middle of a text"
         hint = "line it up with the key above it (':' ends a key), or quote the whole text"
         raise src.error(key, message, hint)
+    _refuse_invisible(src, token, token + 1)
     message = "text after the end of a value"
     hint = (
         "quote the whole value; a comment needs a space before its '#', "
         "a nested mapping a line of its own"
     )
     raise src.error(token, message, hint)
+
+
+def _refuse_colon_above(src: _YamlSource, start: int, end: int) -> None:
+    """Blame the line of `name:dev` for the text that goes on from there into the next key."""
+    before = src.text[src.line_start(start) : start]
+    pos = end if before.strip(" \t-") else start  # the value of a key above may have a colon
+    while pos < end:
+        _refuse_colon(src, pos)
+        pos = src.skip(r"[^\n]*\n[ \t\n]*", pos)
+
+
+def _refuse_colon(src: _YamlSource, pos: int) -> None:
+    """Refuse a key at pos whose colon has no space after it."""
+    match = src.match(COLON_ALONE, pos)
+    if match:
+        message = "no space after the ':' of a key"
+        hint = "write 'key: value'"
+        raise src.error(match.end() - 1, message, hint)
 
 
 def _block_sequence(src: _YamlSource, first: int, depth: int) -> _Read:
@@ -2388,6 +2446,7 @@ def _key_colon(src: _YamlSource, pos: int, context: _ScalarContext) -> int:
     """Find the colon of the key at pos, which is on one line and not too long."""
     colon = _key_end(src, pos, context)
     if not src.at(colon, ":"):
+        _refuse_colon(src, pos)
         message = "no 'key: value' here"
         hint = "write the key, a colon and a space on one line"
         raise src.error(pos, message, hint)
@@ -2439,6 +2498,7 @@ def _content_indent(src: _YamlSource, header: re.Match[str], indent: int) -> int
         hint = "remove the spaces of the blank line"
         raise src.error(header.start(2), message, hint)
     if width == 0:
+        _refuse_invisible(src, content, content + 1)
         message = "readers differ on a block scalar without indentation"
         hint = "indent the text"
         raise src.error(content, message, hint)
@@ -2555,6 +2615,7 @@ def _flow_comma(
     opening = src.text[first]
     brackets = opening + src.text[pos]
     if brackets not in ("[]", "{}"):
+        _refuse_invisible(src, pos, pos + 1)
         line, _ = src.place(first)
         message = f"neither a comma nor the end of the {opening} of line {line}"
         hint = "put ', ' between entries; write a pair in a list as [{key: value}]"
@@ -2625,7 +2686,7 @@ def _check_characters(src: _YamlSource) -> None:
     match = re.search(pattern, src.text)
     if match:
         code = ord(match.group())
-        message = f"the character U+{code:04X} is not allowed here"
+        message = f"the character {character_name(match.group())} is not allowed here"
         hint = f'remove it, or write "\\u{code:04x}" in double quotes'
         raise src.error(match.start(), message, hint)
 
@@ -2774,6 +2835,9 @@ class Item(Record):
         meant = line_to_write(self.path, self.node.value)
         if meant:
             why = f"{why}; {meant}"
+        unseen = invisible_in(self.node.value)
+        if unseen:
+            why = f"{why}; an invisible character is in it, {unseen}"
         self.problems.append((self.node.line, self.node.column, f"{named}: {why}"))
 
     def read(self, kind: Kind[Value]) -> Value:
@@ -2812,6 +2876,10 @@ class Item(Record):
 
     def mapping(self) -> dict[str, Node]:
         """The node's keys and their values."""
+        text = self.node.source or ""
+        if re.match(COLON_ALONE, text):
+            key = text.split(":")[0]
+            raise ValueError(f"no space after the ':' of a key; write `{key}: ...`")
         return self.value(dict, "a mapping of keys to values")
 
     def boolean(self) -> bool:
@@ -3537,8 +3605,19 @@ def _config_file(path: Path) -> Path:
         raise ConfigError(why, hint="keep one of them")
     if not found:
         what = f"no {CONFIG_NAMES[0]} in it" if path.is_dir() else "no such directory"
-        raise ConfigError(f"{path}: {what}", hint="-c wants the directory that holds the config")
+        other = _other_name(path)
+        hint = other or "-c wants the directory that holds the config"
+        raise ConfigError(f"{path}: {what}", hint=hint)
     return found[0]
+
+
+def _other_name(folder: Path) -> str:
+    """The command that gives a config its name, where there is one that ends in .yml."""
+    found = folder / "y-cluster-provision.yml"
+    if not found.is_file():
+        return ""
+    renaming = shlex.join(["mv", "--", str(found), str(found.with_suffix(".yaml"))])
+    return f"the name ends in .yaml, as the sibling wants it, too: `{renaming}`"
 
 
 def read_config(text: str, path: Path, home: Callable[[], Path] | None = None) -> Config:

@@ -244,6 +244,31 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         'path = Path("/", name)',
         "test_k3s.py::test_other_programs_and_timers_get_the_kubeconfigs_by_their_absolute_paths",
     ),
+    # --- 6 YAML subset
+    (
+        "an invisible character in a text is named",
+        "end = src.skip(context.line, pos)\n    _refuse_invisible(src, pos, end)",
+        "end = src.skip(context.line, pos)",
+        "test_yaml.py::test_invalid_text_is_refused_in_these_words",
+    ),
+    (
+        "an invisible character in quotes is a text",
+        "_check_characters(src)\n    start, end",
+        "_check_characters(src)\n    _refuse_invisible(src, 0, len(text))\n    start, end",
+        "test_yaml.py::test_valid_text_has_the_value_of_the_json_beside_it",
+    ),
+    (
+        "a colon without a space is blamed on its own line",
+        "        _refuse_colon_above(src, pos, line_start)\n",
+        "",
+        "test_yaml.py::test_invalid_text_is_refused_in_these_words",
+    ),
+    (
+        "a colon in a value is not blamed for the line below",
+        'pos = end if before.strip(" \\t-") else start',
+        "pos = start",
+        "test_yaml.py::test_invalid_text_is_refused_in_these_words",
+    ),
     # --- 7 config
     (
         "a variable that is not set is refused",
