@@ -3137,6 +3137,19 @@ def name_server(text: str) -> str:
     return text
 
 
+_K3S_ARGUMENT = r"--?[a-z][-a-z0-9]*(?:=[^\x00-\x1f\x7f]*)?"
+
+
+def k3s_argument(text: str) -> str:
+    """An option of `k3s server` with its value, in one text."""
+    if re.fullmatch(_K3S_ARGUMENT, text):
+        return text
+    name, blank, value = text.partition(" ")
+    if blank and re.fullmatch(_K3S_ARGUMENT, f"{name}={value}") and "=" not in name:
+        raise ValueError(f"an option and its value are one text; write `{name}={value}`")
+    raise ValueError(f"{text!r} is no option of `k3s server`, such as --disable=traefik")
+
+
 _USER = r"[a-z_][-a-z0-9_]{0,31}"
 user_name = matching(_USER, "a user name")
 
@@ -3213,6 +3226,13 @@ def _read_path(item: Item) -> Path | None:
     return item.file(text) if text else None
 
 
+def _read_file(item: Item) -> Path:
+    text = item.text()
+    if not text:
+        raise ValueError("wants the path of a file")
+    return item.file(text)
+
+
 def _show_path(path: Path | None) -> str:
     return str(path) if path else ""
 
@@ -3250,6 +3270,7 @@ _TEMPLATE = Kind(Item.template, {"type": "string"})
 _COMMAND = Kind(Item.string, {"type": "string"})  # whose ${VAR} the shell fills in
 _BOOL = Kind(Item.boolean, {"type": "boolean"})
 _PATH = Kind(_read_path, {"type": "string"}, _show_path)
+_FILE = Kind(_read_file, {"type": "string"}, str)
 _URL = Kind(_read_url, {"type": "string"})
 _BASE_URL = Kind(_read_base_url, {"type": "string"})
 _MEMORY = Kind(
@@ -3343,6 +3364,13 @@ class K3s(Record):
         "",
     )
 
+    args: tuple[str, ...] = key(
+        list_of(_text(k3s_argument, pattern=f"^(?:{_K3S_ARGUMENT})$")),
+        "Options of `k3s server`, such as --disable=traefik. They are written to a file in "
+        "/etc/rancher/k3s/config.yaml.d, where k3s reads them at each start.",
+        (),
+    )
+
 
 class Lifetime(Record):
     """The budget, and what happens at its end. Durations are Go's, kept as text."""
@@ -3433,6 +3461,28 @@ class Network(Record):
     )
 
 
+class Guest(Record):
+    """What of this host and of the user's own goes into the guest when it is made."""
+
+    proxy: str = key(
+        _choice("none", "host"),
+        "host: logins, services and k3s in the guest get HTTP_PROXY, HTTPS_PROXY and NO_PROXY of "
+        "the command that provisions it.",
+        "none",
+    )
+
+    ca_certificates: tuple[Path, ...] = key(
+        list_of(_FILE), "PEM files; the guest trusts the CA certificates in them.", ()
+    )
+
+    user_data: Path | None = key(
+        _PATH,
+        "A file for cloud-init, such as a #cloud-config or a script. It adds to the user-data of "
+        "ycluster, whose login and keys stay.",
+        None,
+    )
+
+
 class Config(Record):
     """A checked config, defaults filled in: the keys that are common to every provider."""
 
@@ -3513,6 +3563,8 @@ class QemuConfig(Config):
     network: Network = key(
         section(Network), "How the VM is attached to the host's network.", Network()
     )
+
+    guest: Guest = key(section(Guest), "What goes into the guest when it is made.", Guest())
 
     image: str = key(
         _URL,
@@ -3847,6 +3899,8 @@ def ignored_keys(config: Config) -> list[str]:
             warnings.append(f"{name}: ignored, it is for y-cluster")
     if config.registries and not used_registries(config):
         warnings.append("registries: ignored, there is no k3s in a plain VM")
+    if config.k3s.args and config.k3s.install == "none":
+        warnings.append("k3s.args: ignored, there is no k3s in a plain VM")
     if isinstance(config, QemuConfig):
         warnings += _ignored_by_mode(config)
     return warnings
@@ -7695,6 +7749,52 @@ K3S_ON_DATA_DISK = (
     },
 )
 
+# With `guest.proxy: host`: where the proxies are, and what leads there. A drop-in of this name is
+# one of every service, and sudo hands on what it does not reset.
+PROXIES = "/etc/default/ycluster-proxy"
+PROXY_UNIT = f"{SYSTEM_UNITS}/service.d/90-ycluster-proxy.conf"
+PROXY_SUDO = "/etc/sudoers.d/90-ycluster-proxy"
+PROXY_NAMES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+_KEPT_BY_SUDO = " ".join([*PROXY_NAMES, *(name.lower() for name in PROXY_NAMES)])
+# Takes our lines out of what PAM sets for logins.
+FORGET_PROXIES = """\
+if [ -e /etc/environment ]; then
+  sed -i '/^# ycluster: proxies$/,/^# ycluster: end$/d' /etc/environment
+fi"""
+# Run at each boot, before cloud-init installs packages, with the proxies in the place of {lines}.
+# Services that start from then on have them.
+SET_PROXIES = f"""\
+{FORGET_PROXIES}
+mkdir -p /etc/default {SYSTEM_UNITS}/service.d
+install -m 0600 /dev/null {PROXIES}
+cat >{PROXIES} <<'END'
+{{lines}}
+END
+[ -z "$(tail -c 1 /etc/environment 2>/dev/null)" ] || echo >>/etc/environment
+{{{{ echo '# ycluster: proxies'; cat {PROXIES}; echo '# ycluster: end'; }}}} >>/etc/environment
+if [ -d /etc/sudoers.d ]; then
+  echo 'Defaults env_keep += "{_KEPT_BY_SUDO}"' >{PROXY_SUDO}
+  chmod 0440 {PROXY_SUDO}
+fi
+if [ ! -e {PROXY_UNIT} ]; then
+  printf '[Service]\\nEnvironmentFile=-{PROXIES}\\n' >{PROXY_UNIT}
+  systemctl daemon-reload
+fi
+"""
+# What needs no proxy in the guest: itself, QEMU's network, and k3s's pods, services and names.
+NEVER_PROXIED = (
+    "localhost",
+    "127.0.0.0/8",
+    "::1",
+    "10.0.2.0/24",
+    "10.42.0.0/16",
+    "10.43.0.0/16",
+    ".svc",
+    ".cluster.local",
+)
+HOST_IN_GUEST = "10.0.2.2"  # 127.0.0.1 of the host, in QEMU's user network
+K3S_ARGS = "/etc/rancher/k3s/config.yaml.d/91-ycluster-args.yaml"
+
 # The parts of `prepare-export`: run in the guest, then on its disk once the guest is off.
 PREPARE_LIVE = f"""\
 # Downloaded packages need not travel.
@@ -7729,6 +7829,23 @@ rm -rf /var/lib/cloud /var/log/cloud-init*.log /etc/cloud/cloud.cfg.d/99-ycluste
 rm -f /etc/udev/rules.d/70-persistent-net.rules /etc/netplan/50-cloud-init.yaml \\
   /etc/network/interfaces.d/50-cloud-init* /etc/systemd/network/*cloud-init* \\
   /var/lib/dhcp/*.leases /etc/rancher/k3s/registries.yaml
+
+# The proxies of this host, maybe with a password: ours, and what k3s's installation made of them.
+{FORGET_PROXIES}
+if [ -e {PROXIES} ] && [ -e {SYSTEM_UNITS}/k3s.service.env ]; then
+  sed -i -E '/^(NO|HTTP|HTTPS)_PROXY=/Id' {SYSTEM_UNITS}/k3s.service.env
+fi
+rm -f {PROXIES} {PROXY_UNIT} {PROXY_SUDO}
+
+# The CA certificates that cloud-init has added.
+added=$(ls -d /usr/local/share/ca-certificates/cloud-init-ca-cert* \\
+  /etc/pki/ca-trust/source/anchors/cloud-init-ca-cert* 2>/dev/null) || true
+if [ -n "$added" ]; then
+  rm -f $added
+  if command -v update-ca-trust >/dev/null; then update-ca-trust
+  else update-ca-certificates --fresh >/dev/null
+  fi
+fi
 
 # Network cards have other names elsewhere: ask for an address on any of them.
 if [ -d /etc/netplan ]; then
@@ -7846,15 +7963,174 @@ def max_run_argv(seconds: int) -> list[str]:
     return argv
 
 
+# --- what a config adds to its guest
+class Additions(Record):
+    """What a config adds to the guest that is made of it. Only the seed has it, as it has secrets.
+
+    The proxies by their names; a certificate is a PEM block; the part of the user's is a text that
+    cloud-init understands, or empty.
+    """
+
+    registries: Mapping[str, Any] = {}
+    proxies: Mapping[str, str] = {}
+    certificates: Sequence[str] = ()
+    k3s_config: Mapping[str, Any] = {}
+    user_part: str = ""
+
+
+def additions_of(config: QemuConfig, environ: Mapping[str, str]) -> Additions:
+    """What a config adds, with variables filled in and files read. Raises ConfigError."""
+    guest, has_k3s = config.guest, config.k3s.install != "none"
+    certificates = [pem for path in guest.ca_certificates for pem in certificates_in(path)]
+    return Additions(
+        registries=registries_yaml(used_registries(config), environ),
+        proxies=guest_proxies(environ) if guest.proxy == "host" else {},
+        certificates=certificates,
+        k3s_config=k3s_config(config.k3s.args) if has_k3s else {},
+        user_part=user_part(guest.user_data) if guest.user_data else "",
+    )
+
+
+def _proxy_of(environ: Mapping[str, str], name: str) -> str:
+    """A proxy setting of this host; the lower-case name, which curl wants, goes first."""
+    return (environ.get(name.lower(), "") or environ.get(name, "")).strip()
+
+
+def guest_proxies(environ: Mapping[str, str]) -> dict[str, str]:
+    """HTTP_PROXY, HTTPS_PROXY and NO_PROXY for the guest; none where this host has no proxy.
+
+    Raises ConfigError where one could not be written to a file as it is.
+    """
+    proxies = {}
+    for name in PROXY_NAMES[:2]:
+        value = _proxy_of(environ, name)
+        if re.search(r"""[^!-~]|["'`$#\\]""", value):
+            why = f"guest.proxy: {name} has a character that is none of a URL's"
+            raise ConfigError(why, hint="write it as %XX, such as %24 for $")
+        if value:
+            proxies[name] = re.sub(_LOOPBACK, rf"\g<1>{HOST_IN_GUEST}", value)
+    if proxies:
+        own = re.findall(r"(?<![^\s,])[-A-Za-z0-9.:/*_]+(?![^\s,])", _proxy_of(environ, "NO_PROXY"))
+        proxies["NO_PROXY"] = ",".join(dict.fromkeys([*own, *NEVER_PROXIED]))
+    return proxies
+
+
+# The host of a URL, or of an address and a port alone, that is this host itself.
+_LOOPBACK = (
+    r"\A((?:[A-Za-z][A-Za-z0-9+.-]*://)?(?:[^\s/?#]*@)?)"
+    r"(?:localhost|127(?:\.[0-9]{1,3}){3}|\[::1\])(?=[:/]|\Z)"
+)
+
+
+def proxy_warnings(config: QemuConfig, environ: Mapping[str, str]) -> Iterator[str]:
+    """What is to be known of the proxies that a guest gets."""
+    if config.guest.proxy != "host":
+        return
+    proxies = guest_proxies(environ)
+    if not proxies:
+        yield "guest.proxy: neither HTTP_PROXY nor HTTPS_PROXY is set here, so the guest has none"
+    for name in PROXY_NAMES[:2]:
+        if re.search(_LOOPBACK, _proxy_of(environ, name)):
+            yield f"guest.proxy: {name} is on this host, which is {HOST_IN_GUEST} in the guest"
+
+
+def _read_named(path: Path, key: str) -> str:
+    """What is in a file that the config names. Raises ConfigError, which names both."""
+    try:
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{key}: {path} is no file")
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{key}: {path}: not UTF-8 at byte {error.start}") from None
+    except OSError as error:
+        raise ConfigError(f"{key}: {path}: {error.strerror}") from None
+
+
+_PEM = r"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]+)-----END CERTIFICATE-----"
+
+
+def certificates_in(path: Path) -> list[str]:
+    """The certificates of a PEM file, one text each; a private key beside them stays here."""
+    import base64
+
+    found: list[str] = []
+    for body in re.findall(_PEM, _read_named(path, "guest.caCertificates")):
+        try:
+            der = base64.b64decode("".join(body.split()), validate=True)
+        except ValueError:
+            der = b""
+        if der[:1] != b"\x30":  # DER begins with a SEQUENCE
+            found = []
+            break
+        found.append(f"-----BEGIN CERTIFICATE-----\n{body.strip()}\n-----END CERTIFICATE-----\n")
+    if not found:
+        hint = "DER is made PEM by `openssl x509 -inform der -in FILE -out FILE.pem`"
+        raise ConfigError(f"guest.caCertificates: {path} is no PEM certificate", hint=hint)
+    return found
+
+
+def k3s_config(args: Sequence[str]) -> dict[str, Any]:
+    """The options of `k3s server` as its config file has them; one given twice is a list.
+
+    Source: docs.k3s.io/installation/configuration, "Configuration File".
+    """
+    values: dict[str, list[Any]] = {}
+    for arg in args:
+        name, equals, value = arg.lstrip("-").partition("=")
+        values.setdefault(name, []).append(value if equals else True)
+    return {name: found if len(found) > 1 else found[0] for name, found in values.items()}
+
+
+# How cloud-init tells a part's kind (docs.cloud-init.io, "User-data formats").
+USER_DATA_HEADERS = (
+    "#cloud-config",  # and -archive, -jsonp
+    "#!",
+    "#include",  # and -once
+    "#cloud-boothook",
+    "#part-handler",
+    "## template: jinja",
+)
+
+
+def user_part(path: Path) -> str:
+    """The user's own user-data. Raises ConfigError where cloud-init would pass over it."""
+    text = _read_named(path, "guest.userData").removeprefix("\ufeff")
+    if not text.lower().startswith(USER_DATA_HEADERS):
+        hint = f"its first line begins with one of {', '.join(USER_DATA_HEADERS)}"
+        raise ConfigError(f"guest.userData: {path}: cloud-init does not know its kind", hint=hint)
+    return text
+
+
+# How our part is merged into the user's, which comes first (docs.cloud-init.io, "Merging user-data
+# sections"): lists of ours go before theirs, so of two entries for one login ours counts; a
+# text of ours takes the place of theirs; other keys of theirs stay.
+MERGE_HOW = (
+    {"name": "list", "settings": ["prepend"]},
+    {"name": "dict", "settings": ["no_replace", "recurse_list", "recurse_str"]},
+    {"name": "str", "settings": []},
+)
+
+
+def with_user_part(ours: str, theirs: str) -> str:
+    """Both parts of user-data as one MIME message, which cloud-init takes apart."""
+    from email.mime.multipart import MIMEMultipart
+    from email.mime.text import MIMEText
+
+    whole = MIMEMultipart()
+    whole.attach(MIMEText(theirs, "plain", "utf-8"))  # cloud-init tells its kind by its first line
+    whole.attach(MIMEText(ours, "cloud-config", "utf-8"))
+    return whole.as_string()
+
+
 # --- the seed, and ssh
-def user_data(
+def seed_data(
     state: State,
     login_key: str,
     host_private: str,
     host_public: str,
-    registries: Mapping[str, Any],
+    added: Additions,
 ) -> str:
-    """cloud-init's user-data, written as JSON, which is YAML too."""
+    """cloud-init's user-data. Our part is written as JSON, which is YAML too."""
     login = {
         "name": state.ssh_user,
         "shell": "/bin/bash",
@@ -7862,6 +8138,28 @@ def user_data(
         "lock_passwd": True,
         "ssh_authorized_keys": [login_key.strip()],
     }
+    commands = [MOUNT_DATA] if state.data_disk else []
+    if added.proxies:
+        commands.insert(0, _set_proxies(added.proxies))
+    cloud_config = {
+        "hostname": state.name,
+        "users": [login],
+        "ssh_deletekeys": True,
+        "ssh_keys": {"ed25519_private": host_private, "ed25519_public": host_public.strip()},
+        "package_update": False,
+        "write_files": _files_of_guest(state, added),
+        "bootcmd": commands,
+    }
+    if added.certificates:
+        cloud_config["ca_certs"] = {"trusted": [*added.certificates]}
+    if added.user_part:
+        cloud_config["merge_how"] = [*MERGE_HOW]
+    ours = "#cloud-config\n" + to_json(cloud_config) + "\n"
+    return with_user_part(ours, added.user_part) if added.user_part else ours
+
+
+def _files_of_guest(state: State, added: Additions) -> list[Mapping[str, str]]:
+    """What cloud-init writes in the guest."""
     # Without this list a disk that boots elsewhere asks every cloud's address for its metadata.
     datasources = {
         "path": "/etc/cloud/cloud.cfg.d/99-ycluster.cfg",
@@ -7870,23 +8168,25 @@ def user_data(
     mirrors = {
         "path": "/etc/rancher/k3s/registries.yaml",
         "permissions": "0600",
-        "content": to_json(registries),
+        "content": to_json(added.registries),
     }
-    written = [datasources]
-    if registries:
+    k3s_args = {"path": K3S_ARGS, "permissions": "0600", "content": to_json(added.k3s_config)}
+    written: list[Mapping[str, str]] = [datasources]
+    if added.registries:
         written.append(mirrors)
     if state.has_k3s and state.data_disk:
         written += K3S_ON_DATA_DISK
-    cloud_config = {
-        "hostname": state.name,
-        "users": [login],
-        "ssh_deletekeys": True,
-        "ssh_keys": {"ed25519_private": host_private, "ed25519_public": host_public.strip()},
-        "package_update": False,
-        "write_files": written,
-        "bootcmd": [MOUNT_DATA] if state.data_disk else [],
-    }
-    return "#cloud-config\n" + to_json(cloud_config) + "\n"
+    if added.k3s_config:
+        written.append(k3s_args)
+    return written
+
+
+def _set_proxies(proxies: Mapping[str, str]) -> str:
+    """The script that sets the proxies; programs differ on whether they read capital letters."""
+    lines = []
+    for name, value in proxies.items():
+        lines += [f"{name}={value}", f"{name.lower()}={value}"]
+    return SET_PROXIES.format(lines="\n".join(lines))
 
 
 def make_keys(host: Host, state: State) -> None:
@@ -7909,7 +8209,7 @@ def _make_key(host: Host, file: Path, comment: str) -> None:
         keep_owner(path, file.parent)
 
 
-def make_seed(state: State, registries: Mapping[str, Any]) -> None:
+def make_seed(state: State, added: Additions) -> None:
     """Make the NoCloud seed, a folder that QEMU shows to the guest as a volume labelled CIDATA."""
     files = state.files
     remove_folder(files.seed)
@@ -7917,7 +8217,7 @@ def make_seed(state: State, registries: Mapping[str, Any]) -> None:
     login_key = read_own(files.ssh_pub).decode("ascii")
     host_private = read_own(files.host_key).decode("ascii")
     host_public = read_own(files.host_pub).decode("ascii")
-    data = user_data(state, login_key, host_private, host_public, registries)
+    data = seed_data(state, login_key, host_private, host_public, added)
     # A new id makes cloud-init apply the new keys even to a disk that has booted before.
     instance = f"{state.name}-{os.urandom(8).hex()}"
     meta = to_json({"instance-id": instance, "local-hostname": state.name})
@@ -10415,13 +10715,14 @@ def provision(host: Host, directory: Path, *, run_budget: str = "") -> None:
     """Make a cluster and boot it, with everything checked before anything is made."""
     config = require_qemu(load_config(directory, host.home))
     check_implemented(config)
-    for warning in [*ignored_keys(config), *idle_keys(config)]:
+    added = additions_of(config, host.environ)
+    noted = proxy_warnings(config, host.environ)
+    for warning in [*ignored_keys(config), *idle_keys(config), *noted]:
         host.output.warn(warning)
     _check_host(host)
     files = files_of(host, config)
     refuse_sudo(host, files.sidecar)
     state = for_one_run(state_from_config(config, files.cache_dir), run_budget)
-    registries = registries_yaml(used_registries(config), host.environ)
     check_folder(files.cache_dir)
     hand_over(host, spare=files)
     others = [other for _, other in readable(host)]
@@ -10445,7 +10746,7 @@ def provision(host: Host, directory: Path, *, run_budget: str = "") -> None:
             raise YclusterError(why, hint="run it again")
         remember_cache_dir(host, files.cache_dir)
         state = _claim(host, config, replace(state, imported=imported))
-        state = _make_cluster(host, state, image, registries)
+        state = _make_cluster(host, state, image, added)
     _finish_boot(host, state)
 
 
@@ -10477,13 +10778,13 @@ def _make_cluster(
     host: Host,
     state: State,
     image: Path,
-    registries: Mapping[str, Any],
+    added: Additions,
 ) -> State:
     """From nothing to a running QEMU, or nothing at all. An imported disk is kept either way."""
     try:
         make_keys(host, state)
         make_disk(host, state, image)
-        make_seed(state, registries)
+        make_seed(state, added)
         return _boot(host, state)
     except BaseException:
         if not running(host, state.files):
@@ -13606,6 +13907,8 @@ def config_check(host: Host, directory: Path, form: str) -> int:
     try:
         config = load_config(directory, host.home)
         expand_variables(used_registries(config), host.environ)
+        if isinstance(config, QemuConfig):
+            additions_of(config, host.environ)
     except ConfigError as error:
         if form == "text":
             raise

@@ -344,8 +344,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "provision fills the variables in",
-        "registries_yaml(used_registries(config), host.environ)\n    check_folder",
-        "used_registries(config)\n    check_folder",
+        "registries=registries_yaml(used_registries(config), environ),",
+        "registries=used_registries(config),",
         "test_faults.py::test_a_provision_keeps_what_its_config_says_and_no_credential",
     ),
     (
@@ -1179,9 +1179,45 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "the credentials of registries are root's alone in the guest",
-        '"permissions": "0600",',
-        '"permissions": "0644",',
+        '"permissions": "0600",\n        "content": to_json(added.registries)',
+        '"permissions": "0644",\n        "content": to_json(added.registries)',
         "test_machine.py::test_user_data_is_a_cloud_config_that_needs_no_quoting",
+    ),
+    (
+        "options of k3s are root's alone in the guest",
+        '"permissions": "0600", "content": to_json(added.k3s_config)',
+        '"permissions": "0644", "content": to_json(added.k3s_config)',
+        "test_guest.py::test_options_of_k3s_are_in_a_file_that_it_reads_at_each_start",
+    ),
+    (
+        "a guest gets no proxy that the config does not ask for",
+        'if guest.proxy == "host" else {}',
+        "if True else {}",
+        "test_guest.py::test_a_guest_gets_the_proxies_of_the_host_if_the_config_asks",
+    ),
+    (
+        "a proxy on this host has another address in the guest",
+        'proxies[name] = re.sub(_LOOPBACK, rf"\\g<1>{HOST_IN_GUEST}", value)',
+        "proxies[name] = value",
+        "test_guest.py::test_a_guest_gets_the_proxies_of_the_host_if_the_config_asks",
+    ),
+    (
+        "prepare-export removes the proxies",
+        "rm -f {PROXIES} {PROXY_UNIT} {PROXY_SUDO}",
+        "true",
+        "test_guest.py::test_the_proxies_are_set_at_each_boot_and_prepare_export_removes_them",
+    ),
+    (
+        "a guest gets no private key that is beside a certificate",
+        'for body in re.findall(_PEM, _read_named(path, "guest.caCertificates")):',
+        'return [_read_named(path, "guest.caCertificates")]\n    for body in [""]:',
+        "test_guest.py::test_the_guest_trusts_every_certificate_of_a_file_and_gets_no_key",
+    ),
+    (
+        "the user's own user-data does not take the place of ours",
+        'cloud_config["merge_how"] = [*MERGE_HOW]',
+        "pass",
+        "test_guest.py::test_the_users_own_part_comes_first_as_it_is_and_ours_is_merged_into_it",
     ),
     (
         "keys are new for each cluster",

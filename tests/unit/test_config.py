@@ -32,7 +32,7 @@ def keys(schema: Any, prefix: str = "") -> list[str]:
     """Every key of a schema, dotted; what is handed on as it is counts as one key."""
     found: list[str] = []
     for name, child in schema["properties"].items():
-        inner = child.get("type") == "object" and name in ("k3s", "lifetime", "network")
+        inner = child.get("type") == "object" and name in ("k3s", "lifetime", "network", "guest")
         found += keys(child, f"{prefix}{name}.") if inner else [prefix + name]
     return found
 

@@ -39,7 +39,7 @@ from unit_support import (
 )
 
 import ycluster
-from ycluster import ACTIONS, Host, PortForward, State, YclusterError, qemu_argv, replace
+from ycluster import ACTIONS, Additions, Host, PortForward, State, YclusterError, qemu_argv, replace
 
 FORWARDS = (PortForward(host=6443, guest=6443), PortForward(host=0, guest=80))
 
@@ -525,8 +525,8 @@ def test_a_guest_boots_without_its_data_disk_too() -> None:
 @given(st.text(st.characters(categories=["L", "N", "P", "S", "Zs"]), max_size=40))
 def test_user_data_is_a_cloud_config_that_needs_no_quoting(key: str) -> None:
     mirrors = {"configs": {"r.example": {"auth": {"password": key}}}}
-    written = ycluster.user_data(
-        state(ssh_user="dev"), key + "\n", "PRIVATE\nKEY\n", "PUBLIC\n", mirrors
+    written = ycluster.seed_data(
+        state(ssh_user="dev"), key + "\n", "PRIVATE\nKEY\n", "PUBLIC\n", Additions(mirrors)
     )
     header, _, body = written.partition("\n")
     data = json.loads(body)
@@ -559,7 +559,7 @@ def test_k3s_keeps_its_volumes_on_the_data_disk_if_there_is_one(
     fields: dict[str, Any], is_there: bool
 ) -> None:
     """(24)"""
-    written = ycluster.user_data(state(**fields), "key", "private", "public", {})
+    written = ycluster.seed_data(state(**fields), "key", "private", "public", Additions())
     files = json.loads(written.partition("\n")[2])["write_files"]
     content = {file["path"]: file["content"] for file in files}
     storage = "default-local-storage-path: /data/yolean/k3s-storage\n"
@@ -574,7 +574,7 @@ def test_keys_and_seed_are_private_and_new_each_time(tmp_path: Path) -> None:
     seen = set()
     for _ in range(2):
         ycluster.make_keys(host, demo)
-        ycluster.make_seed(demo, {})
+        ycluster.make_seed(demo, Additions())
         login = demo.files.ssh_pub.read_text().strip()
         user_data = (demo.files.seed / "user-data").read_text()
         assert login in user_data and demo.files.host_key.read_text() in json.loads(user_data.split("\n", 1)[1])["ssh_keys"].values()  # fmt: skip

@@ -1086,6 +1086,7 @@ def test_every_module_that_is_imported_late_is_known() -> None:
         "base64",
         "ctypes",
         "difflib",
+        "email",
         "gzip",
         "html",
         "http",
