@@ -683,6 +683,9 @@ class Host:
 
     def sibling_home(self) -> Path:
         """The sibling's default cacheDir."""
+        given = self.environ.get("Y_CLUSTER_QEMU_CACHE_DIR", "")
+        if given:
+            return Path(os.path.abspath(given))
         return self.home() / ".cache" / "y-cluster-qemu"
 
     def data_home(self) -> Path:
@@ -13317,9 +13320,20 @@ def lifetime_status(host: Host, files: Files, form: str) -> None:
         rows = _status_rows(state, shown, bar=host.output.shown)
         if state.counts:
             rows += _enforcement_rows(state, shown["enforcement"])
-        return [Line(row) for row in rows]
+        return [Line(row) for row in [*rows, *_rows_for_scripts(state, host.now())]]
 
     show_as(host, form, shown, lines)
+
+
+def _rows_for_scripts(state: State, now: float) -> list[tuple[str, str]]:
+    """The budget and the deadline as the sibling prints them; scripts look for these lines."""
+    rows = [("maxRun:", state.max_run or "0"), ("onExpiry:", state.on_expiry)]
+    if state.expires_at is not None:
+        left = state.expires_at - int(now)
+        words = format_duration(abs(left) * 10**9)
+        rows.append(("expiresAt:", format_time(state.expires_at)))
+        rows.append(("remaining:", words if left > 0 else f"EXPIRED ({words} ago)"))
+    return rows
 
 
 def _budget_words(state: State, shown: Mapping[str, Any]) -> str:
@@ -14004,6 +14018,7 @@ GROUPS: Mapping[str, str] = {
 }
 ALIASES: Mapping[str, str] = {"ls": "list", "rm": "teardown"}
 COMMON = argument(
+    "-v",
     "--verbose",
     action="store_true",
     default=argparse.SUPPRESS,

@@ -666,3 +666,38 @@ def test_every_verb_has_an_example(cli: Cli) -> None:
         assert re.search(
             rf"example:\s.*ycluster\s+{' '.join(argv)}", cli(*argv, "--help").out.replace("\n", " ")
         ), argv
+
+
+# --- for scripts that are written for the sibling
+
+
+@pytest.mark.parametrize(
+    "left, remaining", [(3600, "1h0m0s"), (0, "EXPIRED (0s ago)"), (-90, "EXPIRED (1m30s ago)")]
+)
+def test_the_deadline_is_shown_in_the_lines_of_the_sibling_too(left: int, remaining: str) -> None:
+    """(28)"""
+    state = State(name="demo", cache_dir="/c", lifetime="8h", expires_at=int(NOW) + left)
+    assert ycluster._rows_for_scripts(state, NOW + 0.5) == [
+        ("maxRun:", "8h"),
+        ("onExpiry:", "stop"),
+        ("expiresAt:", ycluster.format_time(int(NOW) + left)),
+        ("remaining:", remaining),
+    ]
+
+
+def test_lifetime_status_has_these_lines_at_their_start(cli: Cli, cache: Path) -> None:
+    """(28)"""
+    made(cache, expires_at=FAR_AHEAD)
+    lines = [line.split() for line in cli("lifetime", "status", "demo").out.splitlines()]
+    assert ["expiresAt:", "2100-01-01T00:00:00Z"] in lines and ["maxRun:", "8h"] in lines
+
+
+def test_a_cluster_is_found_where_the_sibling_was_told_to_keep_it(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """(28)"""
+    (tmp_path / "theirs").mkdir(mode=0o700)
+    made(tmp_path / "theirs", "b")
+    assert cli("list", "-q").out == ""
+    monkeypatch.setenv("Y_CLUSTER_QEMU_CACHE_DIR", str(tmp_path / "theirs"))
+    assert cli("-v", "list", "-q").out == cli("list", "-q", "-v").out == "b\n"
