@@ -414,6 +414,7 @@ class Output:
         self.stdout = stdout
         self.stderr = stderr
         self.verbose = verbose
+        self.then_json = False  # whether stdout gets the cluster's state in the end
         self.live = stderr.isatty()
         self.shown = stdout.isatty()
         self.colours = colours and self.shown
@@ -428,6 +429,13 @@ class Output:
             text += "\n"
         self.stdout.write(text)
         self.stdout.flush()
+
+    def result(self, text: str) -> None:
+        """What a verb has done, for scripts: on stdout, except where that is to have JSON."""
+        if self.then_json:
+            self.say(text)
+        else:
+            self.data(text)
 
     def say(self, text: str, end: str = "\n") -> None:
         """Write a message to stderr."""
@@ -12482,12 +12490,12 @@ def extend(
     """Push the deadline out and re-arm. It never reaps first, even where that has passed."""
     by, state = _move_deadline(host, files, how_far, "extended", dry_run=dry_run)
     if state.expires_at is None:
-        host.output.say(f"{state.name}: it has no deadline; that counts as use")
+        host.output.result(f"{state.name}: it has no deadline; that counts as use")
     elif by:
         done = "would be extended" if dry_run else "extended"
-        host.output.say(f"{state.name}: {done} by {in_words(by)}")
+        host.output.result(f"{state.name}: {done} by {in_words(by)}")
     else:
-        host.output.say(f"{state.name}: its deadline is that late already; nothing changed")
+        host.output.result(f"{state.name}: its deadline is that late already; nothing changed")
     say_deadline(host, state)
 
 
@@ -14357,6 +14365,7 @@ def _run(argv: Sequence[str], output: Output, umask: int) -> int:
     if "files" in args:
         args["files"] = find_cluster(host, args["files"])
     then_show = args.pop("then_show", "text")
+    output.then_json = then_show == "json"
     code = command(host, **args) or 0
     if then_show == "json" and code == 0:
         host.output.data(to_json({"version": 1, **_shown_after(host, args)}))
