@@ -459,6 +459,7 @@ class Output:
         self.stdout = stdout
         self.stderr = stderr
         self.verbose = verbose
+        self.then_json = False  # whether stdout gets the cluster's state in the end
         self.live = stderr.isatty()
         self.shown = stdout.isatty()
         self.colours = colours and self.shown
@@ -473,6 +474,13 @@ class Output:
             text += "\n"
         self.stdout.write(text)
         self.stdout.flush()
+
+    def result(self, text: str) -> None:
+        """What a verb has done, for scripts: on stdout, except where that is to have JSON."""
+        if self.then_json:
+            self.say(text)
+        else:
+            self.data(text)
 
     def say(self, text: str, end: str = "\n") -> None:
         """Write a message to stderr."""
@@ -749,6 +757,9 @@ class Host:
 
     def sibling_home(self) -> Path:
         """The sibling's default cacheDir."""
+        given = self.environ.get("Y_CLUSTER_QEMU_CACHE_DIR", "")
+        if given:
+            return Path(os.path.abspath(given))
         return self.home() / ".cache" / "y-cluster-qemu"
 
     def data_home(self) -> Path:
@@ -1892,6 +1903,12 @@ _MAX_NUMBER = 640  # characters; with PYTHONINTMAXSTRDIGITS at its lowest, int()
 # end a line in YAML 1.1 alone. It takes long to compile; ASCII text needs only the first.
 _FORBIDDEN_ASCII = r"[^\t\n -~]"
 _FORBIDDEN = "[^\t\n -~\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
+# What looks like a blank, or like nothing: spaces that are none to YAML, soft hyphens, zero-width
+# characters, marks of the direction, fillers. YAML takes them for letters.
+_INVISIBLE = (
+    "[\xa0\xad\u034f\u061c\u115f\u1160\u1680\u180e\u2000-\u200f\u202a-\u202f"
+    "\u205f-\u206f\u2800\u3000\u3164\uffa0]"
+)
 # Blanks: s-white [33], on one line or on several.
 _BLANKS = r"[ \t]*"
 _BLANK_LINES = r"[ \t\n]*"
@@ -2002,6 +2019,33 @@ def _refuse_tab_before(src: _YamlSource, start: int, pos: int) -> None:
     line_start = src.line_start(pos)
     indentation = max(start, line_start)
     _refuse_tab(src, indentation, pos)
+
+
+def _refuse_invisible(src: _YamlSource, start: int, end: int) -> None:
+    """Refuse an invisible character from start to end, outside of quotes: nobody has meant it."""
+    if src.text.isascii():
+        return
+    match = re.compile(_INVISIBLE).search(src.text, start, end)
+    if match:
+        message = f"an invisible character, {character_name(match.group())}"
+        escape = f'"\\u{ord(match.group()):04x}"'
+        hint = f"type a space in its place, or remove it, or write {escape} in double quotes"
+        raise src.error(match.start(), message, hint)
+
+
+def character_name(char: str) -> str:
+    """A character by its number, and by its name where it has one."""
+    from unicodedata import name
+
+    return f"U+{ord(char):04X} {name(char, '')}".rstrip()
+
+
+def invisible_in(value: object) -> str:
+    """The name of the first invisible character in a text; empty where there is none."""
+    if not isinstance(value, str) or value.isascii():
+        return ""
+    match = re.search(_INVISIBLE, value)
+    return character_name(match.group()) if match else ""
 
 
 def _check_depth(src: _YamlSource, pos: int, depth: int) -> None:
@@ -2182,6 +2226,7 @@ def _plain_end(
         next_end = src.skip(context.line, next_line)
         if next_end == next_line:
             return end
+        _refuse_invisible(src, next_line, next_end)
         end = next_end
 
 
@@ -2189,7 +2234,9 @@ def _plain_line_end(src: _YamlSource, pos: int, context: _ScalarContext) -> int:
     """Find where the first line of the plain scalar at pos ends, without the blanks after it."""
     if not src.match(context.first, pos):
         raise _refused_start(src, pos)
-    return src.skip(context.line, pos)
+    end = src.skip(context.line, pos)
+    _refuse_invisible(src, pos, end)
+    return end
 
 
 def _refused_start(src: _YamlSource, pos: int) -> ConfigError:
@@ -2352,6 +2399,8 @@ def _plain_number(src: _YamlSource, pos: int, text: str) -> int | float:
 _DASH = r"-(?![^ \t\n])"
 # The ":" after a key, [193] and [195].
 _COLON = r":(?![^ \t\n])"
+# A key and its colon, with text right after it that does not make a URL of both.
+COLON_ALONE = r"(?a)[A-Za-z_][\w.-]*:(?!//|[ \t\n])"
 # The header of a block scalar up to the end of its line, and all that is blank below it: section
 # 8.1.1. Digits, which tell the indentation, are not supported.
 _BLOCK_HEADER = r"[|>]([-+]?)(?:[ \t]+(?:#.*)?)?(?:\n|\Z)([ \n]*)"
@@ -2421,16 +2470,36 @@ def _flow_in_block(
         return token, node
     is_plain = node.source is not None
     if is_plain and src.at(token, ":") and line_start > pos:
+        _refuse_colon_above(src, pos, line_start)
         key = src.skip(_BLANKS, line_start)
         message = "a key in the middle of a text"
         hint = "line it up with the key above it (':' ends a key), or quote the whole text"
         raise src.error(key, message, hint)
+    _refuse_invisible(src, token, token + 1)
     message = "text after the end of a value"
     hint = (
         "quote the whole value; a comment needs a space before its '#', "
         "a nested mapping a line of its own"
     )
     raise src.error(token, message, hint)
+
+
+def _refuse_colon_above(src: _YamlSource, start: int, end: int) -> None:
+    """Blame the line of `name:dev` for the text that goes on from there into the next key."""
+    before = src.text[src.line_start(start) : start]
+    pos = end if before.strip(" \t-") else start  # the value of a key above may have a colon
+    while pos < end:
+        _refuse_colon(src, pos)
+        pos = src.skip(r"[^\n]*\n[ \t\n]*", pos)
+
+
+def _refuse_colon(src: _YamlSource, pos: int) -> None:
+    """Refuse a key at pos whose colon has no space after it."""
+    match = src.match(COLON_ALONE, pos)
+    if match:
+        message = "no space after the ':' of a key"
+        hint = "write 'key: value'"
+        raise src.error(match.end() - 1, message, hint)
 
 
 def _block_sequence(src: _YamlSource, first: int, depth: int) -> _Read:
@@ -2517,6 +2586,7 @@ def _key_colon(src: _YamlSource, pos: int, context: _ScalarContext) -> int:
     """Find the colon of the key at pos, which is on one line and not too long."""
     colon = _key_end(src, pos, context)
     if not src.at(colon, ":"):
+        _refuse_colon(src, pos)
         message = "no 'key: value' here"
         hint = "write the key, a colon and a space on one line"
         raise src.error(pos, message, hint)
@@ -2568,6 +2638,7 @@ def _content_indent(src: _YamlSource, header: re.Match[str], indent: int) -> int
         hint = "remove the spaces of the blank line"
         raise src.error(header.start(2), message, hint)
     if width == 0:
+        _refuse_invisible(src, content, content + 1)
         message = "readers differ on a block scalar without indentation"
         hint = "indent the text"
         raise src.error(content, message, hint)
@@ -2684,6 +2755,7 @@ def _flow_comma(
     opening = src.text[first]
     brackets = opening + src.text[pos]
     if brackets not in ("[]", "{}"):
+        _refuse_invisible(src, pos, pos + 1)
         line, _ = src.place(first)
         message = f"neither a comma nor the end of the {opening} of line {line}"
         hint = "put ', ' between entries; write a pair in a list as [{key: value}]"
@@ -2754,7 +2826,7 @@ def _check_characters(src: _YamlSource) -> None:
     match = re.search(pattern, src.text)
     if match:
         code = ord(match.group())
-        message = f"the character U+{code:04X} is not allowed here"
+        message = f"the character {character_name(match.group())} is not allowed here"
         hint = f'remove it, or write "\\u{code:04x}" in double quotes'
         raise src.error(match.start(), message, hint)
 
@@ -2907,6 +2979,9 @@ class Item(Record):
         meant = line_to_write(self.path, self.node.value)
         if meant:
             why = f"{why}; {meant}"
+        unseen = invisible_in(self.node.value)
+        if unseen:
+            why = f"{why}; an invisible character is in it, {unseen}"
         self.problems.append((self.node.line, self.node.column, f"{named}: {why}"))
 
     def read(self, kind: Kind[Value]) -> Value:
@@ -2950,6 +3025,10 @@ class Item(Record):
 
     def mapping(self) -> dict[str, Node]:
         """The node's keys and their values."""
+        text = self.node.source or ""
+        if re.match(COLON_ALONE, text):
+            key = text.split(":")[0]
+            raise ValueError(f"no space after the ':' of a key; write `{key}: ...`")
         return self.value(dict, "a mapping of keys to values")
 
     def boolean(self) -> bool:
@@ -3207,6 +3286,19 @@ def name_server(text: str) -> str:
     return text
 
 
+_K3S_ARGUMENT = r"--?[a-z][-a-z0-9]*(?:=[^\x00-\x1f\x7f]*)?"
+
+
+def k3s_argument(text: str) -> str:
+    """An option of `k3s server` with its value, in one text."""
+    if re.fullmatch(_K3S_ARGUMENT, text):
+        return text
+    name, blank, value = text.partition(" ")
+    if blank and re.fullmatch(_K3S_ARGUMENT, f"{name}={value}") and "=" not in name:
+        raise ValueError(f"an option and its value are one text; write `{name}={value}`")
+    raise ValueError(f"{text!r} is no option of `k3s server`, such as --disable=traefik")
+
+
 _USER = r"[a-z_][-a-z0-9_]{0,31}"
 user_name = matching(_USER, "a user name")
 
@@ -3283,6 +3375,13 @@ def _read_path(item: Item) -> Path | None:
     return item.file(text) if text else None
 
 
+def _read_file(item: Item) -> Path:
+    text = item.text()
+    if not text:
+        raise ValueError("wants the path of a file")
+    return item.file(text)
+
+
 def _show_path(path: Path | None) -> str:
     return str(path) if path else ""
 
@@ -3320,6 +3419,7 @@ _TEMPLATE = Kind(Item.template, {"type": "string"})
 _COMMAND = Kind(Item.string, {"type": "string"})  # whose ${VAR} the shell fills in
 _BOOL = Kind(Item.boolean, {"type": "boolean"})
 _PATH = Kind(_read_path, {"type": "string"}, _show_path)
+_FILE = Kind(_read_file, {"type": "string"}, str)
 _URL = Kind(_read_url, {"type": "string"})
 _BASE_URL = Kind(_read_base_url, {"type": "string"})
 _MEMORY = Kind(
@@ -3416,6 +3516,13 @@ class K3s(Record):
         "",
     )
 
+    args: tuple[str, ...] = key(
+        list_of(_text(k3s_argument, pattern=f"^(?:{_K3S_ARGUMENT})$")),
+        "Options of `k3s server`, such as --disable=traefik. They are written to a file in "
+        "/etc/rancher/k3s/config.yaml.d, where k3s reads them at each start.",
+        (),
+    )
+
 
 class Lifetime(Record):
     """The budget, and what happens at its end. Durations are Go's, kept as text."""
@@ -3503,6 +3610,28 @@ class Network(Record):
 
     dns: tuple[str, ...] = key(
         list_of(_text(name_server)), "Addresses of the guest's name servers, in tap mode.", ()
+    )
+
+
+class Guest(Record):
+    """What of this host and of the user's own goes into the guest when it is made."""
+
+    proxy: str = key(
+        _choice("none", "host"),
+        "host: logins, services and k3s in the guest get HTTP_PROXY, HTTPS_PROXY and NO_PROXY of "
+        "the command that provisions it.",
+        "none",
+    )
+
+    ca_certificates: tuple[Path, ...] = key(
+        list_of(_FILE), "PEM files; the guest trusts the CA certificates in them.", ()
+    )
+
+    user_data: Path | None = key(
+        _PATH,
+        "A file for cloud-init, such as a #cloud-config or a script. It adds to the user-data of "
+        "ycluster, whose login and keys stay.",
+        None,
     )
 
 
@@ -3594,6 +3723,8 @@ class QemuConfig(Config):
     network: Network = key(
         section(Network), "How the VM is attached to the host's network.", Network()
     )
+
+    guest: Guest = key(section(Guest), "What goes into the guest when it is made.", Guest())
 
     image: str = key(
         _URL,
@@ -3718,8 +3849,19 @@ def _config_file(path: Path) -> Path:
         raise ConfigError(why, hint="keep one of them")
     if not found:
         what = f"no {CONFIG_NAMES[0]} in it" if path.is_dir() else "no such directory"
-        raise ConfigError(f"{path}: {what}", hint="-c wants the directory that holds the config")
+        other = _other_name(path)
+        hint = other or "-c wants the directory that holds the config"
+        raise ConfigError(f"{path}: {what}", hint=hint)
     return found[0]
+
+
+def _other_name(folder: Path) -> str:
+    """The command that gives a config its name, where there is one that ends in .yml."""
+    found = folder / "y-cluster-provision.yml"
+    if not found.is_file():
+        return ""
+    renaming = shlex.join(["mv", "--", str(found), str(found.with_suffix(".yaml"))])
+    return f"the name ends in .yaml, as the sibling wants it, too: `{renaming}`"
 
 
 def read_config(text: str, path: Path, home: Callable[[], Path] | None = None) -> Config:
@@ -3965,6 +4107,8 @@ def ignored_keys(config: Config) -> list[str]:
             warnings.append(f"{name}: ignored, it is for y-cluster")
     if config.registries and not used_registries(config):
         warnings.append("registries: ignored, there is no k3s in a plain VM")
+    if config.k3s.args and config.k3s.install == "none":
+        warnings.append("k3s.args: ignored, there is no k3s in a plain VM")
     if isinstance(config, QemuConfig):
         warnings += _ignored_by_mode(config)
     if config.moved_forwards:
@@ -7890,6 +8034,52 @@ K3S_ON_DATA_DISK = (
     },
 )
 
+# With `guest.proxy: host`: where the proxies are, and what leads there. A drop-in of this name is
+# one of every service, and sudo hands on what it does not reset.
+PROXIES = "/etc/default/ycluster-proxy"
+PROXY_UNIT = f"{SYSTEM_UNITS}/service.d/90-ycluster-proxy.conf"
+PROXY_SUDO = "/etc/sudoers.d/90-ycluster-proxy"
+PROXY_NAMES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+_KEPT_BY_SUDO = " ".join([*PROXY_NAMES, *(name.lower() for name in PROXY_NAMES)])
+# Takes our lines out of what PAM sets for logins.
+FORGET_PROXIES = """\
+if [ -e /etc/environment ]; then
+  sed -i '/^# ycluster: proxies$/,/^# ycluster: end$/d' /etc/environment
+fi"""
+# Run at each boot, before cloud-init installs packages, with the proxies in the place of {lines}.
+# Services that start from then on have them.
+SET_PROXIES = f"""\
+{FORGET_PROXIES}
+mkdir -p /etc/default {SYSTEM_UNITS}/service.d
+install -m 0600 /dev/null {PROXIES}
+cat >{PROXIES} <<'END'
+{{lines}}
+END
+[ -z "$(tail -c 1 /etc/environment 2>/dev/null)" ] || echo >>/etc/environment
+{{{{ echo '# ycluster: proxies'; cat {PROXIES}; echo '# ycluster: end'; }}}} >>/etc/environment
+if [ -d /etc/sudoers.d ]; then
+  echo 'Defaults env_keep += "{_KEPT_BY_SUDO}"' >{PROXY_SUDO}
+  chmod 0440 {PROXY_SUDO}
+fi
+if [ ! -e {PROXY_UNIT} ]; then
+  printf '[Service]\\nEnvironmentFile=-{PROXIES}\\n' >{PROXY_UNIT}
+  systemctl daemon-reload
+fi
+"""
+# What needs no proxy in the guest: itself, QEMU's network, and k3s's pods, services and names.
+NEVER_PROXIED = (
+    "localhost",
+    "127.0.0.0/8",
+    "::1",
+    "10.0.2.0/24",
+    "10.42.0.0/16",
+    "10.43.0.0/16",
+    ".svc",
+    ".cluster.local",
+)
+HOST_IN_GUEST = "10.0.2.2"  # 127.0.0.1 of the host, in QEMU's user network
+K3S_ARGS = "/etc/rancher/k3s/config.yaml.d/91-ycluster-args.yaml"
+
 # The parts of `prepare-export`: run in the guest, then on its disk once the guest is off.
 PREPARE_LIVE = f"""\
 # Downloaded packages need not travel.
@@ -7924,6 +8114,23 @@ rm -rf /var/lib/cloud /var/log/cloud-init*.log /etc/cloud/cloud.cfg.d/99-ycluste
 rm -f /etc/udev/rules.d/70-persistent-net.rules /etc/netplan/50-cloud-init.yaml \\
   /etc/network/interfaces.d/50-cloud-init* /etc/systemd/network/*cloud-init* \\
   /var/lib/dhcp/*.leases /etc/rancher/k3s/registries.yaml
+
+# The proxies of this host, maybe with a password: ours, and what k3s's installation made of them.
+{FORGET_PROXIES}
+if [ -e {PROXIES} ] && [ -e {SYSTEM_UNITS}/k3s.service.env ]; then
+  sed -i -E '/^(NO|HTTP|HTTPS)_PROXY=/Id' {SYSTEM_UNITS}/k3s.service.env
+fi
+rm -f {PROXIES} {PROXY_UNIT} {PROXY_SUDO}
+
+# The CA certificates that cloud-init has added.
+added=$(ls -d /usr/local/share/ca-certificates/cloud-init-ca-cert* \\
+  /etc/pki/ca-trust/source/anchors/cloud-init-ca-cert* 2>/dev/null) || true
+if [ -n "$added" ]; then
+  rm -f $added
+  if command -v update-ca-trust >/dev/null; then update-ca-trust
+  else update-ca-certificates --fresh >/dev/null
+  fi
+fi
 
 # Network cards have other names elsewhere: ask for an address on any of them.
 if [ -d /etc/netplan ]; then
@@ -8041,6 +8248,165 @@ def max_run_argv(seconds: int) -> list[str]:
     return argv
 
 
+# --- what a config adds to its guest
+class Additions(Record):
+    """What a config adds to the guest that is made of it. Only the seed has it, as it has secrets.
+
+    The proxies by their names; a certificate is a PEM block; the part of the user's is a text that
+    cloud-init understands, or empty.
+    """
+
+    registries: Mapping[str, Any] = {}
+    proxies: Mapping[str, str] = {}
+    certificates: Sequence[str] = ()
+    k3s_config: Mapping[str, Any] = {}
+    user_part: str = ""
+
+
+def additions_of(config: QemuConfig, environ: Mapping[str, str]) -> Additions:
+    """What a config adds, with variables filled in and files read. Raises ConfigError."""
+    guest, has_k3s = config.guest, config.k3s.install != "none"
+    certificates = [pem for path in guest.ca_certificates for pem in certificates_in(path)]
+    return Additions(
+        registries=registries_yaml(used_registries(config), environ),
+        proxies=guest_proxies(environ) if guest.proxy == "host" else {},
+        certificates=certificates,
+        k3s_config=k3s_config(config.k3s.args) if has_k3s else {},
+        user_part=user_part(guest.user_data) if guest.user_data else "",
+    )
+
+
+def _proxy_of(environ: Mapping[str, str], name: str) -> str:
+    """A proxy setting of this host; the lower-case name, which curl wants, goes first."""
+    return (environ.get(name.lower(), "") or environ.get(name, "")).strip()
+
+
+def guest_proxies(environ: Mapping[str, str]) -> dict[str, str]:
+    """HTTP_PROXY, HTTPS_PROXY and NO_PROXY for the guest; none where this host has no proxy.
+
+    Raises ConfigError where one could not be written to a file as it is.
+    """
+    proxies = {}
+    for name in PROXY_NAMES[:2]:
+        value = _proxy_of(environ, name)
+        if re.search(r"""[^!-~]|["'`$#\\]""", value):
+            why = f"guest.proxy: {name} has a character that is none of a URL's"
+            raise ConfigError(why, hint="write it as %XX, such as %24 for $")
+        if value:
+            proxies[name] = re.sub(_LOOPBACK, rf"\g<1>{HOST_IN_GUEST}", value)
+    if proxies:
+        own = re.findall(r"(?<![^\s,])[-A-Za-z0-9.:/*_]+(?![^\s,])", _proxy_of(environ, "NO_PROXY"))
+        proxies["NO_PROXY"] = ",".join(dict.fromkeys([*own, *NEVER_PROXIED]))
+    return proxies
+
+
+# The host of a URL, or of an address and a port alone, that is this host itself.
+_LOOPBACK = (
+    r"\A((?:[A-Za-z][A-Za-z0-9+.-]*://)?(?:[^\s/?#]*@)?)"
+    r"(?:localhost|127(?:\.[0-9]{1,3}){3}|\[::1\])(?=[:/]|\Z)"
+)
+
+
+def proxy_warnings(config: QemuConfig, environ: Mapping[str, str]) -> Iterator[str]:
+    """What is to be known of the proxies that a guest gets."""
+    if config.guest.proxy != "host":
+        return
+    proxies = guest_proxies(environ)
+    if not proxies:
+        yield "guest.proxy: neither HTTP_PROXY nor HTTPS_PROXY is set here, so the guest has none"
+    for name in PROXY_NAMES[:2]:
+        if re.search(_LOOPBACK, _proxy_of(environ, name)):
+            yield f"guest.proxy: {name} is on this host, which is {HOST_IN_GUEST} in the guest"
+
+
+def _read_named(path: Path, key: str) -> str:
+    """What is in a file that the config names. Raises ConfigError, which names both."""
+    try:
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{key}: {path} is no file")
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{key}: {path}: not UTF-8 at byte {error.start}") from None
+    except OSError as error:
+        raise ConfigError(f"{key}: {path}: {error.strerror}") from None
+
+
+_PEM = r"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]+)-----END CERTIFICATE-----"
+
+
+def certificates_in(path: Path) -> list[str]:
+    """The certificates of a PEM file, one text each; a private key beside them stays here."""
+    import base64
+
+    found: list[str] = []
+    for body in re.findall(_PEM, _read_named(path, "guest.caCertificates")):
+        try:
+            der = base64.b64decode("".join(body.split()), validate=True)
+        except ValueError:
+            der = b""
+        if der[:1] != b"\x30":  # DER begins with a SEQUENCE
+            found = []
+            break
+        found.append(f"-----BEGIN CERTIFICATE-----\n{body.strip()}\n-----END CERTIFICATE-----\n")
+    if not found:
+        hint = "DER is made PEM by `openssl x509 -inform der -in FILE -out FILE.pem`"
+        raise ConfigError(f"guest.caCertificates: {path} is no PEM certificate", hint=hint)
+    return found
+
+
+def k3s_config(args: Sequence[str]) -> dict[str, Any]:
+    """The options of `k3s server` as its config file has them; one given twice is a list.
+
+    Source: docs.k3s.io/installation/configuration, "Configuration File".
+    """
+    values: dict[str, list[Any]] = {}
+    for arg in args:
+        name, equals, value = arg.lstrip("-").partition("=")
+        values.setdefault(name, []).append(value if equals else True)
+    return {name: found if len(found) > 1 else found[0] for name, found in values.items()}
+
+
+# How cloud-init tells a part's kind (docs.cloud-init.io, "User-data formats").
+USER_DATA_HEADERS = (
+    "#cloud-config",  # and -archive, -jsonp
+    "#!",
+    "#include",  # and -once
+    "#cloud-boothook",
+    "#part-handler",
+    "## template: jinja",
+)
+
+
+def user_part(path: Path) -> str:
+    """The user's own user-data. Raises ConfigError where cloud-init would pass over it."""
+    text = _read_named(path, "guest.userData").removeprefix("\ufeff")
+    if not text.lower().startswith(USER_DATA_HEADERS):
+        hint = f"its first line begins with one of {', '.join(USER_DATA_HEADERS)}"
+        raise ConfigError(f"guest.userData: {path}: cloud-init does not know its kind", hint=hint)
+    return text
+
+
+# How our part is merged into the user's, which comes first (docs.cloud-init.io, "Merging user-data
+# sections"): lists of ours go before theirs, so of two entries for one login ours counts; a
+# text of ours takes the place of theirs; other keys of theirs stay.
+MERGE_HOW = (
+    {"name": "list", "settings": ["prepend"]},
+    {"name": "dict", "settings": ["no_replace", "recurse_list", "recurse_str"]},
+    {"name": "str", "settings": []},
+)
+
+
+def with_user_part(ours: str, theirs: str) -> str:
+    """Both parts of user-data as one MIME message, which cloud-init takes apart."""
+    from email.mime.multipart import MIMEMultipart
+    from email.mime.text import MIMEText
+
+    whole = MIMEMultipart()
+    whole.attach(MIMEText(theirs, "plain", "utf-8"))  # cloud-init tells its kind by its first line
+    whole.attach(MIMEText(ours, "cloud-config", "utf-8"))
+    return whole.as_string()
+
+
 # --- the seed, and ssh
 def _host_keys(private: str, public: str) -> dict[str, str]:
     """The host key, by the names that cloud-init has for it."""
@@ -8048,14 +8414,14 @@ def _host_keys(private: str, public: str) -> dict[str, str]:
     return {f"{kind}_private": private, f"{kind}_public": public}
 
 
-def user_data(
+def seed_data(
     state: State,
     login_key: str,
     host_private: str,
     host_public: str,
-    registries: Mapping[str, Any],
+    added: Additions,
 ) -> str:
-    """cloud-init's user-data, written as JSON, which is YAML too."""
+    """cloud-init's user-data. Our part is written as JSON, which is YAML too."""
     login = {
         "name": state.ssh_user,
         "shell": "/bin/bash",
@@ -8063,6 +8429,28 @@ def user_data(
         "lock_passwd": True,
         "ssh_authorized_keys": [login_key.strip()],
     }
+    commands = [MOUNT_DATA] if state.data_disk else []
+    if added.proxies:
+        commands.insert(0, _set_proxies(added.proxies))
+    cloud_config = {
+        "hostname": state.name,
+        "users": [login],
+        "ssh_deletekeys": True,
+        "ssh_keys": _host_keys(host_private, host_public.strip()),
+        "package_update": False,
+        "write_files": _files_of_guest(state, added),
+        "bootcmd": commands,
+    }
+    if added.certificates:
+        cloud_config["ca_certs"] = {"trusted": [*added.certificates]}
+    if added.user_part:
+        cloud_config["merge_how"] = [*MERGE_HOW]
+    ours = "#cloud-config\n" + to_json(cloud_config) + "\n"
+    return with_user_part(ours, added.user_part) if added.user_part else ours
+
+
+def _files_of_guest(state: State, added: Additions) -> list[Mapping[str, str]]:
+    """What cloud-init writes in the guest."""
     # Without this list a disk that boots elsewhere asks every cloud's address for its metadata.
     datasources = {
         "path": "/etc/cloud/cloud.cfg.d/99-ycluster.cfg",
@@ -8071,23 +8459,25 @@ def user_data(
     mirrors = {
         "path": "/etc/rancher/k3s/registries.yaml",
         "permissions": "0600",
-        "content": to_json(registries),
+        "content": to_json(added.registries),
     }
-    written = [datasources]
-    if registries:
+    k3s_args = {"path": K3S_ARGS, "permissions": "0600", "content": to_json(added.k3s_config)}
+    written: list[Mapping[str, str]] = [datasources]
+    if added.registries:
         written.append(mirrors)
     if state.has_k3s and state.data_disk:
         written += K3S_ON_DATA_DISK
-    cloud_config = {
-        "hostname": state.name,
-        "users": [login],
-        "ssh_deletekeys": True,
-        "ssh_keys": _host_keys(host_private, host_public.strip()),
-        "package_update": False,
-        "write_files": written,
-        "bootcmd": [MOUNT_DATA] if state.data_disk else [],
-    }
-    return "#cloud-config\n" + to_json(cloud_config) + "\n"
+    if added.k3s_config:
+        written.append(k3s_args)
+    return written
+
+
+def _set_proxies(proxies: Mapping[str, str]) -> str:
+    """The script that sets the proxies; programs differ on whether they read capital letters."""
+    lines = []
+    for name, value in proxies.items():
+        lines += [f"{name}={value}", f"{name.lower()}={value}"]
+    return SET_PROXIES.format(lines="\n".join(lines))
 
 
 def make_keys(host: Host, state: State) -> None:
@@ -8121,7 +8511,7 @@ def _make_key(host: Host, file: Path, comment: str) -> None:
         keep_owner(path, file.parent)
 
 
-def make_seed(state: State, registries: Mapping[str, Any]) -> None:
+def make_seed(state: State, added: Additions) -> None:
     """Make the NoCloud seed, a folder that QEMU shows to the guest as a volume labelled CIDATA."""
     files = state.files
     remove_folder(files.seed)
@@ -8129,7 +8519,7 @@ def make_seed(state: State, registries: Mapping[str, Any]) -> None:
     login_key = read_own(files.ssh_pub).decode("ascii")
     host_private = read_own(files.host_key).decode("ascii")
     host_public = read_own(files.host_pub).decode("ascii")
-    data = user_data(state, login_key, host_private, host_public, registries)
+    data = seed_data(state, login_key, host_private, host_public, added)
     # A new id makes cloud-init apply the new keys even to a disk that has booted before.
     instance = f"{state.name}-{os.urandom(8).hex()}"
     meta = to_json({"instance-id": instance, "local-hostname": state.name})
@@ -8137,22 +8527,46 @@ def make_seed(state: State, registries: Mapping[str, Any]) -> None:
     write_file(files.seed / "meta-data", meta.encode())
 
 
-def ssh_argv(state: State, *command: str) -> list[str]:
-    """The ssh command for a cluster: with its own key and its own known_hosts alone."""
-    files = state.files
+def ssh_argv(state: State, *command: str, terminal: bool = False) -> list[str]:
+    """The ssh command for a cluster: with its own key and its own known_hosts alone.
+
+    `terminal`: the command gets one, as a login without a command always does.
+    """
     address, port = state.ssh_at
-    # The sibling's VM has no host key of ours: the first key that it shows is kept, and every
-    # later connection is checked against it.
-    strict = "yes" if files.host_pub.exists() else "accept-new"
-    return [
-        "ssh", "-F", "/dev/null", "-p", str(port),
-        "-o", f"IdentityFile={_ssh_path(files.ssh_key)}", "-o", "IdentitiesOnly=yes",
-        "-o", "BatchMode=yes", "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=20",
-        "-o", f"UserKnownHostsFile={_ssh_path(files.known_hosts)}",
-        "-o", "GlobalKnownHostsFile=/dev/null",
-        "-o", f"StrictHostKeyChecking={strict}", "-o", f"HostKeyAlias={state.name}",
-        "-o", "ServerAliveInterval=15", "--", f"{state.ssh_user}@{address}", *command,
-    ]  # fmt: skip
+    argv = ["ssh", "-F", "/dev/null", "-p", str(port)]
+    for name, value in _ssh_options(state).items():
+        argv += ["-o", f"{name}={value}"]
+    if terminal:
+        argv.append("-t")
+    return [*argv, "--", f"{state.ssh_user}@{address}", *command]
+
+
+def _ssh_options(state: State) -> dict[str, str]:
+    files = state.files
+    return {
+        "IdentityFile": _ssh_path(files.ssh_key),
+        "IdentitiesOnly": "yes",
+        "BatchMode": "yes",
+        "LogLevel": "ERROR",
+        "ConnectTimeout": "20",
+        "UserKnownHostsFile": _ssh_path(files.known_hosts),
+        "GlobalKnownHostsFile": "/dev/null",
+        # The sibling's VM has no host key of ours: the first key that it shows is kept, and every
+        # later connection is checked against it.
+        "StrictHostKeyChecking": "yes" if files.host_pub.exists() else "accept-new",
+        "HostKeyAlias": state.name,
+        "ServerAliveInterval": "15",
+    }
+
+
+def ssh_block(state: State) -> str:
+    """The same as a Host block of ~/.ssh/config, by the cluster's name."""
+    address, port = state.ssh_at
+    place = {"HostName": address, "Port": str(port), "User": state.ssh_user}
+    lines = [f"Host {state.name}"]
+    for name, value in {**place, **_ssh_options(state)}.items():
+        lines.append(f"  {name} {value}")
+    return "\n".join(lines)
 
 
 def _ssh_path(path: Path) -> str:
@@ -8160,7 +8574,7 @@ def _ssh_path(path: Path) -> str:
 
     Only where it has to be: so that a shell can take $YCLUSTER_SSH as it is, too.
     """
-    escaped = str(path).replace("%", "%%")
+    escaped = re.sub(r'(["\\])', r"\\\1", str(path).replace("%", "%%"))
     return escaped if re.fullmatch("[-A-Za-z0-9@%+=:,./_]+", escaped) else f'"{escaped}"'
 
 
@@ -11018,9 +11432,11 @@ def provision(
 
 def _provision_anew(host: Host, config: QemuConfig, files: Files, run_budget: str) -> None:
     """Make a cluster and boot it, with everything checked before anything is made."""
+    added = additions_of(config, host.environ)
+    for warning in proxy_warnings(config, host.environ):
+        host.output.warn(warning)
     refuse_sudo(host, files.sidecar)
     state = for_one_run(state_from_config(config, files.cache_dir), run_budget)
-    registries = registries_yaml(used_registries(config), host.environ)
     check_folder(files.cache_dir)
     hand_over(host, spare=files)
     others = [other for _, other in readable(host)]
@@ -11047,7 +11463,7 @@ def _provision_anew(host: Host, config: QemuConfig, files: Files, run_budget: st
             raise YclusterError(why, hint="run it again")
         remember_cache_dir(host, files.cache_dir)
         state = _claim(host, config, replace(state, imported=imported))
-        state = _make_cluster(host, state, image, registries)
+        state = _make_cluster(host, state, image, added)
     _finish_boot(host, state)
 
 
@@ -11079,13 +11495,13 @@ def _make_cluster(
     host: Host,
     state: State,
     image: Path,
-    registries: Mapping[str, Any],
+    added: Additions,
 ) -> State:
     """From nothing to a running QEMU, or nothing at all. An imported disk is kept either way."""
     try:
         make_keys(host, state)
         make_disk(host, state, image)
-        make_seed(state, registries)
+        make_seed(state, added)
         return _boot(host, state)
     except BaseException:
         if not running(host, state.files):
@@ -12481,9 +12897,24 @@ def _run_on_warn(host: Host, state: State, end: End) -> None:
     # A watcher waits for the command, and has a deadline to keep.
     timeout = max(1.0, min(NOTICE_TIMEOUT, left))
     try:
-        host.run(["sh", "-c", state.on_warn], timeout=timeout, env=host.child_env(facts))
+        _run_alone(host, state.on_warn, host.child_env(facts), timeout)
     except YclusterError as error:
         host.output.warn(f"{state.name}: lifetime.onWarn: {error}")
+
+
+def _run_alone(host: Host, command: str, env: Mapping[str, str], timeout: float) -> None:
+    """Run a shell command of the user's; what it leaves in the background goes on, unwaited for.
+
+    So its output goes to a file: a pipe has an end only once the last program has closed it, and
+    whoever writes to it after us is killed.
+    """
+    with descriptor(os.memfd_create("output")) as fd:
+        argv = ["sh", "-c", f'exec sh -c "$1" >/proc/self/fd/{fd} 2>&1', "sh", command]
+        done = host.run(argv, timeout=timeout, check=False, env=env, pass_fds=[fd])
+        if done.returncode != 0:
+            size = os.fstat(fd).st_size
+            written = os.pread(fd, 4096, max(0, size - 4096)).decode("utf-8", "replace")
+            raise ProgramFailed(argv, done.returncode, done.stderr or written)
 
 
 def _expire(
@@ -12850,12 +13281,12 @@ def extend(
     """Push the deadline out and re-arm. It never reaps first, even where that has passed."""
     by, state = _move_deadline(host, files, how_far, "extended", dry_run=dry_run)
     if state.expires_at is None:
-        host.output.say(f"{state.name}: it has no deadline; that counts as use")
+        host.output.result(f"{state.name}: it has no deadline; that counts as use")
     elif by:
         done = "would be extended" if dry_run else "extended"
-        host.output.say(f"{state.name}: {done} by {in_words(by)}")
+        host.output.result(f"{state.name}: {done} by {in_words(by)}")
     else:
-        host.output.say(f"{state.name}: its deadline is that late already; nothing changed")
+        host.output.result(f"{state.name}: its deadline is that late already; nothing changed")
     say_deadline(host, state)
 
 
@@ -13828,9 +14259,22 @@ def lifetime_status(host: Host, files: Files, form: str) -> None:
 
     def lines() -> list[Line]:
         made = _status_lines(host, state, shown)
-        return made + (_enforcement_lines(state, shown["enforcement"]) if state.counts else [])
+        if state.counts:
+            made += _enforcement_lines(state, shown["enforcement"])
+        return made + _lines_for_scripts(state, host.now())
 
     show_as(host, form, shown, lines)
+
+
+def _lines_for_scripts(state: State, now: float) -> list[Line]:
+    """The budget and the deadline as the sibling prints them; scripts look for these lines."""
+    made = [_row("maxRun:", state.max_run or "0"), _row("onExpiry:", state.on_expiry)]
+    if state.expires_at is not None:
+        left = state.expires_at - int(now)
+        words = format_duration(abs(left) * 10**9)
+        made.append(_row("expiresAt:", format_time(state.expires_at)))
+        made.append(_row("remaining:", words if left > 0 else f"EXPIRED ({words} ago)"))
+    return made
 
 
 def _budget_words(state: State, shown: Mapping[str, Any]) -> str:
@@ -13994,7 +14438,8 @@ def _enforcement_lines(state: State, shown: Mapping[str, Any]) -> list[Line]:
 def ssh(host: Host, files: Files, command: Sequence[str], *, print_only: bool = False) -> int:
     """Log in, or run a command; returns its exit status.
 
-    One word is a shell command; of several, each arrives as it is.
+    One word is a shell command; of several, each arrives as it is. A command gets a terminal where
+    this program has one on both sides, so that what it prints into a pipe or a file is unchanged.
     """
     state = load_state(files)
     words = list(command)
@@ -14011,10 +14456,22 @@ def ssh(host: Host, files: Files, command: Sequence[str], *, print_only: bool = 
     host.need({"ssh": "openssh-client"})
     repair_login(state)
     os.close(open_own(files.ssh_key, os.O_RDONLY))  # ssh would wait for a FIFO
+    terminal = bool(words) and os.isatty(0) and os.isatty(1)
     _note_use(host, state)
-    status = host.interactive(ssh_argv(state, *words))
+    status = host.interactive(ssh_argv(state, *words, terminal=terminal))
     _note_use(host, state)
     return status
+
+
+@verb(
+    "ssh-config",
+    "a Host block for ~/.ssh/config: editors, rsync and scp then know the cluster by its name",
+    ONE,
+    example="ycluster ssh-config dev >>~/.ssh/config",
+)
+def show_ssh_config(host: Host, files: Files) -> None:
+    """Print what ssh needs to log in by the cluster's name."""
+    host.output.data(ssh_block(load_state(files)))
 
 
 @verb(
@@ -14848,8 +15305,10 @@ def config_check(host: Host, directory: Path, form: str) -> int:
     try:
         config = load_config(directory, host.home)
         expand_variables(used_registries(config), host.environ)
-        if isinstance(config, QemuConfig) and config.image.startswith("file:"):
-            check_image(config, files_of(host, config).cache_dir)
+        if isinstance(config, QemuConfig):
+            additions_of(config, host.environ)
+            if config.image.startswith("file:"):
+                check_image(config, files_of(host, config).cache_dir)
     except ConfigError as error:
         if form == "text":
             raise
@@ -14951,6 +15410,7 @@ GROUPS: Mapping[str, str] = {
 }
 ALIASES: Mapping[str, str] = {"ls": "list", "rm": "teardown"}
 COMMON = argument(
+    "-v",
     "--verbose",
     action="store_true",
     default=argparse.SUPPRESS,
@@ -15289,6 +15749,7 @@ def _run(argv: Sequence[str], output: Output, umask: int) -> int:
     if "files" in args:
         args["files"] = find_cluster(host, args["files"])
     then_show = args.pop("then_show", "text")
+    output.then_json = then_show == "json"
     code = command(host, **args) or 0
     if then_show == "json" and code == 0:
         host.output.data(to_json({"version": 1, **_shown_after(host, args)}))

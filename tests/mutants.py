@@ -293,6 +293,31 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         'path = Path("/", name)',
         "test_k3s.py::test_other_programs_and_timers_get_the_kubeconfigs_by_their_absolute_paths",
     ),
+    # --- 6 YAML subset
+    (
+        "an invisible character in a text is named",
+        "end = src.skip(context.line, pos)\n    _refuse_invisible(src, pos, end)",
+        "end = src.skip(context.line, pos)",
+        "test_yaml.py::test_invalid_text_is_refused_in_these_words",
+    ),
+    (
+        "an invisible character in quotes is a text",
+        "_check_characters(src)\n    start, end",
+        "_check_characters(src)\n    _refuse_invisible(src, 0, len(text))\n    start, end",
+        "test_yaml.py::test_valid_text_has_the_value_of_the_json_beside_it",
+    ),
+    (
+        "a colon without a space is blamed on its own line",
+        "        _refuse_colon_above(src, pos, line_start)\n",
+        "",
+        "test_yaml.py::test_invalid_text_is_refused_in_these_words",
+    ),
+    (
+        "a colon in a value is not blamed for the line below",
+        'pos = end if before.strip(" \\t-") else start',
+        "pos = start",
+        "test_yaml.py::test_invalid_text_is_refused_in_these_words",
+    ),
     # --- 7 config
     (
         "a variable that is not set is refused",
@@ -368,8 +393,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "provision fills the variables in",
-        "registries_yaml(used_registries(config), host.environ)\n    check_folder",
-        "used_registries(config)\n    check_folder",
+        "registries=registries_yaml(used_registries(config), environ),",
+        "registries=used_registries(config),",
         "test_faults.py::test_a_provision_keeps_what_its_config_says_and_no_credential",
     ),
     (
@@ -1154,8 +1179,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "ssh is strict",
-        'strict = "yes" if',
-        'strict = "no" if',
+        '"StrictHostKeyChecking": "yes" if',
+        '"StrictHostKeyChecking": "no" if',
         "test_machine.py::test_ssh_is_strict_and_knows_nothing_of_the_users_own",
     ),
     (
@@ -1166,10 +1191,34 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "ssh goes by the cluster's own known_hosts",
-        '"-o", f"UserKnownHostsFile={_ssh_path(files.known_hosts)}",',
+        '"UserKnownHostsFile": _ssh_path(files.known_hosts),',
         "",
         "test_machine.py::test_ssh_is_strict_and_knows_nothing_of_the_users_own test_machine.py::"
         "test_ssh_reads_the_paths_as_they_are",
+    ),
+    (
+        "a Host block has the cluster's own port",
+        '"Port": str(port), "User"',
+        '"Port": "22", "User"',
+        "test_machine.py::test_the_host_block_gives_ssh_what_our_command_gives_it",
+    ),
+    (
+        "a path of ssh's keeps its quotes",
+        're.sub(r\'(["\\\\])\', r"\\\\\\1", str(path).replace("%", "%%"))',
+        'str(path).replace("%", "%%")',
+        "test_machine.py::test_ssh_reads_the_paths_as_they_are",
+    ),
+    (
+        "a command in the guest gets a terminal only where ssh has one on both sides",
+        "terminal = bool(words) and os.isatty(0) and os.isatty(1)",
+        "terminal = bool(words)",
+        "test_machine.py::test_a_command_in_the_guest_gets_a_terminal_where_ssh_has_one",
+    ),
+    (
+        "a command in the guest gets the terminal of ssh",
+        "ssh_argv(state, *words, terminal=terminal)",
+        "ssh_argv(state, *words)",
+        "test_machine.py::test_a_command_in_the_guest_gets_a_terminal_where_ssh_has_one",
     ),
     (
         "nobody logs in with a password",
@@ -1179,9 +1228,45 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "the credentials of registries are root's alone in the guest",
-        '"permissions": "0600",',
-        '"permissions": "0644",',
+        '"permissions": "0600",\n        "content": to_json(added.registries)',
+        '"permissions": "0644",\n        "content": to_json(added.registries)',
         "test_machine.py::test_user_data_is_a_cloud_config_that_needs_no_quoting",
+    ),
+    (
+        "options of k3s are root's alone in the guest",
+        '"permissions": "0600", "content": to_json(added.k3s_config)',
+        '"permissions": "0644", "content": to_json(added.k3s_config)',
+        "test_guest.py::test_options_of_k3s_are_in_a_file_that_it_reads_at_each_start",
+    ),
+    (
+        "a guest gets no proxy that the config does not ask for",
+        'if guest.proxy == "host" else {}',
+        "if True else {}",
+        "test_guest.py::test_a_guest_gets_the_proxies_of_the_host_if_the_config_asks",
+    ),
+    (
+        "a proxy on this host has another address in the guest",
+        'proxies[name] = re.sub(_LOOPBACK, rf"\\g<1>{HOST_IN_GUEST}", value)',
+        "proxies[name] = value",
+        "test_guest.py::test_a_guest_gets_the_proxies_of_the_host_if_the_config_asks",
+    ),
+    (
+        "prepare-export removes the proxies",
+        "rm -f {PROXIES} {PROXY_UNIT} {PROXY_SUDO}",
+        "true",
+        "test_guest.py::test_the_proxies_are_set_at_each_boot_and_prepare_export_removes_them",
+    ),
+    (
+        "a guest gets no private key that is beside a certificate",
+        'for body in re.findall(_PEM, _read_named(path, "guest.caCertificates")):',
+        'return [_read_named(path, "guest.caCertificates")]\n    for body in [""]:',
+        "test_guest.py::test_the_guest_trusts_every_certificate_of_a_file_and_gets_no_key",
+    ),
+    (
+        "the user's own user-data does not take the place of ours",
+        'cloud_config["merge_how"] = [*MERGE_HOW]',
+        "pass",
+        "test_guest.py::test_the_users_own_part_comes_first_as_it_is_and_ours_is_merged_into_it",
     ),
     (
         "keys are new for each cluster",
@@ -1654,6 +1739,18 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "renew=fired and (is_near or not is_one_of_many))",
         "renew=False)",
         "test_faults.py::test_a_timer_that_came_early_is_armed_anew",
+    ),
+    (
+        "what onWarn leaves in the background is not waited for",
+        """exec sh -c "$1" >/proc/self/fd/{fd} 2>&1'""",
+        """exec sh -c "$1"'""",
+        "test_telling.py::test_what_a_command_leaves_in_the_background_is_not_waited_for",
+    ),
+    (
+        "what onWarn has written is shown where it fails",
+        "done.stderr or written)",
+        "done.stderr)",
+        "test_telling.py::test_a_command_that_fails_or_hangs_is_said_and_harms_nothing",
     ),
     (
         "a warning is given once",

@@ -255,7 +255,7 @@ def in_root(script: str, root: Path) -> None:
     """Run a script of the guest's in a folder that takes the place of its root."""
 
     def moved(part: str) -> str:
-        inside = re.sub(r"(?<=[\s>])/(?=(?:etc|var|root|home|tmp|data)/)", f"{root}/", part)
+        inside = re.sub(r"(?<=[\s>])/(?=(?:etc|var|root|home|tmp|data|usr)/)", f"{root}/", part)
         named = re.findall(r"(?<=[\s>])/[a-z]+/\S+", inside.replace("/dev/null", ""))
         assert all(path.startswith(f"{root}/") for path in named), "nothing of this host is touched"
         return inside

@@ -68,7 +68,7 @@ def env(home: Path, cache: Path, tmp_path: Path) -> dict[str, str]:
         (["stop", "-c", ""], []),  # the shell knows of folders
         (["no-such-verb", "sto"], ["stop"]),
         ([], ["completion", "config", "console", "doctor", "export", "help", "import", "init", "lifetime", "list", "pause", "prepare-export", "provision", "prune",
-              "resume", "run", "schema", "ssh", "start", "status", "stop", "suspend", "teardown"]),
+              "resume", "run", "schema", "ssh", "ssh-config", "start", "status", "stop", "suspend", "teardown"]),
     ],
     ids=" ".join,
 )  # fmt: skip

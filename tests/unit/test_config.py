@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pwd
 import re
+import subprocess
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from unit_support import Cli, Clocked, told
+from unit_support import Cli, Clocked, folded, told
 
 import ycluster
 from ycluster import Config, ConfigError, PortForward, load_config, read_config, show_config
@@ -31,7 +32,7 @@ def keys(schema: Any, prefix: str = "") -> list[str]:
     """Every key of a schema, dotted; what is handed on as it is counts as one key."""
     found: list[str] = []
     for name, child in schema["properties"].items():
-        inner = child.get("type") == "object" and name in ("k3s", "lifetime", "network")
+        inner = child.get("type") == "object" and name in ("k3s", "lifetime", "network", "guest")
         found += keys(child, f"{prefix}{name}.") if inner else [prefix + name]
     return found
 
@@ -319,6 +320,11 @@ def test_an_image_of_ones_own_has_no_digest_unless_given() -> None:
         ("provider: multipass\naccel: kvm\n", "2:1: accel: no such key"),
         ("[]\n", "1:1: the config: wants a mapping of keys to values, not a list"),
         ("just words\n", "1:1: the config: wants a mapping of keys to values"),
+        ("k3s:\n  install:none\n", "2:3: k3s: no space after the ':' of a key; write `install: ...`"),
+        ("name:dev\n", "1:1: the config: no space after the ':' of a key; write `name: ...`"),
+        ("name:dev\ncpus: 2\n", "1:5: no space after the ':' of a key"),
+        ("name: 'dev\u200b'\n", "1:7: name: 'dev\\u200b' is not a DNS label: a-z, 0-9 and inner dashes, 63 at most; "
+         "write `name: dev`; an invisible character is in it, U+200B ZERO WIDTH SPACE"),
         ("a: b: c\n", "1:5: "),
         ("name: a\nname: b\n", "2:1: "),
         (PLAIN + "portForwards: [{host: 2222, guest: 80}]\n", "2:15: portForwards: host port 2222 is used by sshPort, too"),
@@ -483,6 +489,20 @@ def test_a_config_that_cannot_be_had_is_an_error(
     with pytest.raises(ConfigError) as caught:
         load_config(tmp_path / where)
     assert says in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+def test_a_config_that_ends_in_yml_is_named_with_the_command_that_renames_it(
+    cli: Cli, tmp_path: Path
+) -> None:
+    """(28)"""
+    folder = tmp_path / "a b"
+    folder.mkdir()
+    (folder / "y-cluster-provision.yml").write_text("name: dev\n")
+    ran = cli("config", "check", "-c", folder)
+    told(ran, 3, "no y-cluster-provision.yaml in it")
+    [command] = re.findall("`(mv .*)`", folded(ran.err))
+    subprocess.run(command, shell=True, check=True)
+    assert cli("config", "check", "-c", folder).code == 0
 
 
 # --- for all inputs

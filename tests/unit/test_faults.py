@@ -1028,10 +1028,11 @@ def test_a_provision_keeps_what_its_config_says_and_no_credential(
     cli: Cli, tmp_path: Path, no_qemu: None, timer: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     auth = "registries: {mirrors: {docker.io: }, configs: {r.example: {auth: {identitytoken: '${TOKEN}'}}}}\n"
-    text = DEMO.replace("none", "script") + "dataDisk: data.qcow2\n" + auth
+    text = DEMO.replace("none", "script") + "dataDisk: data.qcow2\nguest: {proxy: host}\n" + auth
     text = text.replace("portForwards: []", "portForwards: [{host: '6443', guest: '6443'}]")
     (tmp_path / "y-cluster-provision.yaml").write_text(text)
     monkeypatch.setenv("TOKEN", "hush")
+    monkeypatch.setenv("HTTPS_PROXY", "http://me:hush@p.example:1")
     for name in ("check_data_disk", "make_data_disk"):
         monkeypatch.setattr(ycluster, name, lambda *args: None)
     monkeypatch.setattr(ycluster, "can_merge", lambda *args: False)
@@ -1046,6 +1047,7 @@ def test_a_provision_keeps_what_its_config_says_and_no_credential(
     holds = [path for path in every if b"hush" in path.read_bytes()]
     assert holds == [files.seed / "user-data"], "filled in for the guest, and nowhere else"
     seed = json.loads(holds[0].read_text().partition("\n")[2])
+    assert "HTTPS_PROXY=http://me:hush@p.example:1\n" in seed["bootcmd"][0]
     (registries,) = [
         file for file in seed["write_files"] if file["path"].endswith("registries.yaml")
     ]

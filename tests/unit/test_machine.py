@@ -8,6 +8,7 @@ import hashlib
 import http.server
 import json
 import os
+import pty
 import re
 import select
 import shutil
@@ -23,10 +24,23 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from unit_support import NOW, Clocked, Processes, folded, missing, plain, refused, try_kvm
+from unit_support import (
+    LAUNCHER,
+    NOW,
+    Cli,
+    Clocked,
+    Processes,
+    folded,
+    made,
+    missing,
+    plain,
+    refused,
+    stand_in,
+    try_kvm,
+)
 
 import ycluster
-from ycluster import ACTIONS, Host, PortForward, State, YclusterError, qemu_argv, replace
+from ycluster import ACTIONS, Additions, Host, PortForward, State, YclusterError, qemu_argv, replace
 
 FORWARDS = (PortForward(host=6443, guest=6443), PortForward(host=0, guest=80))
 
@@ -512,8 +526,8 @@ def test_a_guest_boots_without_its_data_disk_too() -> None:
 @given(st.text(st.characters(categories=["L", "N", "P", "S", "Zs"]), max_size=40))
 def test_user_data_is_a_cloud_config_that_needs_no_quoting(key: str) -> None:
     mirrors = {"configs": {"r.example": {"auth": {"password": key}}}}
-    written = ycluster.user_data(
-        state(ssh_user="dev"), key + "\n", "PRIVATE\nKEY\n", "PUBLIC\n", mirrors
+    written = ycluster.seed_data(
+        state(ssh_user="dev"), key + "\n", "PRIVATE\nKEY\n", "PUBLIC\n", Additions(mirrors)
     )
     header, _, body = written.partition("\n")
     data = json.loads(body)
@@ -546,7 +560,7 @@ def test_k3s_keeps_its_volumes_on_the_data_disk_if_there_is_one(
     fields: dict[str, Any], is_there: bool
 ) -> None:
     """(24)"""
-    written = ycluster.user_data(state(**fields), "key", "private", "public", {})
+    written = ycluster.seed_data(state(**fields), "key", "private", "public", Additions())
     files = json.loads(written.partition("\n")[2])["write_files"]
     content = {file["path"]: file["content"] for file in files}
     storage = "default-local-storage-path: /data/yolean/k3s-storage\n"
@@ -561,7 +575,7 @@ def test_keys_and_seed_are_private_and_new_each_time(tmp_path: Path) -> None:
     seen = set()
     for _ in range(2):
         ycluster.make_keys(host, demo)
-        ycluster.make_seed(demo, {})
+        ycluster.make_seed(demo, Additions())
         login = demo.files.ssh_pub.read_text().strip()
         user_data = (demo.files.seed / "user-data").read_text()
         assert login in user_data and demo.files.host_key.read_text() in json.loads(user_data.split("\n", 1)[1])["ssh_keys"].values()  # fmt: skip
@@ -659,8 +673,76 @@ def test_the_siblings_guest_is_held_to_the_first_key_it_shows(tmp_path: Path) ->
     assert "StrictHostKeyChecking=accept-new" in ycluster.ssh_argv(state(tmp_path))
 
 
+PATHS = ["plain", "a b", "100%h", "50%", "it's", 'in "quotes"', "back\\slash", "a#b"]
+
+
 @pytest.mark.skipif(not shutil.which("ssh"), reason="ssh is not installed")
-@pytest.mark.parametrize("name", ["plain", "a b", "100%h", "50%", "it's"])
+@pytest.mark.parametrize("name", PATHS)
+def test_the_host_block_gives_ssh_what_our_command_gives_it(
+    cli: Cli, tmp_path: Path, host: Clocked, name: str
+) -> None:
+    """As the real ssh reads both. (28)"""
+    (tmp_path / name).mkdir()
+    demo = made(tmp_path / name, ssh_port=40315, ssh_user="dev")
+    demo.files.host_pub.write_text("key")
+    ycluster.remember_cache_dir(host, demo.files.cache_dir)
+    (tmp_path / "config").write_text(cli("ssh-config", "demo").out + "Host *\n  Port 1\n")
+    argv = ycluster.ssh_argv(demo)
+    by_block, by_argv = (
+        subprocess.check_output(["ssh", "-G", *words], text=True, timeout=30).splitlines()
+        for words in (["-F", str(tmp_path / "config"), "demo"], argv[1:])
+    )
+    assert by_block[0] == "host demo" and by_block[1:] == by_argv[1:]
+    assert {"user dev", "hostname 127.0.0.1", "port 40315"} < {*by_block}
+
+
+@pytest.mark.parametrize(
+    "typed, shown, command, gets",
+    [
+        (True, True, ["--", "top"], True),
+        (False, True, ["--", "top"], False),
+        (True, False, ["--", "top"], False),
+        (True, True, [], False),
+    ],
+    ids=["a terminal", "from a pipe", "into a pipe", "a login, which gets one from ssh"],
+)
+def test_a_command_in_the_guest_gets_a_terminal_where_ssh_has_one(
+    home: Path,
+    cache: Path,
+    tmp_path: Path,
+    processes: Processes,
+    typed: bool,
+    shown: bool,
+    command: list[str],
+    gets: bool,
+) -> None:
+    """(28)"""
+    files = made(cache).files
+    files.ssh_key.write_text("key")
+    stand_in(processes, files)
+    (tmp_path / "ssh").write_text('#!/bin/sh\nfor word; do echo "$word"; done >&2\n')
+    (tmp_path / "ssh").chmod(0o755)
+    leader, follower = pty.openpty()
+    env = {"HOME": str(home), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    try:
+        ran = subprocess.run(
+            [sys.executable, str(LAUNCHER), "ssh", *command],
+            stdin=follower if typed else subprocess.DEVNULL,
+            stdout=follower if shown else subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=env,
+            text=True,
+        )
+    finally:
+        os.close(leader)
+        os.close(follower)
+    words = ran.stderr.splitlines()
+    assert ran.returncode == 0 and words[-1] == (command or ["ystack@127.0.0.1"])[-1]
+    assert ("-t" in words) is gets
+
+
+@pytest.mark.skipif(not shutil.which("ssh"), reason="ssh is not installed")
+@pytest.mark.parametrize("name", PATHS)
 def test_ssh_reads_the_paths_as_they_are(tmp_path: Path, name: str) -> None:
     """The real ssh: `-G` prints what it made of its options, and `-v` which key it opens once it has connected."""
     (tmp_path / name).mkdir()
@@ -681,7 +763,7 @@ def test_ssh_reads_the_paths_as_they_are(tmp_path: Path, name: str) -> None:
     assert options["userknownhostsfile"].replace("%%", "%") == str(demo.files.known_hosts), (
         shown.stderr
     )
-    assert f"identity file {demo.files.ssh_key} type" in said
+    assert f"identity file {demo.files.ssh_key} type" in said.replace("\\\\", "\\")
 
 
 # --- the guest's clock

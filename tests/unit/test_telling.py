@@ -28,6 +28,7 @@ from unit_support import (
     missing,
     stand_in,
     told,
+    wait_for,
 )
 
 import ycluster
@@ -82,13 +83,29 @@ def test_a_command_that_fails_or_hangs_is_said_and_harms_nothing(
     assert ycluster.load_state(state.files).warned == SOON
 
 
+def test_what_a_command_leaves_in_the_background_is_not_waited_for(
+    host: Clocked, cache: Path, tmp_path: Path, timer: Memory, said: list[str]
+) -> None:
+    """And it can still write when the command has ended: a closed pipe would kill it. (28)"""
+    os.mkfifo(tmp_path / "goes-on")
+    child = f"read line <'{tmp_path}/goes-on'; echo still; echo \"$line\" >'{tmp_path}/wrote'"
+    state = warned(cache, on_warn=f"({child}) & echo broken; exit 3")
+    ycluster.reap(host, state.files, by="hand")
+    assert missing(host.log.getvalue(), "lifetime.onWarn", "exit 3", "broken") == []
+    (tmp_path / "goes-on").write_text("after\n")
+    wait_for("line of the child", lambda: (tmp_path / "wrote").exists())
+
+
 def test_a_command_has_no_more_time_than_is_left(
     host: Clocked, cache: Path, timer: Memory, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[float] = []
-    monkeypatch.setattr(
-        ycluster.Host, "run", lambda self, argv, *, timeout, **options: given.append(timeout)
-    )
+
+    def run(self: ycluster.Host, argv: list[str], *, timeout: float, **options: Any) -> object:
+        given.append(timeout)
+        return subprocess.CompletedProcess(argv, 0, "", "")
+
+    monkeypatch.setattr(ycluster.Host, "run", run)
     monkeypatch.setattr(ycluster.Host, "which", lambda self, program: None)
     for left in (600, 7, 0.2):
         state = warned(cache, on_warn="true", expires_at=int(NOW) + 600)
@@ -307,9 +324,10 @@ def test_a_dry_run_says_what_would_be_and_changes_nothing(
     state = made(cache, expires_at=FAR_AHEAD)
     before = state.files.sidecar.read_bytes()
     ran = cli("lifetime", "extend", *more.split(), "--dry-run")
-    told(ran, 0, "demo: would be extended")
+    assert ran.code == 0 and missing(ran.out, "demo: would be extended") == []
     assert state.files.sidecar.read_bytes() == before and timer.standing == {}
-    told(cli("lifetime", "extend", *more.split()), 0, "demo: extended")
+    ran = cli("lifetime", "extend", *more.split())
+    assert ran.code == 0 and missing(ran.out, "demo: extended") == []
     after = ycluster.load_state(state.files)
     assert (
         after.expires_at
@@ -321,7 +339,8 @@ def test_a_dry_run_says_what_would_be_and_changes_nothing(
 def test_what_would_be_no_extension_is_none(cli: Cli, cache: Path, timer: Memory) -> None:
     state = made(cache, expires_at=FAR_AHEAD)
     for more in ("--from-now 1h", "--until 18:00"):
-        told(cli("lifetime", "extend", *more.split()), 0, "demo: its deadline", "2100-01-01")
+        ran = cli("lifetime", "extend", *more.split())
+        assert missing(ran.out, "demo: its deadline") == missing(ran.err, "2100-01-01") == []
         assert ycluster.load_state(state.files).expires_at == FAR_AHEAD
 
 
@@ -884,3 +903,38 @@ def test_every_verb_has_an_example(cli: Cli) -> None:
         assert re.search(
             rf"example:\s.*ycluster\s+{' '.join(argv)}", cli(*argv, "--help").out.replace("\n", " ")
         ), argv
+
+
+# --- for scripts that are written for the sibling
+
+
+@pytest.mark.parametrize(
+    "left, remaining", [(3600, "1h0m0s"), (0, "EXPIRED (0s ago)"), (-90, "EXPIRED (1m30s ago)")]
+)
+def test_the_deadline_is_shown_in_the_lines_of_the_sibling_too(left: int, remaining: str) -> None:
+    """(28)"""
+    state = State(name="demo", cache_dir="/c", lifetime="8h", expires_at=int(NOW) + left)
+    assert ycluster._rows_for_scripts(state, NOW + 0.5) == [
+        ("maxRun:", "8h"),
+        ("onExpiry:", "stop"),
+        ("expiresAt:", ycluster.format_time(int(NOW) + left)),
+        ("remaining:", remaining),
+    ]
+
+
+def test_lifetime_status_has_these_lines_at_their_start(cli: Cli, cache: Path) -> None:
+    """(28)"""
+    made(cache, expires_at=FAR_AHEAD)
+    lines = [line.split() for line in cli("lifetime", "status", "demo").out.splitlines()]
+    assert ["expiresAt:", "2100-01-01T00:00:00Z"] in lines and ["maxRun:", "8h"] in lines
+
+
+def test_a_cluster_is_found_where_the_sibling_was_told_to_keep_it(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """(28)"""
+    (tmp_path / "theirs").mkdir(mode=0o700)
+    made(tmp_path / "theirs", "b")
+    assert cli("list", "-q").out == ""
+    monkeypatch.setenv("Y_CLUSTER_QEMU_CACHE_DIR", str(tmp_path / "theirs"))
+    assert cli("-v", "list", "-q").out == cli("list", "-q", "-v").out == "b\n"
