@@ -14149,12 +14149,9 @@ def list_clusters(host: Host, form: str, *, quiet: bool = False) -> None:
             raise UsageError("-q shows names, and -o json all there is to know")
         host.output.data("\n".join(files.name for files in discover(host)))
         return
-    every = []
+    every: list[tuple[Files, dict[str, Any] | None]] = []
     for files, state in with_states(host):
-        every.append((files, describe(host, state) if state else None))
-        lost = _look(files.name, "warning", check_disks, state) if state else None
-        if lost and lost.level != "ok":
-            host.output.warn(f"{lost.text}; {lost.remedy}")
+        every.append((files, None if state is None else _listed(host, state)))
     for text, files in told_of_lost(host):
         host.output.warn(f"{text}: {_way_out_of_lost(files)}")
     if not every and form != "json":
@@ -14169,6 +14166,14 @@ def list_clusters(host: Host, form: str, *, quiet: bool = False) -> None:
 
     found = [shown for _, shown in every if shown]
     show_as(host, form, {"clusters": found}, lines, spare=LIST_SPARE)
+
+
+def _listed(host: Host, state: State) -> dict[str, Any]:
+    """What is shown of a cluster; a disk of it that can't be opened is a warning."""
+    lost = _look(state.name, "warning", check_disks, state)
+    if lost.level != "ok":
+        host.output.warn(f"{lost.text}; {lost.remedy}")
+    return describe(host, state)
 
 
 # What `list` leaves out first on a narrow terminal; the time bar has no heading.

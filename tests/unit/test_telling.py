@@ -914,7 +914,8 @@ def test_every_verb_has_an_example(cli: Cli) -> None:
 def test_the_deadline_is_shown_in_the_lines_of_the_sibling_too(left: int, remaining: str) -> None:
     """(28)"""
     state = State(name="demo", cache_dir="/c", lifetime="8h", expires_at=int(NOW) + left)
-    assert ycluster._rows_for_scripts(state, NOW + 0.5) == [
+    lines = ycluster._lines_for_scripts(state, NOW + 0.5)
+    assert [line.cells for line in lines] == [
         ("maxRun:", "8h"),
         ("onExpiry:", "stop"),
         ("expiresAt:", ycluster.format_time(int(NOW) + left)),
