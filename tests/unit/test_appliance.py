@@ -758,7 +758,7 @@ def test_an_export_that_fails_leaves_nothing_and_an_empty_folder_is_taken(
 ) -> None:
     (tmp_path / "empty").mkdir()
     (cache / "images" / "base").unlink()
-    assert cli("export", tmp_path / "empty", "--format", "raw").code == 1
+    assert cli("export", tmp_path / "empty", "--format", "raw").code == 4
     assert (
         sorted(os.listdir(tmp_path)) == ["empty", "home"] and os.listdir(tmp_path / "empty") == []
     )
