@@ -10325,15 +10325,16 @@ def check_host_kernel(
 ) -> None:
     """Raise where libguestfs could not read the kernel that it boots.
 
-    That is the newest that has modules (source: supermin(1)). It only looks; other troubles are
-    libguestfs's to report. scripts/_check-host-kernel.sh is the same for shell scripts.
+    That is the newest that has modules (source: supermin(1)); where none has, the one that runs
+    here is looked at. It only looks; other troubles are libguestfs's to report.
+    scripts/_check-host-kernel.sh is the same for shell scripts.
     """
     kernels = []
     for path in boot.glob("vmlinuz-*"):
         if (modules / path.name[len("vmlinuz-") :]).is_dir():
             kernels.append(str(path))
     ordered = host.run(["sort", "-V"], timeout=20, stdin="\n".join(kernels)).stdout.splitlines()
-    newest = ordered[-1] if ordered else ""
+    newest = ordered[-1] if ordered else str(boot / f"vmlinuz-{os.uname().release}")
     if os.path.exists(newest) and not os.access(newest, os.R_OK):
         why = 'libguestfs boots it: "supermin exited with error status 1"'
         raise PrerequisiteError(f"{newest} can't be read, and {why}", hint=KERNEL_REMEDY)
@@ -15565,17 +15566,38 @@ def parse_args(argv: Sequence[str]) -> dict[str, Any]:
     for depth in (1, 2):
         path = " ".join(argv[:depth])
         if path in VERBS:
-            args = _read_options(path, argv[depth:])
+            words = _plain_flags(path, argv[depth:])
+            args = _read_options(path, words)
             if args is None:
                 parser = _style(Parser, prog=f"ycluster {path}", **_texts(path))
                 _add_arguments(parser, path)
-                args = vars(parser.parse_args(argv[depth:]))
+                args = vars(parser.parse_args(words))
             return _collect(args)
     if not argv or (len(argv) == 1 and argv[0] in GROUPS):
         argv = [*argv, "--help"]
     else:
         _refuse_unknown(argv)
     return _collect(vars(full_parser().parse_args(argv)))
+
+
+def _plain_flags(path: str, words: Sequence[str]) -> list[str]:
+    """The words of a verb, with `--flag=true` and `--flag=false` as the sibling takes them."""
+    if not any(word.endswith(("=true", "=false")) for word in words):
+        return list(words)
+    flags: list[str] = []
+    for item in arguments_of(path):
+        if item.is_option and not item.takes_value:
+            flags += item.names
+    plain: list[str] = []
+    for place, word in enumerate(words):
+        if word == "--":  # what follows is a command
+            return plain + list(words[place:])
+        name, _, value = word.partition("=")
+        if name not in flags or value not in ("true", "false"):
+            plain.append(word)
+        elif value == "true":
+            plain.append(name)
+    return plain
 
 
 def _refuse_unknown(argv: Sequence[str]) -> None:

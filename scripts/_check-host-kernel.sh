@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
-# For shell scripts to source: `check_host_kernel || exit` before they call libguestfs. It is what ycluster itself checks
-# (check_host_kernel in ycluster.py; a test holds the two together): libguestfs boots the newest /boot/vmlinuz-* that has
-# modules, and Ubuntu makes kernels readable by root alone. It only looks, and prints what fixes it.
+# For shell scripts to source before they call libguestfs: `. _check-host-kernel.sh || exit`. It is what ycluster itself
+# checks (check_host_kernel in ycluster.py; a test holds the two together): libguestfs boots the newest /boot/vmlinuz-* that
+# has modules (where none has, the one that runs is looked at), and Ubuntu makes kernels readable by root alone. It only
+# looks, and prints what fixes it.
+# shellcheck disable=SC2120
 check_host_kernel() { # [BOOT [MODULES]]
     local boot=${1:-/boot} modules=${2:-/lib/modules} kernel newest=''
     while IFS= read -r kernel; do
         [[ -d $modules/${kernel#"$boot/vmlinuz-"} ]] && newest=$kernel
     done < <(printf '%s\n' "$boot"/vmlinuz-* | sort -V)
+    [[ $newest ]] || newest=$boot/vmlinuz-$(uname -r)
     [[ -e $newest && ! -r $newest ]] || return 0
     cat >&2 <<REMEDY
 ycluster: $newest can't be read, and libguestfs boots it: "supermin exited with error status 1"
@@ -18,3 +21,6 @@ ycluster: $newest can't be read, and libguestfs boots it: "supermin exited with 
 REMEDY
     return 5
 }
+
+# shellcheck disable=SC2119
+check_host_kernel

@@ -251,6 +251,29 @@ def test_bad_input_has_its_exit_code_and_leaves_no_trace(
 
 
 @pytest.mark.parametrize(
+    "words, same",
+    [
+        ("teardown demo --keep-disk=true", "teardown demo --keep-disk"),
+        ("teardown demo --keep-disk=false", "teardown demo"),
+        ("-v=true list", ""),
+        ("list -v=true -q=false", "list -v"),
+        ("lifetime reap --all=true", "lifetime reap --all"),
+        ("ssh dev -- x --keep-disk=true", "ssh dev -- x --keep-disk=true"),
+        ("export b --format=true", ""),
+    ],
+)
+def test_a_flag_may_have_a_value_as_the_sibling_takes_it(
+    words: str, same: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """(26.8) Not what is no flag; and a command is left as it is."""
+    if same:
+        assert ycluster.parse_args(words.split()) == ycluster.parse_args(same.split())
+    else:
+        with pytest.raises(SystemExit):
+            ycluster.parse_args(words.split())
+
+
+@pytest.mark.parametrize(
     "duration, says",
     [
         ("soon", '"soon"'),
