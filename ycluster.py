@@ -11445,11 +11445,11 @@ def _provision_anew(host: Host, config: QemuConfig, files: Files, run_budget: st
     if state.data_disk:
         _refuse_data_disk(state.data_disk, [files, *(other.files for other in others)])
     imported = _disk_there(host, files)
-    if not imported:
-        check_image(config, files.cache_dir)
     _check_ports(host, state)
     if state.data_disk:
         check_data_disk(host, state.data_disk)
+    if not imported:
+        check_image(config, files.cache_dir)
     _make_cache_dir(config, files)
     # Outside the lock: this takes long, and touches no cluster. The image comes after k3s, whose
     # download has no bound, as PRUNE_LEAST is all that keeps the image until a disk builds on it.

@@ -97,6 +97,10 @@ def test_an_empty_config_is_all_defaults(text: str) -> None:
         ("k3s.install", "script", "k3s.install", "script"),
         ("k3s.source", "/srv/k3s", "k3s.source", "file:///srv/k3s"),
         ("k3s.source", "https://mirror.example/k3s/", "k3s.source", "https://mirror.example/k3s"),
+        ("k3s.args", "[--disable=traefik]", "k3s.args", ("--disable=traefik",)),
+        ("guest.proxy", "host", "guest.proxy", "host"),
+        ("guest.caCertificates", "[ca.pem]", "guest.ca_certificates", (BASE / "ca.pem",)),
+        ("guest.userData", "/srv/user-data", "guest.user_data", Path("/srv/user-data")),
         ("portForwards", '[{host: "8443", guest: 6443}]', "port_forwards", (PortForward(host=8443, guest=6443),)),
         ("portForwards", '[{host: "", guest: 6443}]', "port_forwards", (PortForward(host=0, guest=6443),)),
         ("portForwards", "[{guest: 6443}]", "port_forwards", (PortForward(host=0, guest=6443),)),
@@ -201,11 +205,10 @@ def test_an_empty_text_is_the_default_as_it_is_to_the_sibling() -> None:
         kind, name = declared.kind.schema.get("type", "string"), ycluster.camel_case(attr)
         if kind == "string":
             lines.append(f'{name}: ""\n')
-        elif name in ("k3s", "lifetime", "network"):
-            inner = ", ".join(
-                f'{one}: ""' for one in declared.kind.schema["properties"] if one != "dns"
-            )
-            lines.append(f"{name}: {{{inner}}}\n")
+        elif name in ("k3s", "lifetime", "network", "guest"):
+            inner = declared.kind.schema["properties"].items()
+            scalars = [one for one, schema in inner if schema.get("type") != "array"]
+            lines.append(f"{name}: {{" + ", ".join(f'{one}: ""' for one in scalars) + "}\n")
     text = "".join(lines)
     assert {"name", "memory", "diskSize", "image"} <= {line.split(":")[0] for line in lines}
     assert 'onExpiry: ""' in text and 'version: ""' in text and 'mode: ""' in text
