@@ -190,29 +190,30 @@ def guest_image() -> Path:
     return Path(built.stdout.strip())
 
 
-@pytest.fixture(scope="session")
-def blank_image(workshop: Path) -> Path:
-    """A disk with nothing on it: a machine that runs, and never answers."""
-    image = workshop / "blank.img"
-    with image.open("wb") as file:
-        file.truncate(64 << 20)
-    return image
-
-
 # xor ax,ax; mov ds,ax; mov ss,ax; mov sp,7C00h; mov si,7D00h
 # say: lodsb; test al,al; jz end; mov ah,0Eh; mov bx,7; int 10h; jmp say; end: hlt; jmp end
 _BOOT_SECTOR = bytes.fromhex("31c08ed88ed0bc007cbe007dac84c07409b40ebb0700cd10ebf2f4ebfd")
 
 
+def saying(image: Path, said: bytes) -> Path:
+    """A disk of which the boot sector says this, and no more."""
+    sector = bytearray(_BOOT_SECTOR.ljust(510, b"\0") + b"\x55\xaa")
+    sector[0x100 : 0x100 + len(said)] = said
+    image.write_bytes(sector + bytes((64 << 20) - 512))
+    return image
+
+
+@pytest.fixture(scope="session")
+def blank_image(workshop: Path) -> Path:
+    """A disk with nothing on it but that: a machine that runs, and never answers."""
+    return saying(workshop / "blank.img", b"Nothing to do\r\n")
+
+
 @pytest.fixture(scope="session")
 def panicking_image(workshop: Path) -> Path:
     """A boot sector that panics as a kernel does."""
-    sector = bytearray(_BOOT_SECTOR.ljust(510, b"\0") + b"\x55\xaa")
-    said = b"---[ end Kernel panic - not syncing: IO-APIC + timer doesn't work! ]---\r\n"
-    sector[0x100 : 0x100 + len(said)] = said
-    image = workshop / "panicking.img"
-    image.write_bytes(sector + bytes((64 << 20) - 512))
-    return image
+    panic = b"---[ end Kernel panic - not syncing: IO-APIC + timer doesn't work! ]---\r\n"
+    return saying(workshop / "panicking.img", panic)
 
 
 @pytest.fixture(scope="module")

@@ -23,13 +23,13 @@ def test_the_end_of_qemu_during_a_boot_is_told_with_the_consoles_last_words(
     provision = booting(doomed)
     wait_for(
         "the firmware's last words",
-        lambda: b"No bootable device" in doomed.file("-console.log").read_bytes(),
+        lambda: b"Nothing to do" in doomed.file("-console.log").read_bytes(),
     )
     [pid] = doomed.qemu()
     os.kill(pid, signal.SIGKILL)
     _, told = provision.communicate(timeout=60)
     assert provision.returncode == 1
-    assert "QEMU ended while " in told and "No bootable device" in told
+    assert "QEMU ended while " in told and "Nothing to do" in told
     assert str(doomed.file("-console.log")) in told
     assert doomed.status()["state"] == "stopped"
     doomed.run("teardown")
