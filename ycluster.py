@@ -3803,8 +3803,9 @@ def load_config(directory: Path, home: Callable[[], Path] | None = None) -> Conf
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from None
     except OSError as error:  # such as a path that is too long, or a directory closed to us
         raise ConfigError(f"{path}: {error.strerror}") from None
-    config = read_config(text, path, home)
-    if isinstance(config, QemuConfig) and not written(config, "portForwards"):
+    config, keys = _read(text, path, home)
+    ports = keys.get("portForwards")
+    if isinstance(config, QemuConfig) and not (ports and ports.value):
         return moved_ports(config, first_port())
     return config
 
@@ -3865,7 +3866,15 @@ def _other_name(folder: Path) -> str:
 
 
 def read_config(text: str, path: Path, home: Callable[[], Path] | None = None) -> Config:
-    """`load_config` of a text; `path` names it in errors, and relative paths start beside it."""
+    """`load_config` of a text; `path` names it in errors, and relative paths start beside it.
+
+    No port is moved, as that depends on the host.
+    """
+    return _read(text, path, home)[0]
+
+
+def _read(text: str, path: Path, home: Callable[[], Path] | None) -> tuple[Config, dict[str, Node]]:
+    """The config, and the keys at the top of the file."""
     root = parse_yaml(text, str(path))
     if root.value is None:
         root = replace(root, value={})
@@ -3879,7 +3888,7 @@ def read_config(text: str, path: Path, home: Callable[[], Path] | None = None) -
         config = _fill_defaults(replace(config, file=path))
         _check_rules(item, config)
     _raise_problems(item.problems, path, provider)
-    return config
+    return config, item.mapping()
 
 
 def _provider(root: Node) -> str:
