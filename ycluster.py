@@ -4403,9 +4403,8 @@ class Files(Record):
         """
         return [path for path in self.names() if os.path.lexists(path) and not self._is_free(path)]
 
-    def is_kept(self) -> bool:
-        """Whether all that is there is a disk and its login key, as a `--keep-disk` leaves them."""
-        kept = [self.disk, self.ssh_key, self.ssh_pub]
+    def are_all(self, kept: Sequence[Path]) -> bool:
+        """Whether these, each a file of the user's own, are all that is there."""
         if set(self.unclaimed()) != set(kept):
             return False
         try:
@@ -8386,12 +8385,29 @@ USER_DATA_HEADERS = (
 )
 
 
+def _displaces_users(text: str) -> bool:
+    """Whether a cloud-config has `users` as a mapping or a text, which would displace our list."""
+    lines = iter(text.splitlines())
+    for line in lines:
+        if line.startswith("users:"):
+            below = [line.removeprefix("users:"), *lines]
+            first = next((one for one in below if one.split("#")[0].strip()), "")
+            return first.startswith((" ", "\t")) and first.lstrip()[0] not in "-[&!"
+    return False
+
+
 def user_part(path: Path) -> str:
-    """The user's own user-data. Raises ConfigError where cloud-init would pass over it."""
+    """The user's own user-data.
+
+    Raises ConfigError where cloud-init would pass over it, or over the login of our part.
+    """
     text = _read_named(path, "guest.userData").removeprefix("\ufeff")
     if not text.lower().startswith(USER_DATA_HEADERS):
         hint = f"its first line begins with one of {', '.join(USER_DATA_HEADERS)}"
         raise ConfigError(f"guest.userData: {path}: cloud-init does not know its kind", hint=hint)
+    if _displaces_users(text):
+        hint = "write each as `- name: NAME`; ycluster's own login is put into that list"
+        raise ConfigError(f"guest.userData: {path}: users is not a list", hint=hint)
     return text
 
 
@@ -8492,10 +8508,10 @@ def _set_proxies(proxies: Mapping[str, str]) -> str:
 def make_keys(host: Host, state: State) -> None:
     """Make fresh keys for this VM alone, to log in with and for its sshd; ~/.ssh is not touched.
 
-    A disk that was kept has its login key beside it.
+    A disk that was kept has its login key beside it; one that the sibling imported has none.
     """
     files = state.files
-    if state.imported != str(files.disk):
+    if state.imported != str(files.disk) or not files.ssh_key.exists():
         _make_key(host, files.ssh_key, f"ycluster {state.name}")
     _make_key(host, files.host_key, f"root@{state.name}")
     write_known_hosts(state)
@@ -9016,10 +9032,12 @@ def download(
     hint: str,
     wanted: str = "",
     by: str = "",
+    explain: Callable[[Path], str] | None = None,
 ) -> str:
     """Copy what a URL names to the file `part`, and return its SHA-256.
 
     `wanted` is the digest that it must have, empty if any will do, and `by` names what gives it.
+    `explain` is asked for what a file without that digest is, as far as can be told.
     A user and a password are sent to the host of the URL alone, as `credentials` finds them.
 
     With a digest, a `part` that is there already is resumed. Raises PrerequisiteError with `hint`
@@ -9035,9 +9053,10 @@ def download(
         remove(part)
         digest = _fetch(host, url, part, 0, hint, wanted)
     if wanted and digest != wanted:
+        hint = (explain and explain(part)) or "one of them is wrong, or the file has been changed"
         remove(part)
         why = f"{url}: its SHA-256 is {digest}, but {by} gives {wanted}"
-        raise ConfigError(why, hint="one of them is wrong, or the file has been changed")
+        raise ConfigError(why, hint=hint)
     return digest
 
 
@@ -10007,8 +10026,9 @@ def fetch_image(host: Host, config: QemuConfig, cache_dir: Path) -> Path:
             remove(leftover)
         with replacing(host, known, fault):
             digest = download(
-                host, config.image, part, OTHER_IMAGES, config.image_sha256, "imageSha256"
-            )
+                host, config.image, part, OTHER_IMAGES, config.image_sha256, "imageSha256",
+                explain=partial(_if_no_disk, named=bare),
+            )  # fmt: skip
         try:
             format_of(part, bare)
         except NoDisk:
@@ -10017,6 +10037,15 @@ def fetch_image(host: Host, config: QemuConfig, cache_dir: Path) -> Path:
         part.chmod(0o400)
         mark_used(host, part)  # what is resumed and has nothing missing may be old
         return part.replace(images / digest)
+
+
+def _if_no_disk(path: Path, named: str) -> str:
+    """Why a file is no disk; empty where it is one."""
+    try:
+        format_of(path, named)
+    except NoDisk as error:
+        return str(error)
+    return ""
 
 
 PART_OF_IMAGE = r"\.[0-9a-f]{16}\.part"
@@ -10249,8 +10278,7 @@ def image_info(host: Host, image: Path, named: str = "") -> dict[str, Any]:
 
 def make_disk(host: Host, state: State, image: Path) -> None:
     """The boot disk: an overlay on the image, of diskSize. One that is there is only grown."""
-    is_kept = state.imported == str(state.files.disk)
-    if is_kept:
+    if state.imported == str(state.files.disk):
         info = disk_info(host, image, "qcow2")
     else:
         info = image_info(host, image, state.image)
@@ -11568,17 +11596,45 @@ def _disk_there(host: Host, files: Files) -> str:
         hint = f"{back}`ycluster start -c DIR` starts it by its config; "
         hint += f"`ycluster teardown --name {files.name}` removes it"
         raise YclusterError(f"{files.name} already exists in {files.cache_dir}", hint=hint)
-    if files.is_kept():
+    if _is_disk_kept(host, files):
         return str(files.disk)
     _refuse_unclaimed(files)
     return ""
 
 
-def _refuse_disk(host: Host, files: Files) -> None:
-    """Raise where the name is taken, or a disk that was kept is there: it has no other copy."""
+def _is_disk_kept(host: Host, files: Files) -> bool:
+    """Whether all that is there is a disk to boot.
+
+    A `teardown --keep-disk` left it and its login key, or the sibling's import made it, which keeps
+    no record. A disk alone is taken for the sibling's in its folder; elsewhere it may be anybody's.
+    """
+    if files.are_all([files.disk, files.ssh_key, files.ssh_pub]):
+        return True
+    is_siblings = files.cache_dir.resolve() == host.sibling_home().resolve()
+    return is_siblings and _is_whole_disk(files)
+
+
+def _is_whole_disk(files: Files) -> bool:
+    """Whether all that is there is a boot disk that builds on no other file."""
+    if not files.are_all([files.disk]):
+        return False
+    try:
+        return format_of(files.disk) == "qcow2" and not base_of(files.disk)
+    except (NoDisk, OSError, ValueError):
+        return False
+
+
+def _refuse_disk(host: Host, files: Files, disk: Path) -> None:
+    """Raise where the name is taken, or a disk that was kept is there: it has no other copy.
+
+    `disk`, which is to be imported, may be there itself.
+    """
+    if disk == files.disk and _is_whole_disk(files):
+        return
     if _disk_there(host, files) == str(files.disk):
         hint = "`ycluster provision -c DIR` boots it; move it away to import another"
-        raise YclusterError(f"{files.disk} was kept from an earlier cluster", hint=hint)
+        why = f"{files.disk} is there already, from an earlier cluster or import"
+        raise YclusterError(why, hint=hint)
 
 
 _END_OF_LOST = "only its watcher, if that still runs, ends it at its deadline"
@@ -11623,6 +11679,9 @@ def _refuse_unclaimed(files: Files) -> None:
     hint = (
         "move it away, or choose another name; `ycluster import` makes a cluster's disk of a copy"
     )
+    if _is_whole_disk(files):
+        argv = shlex.join(["ycluster", "import", str(files.disk)])
+        hint = f"`{argv} -c DIR` makes it the cluster's, as it is; or {hint}"
     for path in files.unclaimed():
         what = "a disk" if path == files.disk and not path.is_dir() else "something"
         raise YclusterError(f"{path}: {what} is there that no cluster claims", hint=hint)
@@ -11962,7 +12021,7 @@ def _halt(host: Host, state: State) -> str:
     One that stands still beside its memory file is ended as it is: nothing of it is lost.
     """
     with _one_at_a_time(host, state):
-        if _is_kept(host, state.files):
+        if _is_memory_kept(host, state.files):
             _end_still(host, state)
             return MEMORY_STEP
         return _stop_guest(host, state)
@@ -11972,7 +12031,7 @@ MEMORY_STEP = "memory file"  # how a VM has ended of which its memory is left
 NOT_RUNNING = "was not running"  # and how one that an expiry has found off
 
 
-def _is_kept(host: Host, files: Files) -> bool:
+def _is_memory_kept(host: Host, files: Files) -> bool:
     """Whether all that a VM has in memory is in its file, too, by the state as it is now."""
     try:
         if not files.memory.exists() or not running(host, files):
@@ -12582,6 +12641,7 @@ def _fill_bundle(
 def import_disk(host: Host, disk: Path, directory: Path) -> None:
     """Make a cluster's boot disk of `disk`, which `provision` then boots.
 
+    It becomes a copy of it, or `disk` itself where that is in its place already.
     `disk` builds on no other file, and is a qcow2, a vmdk, raw, a tar with a disk.raw (gzipped or
     not), or an OVA, of which the hardware is not used.
     It is checked against the SHA256SUMS beside it. Raises YclusterError if the cluster exists, or
@@ -12600,13 +12660,13 @@ def import_disk(host: Host, disk: Path, directory: Path) -> None:
         hint = "the disk itself is wanted, not the folder of a bundle"
         raise UsageError(f"{disk}: no such file", hint=hint)
     check_folder(files.cache_dir)
-    _refuse_disk(host, files)
+    _refuse_disk(host, files, disk)
     _check_sums(host, disk)
     make_folder(files.cache_dir)
     with cluster_lock(host, files):
-        _refuse_disk(host, files)
+        _refuse_disk(host, files, disk)
         try:
-            made = _convert_import(host, disk, files)
+            made = disk if disk == files.disk else _convert_import(host, disk, files)
             # The mark first: if this is killed between the two, the next provision asks for a disk.
             save_state(replace(state_from_config(config, files.cache_dir), imported=str(disk)))
             made.replace(files.disk)
@@ -13588,7 +13648,7 @@ def _state_now(host: Host, files: Files) -> str:
 def _state_before(host: Host, files: Files) -> str:
     """What `list` calls the state of a cluster; `absent` or `imported` where it has never run."""
     if not has_state(files):
-        return "imported" if files.is_kept() else "absent"
+        return "imported" if _is_disk_kept(host, files) else "absent"
     with opened(host, files) as state:
         if _half_made(state):
             return "imported" if state.imported else "absent"

@@ -2374,7 +2374,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a run keeps a disk that a teardown has kept",
-        'return "imported" if files.is_kept() else "absent"',
+        'return "imported" if _is_disk_kept(host, files) else "absent"',
         'return "absent"',
         "test_hold.py::test_run_leaves_a_cluster_as_it_found_it",
     ),

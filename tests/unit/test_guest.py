@@ -274,12 +274,35 @@ def test_the_users_own_part_comes_first_as_it_is_and_ours_is_merged_into_it(
         (b"", "#cloud-config"),
         (b"\x1f\x8b\xff", "UTF-8"),
         (b"\n#cloud-config\n", "#cloud-config"),
+        (b"#cloud-config\nusers: {me: {}}\n", "users is not a list"),
+        (b"#cloud-config\nusers: me, you\n", "users is not a list"),
+        (b"#cloud-config\nusers:\n  me: {}\n", "users is not a list"),
+        (b"#cloud-config\r\nusers: # mine\r\n\r\n # and\r\n  me:\r\n", "users is not a list"),
     ],
 )
-def test_user_data_that_cloud_init_would_pass_over_is_refused(
+def test_user_data_that_cloud_init_would_pass_over_or_that_displaces_our_login_is_refused(
     cli: Cli, tmp_path: Path, content: bytes | None, says: str
 ) -> None:
     if content is not None:
         (tmp_path / "mine").write_bytes(content)
     (tmp_path / "y-cluster-provision.yaml").write_text("guest: {userData: mine}\n")
     told(cli("config", "check", "-c", tmp_path), 3, "guest.userData", tmp_path / "mine", says)
+
+
+@pytest.mark.parametrize(
+    "users",
+    [
+        "",
+        "users:",
+        "users: []",
+        "users: [{name: me}]",
+        "users: # mine",
+        "users:\n- name: me\n  shell: /bin/sh",
+        "users:\n\n  # mine\n  - name: me\n",
+        "users:\npackages:\n  - tree",
+        "runcmd:\n  - |\n    users: me",
+    ],
+)
+def test_users_of_the_users_own_beside_our_login(tmp_path: Path, users: str) -> None:
+    (tmp_path / "mine").write_text(f"#cloud-config\n{users}")
+    assert ycluster.user_part(tmp_path / "mine") == f"#cloud-config\n{users}"

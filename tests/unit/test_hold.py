@@ -917,6 +917,41 @@ def test_a_disk_that_nobody_is_known_to_have_kept_is_not_booted(runs: Runs, what
     assert ran.code == 1 and "no cluster claims" in ran.err and not runs.world.vms
 
 
+STAGED = {
+    "imported": ("-f raw -O qcow2 whole.img demo.qcow2", True),
+    "elsewhere": ("-f raw -O qcow2 whole.img demo.qcow2", False),
+    "an overlay": ("-f raw -O qcow2 -B whole.img -F raw whole.img demo.qcow2", False),
+    "raw": ("-f raw -O raw whole.img demo.qcow2", False),
+}
+
+
+@pytest.mark.parametrize("what", STAGED)
+def test_a_disk_that_the_siblings_import_staged_is_booted(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """It keeps no record of it; elsewhere than in its folder a disk may be anybody's. (26.7)"""
+    argv, is_booted = STAGED[what]
+    folder = runs.files.cache_dir
+    if what != "elsewhere":
+        monkeypatch.setenv("Y_CLUSTER_QEMU_CACHE_DIR", str(folder))
+    (folder / "whole.img").write_bytes(b"boot".ljust(510, b"\0") + b"\x55\xaa" + bytes(1 << 20))
+    subprocess.run(["qemu-img", "convert", *argv.split()], cwd=folder, check=True)
+    staged = runs.files.disk.read_bytes()
+    assert runs.cli("import", folder / "whole.img", "-c", runs.folder).code == 1
+    runs.world.broken = True
+    assert runs.cli("provision", "-c", runs.folder).code == 1
+    runs.world.broken = False
+    ran = runs("--", "true")
+    assert (ran.code == 0) is is_booted, ran.err
+    assert bool(runs.during) is is_booted
+    assert is_booted or "no cluster claims" in ran.err
+    if what == "elsewhere":  # where it takes a word of the user's
+        [way_out] = re.findall("`(ycluster import .* -c )DIR`", ran.err)
+        assert runs.cli(*shlex.split(way_out)[1:], runs.folder).code == 0
+        assert runs("--", "true").code == 0 and runs.during
+    assert runs.files.disk.read_bytes() == staged
+
+
 def test_run_applies_the_config_and_starts_its_count_anew(runs: Runs) -> None:
     runs.is_brought_to("running")
     runs.edit("{maxRun: 8h, maxIdle: 30m}")

@@ -1259,10 +1259,11 @@ def test_an_image_with_another_digest_is_refused_and_not_kept(
 ) -> None:
     (tmp_path / "a.img").write_bytes(b"cut off")
     found = hashlib.sha256(b"cut off").hexdigest()
-    with refused(ycluster.ConfigError, "a.img", found, "imageSha256", "0" * 64):
+    with refused(ycluster.ConfigError, "a.img", found, "imageSha256", "0" * 64) as caught:
         ycluster.fetch_image(
             host, config(str(tmp_path / "a.img"), imageSha256="0" * 64), tmp_path / "c"
         )
+    assert "it is a text, and begins with 'cut off'" in caught.value.hint
     assert [path.name for path in (tmp_path / "c" / "images").iterdir()] == [".lock"]
 
 
