@@ -11619,8 +11619,8 @@ def _is_whole_disk(files: Files) -> bool:
     if not files.are_all([files.disk]):
         return False
     try:
-        return format_of(files.disk) == "qcow2" and not base_of(files.disk)
-    except (NoDisk, OSError, ValueError):
+        return format_of(files.disk) == "qcow2"
+    except (NoDisk, OSError):
         return False
 
 

@@ -220,8 +220,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a download of a wrong digest is refused",
-        "if wanted and digest != wanted:\n        remove(part)\n        why",
-        "if False:\n        remove(part)\n        why",
+        "if wanted and digest != wanted:\n        hint",
+        "if False:\n        hint",
         "test_machine.py::test_an_image_with_another_digest_is_refused_and_not_kept",
     ),
     (
@@ -2347,7 +2347,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "an import that is refused makes nothing",
-        "_refuse_disk(host, files)\n    _check_sums",
+        "_refuse_disk(host, files, disk)\n    _check_sums",
         "_check_sums",
         "test_appliance.py::test_an_import_never_replaces_a_cluster",
     ),
@@ -2362,7 +2362,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "an import replaces no cluster",
-        "_refuse_disk(host, files)\n        try:",
+        "_refuse_disk(host, files, disk)\n        try:",
         "try:",
         "test_appliance.py::test_an_import_never_replaces_a_cluster_that_came_meanwhile",
     ),
@@ -2386,9 +2386,33 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a disk that was kept keeps its login key",
-        "    if state.imported != str(files.disk):\n        _make_key(",
+        "    if state.imported != str(files.disk) or not files.ssh_key.exists():\n        _make_key(",
         "    if True:\n        _make_key(",
         "test_machine.py::test_a_disk_that_was_kept_is_grown_at_most_and_keeps_its_login",
+    ),
+    (
+        "a disk alone is the sibling's in the sibling's folder only",
+        "return is_siblings and _is_whole_disk(files)",
+        "return _is_whole_disk(files)",
+        "test_hold.py::test_a_disk_that_the_siblings_import_staged_is_booted",
+    ),
+    (
+        "a disk alone that builds on another was not imported",
+        "    except (NoDisk, OSError):\n        return False",
+        "    except (NoDisk, OSError):\n        return True",
+        "test_hold.py::test_a_disk_that_the_siblings_import_staged_is_booted",
+    ),
+    (
+        "a disk that is there is imported where it is",
+        "made = disk if disk == files.disk else _convert_import(host, disk, files)",
+        "made = _convert_import(host, disk, files)",
+        "test_hold.py::test_a_disk_that_the_siblings_import_staged_is_booted",
+    ),
+    (
+        "users that are no list are refused",
+        "    if _displaces_users(text):",
+        "    if False:",
+        "test_guest.py::test_user_data_that_cloud_init_would_pass_over_or_that_displaces_our_login_is_refused",
     ),
     (
         "a provision of a stopped cluster starts it",

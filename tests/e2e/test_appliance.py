@@ -67,6 +67,8 @@ def vm(
     need(shutil.which("zerofree", path="/usr/sbin"), "zerofree is not installed")
     need(list(Path("/boot").glob("vmlinuz-*")), "no kernel for libguestfs in /boot")
     made = with_data_disk(new_cluster("dev", guest_image), data_disk)
+    with open(made.directory / "y-cluster-provision.yaml", "a") as config:
+        config.write("guest: {proxy: host}\n")
     return replace(made, program=Program(made.program.path, work))
 
 
@@ -101,7 +103,8 @@ def guest(cluster: Cluster, command: str) -> str:
 def test_provision_makes_a_labelled_ext4_data_disk_and_mounts_it(
     vm: Cluster, data_disk: Path
 ) -> None:
-    vm.run("provision")
+    vm.run("provision", HTTP_PROXY=f"http://me:{SECRET}@127.0.0.1:1")
+    assert SECRET in guest(vm, "cat /etc/environment")
     assert guest(vm, "findmnt -no FSTYPE,LABEL /data/yolean") == "ext4   y-cluster-data"
     assert data_disk.stat().st_mode & 0o077 == 0 and os.listdir(data_disk.parent) == [
         data_disk.name
@@ -123,7 +126,7 @@ def test_prepare_export_shuts_down_clears_the_deadline_and_cleans_the_disk(
     assert not {"expiresAt", "timer"} & set(vm.sidecar())
 
     seen = looked(vm.file(".qcow2"), "cat /etc/machine-id", "cat /home/ystack/.ssh/authorized_keys", "cat /etc/fstab",
-                  "cat /etc/systemd/network/90-any-dhcp.network", "find /")  # fmt: skip
+                  "cat /etc/systemd/network/90-any-dhcp.network", "find /", "cat /etc/environment")  # fmt: skip
     assert seen[:2] == [*before]
     (entry,) = [line for line in seen[2].splitlines() if line.startswith("LABEL=y-cluster-data ")]
     assert "nofail" in entry and "cloudimg-rootfs" in seen[2]
@@ -136,7 +139,8 @@ def test_prepare_export_shuts_down_clears_the_deadline_and_cleans_the_disk(
         "/etc/cloud/cloud.cfg.d/99-ycluster.cfg",
         "/data/yolean/note",
     }
-    gone |= {"/etc/rancher/k3s/registries.yaml"}
+    gone |= {"/etc/rancher/k3s/registries.yaml", "/etc/default/ycluster-proxy"}
+    assert SECRET not in seen[5]
     gone |= {
         name for name in every if "cloud-init" in name and name.startswith("/etc/systemd/network")
     }

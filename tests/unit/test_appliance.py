@@ -1009,11 +1009,14 @@ def test_what_is_no_whole_disk_is_not_imported(
     cli: Cli, cache: Path, config: Path, tmp_path: Path
 ) -> None:
     qcow2(tmp_path / "base.qcow2")
-    over = tmp_path / "over.qcow2"
-    subprocess.run(
-        ["qemu-img", "create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", over],
-        check=True,
-    )
+    convert = "qemu-img convert -O vmdk -o subformat=monolithicSparse base.qcow2 base.vmdk"
+    for argv in (
+        "qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 over.qcow2",
+        convert,  # a vmdk names what it builds on in a text of its own, and not in its header
+        "qemu-img create -q -f vmdk -b base.vmdk -F vmdk over.vmdk",
+    ):
+        subprocess.run(argv.split(), check=True, cwd=tmp_path)
+    over, sparse = tmp_path / "over.qcow2", tmp_path / "over.vmdk"
     (tmp_path / "no.tar.gz").write_bytes(
         subprocess.run(["tar", "-cz", "-C", tmp_path, "over.qcow2"], capture_output=True).stdout
     )
@@ -1022,6 +1025,7 @@ def test_what_is_no_whole_disk_is_not_imported(
     for disk, fact in (
         (tmp_path / "none", f"{tmp_path}/none: no such file"),
         (over, "builds on"),
+        (sparse, "builds on"),
         (tmp_path / "no.tar.gz", f"`tar -xf {tmp_path}/no.tar.gz -- over.qcow2`"),
         (wrong, wrong.parent / "SHA256SUMS"),
     ):

@@ -936,7 +936,7 @@ def test_a_disk_that_the_siblings_import_staged_is_booted(
         monkeypatch.setenv("Y_CLUSTER_QEMU_CACHE_DIR", str(folder))
     (folder / "whole.img").write_bytes(b"boot".ljust(510, b"\0") + b"\x55\xaa" + bytes(1 << 20))
     subprocess.run(["qemu-img", "convert", *argv.split()], cwd=folder, check=True)
-    staged = runs.files.disk.read_bytes()
+    staged, place = runs.files.disk.read_bytes(), runs.files.disk.stat().st_ino
     assert runs.cli("import", folder / "whole.img", "-c", runs.folder).code == 1
     runs.world.broken = True
     assert runs.cli("provision", "-c", runs.folder).code == 1
@@ -949,7 +949,7 @@ def test_a_disk_that_the_siblings_import_staged_is_booted(
         [way_out] = re.findall("`(ycluster import .* -c )DIR`", ran.err)
         assert runs.cli(*shlex.split(way_out)[1:], runs.folder).code == 0
         assert runs("--", "true").code == 0 and runs.during
-    assert runs.files.disk.read_bytes() == staged
+    assert (runs.files.disk.read_bytes(), runs.files.disk.stat().st_ino) == (staged, place)
 
 
 def test_run_applies_the_config_and_starts_its_count_anew(runs: Runs) -> None:

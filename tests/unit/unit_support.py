@@ -328,18 +328,19 @@ class Live:
         return [event for event in events(self.host.home()) if event["event"] not in without]
 
 
-def bound_by_modes(*argv: object) -> list[str]:
-    """A command line under which the modes of files bind root, too, as they bind all others."""
+def without(capabilities: Sequence[str], *argv: object) -> list[str]:
+    """A command line under which root is denied what others are; see capabilities(7)."""
     words = [str(word) for word in argv]
     if os.getuid() != 0:
         return words
-    gone = "-dac_override,-dac_read_search"
-    return [
-        shutil.which("setpriv") or "setpriv",
-        f"--bounding-set={gone}",
-        f"--inh-caps={gone}",
-        *words,
-    ]
+    gone = ",".join(f"-{name}" for name in capabilities)
+    setpriv = shutil.which("setpriv") or "setpriv"
+    return [setpriv, f"--bounding-set={gone}", f"--inh-caps={gone}", *words]
+
+
+def bound_by_modes(*argv: object) -> list[str]:
+    """A command line under which the modes of files bind root, too."""
+    return without(["dac_override", "dac_read_search"], *argv)
 
 
 def made(cache_dir: Path, name: str = "demo", **fields: Any) -> State:
