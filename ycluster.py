@@ -10026,9 +10026,14 @@ def fetch_image(host: Host, config: QemuConfig, cache_dir: Path) -> Path:
             remove(leftover)
         with replacing(host, known, fault):
             digest = download(
-                host, config.image, part, OTHER_IMAGES, config.image_sha256, "imageSha256",
+                host,
+                config.image,
+                part,
+                OTHER_IMAGES,
+                config.image_sha256,
+                "imageSha256",
                 explain=partial(_if_no_disk, named=bare),
-            )  # fmt: skip
+            )
         try:
             format_of(part, bare)
         except NoDisk:
