@@ -676,6 +676,7 @@ class Host:
         self.umask = umask  # the user's, which is for the user's own commands alone
         self.holder: Holder | None = None
         self.locked: set[Path] = set()  # the locks of clusters that this process holds
+        self.qemus: list[int] | None = None  # see `looking_once`
         self._source = b""
 
     # --- time
@@ -6998,7 +6999,8 @@ def find_vm(host: Host, files: Files) -> Iterator[Vm | None]:
     """
 
     def look() -> Vm | str | None:
-        return _look_for_vm(files) or (None if flock_held(files.vm_lock) else "ended")
+        vm = _look_for_vm(files, host.qemus)
+        return vm or (None if flock_held(files.vm_lock) else "ended")
 
     found = host.wait_for(look, timeout=5)  # QEMU may be starting or ending right now
     if found is None:
@@ -7011,15 +7013,29 @@ def find_vm(host: Host, files: Files) -> Iterator[Vm | None]:
         yield None
 
 
-def _look_for_vm(files: Files) -> Vm | None:
-    """The VM by its pidfile; else among all processes, whatever has become of its files."""
+@contextlib.contextmanager
+def looking_once(host: Host) -> Iterator[None]:
+    """Look through all processes once for all clusters in the block, and not once for each.
+
+    For a block that only shows: a VM which is started meanwhile may not be seen in it.
+    """
+    host.qemus = [pid for pid in pids() if pidfiles(pid)]
+    try:
+        yield
+    finally:
+        host.qemus = None
+
+
+def _look_for_vm(files: Files, among: Sequence[int] | None = None) -> Vm | None:
+    """The VM by its pidfile; else among these pids, or all, whatever has become of its files."""
     named = _pid_in(files.pidfile)
     if named is not None:
         vm = _vm_of(named, files)
         if vm is not None:
             return vm
     # Of another user's process only the pidfile, in our own folder, may say that it is ours.
-    candidates = (_vm_of(pid, files) for pid in pids() if _is_mine(pid))
+    all_pids = pids() if among is None else among
+    candidates = (_vm_of(pid, files) for pid in all_pids if _is_mine(pid))
     return next((vm for vm in candidates if vm is not None), None)
 
 
@@ -14225,8 +14241,9 @@ def list_clusters(host: Host, form: str, *, quiet: bool = False) -> None:
         host.output.data("\n".join(files.name for files in discover(host)))
         return
     every: list[tuple[Files, dict[str, Any] | None]] = []
-    for files, state in with_states(host):
-        every.append((files, None if state is None else _listed(host, state)))
+    with looking_once(host):
+        for files, state in with_states(host):
+            every.append((files, None if state is None else _listed(host, state)))
     for text, files in told_of_lost(host):
         host.output.warn(f"{text}: {_way_out_of_lost(files)}")
     if not every and form != "json":
@@ -14806,7 +14823,7 @@ def _parts_of(host: Host, state: State) -> list[tuple[Path, float]]:
     part = files.memory_part
     if os.path.lexists(part) and vm_status(host, files) == "stopped":  # else it may be written
         names.append(part.name)
-    found = own_files(files.cache_dir, "|".join(map(re.escape, names)))
+    found = own_files(files.cache_dir, "|".join(map(re.escape, names))) if names else []
     if state.data_disk:
         disk = Path(state.data_disk)
         pattern = rf"\.{re.escape(disk.name)}\.[0-9a-f]{{8}}\.part"
@@ -15103,8 +15120,9 @@ def _of_clusters(host: Host) -> Iterator[Finding]:
     survey = surveyed(host)
     for name, trouble in survey.unreadable:
         yield Finding(name, "failure", str(trouble), getattr(trouble, "hint", ""))
-    for check in CLUSTER_CHECKS:
-        yield from check(host, survey)
+    with looking_once(host):
+        findings = [finding for check in CLUSTER_CHECKS for finding in check(host, survey)]
+    yield from findings
 
 
 def _unenforced(host: Host, survey: Survey) -> Iterator[Finding]:

@@ -958,7 +958,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a VM whose pidfile is lost is found",
-        "(_vm_of(pid, files) for pid in pids() if",
+        "(_vm_of(pid, files) for pid in all_pids if",
         "(_vm_of(pid, files) for pid in () if",
         "test_vm.py::test_a_vm_whose_pidfile_is_lost_is_found_by_its_lock",
     ),
@@ -2389,6 +2389,18 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "    if state.imported != str(files.disk) or not files.ssh_key.exists():\n        _make_key(",
         "    if True:\n        _make_key(",
         "test_machine.py::test_a_disk_that_was_kept_is_grown_at_most_and_keeps_its_login",
+    ),
+    (
+        "a list looks through all processes once",
+        "    host.qemus = [pid for pid in pids() if pidfiles(pid)]",
+        "    host.qemus = None",
+        "test_vm.py::test_list_looks_through_all_processes_once_however_many_clusters_there_are",
+    ),
+    (
+        "a list finds a VM whose pidfile is lost",
+        "    host.qemus = [pid for pid in pids() if pidfiles(pid)]",
+        "    host.qemus = []",
+        "test_vm.py::test_list_looks_through_all_processes_once_however_many_clusters_there_are",
     ),
     (
         "a disk alone is the sibling's in the sibling's folder only",

@@ -540,6 +540,24 @@ def test_a_python_without_pidfds_of_its_own_signals_by_them_all_the_same(
         ycluster.pidfd_open(process.pid)
 
 
+def test_list_looks_through_all_processes_once_however_many_clusters_there_are(
+    cli: Cli, cache: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each without a pidfile took a look of its own, as one whose pidfile is lost may run."""
+    for number in range(20):
+        made(cache, f"c{number}")
+    files = Files(cache, "c7")
+    qemu(processes, files)
+    files.pidfile.unlink(missing_ok=True)
+    looks, pids = [], ycluster.pids
+    monkeypatch.setattr(ycluster, "pids", lambda: looks.append(1) or pids())
+    shown = {
+        one["name"]: one["state"] for one in json.loads(cli("list", "-o", "json").out)["clusters"]
+    }
+    assert shown.pop("c7") not in ("stopped", "unseen") and set(shown.values()) == {"stopped"}
+    assert len(looks) <= 2  # the other: VMs of which the state file is lost
+
+
 @pytest.mark.parametrize("gone", ["its folder", "its state file"])
 def test_a_vm_whose_files_are_gone_is_found_by_its_argv(
     cli: Cli,
