@@ -1560,7 +1560,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "a list sees the clusters of other places",
         "remember_cache_dir(host, files.cache_dir)\n        state = _claim",
         "state = _claim",
-        "test_faults.py::test_a_provision_keeps_what_its_config_says_and_no_credential",
+        "test_faults.py::test_a_provision_that_is_killed_while_it_makes_the_disk_is_known",
     ),
     (
         "a provision that failed leaves nothing",
