@@ -386,6 +386,47 @@ def test_a_memory_that_was_loaded_counts_until_it_is_removed(
     assert vm.file("-console.log").read_bytes().count(GREETING) == 1
 
 
+@pytest.mark.parametrize("call", ["fsync", "rename"])
+def test_a_stop_at_the_deadline_waits_for_a_suspend_that_hangs(
+    running: Cluster, call: str, tmp_path: Path
+) -> None:
+    """It has the cluster's lock, so the VM is to be ended without that: which would lose the memory."""
+    vm = running
+    points = changing(vm, "suspend", tmp_path / "calls")
+    place = next(at for at, one in enumerate(points) if '.memory"' in one.words)
+    point = next(one for one in reversed(points[: place + 1]) if one.call == call)
+    prepare(vm, "suspend")
+    booted = vm.file("-console.log").read_bytes()
+    vm.set_deadline(15, onExpiry="stop")
+    vm.program.run("lifetime", "arm", "--name", vm.name, YCLUSTER_TIMER="watcher")
+    inject = f"--inject={point.call}:signal=STOP:when={point.count}"
+    begin = [word for word in strace(f"--trace={point.call}", inject) if word != "-f"]
+    hangs = subprocess.Popen(
+        [*begin, str(vm.program.path), "suspend", "-c", str(vm.directory)], cwd="/", text=True,
+        env=vm.program.environ(YCLUSTER_TIMER="watcher"), start_new_session=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+    def tries() -> int:
+        log = vm.file(".reap.log")
+        said = log.read_text() if log.exists() else ""
+        return said.count("its lock is held, so it is ended without it")
+
+    try:
+        before = tries()
+        wait_for("the try to end it", lambda: tries() > before, 120)
+        assert hangs.poll() is None and vm.qemu()
+        os.killpg(hangs.pid, signal.SIGCONT)
+        told = hangs.communicate(timeout=120)[1]
+    finally:
+        if hangs.poll() is None:
+            os.killpg(hangs.pid, signal.SIGKILL)
+    assert hangs.returncode == 0 and "is suspended" in told, told
+    assert vm.qemu() == [] and vm.status()["state"] == "suspended"
+    run_again(vm)
+    assert vm.file("-console.log").read_bytes() == booted, "it was booted anew"
+
+
 @pytest.mark.parametrize("fault", ["killed", "failed"])
 @pytest.mark.parametrize("verb", ["suspend", "start"])
 def test_nothing_is_lost_or_run_twice_wherever_it_is_cut_off(
