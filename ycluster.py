@@ -3021,7 +3021,7 @@ class Item(Record):
         """The node's own value. Raises ValueError where it is of another sort."""
         found = self.node.value
         if not isinstance(found, sort):
-            raise ValueError(f"wants {wanted}, not {_SORTS.get(type(found), 'a number')}")
+            raise ValueError(f"must be {wanted}, not {_SORTS.get(type(found), 'a number')}")
         return found
 
     def mapping(self) -> dict[str, Node]:
@@ -3058,7 +3058,7 @@ class Item(Record):
         """A scalar that may hold ${VAR}. It is filled in when used, so that no secret is stored."""
         text = self.scalar()
         if "${" in re.sub(_REFERENCE, "", text):
-            raise ValueError("${ wants a variable, as in ${VAR} or ${VAR:-default}; or write $${")
+            raise ValueError("${ names a variable, as in ${VAR} or ${VAR:-default}; or write $${")
         return text
 
     def file(self, text: str) -> Path:
@@ -3379,7 +3379,7 @@ def _read_path(item: Item) -> Path | None:
 def _read_file(item: Item) -> Path:
     text = item.text()
     if not text:
-        raise ValueError("wants the path of a file")
+        raise ValueError("must be the path of a file")
     return item.file(text)
 
 
@@ -3400,7 +3400,7 @@ def _read_url(item: Item) -> str:
             raise ValueError(why) from None
         return text
     if not text:
-        raise ValueError("wants a URL or a path of a cloud image")
+        raise ValueError("must be a URL or a path of a cloud image")
     if text.startswith("file:///"):
         text = urllib.parse.unquote(text[len("file://") :])
     elif re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
@@ -3852,7 +3852,7 @@ def _config_file(path: Path) -> Path:
     if not found:
         what = f"no {CONFIG_NAMES[0]} in it" if path.is_dir() else "no such directory"
         other = _other_name(path)
-        hint = other or "-c wants the directory that holds the config"
+        hint = other or "-c names the directory that holds the config"
         raise ConfigError(f"{path}: {what}", hint=hint)
     return found[0]
 
@@ -3863,7 +3863,7 @@ def _other_name(folder: Path) -> str:
     if not found.is_file():
         return ""
     renaming = shlex.join(["mv", "--", str(found), str(found.with_suffix(".yaml"))])
-    return f"the name ends in .yaml, as the sibling wants it, too: `{renaming}`"
+    return f"the name must end in .yaml, for the sibling, too: `{renaming}`"
 
 
 def read_config(text: str, path: Path, home: Callable[[], Path] | None = None) -> Config:
@@ -10151,7 +10151,7 @@ def _image_meant(config: QemuConfig, path: Path) -> str:
     if near:
         return f"write `image: {path.with_name(near[0])}`"
     meant = line_to_write("image", written(config, "image"))
-    return meant or f"write a path or a URL of a cloud image, such as `image: {DEFAULT_IMAGE}`"
+    return meant or f"write a path or a URL of a cloud image, for example `image: {DEFAULT_IMAGE}`"
 
 
 def parse_size(text: str) -> int:
@@ -10928,11 +10928,11 @@ def positive_duration(text: str) -> int:
     try:
         nanoseconds = parse_duration(rest) if rest or not days else 0
     except ValueError:
-        hint = "such as 2h, 1h30m or 3d"
+        hint = "for example 2h, 1h30m or 3d"
         raise UsageError(f'invalid duration "{text}"', hint=hint) from None
     nanoseconds += int(days or 0) * 86400 * 10**9
     if nanoseconds <= 0:
-        raise UsageError(f"{text}: wants a positive duration, such as 2h")
+        raise UsageError(f"{text}: must be a positive duration, for example 2h")
     return nanoseconds
 
 
@@ -10940,7 +10940,7 @@ def boot_budget(text: str) -> int:
     """Seconds that a disk may run after each boot: a minute to a year. Raises UsageError."""
     seconds = seconds_up(positive_duration(text))
     if not 60 <= seconds <= 365 * 86400:
-        raise UsageError(f"{text}: wants 1m to 8760h", hint="such as 8h; a boot takes a minute")
+        raise UsageError(f"{text}: must be 1m to 8760h", hint="for example 8h; a boot takes 1m")
     return seconds
 
 
@@ -11011,7 +11011,7 @@ def _placed(text: str) -> Selector:
 
 def _own_name(text: str) -> str:
     if not re.fullmatch(NAME_PATTERN, text):
-        raise UsageError(f"--name {text}: wants {NAME_RULE}")
+        raise UsageError(f"--name {text}: must be {NAME_RULE}")
     return text
 
 
@@ -11021,7 +11021,7 @@ def _of_context(text: str) -> Selector:
 
 def _given(option: str, text: str) -> str:
     if not text:
-        raise UsageError(f"{option} wants a name, and this one is empty", hint="an unset variable?")
+        raise UsageError(f"{option} needs a name, and this one is empty", hint="an unset variable?")
     return text
 
 
@@ -13298,9 +13298,8 @@ def _until(text: str) -> HowFar:
     try:
         parse_until(text, now=0.0)
     except ValueError as error:
-        raise UsageError(
-            f"--until {error}", hint="such as 18:00, 6pm, 2026-01-31 18:00 or 2026-01-31T18:00:00Z"
-        ) from None
+        hint = "for example 18:00, 6pm, 2026-01-31 18:00 or 2026-01-31T18:00:00Z"
+        raise UsageError(f"--until {error}", hint=hint) from None
     return HowFar(until=text)
 
 
@@ -14938,7 +14937,7 @@ def prune_age(text: str) -> int:
     """Seconds for `--older-than`. Raises UsageError."""
     seconds = seconds_up(positive_duration(text))
     if seconds < PRUNE_LEAST:
-        why = f"{text}: wants {in_words(PRUNE_LEAST)} or more"
+        why = f"{text}: must be {in_words(PRUNE_LEAST)} or more"
         raise UsageError(why, hint="what a provision needs that runs now is younger")
     return seconds
 
@@ -15246,7 +15245,7 @@ def print_gcp_flags(
     flags = gcp_flags(config.lifetime.max_run, f"{config.file}: lifetime.maxRun")
     if require_budget and not flags:
         why = f"{config.file}: lifetime.maxRun is not set, and a budget is required"
-        raise ConfigError(why, hint="such as `lifetime: {maxRun: 8h}`")
+        raise ConfigError(why, hint="for example `lifetime: {maxRun: 8h}`")
     for what, text in gcp_warnings(config, written(config, "lifetime", "onExpiry")).items():
         if not {what, "all"} & set(quiet):
             host.output.warn(f"{text} (hide this with --quiet={what})")
@@ -15301,7 +15300,7 @@ def gcp_status(
 
 def _piped_instance(host: Host, place: Sequence[str]) -> bytes:
     if place or host.stdin is None or host.stdin.isatty():
-        why = "gcp-status wants an INSTANCE, or its JSON on stdin without --zone and --project"
+        why = "gcp-status needs an INSTANCE, or its JSON on stdin without --zone and --project"
         raise UsageError(why, hint=GCP_PIPE)
     text: bytes = host.stdin.buffer.read()
     return text
@@ -15435,7 +15434,7 @@ def _warnings_of(config: Config) -> Iterator[str]:
     yield from idle_keys(config)
     if budget(config.lifetime.max_run) is None:
         text = "lifetime.maxRun is not set: nothing will end this cluster"
-        yield f"{text}; such as `lifetime: {{maxRun: 8h}}`"
+        yield f"{text}; for example `lifetime: {{maxRun: 8h}}`"
     if config.provider in OTHER_PROVIDERS:
         yield (
             f"provider {config.provider}: y-cluster runs it; checked are only the keys that all "

@@ -42,7 +42,7 @@ resource='[a-z]([-a-z0-9]{0,61}[a-z0-9])?'
 while (($#)); do
     case $1 in
         -c | --config | --zone | --project | --machine-type | --image-project | --image-family | --data-disk | --label)
-            (($# > 1)) || die "$1 wants a value"
+            (($# > 1)) || die "$1 needs a value"
             ;;&
         -c | --config) config=$2 && shift 2 ;;
         --zone) zone=$2 && shift 2 ;;

@@ -540,7 +540,7 @@ def test_the_wrapper_makes_nothing_that_nothing_would_delete(wrap: Any) -> None:
         ("-c 12h --zone 'z a' vm", 2, "--zone"),
         ("-c 12h vm", 2, "--zone is missing"),
         ("--zone z-a vm", 2, "-c DIR is missing"),
-        ("vm --zone z-a -c", 2, "-c wants a value"),
+        ("vm --zone z-a -c", 2, "-c needs a value"),
         ("-c 12h --zone z-a --data-disk 'd,auto-delete=yes' vm", 2, "--data-disk"),
         ("-c 12h --zone z-a --label 'a=b c' vm", 2, "--label"),
         ("-c 12h --zone z-a --max-run 1h vm", 2, "--max-run: no such option"),
