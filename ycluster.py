@@ -30,7 +30,8 @@ The sections. Each uses only what stands above it.
   12 QMP                `Qmp`, the client of QEMU's monitor
   13 VM process         `find_vm`: is it running, under which pid, is it really ours; `stop_vm`, the
                         escalation
-  14 QEMU machine       `qemu_argv`: pure; `launch`; `kvm_works`, the KVM check
+  14 QEMU machine       `qemu_argv`: pure; `launch`; `kvm_works`, the KVM check; `write_memory`,
+                        `launch_from_memory`: a suspend, and what follows it
   15 guest              the cloud-init seed, keys, ssh, `wait_ready`
   16 k3s                `download`; `fetch_k3s`, a release on the host; `k3s_stages`, into the guest
                         until it is Ready
@@ -39,7 +40,7 @@ The sections. Each uses only what stands above it.
   18 disk images        `fetch_image`, the overlay on it, the data disk, bundles; the kernel that
                         libguestfs boots
   19 commands           one function a verb; `reap` and `sweep`, which carry an expiry out, and
-                        `hand_over`, which has that done
+                        `hand_over`, which has that done; `_disk_there`, which disk is booted
   20 CLI                argv -> command -> exit code
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 invalid config, 4 no such cluster or unreadable state, 5 a
@@ -393,7 +394,7 @@ class Interrupted(BaseException):
     exit_code = 130
 
 
-OWN_FAILURE = 125  # the exit code where not the command has failed, as of docker run
+OWN_FAILURE = 125  # the exit code of `run` where ycluster itself failed, as docker's
 EXIT_CODES: Mapping[int, str] = {
     0: "done",
     1: "failed",
@@ -1670,14 +1671,16 @@ def locked(
 
     If the file that it belongs to is gone at the end of the block, the lock file is removed, too.
     """
+    # A cluster by its name; what is downloaded by its folder.
+    what = str(path.parent) if path.name == ".lock" else path.stem.removesuffix(".stop")
     try:
-        fd = take_flock(host, path, timeout=timeout, what=path.stem)
+        fd = take_flock(host, path, timeout=timeout, what=what)
     except PermissionError as error:  # root's, or no file at all
-        hint = f"while no ycluster works on {path.stem}, `rm {shlex.quote(str(path))}` is safe"
+        hint = f"while no ycluster works on {what}, `rm {shlex.quote(str(path))}` is safe"
         raise NoLock(f"{path}: {error.strerror}", hint=hint) from None
     if fd is None:
         hint = f"`fuser {path}` names it"
-        raise Busy(f"{path.stem}: another ycluster is working on it", hint=hint)
+        raise Busy(f"{what}: another ycluster is working on it", hint=hint)
     with descriptor(fd):
         try:
             yield
@@ -2890,7 +2893,7 @@ _MEANT = (
     ("onExpiry|onWarn", ".+", r"lifetime: {PATH: \g<0>}"),
     ("k3s", "none|false|no|off", "k3s: {install: none}"),
     ("k3s", "v[0-9].*", r"k3s: {version: \g<0>}"),
-    ("diskSize|dataDiskSize", "([0-9]+) *([MGT])i?B?", r"PATH: \1\2"),
+    ("diskSize|dataDiskSize", "([1-9][0-9]*) *([MGT])i?B?", r"PATH: \1\2"),
     ("diskSize|dataDiskSize", "[1-9][0-9]{0,2}", r"PATH: \g<0>G"),
     ("diskSize|dataDiskSize", "[1-9][0-9]{3,5}", r"PATH: \g<0>M"),
     (r"portForwards\[[0-9]+\]", "([0-9]+):([0-9]+)(/tcp)?", r"{host: \1, guest: \2}"),
@@ -3006,7 +3009,10 @@ class Item(Record):
         for name, node in self.mapping().items():
             if name not in kinds:
                 at_key = replace(node, line=node.key_line, column=node.key_column)
-                self.below(at_key, f".{name}").refuse(f"no such key{_nearest(name, kinds)}")
+                unseen = invisible_in(name)
+                why = f"in this key is an invisible character, {unseen}" if unseen else ""
+                why = why or f"no such key{_nearest(name, kinds)}"
+                self.below(at_key, f".{name}").refuse(why)
                 continue
             kind = kinds[name]
             is_scalar = kind.schema.get("type", "string") == "string"
@@ -3287,17 +3293,27 @@ def name_server(text: str) -> str:
     return text
 
 
+# What `k3s server` would do no more by these: become one that can be reached, and is Ready.
+_K3S_OWN = frozenset(
+    "help h version config c disable-agent server s https-listen-port write-kubeconfig o "
+    "data-dir d rootless".split()
+)
 _K3S_ARGUMENT = r"--?[a-z][-a-z0-9]*(?:=[^\x00-\x1f\x7f]*)?"
 
 
 def k3s_argument(text: str) -> str:
     """An option of `k3s server` with its value, in one text."""
     if re.fullmatch(_K3S_ARGUMENT, text):
+        name, equals, value = text.lstrip("-").partition("=")
+        if name in _K3S_OWN:
+            raise ValueError(f"{text!r}: ycluster itself counts on the default of --{name}")
+        if name == "disable" and not value:
+            raise ValueError("--disable names what is disabled, in one text: `--disable=traefik`")
         return text
     name, blank, value = text.partition(" ")
     if blank and re.fullmatch(_K3S_ARGUMENT, f"{name}={value}") and "=" not in name:
         raise ValueError(f"an option and its value are one text; write `{name}={value}`")
-    raise ValueError(f"{text!r} is no option of `k3s server`, such as --disable=traefik")
+    raise ValueError(f"{text!r} is no option of `k3s server`; one is --disable=traefik")
 
 
 _USER = r"[a-z_][-a-z0-9_]{0,31}"
@@ -3801,7 +3817,10 @@ def load_config(directory: Path, home: Callable[[], Path] | None = None) -> Conf
         path = _config_file(path)
         text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from None
+        hint = ""
+        if error.object[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            hint = f"it is UTF-16: `iconv -f UTF-16 -t UTF-8 {shlex.quote(str(path))}` gives UTF-8"
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}", hint=hint) from None
     except OSError as error:  # such as a path that is too long, or a directory closed to us
         raise ConfigError(f"{path}: {error.strerror}") from None
     config, keys = _read(text, path, home)
@@ -4018,7 +4037,8 @@ def _raise_problems(problems: Sequence[Problem], path: Path, provider: str) -> N
     for line, column, why in sorted(problems):
         lines.append(f"{path}:{line}:{column}: {why}")
     is_advised = all(re.search("; (write `|leave )", why) for _, _, why in problems)
-    hint = "" if is_advised else f"`ycluster schema {provider}` describes every key"
+    which = provider if provider in CONFIGS else "common"
+    hint = "" if is_advised else f"`ycluster schema {which}` describes every key"
     raise ConfigError("\n".join(lines), hint=hint)
 
 
@@ -4293,9 +4313,11 @@ def schema_for(which: str) -> dict[str, Any]:
 # 1: fields are only added, and fields that are unknown here are written back as they were read.
 # The sibling keeps its own fields alone when it saves; so ours are in a copy, too.
 #
-# A cluster has three locks. A verb holds `.lock` while it changes the state or the VM. QEMU itself
+# A cluster has four locks. A verb holds `.lock` while it changes the state or the VM. QEMU itself
 # holds `.vm.lock`, so that a running VM is seen without its pidfile, and two can't start. The
 # watcher holds `.watch.lock`, so that a cluster has one; `armed` asks whether that lock is held.
+# `.stop.lock` is held while the VM is stopped, paused or suspended: `.lock` would not do, as an
+# expiry does not wait for a verb that hangs with it.
 # Downloads have locks of their own: `images/.lock` in a cacheDir, `.lock` beside a release of k3s.
 # `claim_lock` is the user's: under it a cluster takes its context, and its names in a kubeconfig.
 
@@ -4374,8 +4396,8 @@ class Files(Record):
     copy = OwnFile(".ycluster.state", "last")  # a copy of the state, see `save_state`
     sidecar = OwnFile(".json", "last")  # the state, see `State`
 
-    # Held while the VM is stopped, with the lock or without it. Whoever waits for it makes it anew,
-    # and leaves it where the state is still there; so it goes after that.
+    # Held while the VM is stopped, paused or suspended, with `.lock` or without it. Whoever waits
+    # for it makes the file again, and removes it only where the state is gone; so it goes after it.
     stop_lock = OwnFile(".stop.lock", "last")
 
     def going(self, removed: Removal) -> list[Path]:
@@ -5192,15 +5214,16 @@ def remember_again(host: Host, cache_dir: Path) -> None:
 def default_cache_dir(host: Host, name: str) -> Path:
     """Where a cluster is whose config names no cacheDir: where there is one of this name.
 
-    Else with the sibling's clusters, where there are any, or under XDG_DATA_HOME: what can't be
-    made again has no place in a cache.
+    Else with the sibling's clusters, where there are any, or the user names their folder; or under
+    XDG_DATA_HOME: what can't be made again has no place in a cache.
     """
     own, siblings = host.data_home(), host.sibling_home()
     for place in (own, siblings):
         files = Files(place, name)
         if os.path.lexists(files.sidecar) or os.path.exists(files.disk):
             return place
-    if _clusters_in(siblings) or any(siblings.glob("*.qcow2")):
+    named = host.environ.get("Y_CLUSTER_QEMU_CACHE_DIR", "")
+    if named or _clusters_in(siblings) or any(siblings.glob("*.qcow2")):
         return siblings
     return own
 
@@ -5826,7 +5849,8 @@ def hold_until(state: State, at_most: int, clock: Clock) -> int | None:
         limits.append((state.started_at or int(clock.now)) + seconds_up(most))
         if limits[-1] <= clock.now:
             why = f"{state.name}: nothing is left of lifetime.maxTotal, {state.max_total}"
-            raise YclusterError(why, hint="edit that, and apply it by `ycluster lifetime arm -c`")
+            hint = "raise it in the config, and apply that by `ycluster lifetime arm -c DIR`"
+            raise YclusterError(why, hint=hint)
     return min(limits, default=None)
 
 
@@ -5894,8 +5918,9 @@ def for_one_run(state: State, run_budget: str) -> State:
     """
     length, most = budget(run_budget), budget(state.max_total)
     if run_budget and most is not None and (length is None or length > most):
-        why = f"--max-run {run_budget} is more than lifetime.maxTotal, {state.max_total}"
-        raise UsageError(why, hint="edit that, or give less")
+        given = f"{run_budget}{', no budget,' if length is None else ''}"
+        why = f"--max-run {given} is more than lifetime.maxTotal, {state.max_total}"
+        raise UsageError(why, hint="give less, or raise maxTotal in the config")
     return replace(state, run_budget=run_budget)
 
 
@@ -6617,8 +6642,8 @@ def arm_timers(host: Host, state: State, *, renew: bool = False) -> State:
         return swap_timers(host, state, armed)
     save_state(replace(state, timers=()))
     why = f"{state.name}: no timer can be armed, so nothing would act on its deadline"
-    hint = "unset YCLUSTER_TIMER, so that any timer will do; where it runs already, "
-    hint += "`ycluster lifetime reap --all`\nfrom a scheduler of your own keeps its deadline"
+    hint = "without YCLUSTER_TIMER any timer will do; a cluster that runs already keeps its "
+    hint += "deadline\nby `ycluster lifetime reap --all` from a scheduler of your own, such as cron"
     raise PrerequisiteError(f"{why} ({'; '.join(refused)})", hint=hint)
 
 
@@ -7004,7 +7029,7 @@ def find_vm(host: Host, files: Files) -> Iterator[Vm | None]:
 
     found = host.wait_for(look, timeout=5)  # QEMU may be starting or ending right now
     if found is None:
-        hint = f"`fuser {files.vm_lock}` where it was started (another container?) names it"
+        hint = f"it may run in another container: `fuser {files.vm_lock}` there gives its pid"
         raise YclusterError(f"{files.name}: its QEMU runs, and can't be seen from here", hint=hint)
     if isinstance(found, Vm):
         with descriptor(found.pidfd):
@@ -7315,7 +7340,8 @@ def stop_vm(
         took = host.monotonic() - began
         host.output.warn(f"{files.name}: {step.name} did not end it in {took:.0f} s")
     why = f"{files.name}: QEMU (pid {vm.pid}) is alive after SIGKILL"
-    raise YclusterError(why, hint="look into the kernel's log")
+    hint = "it hangs in the kernel: `sudo dmesg` may say where; a reboot of the host ends it"
+    raise YclusterError(why, hint=hint)
 
 
 def _continue(vm: Vm) -> None:
@@ -7472,9 +7498,13 @@ def try_kvm(host: Host) -> None:
     guest stops, on others it crawls, a hundred times slower than TCG, and stops after minutes.
     """
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        there = os.path.exists("/dev/kvm")
-        what = "/dev/kvm is closed to you" if there else "there is no /dev/kvm"
-        hint = f"sudo modprobe kvm; sudo usermod -aG kvm {host.user()}"
+        if os.path.exists("/dev/kvm"):
+            what = "/dev/kvm is closed to you"
+            hint = f"sudo usermod -aG kvm {host.user()}, then log in again"
+        else:
+            what = "there is no /dev/kvm"
+            hint = "sudo modprobe kvm_intel (or kvm_amd); where that fails, the firmware, or the "
+            hint += "host of this host, has it switched off"
         raise PrerequisiteError(f"{what}, {_SLOWER}", hint=hint)
     try:
         done = _boot_with_kvm(host)
@@ -7864,7 +7894,9 @@ def _check_room(host: Host, files: Files, vm: Vm) -> None:
     free = disk.f_bavail * disk.f_frsize
     if free < (most // 4 if host.which("zstd") else most):
         why = f"{files.name}: its memory takes up to {most >> 20} MiB, and {files.cache_dir} has "
-        raise YclusterError(f"{why}{free >> 20} MiB left", hint="make room, or `ycluster stop` it")
+        hint = "`ycluster prune` lists what can go; "
+        hint += f"`ycluster stop {files.name}` needs no room, and loses what runs in it"
+        raise YclusterError(f"{why}{free >> 20} MiB left", hint=hint)
 
 
 def _write_part(host: Host, state: State, qmp: Qmp) -> str:
@@ -8314,7 +8346,7 @@ def guest_proxies(environ: Mapping[str, str]) -> dict[str, str]:
     for name in PROXY_NAMES[:2]:
         value = _proxy_of(environ, name)
         if re.search(r"""[^!-~]|["'`$#\\]""", value):
-            why = f"guest.proxy: {name} has a character that is none of a URL's"
+            why = f"guest.proxy: {name} has a character that a URL can't have"
             raise ConfigError(why, hint="write it as %XX, such as %24 for $")
         if value:
             proxies[name] = re.sub(_LOOPBACK, rf"\g<1>{HOST_IN_GUEST}", value)
@@ -8343,16 +8375,18 @@ def proxy_warnings(config: QemuConfig, environ: Mapping[str, str]) -> Iterator[s
             yield f"guest.proxy: {name} is on this host, which is {HOST_IN_GUEST} in the guest"
 
 
-def _read_named(path: Path, key: str) -> str:
+def _read_named(path: Path, key: str, encoding: str = "utf-8") -> str:
     """What is in a file that the config names. Raises ConfigError, which names both."""
     try:
         if path.exists() and not path.is_file():
             raise ConfigError(f"{key}: {path} is no file")
-        return path.read_bytes().decode("utf-8")
+        return path.read_bytes().decode(encoding)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{key}: {path}: not UTF-8 at byte {error.start}") from None
     except OSError as error:
-        raise ConfigError(f"{key}: {path}: {error.strerror}") from None
+        unseen = invisible_in(str(path))
+        what = f"; in the path is an invisible character, {unseen}" if unseen else ""
+        raise ConfigError(f"{key}: {path}: {error.strerror}{what}") from None
 
 
 _PEM = r"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]+)-----END CERTIFICATE-----"
@@ -8363,7 +8397,7 @@ def certificates_in(path: Path) -> list[str]:
     import base64
 
     found: list[str] = []
-    for body in re.findall(_PEM, _read_named(path, "guest.caCertificates")):
+    for body in re.findall(_PEM, _read_named(path, "guest.caCertificates", "latin-1")):
         try:
             der = base64.b64decode("".join(body.split()), validate=True)
         except ValueError:
@@ -8421,6 +8455,9 @@ def user_part(path: Path) -> str:
     if not text.lower().startswith(USER_DATA_HEADERS):
         hint = f"its first line begins with one of {', '.join(USER_DATA_HEADERS)}"
         raise ConfigError(f"guest.userData: {path}: cloud-init does not know its kind", hint=hint)
+    if re.match(r"#!.*\r\n", text):
+        hint = "`sed -i 's/\\r$//' FILE` makes them those of Linux"
+        raise ConfigError(f"guest.userData: {path}: its lines end as on Windows", hint=hint)
     if _displaces_users(text):
         hint = "write each as `- name: NAME`; ycluster's own login is put into that list"
         raise ConfigError(f"guest.userData: {path}: users is not a list", hint=hint)
@@ -8429,7 +8466,8 @@ def user_part(path: Path) -> str:
 
 # How our part is merged into the user's, which comes first (docs.cloud-init.io, "Merging user-data
 # sections"): lists of ours go before theirs, so of two entries for one login ours counts; a
-# text of ours takes the place of theirs; other keys of theirs stay.
+# text of ours takes the place of theirs; where both have a number or a boolean, and where only
+# they have a key, theirs stays.
 MERGE_HOW = (
     {"name": "list", "settings": ["prepend"]},
     {"name": "dict", "settings": ["no_replace", "recurse_list", "recurse_str"]},
@@ -9329,7 +9367,8 @@ def check_implemented(config: QemuConfig) -> None:
     if config.network.mode == "tap":
         asked.append(TAP)
     if asked:
-        raise NotImplementedYet(f"not yet implemented: {', '.join(asked)}", hint="leave it out")
+        hint = "remove it from the config"
+        raise NotImplementedYet(f"not yet implemented: {', '.join(asked)}", hint=hint)
 
 
 def k3s_cache(host: Host) -> Path:
@@ -10183,7 +10222,7 @@ PACKED = (
 _TAR = b"ustar"  # at byte 257 of a tar
 _PLAIN_TEXT = rb"[\t-\r\x1b\x20-\x7e\x80-\xff]+"  # of which no disk consists
 SMALLEST_DISK = 1 << 20  # bytes
-WHOLE = "`qemu-img convert -O qcow2`, where you trust it, makes a whole one of it"
+WHOLE = "if you trust it, `qemu-img convert -O qcow2 OLD NEW` makes a whole one of it"
 A_DISK = "the whole disk of a machine that boots by BIOS is wanted, as qcow2, raw or vmdk"
 
 
@@ -10203,11 +10242,7 @@ def image_format(head: bytes) -> str:
     Sources: QEMU's docs/interop/qcow2.txt and block/vmdk.c.
     """
     if head.startswith(b"QFI\xfb"):
-        backing = int.from_bytes(head[8:16], "big")
-        version = int.from_bytes(head[4:8], "big")
-        has_data_file = version > 2 and head[79] & 4
-        if backing or has_data_file:
-            raise NoDisk("it builds on another file", hint=WHOLE)
+        _refuse_qcow2(head)
         return "qcow2"
     if head.startswith(b"KDMV"):
         if not any(head[12:20]):  # no size of its own: it is as its descriptor says
@@ -10222,8 +10257,26 @@ def image_format(head: bytes) -> str:
     return "raw"
 
 
+def _refuse_qcow2(head: bytes) -> None:
+    """Raise NoDisk where the header of a qcow2 says that it can't be used."""
+
+    def number(first: int, length: int) -> int:
+        return int.from_bytes(head[first : first + length], "big")
+
+    version, backing, encryption = number(4, 4), number(8, 8), number(32, 4)
+    has_data_file = version > 2 and head[79] & 4
+    if version not in (2, 3):
+        raise NoDisk(f"it is a qcow of version {version}, and not 2 or 3", hint=WHOLE)
+    if backing or has_data_file:
+        raise NoDisk("it builds on another file", hint=WHOLE)
+    if encryption:
+        raise NoDisk("it is encrypted", hint=WHOLE)
+
+
 def _refuse_no_disk(head: bytes) -> None:
     """Raise NoDisk where what would be a raw disk can't be booted."""
+    if head[0x8001:].startswith(b"CD001"):  # whether it has a boot sector, too, or none
+        raise NoDisk("it is a CD image (ISO 9660), from which one installs", hint=A_DISK)
     for form, program, magic in PACKED:
         if head.startswith(magic):
             hint = f"`{{packed}}{program} >disk.img` unpacks it; use disk.img in its place"
@@ -10248,7 +10301,7 @@ def format_of(image: Path, named: str = "") -> str:
     import urllib.parse
 
     with open(image, "rb") as file:
-        head = file.read(4096)
+        head = file.read(0x8006)  # up to what tells a CD
     try:
         if not head:
             raise NoDisk("it is empty", hint=A_DISK)
@@ -10288,13 +10341,24 @@ def image_info(host: Host, image: Path, named: str = "") -> dict[str, Any]:
 
     NoDisk where it is not: where it builds on another file, or lies in several.
     """
-    info = disk_info(host, image, format_of(image, named))
-    refused = f"{named or image}: the image is not used"
+    form, refused = format_of(image, named), f"{named or image}: the image is not used"
+    try:
+        info = disk_info(host, image, form)
+    except ProgramFailed as error:
+        raise NoDisk(f"{refused}: {error}", hint=WHOLE) from None
     if set(_files_named(info)) != {str(image)}:
         raise NoDisk(f"{refused}: it builds on another file", hint=WHOLE)
     if info["virtual-size"] < SMALLEST_DISK:
         raise NoDisk(f"{refused}: it has {info['virtual-size']} bytes", hint=A_DISK)
+    # QEMU reads zeros past the end of a file that was cut off. One in use is not looked at.
+    argv = ["qemu-img", "check", "-q", "-f", form, str(image)]
+    if form == "qcow2" and host.run(argv, timeout=3600, check=False).returncode == _CORRUPT:
+        hint = "get it anew; `qemu-img check` says more"
+        raise NoDisk(f"{refused}: it is damaged, or was cut off", hint=hint)
     return info
+
+
+_CORRUPT = 2  # the exit status of `qemu-img check` (qemu-img(1))
 
 
 def make_disk(host: Host, state: State, image: Path) -> None:
@@ -11150,13 +11214,13 @@ def _files_of_config(host: Host, directory: Path, own_name: str) -> Files:
 
 
 def _no_clusters(host: Host, which: Selector) -> StateError:
-    asked = str(which) if which.name or which.context else "yet"
+    asked = f" {which}" if which.name or which.context else ""
     for error in unseen(host).values():
-        raise StateError(f"no cluster {asked} can be seen: {error}", hint=error.hint)
+        raise StateError(f"no cluster{asked} can be seen: {error}", hint=error.hint)
     hint = "`ycluster provision -c DIR` makes one"
     if not which.context:
         hint = last_teardown(host, which.name) + hint
-    return StateError(f"there is no cluster {asked}: there are none at all", hint=hint)
+    return StateError(f"there is no cluster{asked}: there are none yet", hint=hint)
 
 
 def current(host: Host, files: Files) -> State:
@@ -11186,7 +11250,8 @@ def require_qemu(config: Config) -> QemuConfig:
     """The config, where its provider is implemented; else NotImplementedYet."""
     if not isinstance(config, QemuConfig):
         why = f"not yet implemented for {config.provider}"
-        raise NotImplementedYet(why, hint="`provider: qemu` is")
+        hint = "`provider: qemu` is; `ycluster lifetime gcp-flags` works with all"
+        raise NotImplementedYet(why, hint=hint)
     return config
 
 
@@ -11741,7 +11806,7 @@ def _check_ports(host: Host, state: State) -> None:
     hint += "and name the cluster by -c"
     for forward in forwards(state):
         port = forward.host
-        fault = _listen_fault(address, port) if port else 0
+        fault = _listen_fault(address, port)
         if fault == errno.EADDRNOTAVAIL:
             why = f"can't listen on {address}: no interface of this host has this address"
             hint = f"write `network: {{bindAddress: {BIND_ADDRESS}}}`; `ip -4 addr` lists them all"
@@ -12512,7 +12577,8 @@ def _prepare_disk(host: Host, state: State, max_run: int) -> None:
         listed = guestfs(host, "clearing free space", "sh", "-c", CLEAR_FREE, "sh", disk)
     except YclusterError as error:
         why = f"{state.name} is stopped, and its disk half prepared: {error}"
-        hint = "`ycluster prepare-export` again resumes it; `ycluster start` boots it as it is"
+        hint = f"`ycluster prepare-export {state.name}` goes on with it; "
+        hint += f"`ycluster start {state.name}` boots it as it is"
         raise YclusterError(why, hint=hint) from error
     harmless = "ext[234]|vfat|unknown"  # those that are cleared; EFI and BIOS have no data of users
     for device, kind in re.findall(r"(?m)^(/.*): (.*)$", listed):
@@ -12576,7 +12642,8 @@ def _new_folder(folder: Path) -> Iterator[Path]:
             part.mkdir(mode=0o700)
         except OSError as error:
             if error.filename == str(part) and error.errno == errno.EEXIST:
-                hint = f"if not, what was left can go: rm -r {shlex.quote(str(part))}"
+                left = shlex.quote(str(part))
+                hint = f"if none is running, remove what the killed one has left: rm -r {left}"
                 why = f"another export to {folder} is running, or was killed"
                 raise YclusterError(why, hint=hint) from None
             why = f"{folder} can't be made: {error.filename}: {error.strerror}"
@@ -12679,7 +12746,8 @@ def import_disk(host: Host, disk: Path, directory: Path) -> None:
     disk = disk.resolve()
     if not disk.is_file():
         hint = "the disk itself is wanted, not the folder of a bundle"
-        raise UsageError(f"{disk}: no such file", hint=hint)
+        there = "not a regular file" if disk.exists() else "no such file"
+        raise UsageError(f"{disk}: {there}", hint=hint)
     check_folder(files.cache_dir)
     _refuse_disk(host, files, disk)
     _check_sums(host, disk)
@@ -14747,7 +14815,7 @@ def _used_by_disks(survey: Survey, places: Sequence[Path]) -> set[tuple[int, int
     disks = [files.disk for files in survey.clusters]
     away = [str(disk) for disk in disks if not disk.is_file()]
     if away:
-        raise StateError(f"{away[0]} is not there, and may build on one")
+        raise StateError(f"{away[0]} is missing, and may build on one of them")
     named = [path for state in survey.states for path in _named_by(state) if path.is_file()]
     disks += named
     for place in places:
@@ -14938,7 +15006,7 @@ def prune_age(text: str) -> int:
     seconds = seconds_up(positive_duration(text))
     if seconds < PRUNE_LEAST:
         why = f"{text}: must be {in_words(PRUNE_LEAST)} or more"
-        raise UsageError(why, hint="what a provision needs that runs now is younger")
+        raise UsageError(why, hint="a provision that runs now may need what is younger")
     return seconds
 
 
@@ -15672,8 +15740,11 @@ def parse_args(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def _plain_flags(path: str, words: Sequence[str]) -> list[str]:
-    """The words of a verb, with `--flag=true` and `--flag=false` as the sibling takes them."""
-    if not any(word.endswith(("=true", "=false")) for word in words):
+    """The words of a verb, with `--flag=true` and `--flag=false` as the sibling takes them.
+
+    Source: Go's strconv.ParseBool.
+    """
+    if not any("=" in word for word in words):
         return list(words)
     flags: list[str] = []
     for item in arguments_of(path):
@@ -15683,11 +15754,13 @@ def _plain_flags(path: str, words: Sequence[str]) -> list[str]:
     for place, word in enumerate(words):
         if word == "--":  # what follows is a command
             return plain + list(words[place:])
-        name, _, value = word.partition("=")
-        if name not in flags or value not in ("true", "false"):
+        name, equals, value = word.partition("=")
+        if name not in flags or not equals:
             plain.append(word)
-        elif value == "true":
+        elif value in ("1", "t", "T", "true", "TRUE", "True"):
             plain.append(name)
+        elif value not in ("0", "f", "F", "false", "FALSE", "False"):
+            raise UsageError(f"{word}: {name} is true or false")
     return plain
 
 

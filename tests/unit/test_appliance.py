@@ -240,7 +240,7 @@ def test_a_prepare_that_fails_half_way_says_how_to_go_on_and_can_be_had_again(
     fake_program(tmp_path / "bin", "virt-customize", "echo 'no space left' >&2; exit 1")
     ran = cli("prepare-export")
     told(ran, 1, "demo is stopped", "virt-customize", "exit 1", "no space left")
-    assert missing(ran.err, "`ycluster prepare-export`", "`ycluster start`") == []
+    assert missing(ran.err, "`ycluster prepare-export demo`", "`ycluster start demo`") == []
     assert ycluster.load_state(state.files).prepared == "live"
     fake_program(tmp_path / "bin", "virt-customize", f'printf "%s\\n" "$@" >{tmp_path}/argv')
     fake_program(tmp_path / "bin", "guestfish", "exit 1")
