@@ -115,6 +115,7 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("shell", ["bash", "sh", "zsh"])
 @pytest.mark.parametrize("modes, modules, wanted", CASES.values(), ids=CASES)
 def test_the_guard_names_the_kernel_that_libguestfs_would_boot_and_the_script_agrees(
     open_dir: Path,
@@ -123,7 +124,10 @@ def test_the_guard_names_the_kernel_that_libguestfs_would_boot_and_the_script_ag
     modes: dict[str, int | None],
     modules: list[str],
     wanted: str,
+    shell: str,
 ) -> None:
+    if not shutil.which(shell):
+        pytest.skip(f"there is no {shell}")
     boot, lib = kernels(open_dir, modes, modules)
     told = ""
     try:
@@ -134,9 +138,9 @@ def test_the_guard_names_the_kernel_that_libguestfs_would_boot_and_the_script_ag
             + "\n"
         )
     assert (f"{boot}/vmlinuz-{wanted} can't be read" in folded(told)) is bool(wanted)
-    # What [[ -r ]] says of a file without permissions depends on who asks.
+    # What [ -r ] says of a file without permissions depends on who asks.
     argv = [
-        "bash",
+        shell,
         "-c",
         '. "$1" >/dev/null 2>&1; check_host_kernel "$2" "$3"',  # it has checked this host
         "-",
@@ -1051,7 +1055,17 @@ def test_what_is_gzipped_is_known_by_its_content_whatever_its_name(
         assert cli("teardown", "demo").code == 0
 
 
+def qcow2_header(version: int, encryption: int) -> bytes:
+    """(QEMU's docs/interop/qcow2.txt)"""
+    numbers = ((version, 4), (0, 8), (0, 4), (16, 4), (1 << 20, 8), (encryption, 4))
+    fields = [number.to_bytes(length, "big") for number, length in numbers]
+    return b"".join([b"QFI\xfb", *fields]).ljust(1 << 20, b"\0")
+
+
 NO_DISKS = {
+    "a CD": (RAW[:512].ljust(0x8001, b"\0") + b"CD001" + bytes(1 << 20), "CD image", "whole disk"),
+    "encrypted": (qcow2_header(3, 2), "encrypted", "qemu-img convert"),
+    "an old qcow": (qcow2_header(1, 0), "version 1", "qemu-img convert"),
     "a page": (
         b"<!DOCTYPE html>\n<html>not found</html>\n",
         "begins with '<!DOCTYPE html>'",
@@ -1086,6 +1100,21 @@ def test_what_is_no_disk_is_refused_by_its_content_wherever_it_is_named(
         wanted = ycluster.require_qemu(ycluster.load_config(config))
         ycluster.fetch_image(host, wanted, tmp_path / "c")
     assert [path.name for path in (tmp_path / "c" / "images").iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("length", [3_000_000, 70_000])
+def test_a_disk_that_was_cut_off_is_refused(
+    cli: Cli, cache: Path, config: Path, host: Clocked, tmp_path: Path, length: int
+) -> None:
+    """QEMU reads zeros past the end of the file, so it was imported. (26.2)"""
+    (tmp_path / "disk.raw").write_bytes(RAW[:512] + os.urandom(8 << 20))
+    disk = tmp_path / "disk.qcow2"
+    argv = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", tmp_path / "disk.raw", disk]
+    subprocess.run(argv, check=True)
+    ycluster.image_info(host, disk)
+    os.truncate(disk, length)
+    told(cli("import", disk, "-c", config), 3, disk, "cut off")
+    assert list(cache.iterdir()) == []
 
 
 def test_an_image_that_is_not_there_is_told_with_the_line_to_write(

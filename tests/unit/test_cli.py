@@ -255,6 +255,8 @@ def test_bad_input_has_its_exit_code_and_leaves_no_trace(
     [
         ("teardown demo --keep-disk=true", "teardown demo --keep-disk"),
         ("teardown demo --keep-disk=false", "teardown demo"),
+        ("teardown demo --keep-disk=1", "teardown demo --keep-disk"),
+        ("teardown demo --keep-disk=F", "teardown demo"),
         ("-v=true list", ""),
         ("list -v=true -q=false", "list -v"),
         ("lifetime reap --all=true", "lifetime reap --all"),
@@ -271,6 +273,10 @@ def test_a_flag_may_have_a_value_as_the_sibling_takes_it(
     else:
         with pytest.raises(SystemExit):
             ycluster.parse_args(words.split())
+
+
+def test_a_flag_is_true_or_false(cli: Cli) -> None:
+    told(cli("teardown", "demo", "--keep-disk=maybe"), 2, "--keep-disk is true or false")
 
 
 @pytest.mark.parametrize(

@@ -328,6 +328,7 @@ def test_an_image_of_ones_own_has_no_digest_unless_given() -> None:
         ("name:dev\ncpus: 2\n", "1:5: no space after the ':' of a key"),
         ("name: 'dev\u200b'\n", "1:7: name: 'dev\\u200b' is not a DNS label: a-z, 0-9 and inner dashes, 63 at most; "
          "write `name: dev`; an invisible character is in it, U+200B ZERO WIDTH SPACE"),
+        ('"na\u200bme": dev\n', "1:1: na\u200bme: in this key is an invisible character, U+200B ZERO WIDTH SPACE"),
         ("a: b: c\n", "1:5: "),
         ("name: a\nname: b\n", "2:1: "),
         (PLAIN + "portForwards: [{host: 2222, guest: 80}]\n", "2:15: portForwards: host port 2222 is used by sshPort, too"),
@@ -480,9 +481,10 @@ def test_a_json_config_is_looked_for_too(tmp_path: Path) -> None:
         ({}, ".", "no y-cluster-provision.yaml in it"),
         ({}, "nowhere", "no such directory"),
         ({"y-cluster-provision.yaml": b"name: \xff\n"}, ".", "not UTF-8 at byte 6"),
+        ({"y-cluster-provision.yaml": "name: a\n".encode("utf-16")}, ".", "iconv -f UTF-16"),
         ({"y-cluster-provision.json": b'{"name": '}, ".", "y-cluster-provision.json:1:"),
     ],
-    ids=["two files", "none", "no directory", "not UTF-8", "half a JSON file"],
+    ids=["two files", "none", "no directory", "not UTF-8", "UTF-16", "half a JSON file"],
 )
 def test_a_config_that_cannot_be_had_is_an_error(
     tmp_path: Path, files: dict[str, bytes], where: str, says: str
@@ -491,7 +493,7 @@ def test_a_config_that_cannot_be_had_is_an_error(
         (tmp_path / name).write_bytes(data)
     with pytest.raises(ConfigError) as caught:
         load_config(tmp_path / where)
-    assert says in str(caught.value) and str(tmp_path) in str(caught.value)
+    assert says in f"{caught.value} {caught.value.hint}" and str(tmp_path) in str(caught.value)
 
 
 def test_a_config_that_ends_in_yml_is_named_with_the_command_that_renames_it(

@@ -1501,7 +1501,7 @@ def test_the_owner_of_a_port_is_named(tmp_path: Path, processes: Processes) -> N
 def test_an_address_of_no_interface_is_told_as_that(host: Clocked) -> None:
     """192.0.2.0/24 is for documentation (RFC 5737): no host has it."""
     with refused(ycluster.PrerequisiteError, "192.0.2.7", "no interface") as caught:
-        ycluster._check_ports(host, state(bind_address="192.0.2.7"))
+        ycluster._check_ports(host, state(bind_address="192.0.2.7", ssh_port=0, port_forwards=()))
     assert "`network: {bindAddress: 127.0.0.1}`" in caught.value.hint
 
 

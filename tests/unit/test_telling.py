@@ -939,3 +939,12 @@ def test_a_cluster_is_found_where_the_sibling_was_told_to_keep_it(
     assert cli("list", "-q").out == ""
     monkeypatch.setenv("Y_CLUSTER_QEMU_CACHE_DIR", str(tmp_path / "theirs"))
     assert cli("-v", "list", "-q").out == cli("list", "-q", "-v").out == "b\n"
+
+
+def test_a_new_cluster_is_kept_where_the_sibling_is_told_to(host: Clocked, cache: Path) -> None:
+    theirs = host.home() / "theirs"
+    assert ycluster.default_cache_dir(host, "new") == cache
+    host.environ["Y_CLUSTER_QEMU_CACHE_DIR"] = str(theirs)
+    assert ycluster.default_cache_dir(host, "new") == theirs
+    made(cache, "old")
+    assert ycluster.default_cache_dir(host, "old") == cache, "where it is"
