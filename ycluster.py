@@ -3010,8 +3010,9 @@ class Item(Record):
             if name not in kinds:
                 at_key = replace(node, line=node.key_line, column=node.key_column)
                 unseen = invisible_in(name)
-                why = f"in this key is an invisible character, {unseen}" if unseen else ""
-                why = why or f"no such key{_nearest(name, kinds)}"
+                why = f"no such key{_nearest(name, kinds)}"
+                if unseen:
+                    why = f"in this key is an invisible character, {unseen}"
                 self.below(at_key, f".{name}").refuse(why)
                 continue
             kind = kinds[name]
@@ -3304,7 +3305,7 @@ _K3S_ARGUMENT = r"--?[a-z][-a-z0-9]*(?:=[^\x00-\x1f\x7f]*)?"
 def k3s_argument(text: str) -> str:
     """An option of `k3s server` with its value, in one text."""
     if re.fullmatch(_K3S_ARGUMENT, text):
-        name, equals, value = text.lstrip("-").partition("=")
+        name, _, value = text.lstrip("-").partition("=")
         if name in _K3S_OWN:
             raise ValueError(f"{text!r}: ycluster itself counts on the default of --{name}")
         if name == "disable" and not value:
@@ -5918,7 +5919,7 @@ def for_one_run(state: State, run_budget: str) -> State:
     """
     length, most = budget(run_budget), budget(state.max_total)
     if run_budget and most is not None and (length is None or length > most):
-        given = f"{run_budget}{', no budget,' if length is None else ''}"
+        given = run_budget if length is not None else f"{run_budget}, no budget,"
         why = f"--max-run {given} is more than lifetime.maxTotal, {state.max_total}"
         raise UsageError(why, hint="give less, or raise maxTotal in the config")
     return replace(state, run_budget=run_budget)

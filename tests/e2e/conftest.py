@@ -145,6 +145,11 @@ class Cluster:
         return found
 
 
+def guest(cluster: Cluster, command: str) -> str:
+    """What a command in the guest prints, without the blanks around it."""
+    return cluster.run("ssh", "--", command).stdout.strip()
+
+
 def booting(cluster: Cluster) -> subprocess.Popen[str]:
     """A provision that waits for a guest which will never answer."""
     provision = cluster.program.spawn(

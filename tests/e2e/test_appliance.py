@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
-from conftest import ROOT, Cluster, Program, block, need
+from conftest import ROOT, Cluster, Program, block, guest, need
 
 FORMATS = {"qcow2": "qcow2", "raw": "img", "vmdk": "vmdk", "gcp-tar": "tar.gz"}
 # The page's own commands, run as they stand there.
@@ -94,10 +94,6 @@ def looked(disk: Path, *commands: str) -> list[str]:
     done = subprocess.run(argv, input=script, text=True, capture_output=True, env=env)
     assert done.returncode == 0, done.stderr
     return [said.strip() for said in done.stdout.split("=====\n")]
-
-
-def guest(cluster: Cluster, command: str) -> str:
-    return cluster.run("ssh", "--", command).stdout.strip()
 
 
 def test_provision_makes_a_labelled_ext4_data_disk_and_mounts_it(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
-from conftest import Cluster, need
+from conftest import Cluster, guest, need
 
 HOST = "10.0.2.2"  # this host, as the guest sees it
 USER_DATA = """\
@@ -86,10 +86,6 @@ def vm(
     assert not (made.cache / "images").exists(), "the disk that is there is booted"
     guest(made, "cloud-init status --wait")
     return made
-
-
-def guest(vm: Cluster, command: str) -> str:
-    return vm.run("ssh", "--", command).stdout.strip()
 
 
 def test_user_data_of_the_users_own_counts_beside_the_login_of_ycluster(vm: Cluster) -> None:

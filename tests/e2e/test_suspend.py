@@ -293,14 +293,19 @@ class Point(NamedTuple):
     words: str = ""
 
 
-def under(vm: Cluster, verb: str, *options: str) -> subprocess.CompletedProcess[str]:
-    """Run a verb under strace to its end; a start only until the guest runs."""
+def begun_under(vm: Cluster, verb: str, *options: str) -> subprocess.Popen[str]:
+    """A verb under strace, without its children, in a process group of its own."""
     begin = [word for word in strace(*options) if word != "-f"]
-    process = subprocess.Popen(
+    return subprocess.Popen(
         [*begin, str(vm.program.path), verb, "-c", str(vm.directory)], cwd="/", text=True,
         env=vm.program.environ(YCLUSTER_TIMER="watcher"), start_new_session=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
+
+
+def under(vm: Cluster, verb: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run a verb under strace to its end; a start only until the guest runs."""
+    process = begun_under(vm, verb, *options)
 
     def done() -> bool:
         if process.poll() is not None:
@@ -399,12 +404,7 @@ def test_a_stop_at_the_deadline_waits_for_a_suspend_that_hangs(
     vm.set_deadline(15, onExpiry="stop")
     vm.program.run("lifetime", "arm", "--name", vm.name, YCLUSTER_TIMER="watcher")
     inject = f"--inject={point.call}:signal=STOP:when={point.count}"
-    begin = [word for word in strace(f"--trace={point.call}", inject) if word != "-f"]
-    hangs = subprocess.Popen(
-        [*begin, str(vm.program.path), "suspend", "-c", str(vm.directory)], cwd="/", text=True,
-        env=vm.program.environ(YCLUSTER_TIMER="watcher"), start_new_session=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
+    hangs = begun_under(vm, "suspend", f"--trace={point.call}", inject)
 
     def tries() -> int:
         log = vm.file(".reap.log")

@@ -24,7 +24,7 @@ from xml.etree import ElementTree
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from unit_support import PROGRAM, Cli, Clocked, folded, made, missing, refused, told, tree
+from unit_support import PROGRAM, Cli, Clocked, folded, made, missing, need, refused, told, tree
 
 import ycluster
 from ycluster import ConfigError, Files, Host, PrerequisiteError, State, YclusterError
@@ -126,8 +126,7 @@ def test_the_guard_names_the_kernel_that_libguestfs_would_boot_and_the_script_ag
     wanted: str,
     shell: str,
 ) -> None:
-    if not shutil.which(shell):
-        pytest.skip(f"there is no {shell}")
+    need(shell)
     boot, lib = kernels(open_dir, modes, modules)
     told = ""
     try:

@@ -7,7 +7,6 @@ import os
 import pty
 import re
 import select
-import shutil
 import subprocess
 import sys
 import termios
@@ -15,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from unit_support import LAUNCHER, Cli, made
+from unit_support import LAUNCHER, Cli, made, need
 
 LOAD = {
     "bash": 'eval "$(ycluster completion bash)"',
@@ -80,13 +79,6 @@ def test_the_parser_says_what_a_word_may_be(
     (cache / "broken.json").write_text("{")
     ran = cli("completion", "words", *words)
     assert (ran.out.split(), ran.code) == (said, 0 if said else 1)
-
-
-def need(shell: str) -> None:
-    if not shutil.which(shell):
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"missing in CI: {shell}")
-        pytest.skip(f"{shell} is not installed")
 
 
 def read_until(leader: int, wanted: str) -> str:

@@ -328,6 +328,14 @@ class Live:
         return [event for event in events(self.host.home()) if event["event"] not in without]
 
 
+def need(program: str) -> None:
+    """Skip the test where a program is not installed; in CI that is a failure."""
+    if not shutil.which(program):
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"missing in CI: {program}")
+        pytest.skip(f"{program} is not installed")
+
+
 def without(capabilities: Sequence[str], *argv: object) -> list[str]:
     """A command line under which root is denied what others are; see capabilities(7)."""
     words = [str(word) for word in argv]
