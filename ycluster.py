@@ -4909,6 +4909,14 @@ class State(Record):
         return [forward.host for forward in self.port_forwards if forward.guest == 6443]
 
     @property
+    def is_half_made(self) -> bool:
+        """Whether it has never booted.
+
+        Only our own state files name an image. A sibling's has no startedAt either, yet holds data.
+        """
+        return bool(self.image) and self.started_at is None
+
+    @property
     def has_limit(self) -> bool:
         """Whether anything ends a run: a budget, or that nobody uses it."""
         return budget(self.max_run) is not None or budget(self.max_idle) is not None
@@ -10112,6 +10120,9 @@ def _if_no_disk(path: Path, named: str) -> str:
 PART_OF_IMAGE = r"\.[0-9a-f]{16}\.part"
 
 
+QCOW2 = b"QFI\xfb"  # its first bytes
+
+
 def base_of(disk: Path) -> str:
     """The file that a qcow2 builds on, as it is named in it; empty for any other file.
 
@@ -10124,7 +10135,7 @@ def base_of(disk: Path) -> str:
             return ""
         head = file.read(20)
         at, length = int.from_bytes(head[8:16], "big"), int.from_bytes(head[16:20], "big")
-        if not head.startswith(b"QFI\xfb") or not at:
+        if not head.startswith(QCOW2) or not at:
             return ""
         file.seek(at)
         name = file.read(min(length, 1024))
@@ -10242,7 +10253,7 @@ def image_format(head: bytes) -> str:
     leads to another file, as it would open that, too.
     Sources: QEMU's docs/interop/qcow2.txt and block/vmdk.c.
     """
-    if head.startswith(b"QFI\xfb"):
+    if head.startswith(QCOW2):
         _refuse_qcow2(head)
         return "qcow2"
     if head.startswith(b"KDMV"):
@@ -10399,17 +10410,34 @@ def backing_of(disk: Path) -> Path | None:
 
 
 def check_disks(state: State) -> None:
-    """Raise StateError where a disk of the cluster can't be opened, as a file is gone.
+    """Raise StateError where a disk of the cluster can't be opened, as a file is gone."""
+    for which, disk in disks_of(state):
+        if not disk.exists():
+            hint = "bring it back to that place"
+            raise StateError(f"{state.name}: its {which} {disk} is gone", hint=hint)
+        check_backing(state, disk)
 
-    Whether the boot disk itself is there is not looked at.
-    """
-    data_disk = state.data_disk
-    if data_disk and not os.path.exists(data_disk):
-        hint = "bring it back to that place"
-        raise StateError(f"{state.name}: its data disk {data_disk} is gone", hint=hint)
-    check_backing(state, state.files.disk)
-    if data_disk:
-        check_backing(state, Path(data_disk))
+
+def disks_of(state: State) -> Iterator[tuple[str, Path]]:
+    """The disks that a cluster boots with, and what each is called."""
+    if not state.is_half_made:
+        yield "disk", state.files.disk
+    if state.data_disk:
+        yield "data disk", Path(state.data_disk)
+
+
+def check_formats(state: State) -> None:
+    """Raise StateError where a disk is there and is no qcow2: QEMU refuses it."""
+    for which, disk in disks_of(state):
+        if disk.is_file() and not is_qcow2(disk):
+            why = f"{state.name}: its {which} {disk} is damaged: it is no qcow2"
+            raise StateError(why, hint="put a copy of it in its place")
+
+
+def is_qcow2(disk: Path) -> bool:
+    """Whether a disk begins as a qcow2 does."""
+    with open(disk, "rb") as file:
+        return file.read(len(QCOW2)) == QCOW2
 
 
 def check_backing(state: State, disk: Path) -> None:
@@ -11661,7 +11689,7 @@ def _can_start(host: Host, files: Files) -> bool:
     if not files.sidecar.exists() or running(host, files):
         return False
     state = load_state(files)
-    return not _half_made(state) and files.disk.exists()
+    return not state.is_half_made and files.disk.exists()
 
 
 def _disk_there(host: Host, files: Files) -> str:
@@ -11677,7 +11705,7 @@ def _disk_there(host: Host, files: Files) -> str:
         raise YclusterError(f"{files.name} already runs", hint=hint)
     if files.sidecar.exists():
         state = load_state(files)
-        if _half_made(state):
+        if state.is_half_made:
             return state.imported
         back = "" if files.disk.exists() else "once its disk is back in its place, "
         hint = f"{back}`ycluster start -c DIR` starts it by its config; "
@@ -11790,14 +11818,6 @@ def _is_within(real: str, path: Path) -> bool:
     """Whether a real path is that of `path`, or lies in it."""
     top = os.path.realpath(path)
     return real == top or real.startswith(top + os.sep)
-
-
-def _half_made(state: State) -> bool:
-    """Whether it has never booted.
-
-    Only our own state files name an image. A sibling's has no startedAt either, yet holds data.
-    """
-    return bool(state.image) and state.started_at is None
 
 
 def _check_ports(host: Host, state: State) -> None:
@@ -12004,7 +12024,7 @@ def _check_bootable(state: State) -> None:
 
 
 def _require_disk(state: State) -> None:
-    if _half_made(state) or not state.files.disk.exists():
+    if state.is_half_made or not state.files.disk.exists():
         why = f"{state.name} has no disk to boot"
         if state.imported and state.files.disk.exists():
             hint = "`ycluster provision -c DIR` boots it for the first time"
@@ -13739,7 +13759,7 @@ def _state_before(host: Host, files: Files) -> str:
     if not has_state(files):
         return "imported" if _is_disk_kept(host, files) else "absent"
     with opened(host, files) as state:
-        if _half_made(state):
+        if state.is_half_made:
             return "imported" if state.imported else "absent"
         return status_of(host, _settled(host, state))
 
@@ -15217,9 +15237,10 @@ def _taken_ports(host: Host, survey: Survey) -> Iterator[Finding]:
 
 def _lost_disks(host: Host, survey: Survey) -> Iterator[Finding]:
     for state in survey.states:
-        finding = _look(state.name, "failure", check_disks, state)
-        if finding.level != "ok":
-            yield finding
+        for check in (check_disks, check_formats):
+            finding = _look(state.name, "failure", check, state)
+            if finding.level != "ok":
+                yield finding
 
 
 def _low_space(host: Host, survey: Survey) -> Iterator[Finding]:

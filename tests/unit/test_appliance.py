@@ -24,7 +24,19 @@ from xml.etree import ElementTree
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from unit_support import PROGRAM, Cli, Clocked, folded, made, missing, need, refused, told, tree
+from unit_support import (
+    PROGRAM,
+    Cli,
+    Clocked,
+    folded,
+    made,
+    missing,
+    need,
+    refused,
+    told,
+    tree,
+    with_disk,
+)
 
 import ycluster
 from ycluster import ConfigError, Files, Host, PrerequisiteError, State, YclusterError
@@ -1144,6 +1156,27 @@ def test_a_lost_image_is_told_by_start_list_and_doctor(cli: Cli, cache: Path, di
     found = json.loads(cli("doctor", "-o", "json").out)["findings"]
     assert [one["level"] for one in found if str(base) in one["text"]] == ["failure"]
     assert missing(cli("export", cache / "b").err, base, "is gone") == []
+
+
+@pytest.mark.parametrize("which", ["disk", "data disk"])
+def test_a_disk_that_is_gone_or_none_is_told_by_list_and_doctor(
+    cli: Cli, cache: Path, tmp_path: Path, which: str
+) -> None:
+    """Only its start told. (26.1)"""
+    data = tmp_path / "d.qcow2"
+    data.write_bytes(ycluster.QCOW2)
+    state = with_disk(cache, data_disk=str(data), image="x", started_at=1)
+    lost = state.files.disk if which == "disk" else data
+
+    def by_doctor() -> list[str]:
+        found = json.loads(cli("doctor", "-o", "json").out)["findings"]
+        return [one["level"] for one in found if str(lost) in one["text"]]
+
+    assert cli("list").err == "" and by_doctor() == []
+    lost.write_bytes(bytes(512))
+    assert by_doctor() == ["failure"]
+    lost.unlink()
+    assert by_doctor() == ["failure"] and missing(cli("list").err, which, lost, "is gone") == []
 
 
 def test_an_import_that_cannot_save_its_mark_leaves_no_disk_that_nobody_claims(

@@ -25,6 +25,7 @@ from unit_support import (
     told,
     tree,
     wait_for,
+    with_disk,
 )
 
 import ycluster
@@ -653,7 +654,7 @@ def test_status_is_json_with_a_version(cli: Cli, cache: Path, argv: str) -> None
 def test_commands_that_look_say_what_is_overdue_and_change_nothing(
     cli: Cli, cache: Path, home: Path, processes: Processes, expires: int, says: str
 ) -> None:
-    state = made(cache, expires_at=expires)
+    state = with_disk(cache, expires_at=expires)
     process = processes.start("", "-pidfile", str(state.files.pidfile))
     state.files.pidfile.write_text(str(process.pid))
     before = tree(home)
@@ -932,7 +933,7 @@ def test_a_config_can_be_checked_without_home(at: Path, home: Path) -> None:
 def test_a_working_directory_that_is_gone_is_no_obstacle(
     home: Path, cache: Path, tmp_path: Path
 ) -> None:
-    made(cache)
+    with_disk(cache)
     gone = tmp_path / "gone"
     gone.mkdir()
     ran = shell(f'cd {gone} && rmdir {gone} && exec "$python" "$y" list', home)

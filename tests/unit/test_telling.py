@@ -29,6 +29,7 @@ from unit_support import (
     stand_in,
     told,
     wait_for,
+    with_disk,
 )
 
 import ycluster
@@ -417,9 +418,9 @@ LIST = [
 def test_list_has_bars_and_colours_on_a_terminal_and_none_elsewhere(
     home: Path, cache: Path
 ) -> None:
-    made(cache, "late", expires_at=1_700_000_000, started_at=1_600_000_000)
-    made(cache, "other", expires_at=FAR_AHEAD, started_at=1)
-    made(cache, "unarmed")
+    with_disk(cache, "late", expires_at=1_700_000_000, started_at=1_600_000_000)
+    with_disk(cache, "other", expires_at=FAR_AHEAD, started_at=1)
+    with_disk(cache, "unarmed")
     shown = on_terminal(LIST, home, 250)
     assert re.search(
         r"^\x1b\[31mlate +stopped +\.{10} +OVERDUE [0-9dhms ]+ .*\x1b\[m$", shown, re.MULTILINE
@@ -612,9 +613,9 @@ def test_a_narrow_terminal_shows_what_matters_most_and_wraps_nothing(
     with tempfile.TemporaryDirectory(prefix="y", dir="/tmp") as short:
         cache = Path(short, ".local/share/ycluster")
         cache.mkdir(parents=True)
-        made(cache, "dev", context="another-context", reaped=ended())
+        with_disk(cache, "dev", context="another-context", reaped=ended())
         now = int(time.time())
-        made(cache, "old", expires_at=now - 3600, started_at=now - 36000)
+        with_disk(cache, "old", expires_at=now - 3600, started_at=now - 36000)
         head, dev, old = listed(Path(short), width)
     assert [word.replace(" ", "_") for word in head] == headings.split()
     assert dev[:3] == ["dev", "stopped", "35m ago by its budget"]
@@ -629,7 +630,7 @@ def test_where_even_left_and_state_do_not_fit_the_widest_column_is_cut(
 ) -> None:
     """(25)"""
     name = "dev" if width == 1 else "a-cluster-" * 5
-    made(cache, name, expires_at=FAR_AHEAD, started_at=1)
+    with_disk(cache, name, expires_at=FAR_AHEAD, started_at=1)
     head, row = listed(home, width)
     assert head == ["NAME", "STATE", "LEFT"] and len(row) == 3
     assert name.startswith(row[0].rstrip(".")) and (row[1] == "stopped" or width < 40)
@@ -639,10 +640,10 @@ def test_list_leaves_out_a_context_that_says_nothing_and_only_for_people(
     home: Path, cache: Path, cli: Cli
 ) -> None:
     """(25)"""
-    made(cache, "a", context="a")
-    made(cache, "b", context="b")
+    with_disk(cache, "a", context="a")
+    with_disk(cache, "b", context="b")
     assert "CONTEXT" not in listed(home, 250)[0] and "CONTEXT" in cli("list").out
-    made(cache, "c", context="d")
+    with_disk(cache, "c", context="d")
     assert "CONTEXT" in listed(home, 250)[0]
 
 
@@ -801,8 +802,9 @@ def test_doctor_finds_what_is_left_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ycluster, "TIMERS", (ycluster.SystemdTimer(), timer))
-    made(cache, "unguarded", expires_at=FAR_AHEAD)
-    made(cache, "disarmed", expires_at=FAR_AHEAD, timers=(ArmedTimer("none", "", FAR_AHEAD),))
+    with_disk(cache, "unguarded", expires_at=FAR_AHEAD)
+    off = (ArmedTimer("none", "", FAR_AHEAD),)
+    with_disk(cache, "disarmed", expires_at=FAR_AHEAD, timers=off)
     (cache / "broken.json").write_text("{")
     gone = Files(cache, "gone")
     gone.vm_lock.touch()
@@ -882,7 +884,7 @@ def test_doctor_tells_who_has_the_port_of_a_stopped_cluster(
     code = "import socket; s = socket.socket(); s.bind(('127.0.0.1', 0)); s.listen(); open(sys.argv[1], 'w').write(str(s.getsockname()[1]))"
     processes.start("import sys; " + code, str(cache / "port"))
     port = int((cache / "port").read_text())
-    made(cache, ssh_port=port)
+    with_disk(cache, ssh_port=port)
     _, found = findings(cli)
     assert found["demo"]["level"] == "warning"
     assert missing(found["demo"]["text"], f"port {port}: python") == []
