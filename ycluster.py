@@ -3944,12 +3944,17 @@ def _check_rules(root: Item, config: Config) -> None:
     if config.network is not WRONG and config.network.mode == "tap":
         _check_tap(root, config.network)
         return  # no port is forwarded
+    if config.port_forwards is WRONG:
+        return
     keys = root.mapping()
-    # The ports that are forwarded by default break no rule, except with an sshPort in the file.
-    name = "portForwards" if "portForwards" in keys else "sshPort"
-    place = root.below(keys.get(name, root.node), f".{name}")
-    for why in _broken_port_rules(config):
-        place.refuse(why)
+    forwards = keys.get("portForwards")
+    if forwards and forwards.value:
+        place = root.below(forwards, ".portForwards")
+        for why in _broken_port_rules(config):
+            place.refuse(why)
+    elif any(config.ssh_port == forward.host for forward in config.port_forwards):
+        why = f"host port {config.ssh_port} is forwarded by default; choose another"
+        root.below(keys["sshPort"], ".sshPort").refuse(why)
 
 
 def _check_lifetime(root: Item, lifetime: Lifetime) -> None:
@@ -3994,8 +3999,6 @@ def _unreachable(guest: str, gateway: str) -> str:
 
 def _broken_port_rules(config: QemuConfig) -> Iterator[str]:
     """What is wrong with the ports together. One that is wrong by itself takes part in no rule."""
-    if config.port_forwards is WRONG:
-        return
     right = [forward for forward in config.port_forwards if forward is not WRONG]
     yield from _broken_host_port_rules(config, right)
     guests = [forward.guest for forward in right]
@@ -4218,21 +4221,35 @@ def written(config: Config, *keys: str) -> object:
     return None if node is None else node.value
 
 
-def _written_node(config: Config, keys: Sequence[str]) -> Node | None:
+def _written_node(config: Config, keys: Sequence[str | int]) -> Node | None:
+    """The node at a place in the file, given by the keys and the indexes that lead to it."""
     node = parse_yaml(config.file.read_text("utf-8"), str(config.file))
-    for name in keys:
-        below = node.value.get(name) if isinstance(node.value, dict) else None
-        if below is None:
+    for key in keys:
+        try:
+            node = node.value[key]
+        except (LookupError, TypeError):
             return None
-        node = below
     return node
 
 
-def wrong_key(config: Config, name: str, why: str, hint: str = "") -> ConfigError:
-    """The error for a key at the top of a file that is wrong by what its value names."""
-    node = _written_node(config, [name])
-    place = f":{node.line}:{node.column}" if node else ""
-    return ConfigError(f"{config.file}{place}: {name}: {why}", hint=hint)
+@contextlib.contextmanager
+def blamed_on(config: Config, *keys: str | int) -> Iterator[None]:
+    """What goes wrong within is told as wrong at that place in the file, as its value leads there.
+
+    Raises ConfigError in the place of a ConfigError or an OSError.
+    """
+    try:
+        yield
+    except (ConfigError, OSError) as error:
+        place = str(config.file)
+        with contextlib.suppress(OSError, ConfigError):  # it has been changed since it was read
+            node = _written_node(config, keys)
+            place += f":{node.line}:{node.column}" if node else ""
+        path = re.sub(r"\.(\d+)", r"[\1]", ".".join(map(str, keys)))
+        why, hint = str(error), getattr(error, "hint", "")
+        if isinstance(error, OSError):
+            why = f"{error.filename}: {error.strerror}"
+        raise ConfigError(f"{place}: {path}: {why}", hint=hint) from None
 
 
 def expand_variables(value: Any, environ: Mapping[str, str], path: str = "registries") -> Any:
@@ -8331,13 +8348,24 @@ class Additions(Record):
 def additions_of(config: QemuConfig, environ: Mapping[str, str]) -> Additions:
     """What a config adds, with variables filled in and files read. Raises ConfigError."""
     guest, has_k3s = config.guest, config.k3s.install != "none"
-    certificates = [pem for path in guest.ca_certificates for pem in certificates_in(path)]
+    proxies: dict[str, str] = {}
+    certificates: list[str] = []
+    own = ""
+    if guest.proxy == "host":
+        with blamed_on(config, "guest", "proxy"):
+            proxies = guest_proxies(environ)
+    for index, path in enumerate(guest.ca_certificates):
+        with blamed_on(config, "guest", "caCertificates", index):
+            certificates += certificates_in(path)
+    if guest.user_data:
+        with blamed_on(config, "guest", "userData"):
+            own = user_part(guest.user_data)
     return Additions(
         registries=registries_yaml(used_registries(config), environ),
-        proxies=guest_proxies(environ) if guest.proxy == "host" else {},
+        proxies=proxies,
         certificates=certificates,
         k3s_config=k3s_config(config.k3s.args) if has_k3s else {},
-        user_part=user_part(guest.user_data) if guest.user_data else "",
+        user_part=own,
     )
 
 
@@ -8355,7 +8383,7 @@ def guest_proxies(environ: Mapping[str, str]) -> dict[str, str]:
     for name in PROXY_NAMES[:2]:
         value = _proxy_of(environ, name)
         if re.search(r"""[^!-~]|["'`$#\\]""", value):
-            why = f"guest.proxy: {name} has a character that a URL can't have"
+            why = f"{name} has a character that a URL can't have"
             raise ConfigError(why, hint="write it as %XX, such as %24 for $")
         if value:
             proxies[name] = re.sub(_LOOPBACK, rf"\g<1>{HOST_IN_GUEST}", value)
@@ -8384,18 +8412,18 @@ def proxy_warnings(config: QemuConfig, environ: Mapping[str, str]) -> Iterator[s
             yield f"guest.proxy: {name} is on this host, which is {HOST_IN_GUEST} in the guest"
 
 
-def _read_named(path: Path, key: str, encoding: str = "utf-8") -> str:
-    """What is in a file that the config names. Raises ConfigError, which names both."""
+def _read_named(path: Path, encoding: str = "utf-8") -> str:
+    """What is in a file that the config names. Raises ConfigError, which names the file."""
     try:
         if path.exists() and not path.is_file():
-            raise ConfigError(f"{key}: {path} is no file")
+            raise ConfigError(f"{path} is no file")
         return path.read_bytes().decode(encoding)
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{key}: {path}: not UTF-8 at byte {error.start}") from None
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from None
     except OSError as error:
         unseen = invisible_in(str(path))
         what = f"; in the path is an invisible character, {unseen}" if unseen else ""
-        raise ConfigError(f"{key}: {path}: {error.strerror}{what}") from None
+        raise ConfigError(f"{path}: {error.strerror}{what}") from None
 
 
 _PEM = r"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]+)-----END CERTIFICATE-----"
@@ -8406,7 +8434,7 @@ def certificates_in(path: Path) -> list[str]:
     import base64
 
     found: list[str] = []
-    for body in re.findall(_PEM, _read_named(path, "guest.caCertificates", "latin-1")):
+    for body in re.findall(_PEM, _read_named(path, "latin-1")):
         try:
             der = base64.b64decode("".join(body.split()), validate=True)
         except ValueError:
@@ -8417,7 +8445,7 @@ def certificates_in(path: Path) -> list[str]:
         found.append(f"-----BEGIN CERTIFICATE-----\n{body.strip()}\n-----END CERTIFICATE-----\n")
     if not found:
         hint = "DER is made PEM by `openssl x509 -inform der -in FILE -out FILE.pem`"
-        raise ConfigError(f"guest.caCertificates: {path} is no PEM certificate", hint=hint)
+        raise ConfigError(f"{path} is no PEM certificate", hint=hint)
     return found
 
 
@@ -8460,16 +8488,16 @@ def user_part(path: Path) -> str:
 
     Raises ConfigError where cloud-init would pass over it, or over the login of our part.
     """
-    text = _read_named(path, "guest.userData").removeprefix("\ufeff")
+    text = _read_named(path).removeprefix("\ufeff")
     if not text.lower().startswith(USER_DATA_HEADERS):
         hint = f"its first line begins with one of {', '.join(USER_DATA_HEADERS)}"
-        raise ConfigError(f"guest.userData: {path}: cloud-init does not know its kind", hint=hint)
+        raise ConfigError(f"{path}: cloud-init does not know its kind", hint=hint)
     if re.match(r"#!.*\r\n", text):
         hint = "`sed -i 's/\\r$//' FILE` makes them those of Linux"
-        raise ConfigError(f"guest.userData: {path}: its lines end as on Windows", hint=hint)
+        raise ConfigError(f"{path}: its lines end as on Windows", hint=hint)
     if _displaces_users(text):
         hint = "write each as `- name: NAME`; ycluster's own login is put into that list"
-        raise ConfigError(f"guest.userData: {path}: users is not a list", hint=hint)
+        raise ConfigError(f"{path}: users is not a list", hint=hint)
     return text
 
 
@@ -10181,16 +10209,12 @@ def check_image(config: QemuConfig, cache_dir: Path) -> None:
     if config.image_sha256 and (cache_dir / "images" / config.image_sha256).is_file():
         return
     path = Path(urllib.parse.unquote(urllib.parse.urlsplit(config.image).path))
-    if not path.exists():
-        raise wrong_key(config, "image", f"{path}: no such file; {_image_meant(config, path)}")
-    if not path.is_file():
-        raise wrong_key(config, "image", f"{path}: it is not a regular file")
-    try:
+    with blamed_on(config, "image"):
+        if not path.exists():
+            raise ConfigError(f"{path}: no such file; {_image_meant(config, path)}")
+        if not path.is_file():
+            raise ConfigError(f"{path}: it is not a regular file")
         format_of(path)
-    except NoDisk as error:
-        raise wrong_key(config, "image", str(error), error.hint) from None
-    except OSError as error:
-        raise wrong_key(config, "image", f"{path}: {error.strerror}") from None
 
 
 def _image_meant(config: QemuConfig, path: Path) -> str:

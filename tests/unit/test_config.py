@@ -365,7 +365,8 @@ NO_API, TAKEN, TWICE, SSH = (
         ("portForwards: [{host: 80, guest: 80}]\n", [("2:15: portForwards", NO_API)]),
         ("portForwards: [{host: 2222, guest: 6443}]\n", [("2:15: portForwards", TAKEN)]),
         ("portForwards: [{host: 80, guest: 6443}, {host: 80, guest: 22}]\n", [("2:15: portForwards", SSH), ("2:15: portForwards", TWICE)]),
-        ("sshPort: 80\n", [("2:10: sshPort", "host port 80 is used by sshPort")]),
+        ("sshPort: 80\n", [("2:10: sshPort", "host port 80 is forwarded by default")]),
+        ("portForwards: []\nsshPort: 6443\n", [("3:10: sshPort", "6443 is forwarded by default")]),
         # What is right in a list that is not right altogether.
         ("portForwards: [{host: x, guest: 80}]\n", [("2:15: portForwards", NO_API), ("2:23: portForwards[0].host", "'x' is not")]),
         (

@@ -69,7 +69,7 @@ def test_a_guest_gets_the_proxies_of_the_host_if_the_config_asks(
 
 @pytest.mark.parametrize("value", ["http://a b", "http://a\nb", "http://me:hu$h@a", "http://'x"])
 def test_a_proxy_that_cannot_be_written_as_it_is_is_refused_and_not_shown(value: str) -> None:
-    with refused(ConfigError, "guest.proxy", "HTTPS_PROXY") as caught:
+    with refused(ConfigError, ": guest.proxy: ", "HTTPS_PROXY") as caught:
         added_by("guest: {proxy: host}\n", HTTPS_PROXY=value)
     assert "http://" not in str(caught.value)
 
@@ -175,7 +175,9 @@ def test_what_is_no_pem_certificate_is_refused_with_its_path(
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     (tmp_path / "y-cluster-provision.yaml").write_text("guest: {caCertificates: [ca.pem]}\n")
     way_out = "openssl x509 -inform der" if content == b"\x30\x82\xff" else ""
-    told(cli("config", "check", "-c", tmp_path), 3, "guest.caCertificates", path, way_out)
+    told(
+        cli("config", "check", "-c", tmp_path), 3, ":1:26: guest.caCertificates[0]: ", path, way_out
+    )
 
 
 @pytest.mark.parametrize("program", ["update-ca-certificates", "update-ca-trust"])
@@ -291,7 +293,13 @@ def test_user_data_that_cloud_init_would_pass_over_or_that_displaces_our_login_i
     if content is not None:
         (tmp_path / "mine").write_bytes(content)
     (tmp_path / "y-cluster-provision.yaml").write_text("guest: {userData: mine}\n")
-    told(cli("config", "check", "-c", tmp_path), 3, "guest.userData", tmp_path / "mine", says)
+    told(
+        cli("config", "check", "-c", tmp_path),
+        3,
+        ":1:19: guest.userData: ",
+        tmp_path / "mine",
+        says,
+    )
 
 
 @pytest.mark.parametrize(
