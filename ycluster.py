@@ -4223,13 +4223,14 @@ def written(config: Config, *keys: str) -> object:
 
 def _written_node(config: Config, keys: Sequence[str | int]) -> Node | None:
     """The node at a place in the file, given by the keys and the indexes that lead to it."""
-    node = parse_yaml(config.file.read_text("utf-8"), str(config.file))
+    node: Any = parse_yaml(config.file.read_text("utf-8"), str(config.file))
     for key in keys:
         try:
             node = node.value[key]
         except (LookupError, TypeError):
             return None
-    return node
+    found: Node = node
+    return found
 
 
 @contextlib.contextmanager
