@@ -2403,8 +2403,9 @@ def _plain_number(src: _YamlSource, pos: int, text: str) -> int | float:
 _DASH = r"-(?![^ \t\n])"
 # The ":" after a key, [193] and [195].
 _COLON = r":(?![^ \t\n])"
-# A key and its colon, with text right after it that does not make a URL of both.
-COLON_ALONE = r"(?a)[A-Za-z_][\w.-]*:(?!//|[ \t\n])"
+# A key and what stands for its colon and space: a colon with text right after it, which makes no URL
+# of both, an equals sign, or the wide colon of a Chinese or Japanese keyboard.
+NO_COLON = r"(?a)([A-Za-z_][\w.-]*)(?:[ \t]*[=\uff1a]|[ \t]*:(?!//|[ \t\n]))"
 # The header of a block scalar up to the end of its line, and all that is blank below it: section
 # 8.1.1. Digits, which tell the indentation, are not supported.
 _BLOCK_HEADER = r"[|>]([-+]?)(?:[ \t]+(?:#.*)?)?(?:\n|\Z)([ \n]*)"
@@ -2497,13 +2498,18 @@ def _refuse_colon_above(src: _YamlSource, start: int, end: int) -> None:
         pos = src.skip(r"[^\n]*\n[ \t\n]*", pos)
 
 
+def colon_missing(match: re.Match[str]) -> str:
+    """What is wrong with a text that matches NO_COLON."""
+    if match[0].endswith(":"):
+        return "no space after the ':' of a key"
+    return "no ':' and space after a key"
+
+
 def _refuse_colon(src: _YamlSource, pos: int) -> None:
-    """Refuse a key at pos whose colon has no space after it."""
-    match = src.match(COLON_ALONE, pos)
+    """Refuse a key at pos that has something else after it than a colon and a space."""
+    match = src.match(NO_COLON, pos)
     if match:
-        message = "no space after the ':' of a key"
-        hint = "write 'key: value'"
-        raise src.error(match.end() - 1, message, hint)
+        raise src.error(match.end() - 1, colon_missing(match), "write 'key: value'")
 
 
 def _block_sequence(src: _YamlSource, first: int, depth: int) -> _Read:
@@ -2918,7 +2924,7 @@ _SPANS = (  # texts that are no Go durations, and the ones that were probably me
 def line_to_write(path: str, value: object) -> str:
     """What was probably meant by a wrong value at a path, as advice; empty: nobody can tell."""
     text = value if isinstance(value, str) else str(value).lower()
-    if isinstance(value, (dict, list)):
+    if isinstance(value, (dict, list)) or re.match(NO_COLON, text):
         text = ""
     if re.fullmatch(_SPAN_PATH, path) and text:
         return _span_advice(path, text)
@@ -3033,10 +3039,9 @@ class Item(Record):
 
     def mapping(self) -> dict[str, Node]:
         """The node's keys and their values."""
-        text = self.node.source or ""
-        if re.match(COLON_ALONE, text):
-            key = text.split(":")[0]
-            raise ValueError(f"no space after the ':' of a key; write `{key}: ...`")
+        found = re.match(NO_COLON, self.node.source or "")
+        if found:
+            raise ValueError(f"{colon_missing(found)}; write `{found[1]}: ...`")
         return self.value(dict, "a mapping of keys to values")
 
     def boolean(self) -> bool:
@@ -4133,6 +4138,11 @@ def used_registries(config: Config) -> Mapping[str, Any]:
     return {} if config.k3s.install == "none" else config.registries
 
 
+def warnings_of(config: Config) -> list[str]:
+    """What is not wrong with the file, and may not be what its user thinks."""
+    return [*ignored_keys(config), *idle_keys(config), *invisible_characters(config)]
+
+
 def ignored_keys(config: Config) -> list[str]:
     """A warning for each key that this program ignores."""
     warnings = []
@@ -4213,6 +4223,29 @@ def _set_in_vain(config: Config) -> list[str]:
         and shown[name] not in ("", "0")
         and written(config, "lifetime", name)
     ]
+
+
+def invisible_characters(config: Config) -> Iterator[str]:
+    """A warning for each text in quotes, or of a block, with an invisible character in it.
+
+    Elsewhere it is an error. One that is written as an escape is meant.
+    """
+    text = config.file.read_text("utf-8")
+    if text.isascii():
+        return
+    left: list[tuple[str, Node]] = [("", parse_yaml(text, str(config.file)))]
+    while left:
+        path, node = left.pop(0)
+        value = node.value
+        if isinstance(value, dict):
+            left += [(f"{path}.{key}", below) for key, below in value.items()]
+            value = "".join(value)
+        elif isinstance(value, list):
+            left += [(f"{path}[{index}]", below) for index, below in enumerate(value)]
+        char = re.search(_INVISIBLE, value) if isinstance(value, str) else None
+        if char and char[0] in text:
+            named = f"{path.lstrip('.')}: an invisible character is in it, {invisible_in(value)}"
+            yield f'{named}; if it is meant, write "\\u{ord(char[0]):04x}" in double quotes'
 
 
 def written(config: Config, *keys: str) -> object:
@@ -11597,7 +11630,7 @@ def provision(
     """Make a cluster and boot it; boot one that is there and off, by the config as it is now."""
     config = own_config(host, directory, own_name)
     check_implemented(config)
-    for warning in [*ignored_keys(config), *idle_keys(config)]:
+    for warning in warnings_of(config):
         host.output.warn(warning)
     _check_host(host)
     files = files_of(host, config)
@@ -15527,7 +15560,7 @@ def config_check(host: Host, directory: Path, form: str) -> int:
         shown = {"version": 1, "ok": False, "problems": _located(error), "warnings": []}
         host.output.data(to_json(shown))
         return ConfigError.exit_code
-    warnings = list(_warnings_of(config))
+    warnings = list(_warnings_of_check(config))
     if form == "json":
         shown = {"version": 1, "ok": True, "problems": [], "warnings": warnings}
         host.output.data(to_json(shown))
@@ -15543,10 +15576,9 @@ def config_check(host: Host, directory: Path, form: str) -> int:
     return 0
 
 
-def _warnings_of(config: Config) -> Iterator[str]:
-    """What is not wrong with a config, and may not be what its user thinks."""
-    yield from ignored_keys(config)
-    yield from idle_keys(config)
+def _warnings_of_check(config: Config) -> Iterator[str]:
+    """`warnings_of`, and what is to be known of the cluster that it would make."""
+    yield from warnings_of(config)
     if budget(config.lifetime.max_run) is None:
         text = "lifetime.maxRun is not set: nothing will end this cluster"
         yield f"{text}; for example `lifetime: {{maxRun: 8h}}`"

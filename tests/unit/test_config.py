@@ -324,6 +324,7 @@ def test_an_image_of_ones_own_has_no_digest_unless_given() -> None:
         ("[]\n", "1:1: the config: must be a mapping of keys to values, not a list"),
         ("just words\n", "1:1: the config: must be a mapping of keys to values"),
         ("k3s:\n  install:none\n", "2:3: k3s: no space after the ':' of a key; write `install: ...`"),
+        ("name=dev\n", "1:1: the config: no ':' and space after a key; write `name: ...`"),
         ("name:dev\n", "1:1: the config: no space after the ':' of a key; write `name: ...`"),
         ("name:dev\ncpus: 2\n", "1:5: no space after the ':' of a key"),
         ("name: 'dev\u200b'\n", "1:7: name: 'dev\\u200b' is not a DNS label: a-z, 0-9 and inner dashes, 63 at most; "
@@ -733,6 +734,28 @@ def test_a_lifetime_that_can_have_no_effect_is_warned_about(
     file.write_text(f"lifetime: {lifetime.replace('onWarn: true', 'onWarn: date')}\n")
     said = ycluster.idle_keys(ycluster.load_config(tmp_path))
     assert {text.split(":")[0] for text in said} == {f"lifetime.{name}" for name in warned}
+
+
+@pytest.mark.parametrize(
+    "text, warned",
+    [
+        ('onWarn: "a\u00a0b"', ["lifetime.onWarn"]),
+        ("onWarn: |\n    a\u200bb", ["lifetime.onWarn"]),
+        ('onWarn: "a\\u00a0b"', []),
+        ("onWarn: grüße", []),
+        ("warn: 1m  # a\u00a0b", []),
+    ],
+    ids=["quoted", "block", "escape", "visible", "comment"],
+)
+def test_an_invisible_character_in_a_free_text_is_warned_about(
+    tmp_path: Path, text: str, warned: list[str]
+) -> None:
+    """Elsewhere it is an error; here it may be meant. (26.9)"""
+    file = tmp_path / "y-cluster-provision.yaml"
+    file.write_text(f"lifetime:\n  maxRun: 8h\n  {text}\n", "utf-8")
+    said = ycluster.warnings_of(ycluster.load_config(tmp_path))
+    assert [line.split(":")[0] for line in said] == warned
+    assert all(re.search(r"U\+.*\"\\u[0-9a-f]{4}\"", line) for line in said)
 
 
 def test_variables_are_filled_in_where_they_are_used_and_shown_as_they_stand() -> None:
