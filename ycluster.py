@@ -2403,8 +2403,8 @@ def _plain_number(src: _YamlSource, pos: int, text: str) -> int | float:
 _DASH = r"-(?![^ \t\n])"
 # The ":" after a key, [193] and [195].
 _COLON = r":(?![^ \t\n])"
-# A key and what stands for its colon and space: a colon with text right after it, which makes no URL
-# of both, an equals sign, or the wide colon of a Chinese or Japanese keyboard.
+# A key and what stands for its colon and space: a colon with text right after it, which makes no
+# URL of both, an equals sign, or the wide colon of a Chinese or Japanese keyboard.
 NO_COLON = r"(?a)([A-Za-z_][\w.-]*)(?:[ \t]*[=\uff1a]|[ \t]*:(?!//|[ \t\n]))"
 # The header of a block scalar up to the end of its line, and all that is blank below it: section
 # 8.1.1. Digits, which tell the indentation, are not supported.
