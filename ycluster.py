@@ -10289,7 +10289,6 @@ PACKED = (
     ("lz4", "lz4cat", b"\x04\x22\x4d\x18"),
     ("zip", "funzip", b"PK\x03\x04"),
 )
-_TAR = b"ustar"  # at byte 257 of a tar
 _PLAIN_TEXT = rb"[\t-\r\x1b\x20-\x7e\x80-\xff]+"  # of which no disk consists
 SMALLEST_DISK = 1 << 20  # bytes
 WHOLE = "if you trust it, `qemu-img convert -O qcow2 OLD NEW` makes a whole one of it"
@@ -10299,7 +10298,7 @@ A_DISK = "the whole disk of a machine that boots by BIOS is wanted, as qcow2, ra
 class NoDisk(ConfigError):
     """What is named as a disk is none, or can't be used as one; the hint is what makes one of it.
 
-    In the hint, {file} stands for the file, and {packed} for how it comes to a program's stdin.
+    In the hint, {packed} stands for how the file comes to a program's stdin.
     """
 
 
@@ -10343,16 +10342,34 @@ def _refuse_qcow2(head: bytes) -> None:
         raise NoDisk("it is encrypted", hint=WHOLE)
 
 
+def is_tar(head: bytes) -> bool:
+    """Whether a file that begins with `head` is a tar (pax(1), "ustar Interchange Format")."""
+    return head[257:].startswith(b"ustar")
+
+
+def unzipped(head: bytes) -> bytes:
+    """The first bytes of what is in a gzip that begins with `head`; none where it is no gzip."""
+    import zlib
+
+    try:
+        return zlib.decompressobj(wbits=31).decompress(head, 512)
+    except zlib.error:
+        return b""
+
+
 def _refuse_no_disk(head: bytes) -> None:
     """Raise NoDisk where what would be a raw disk can't be booted."""
     if head[0x8001:].startswith(b"CD001"):  # whether it has a boot sector, too, or none
         raise NoDisk("it is a CD image (ISO 9660), from which one installs", hint=A_DISK)
+    if is_tar(unzipped(head)):
+        hint = "`{packed}tar -xz` unpacks it; use the disk in it"
+        raise NoDisk("it is a tar, packed by gzip", hint=hint)
     for form, program, magic in PACKED:
         if head.startswith(magic):
             hint = f"`{{packed}}{program} >disk.img` unpacks it; use disk.img in its place"
             raise NoDisk(f"it is packed by {form}", hint=hint)
-    if head[257:].startswith(_TAR):
-        raise NoDisk("it is a tar", hint="`tar -xf {file}` unpacks it; use the disk in it")
+    if is_tar(head):
+        raise NoDisk("it is a tar", hint="`{packed}tar -x` unpacks it; use the disk in it")
     text = head[:512].rstrip(b"\0")
     if re.fullmatch(_PLAIN_TEXT, text):
         begins = text.decode("utf-8", "replace").strip().partition("\n")[0][:60].strip()
@@ -10382,7 +10399,7 @@ def format_of(image: Path, named: str = "") -> str:
             source = urllib.parse.unquote(urllib.parse.urlsplit(source).path)
         quoted = shlex.quote(source)
         packed = f"curl -fL {quoted} | " if "://" in source else f"<{quoted} "
-        hint = error.hint.format(file=quoted, packed=packed)
+        hint = error.hint.format(packed=packed)
         raise NoDisk(f"{source}: the image is not used: {error}", hint=hint) from None
 
 
@@ -10420,12 +10437,26 @@ def image_info(host: Host, image: Path, named: str = "") -> dict[str, Any]:
         raise NoDisk(f"{refused}: it builds on another file", hint=WHOLE)
     if info["virtual-size"] < SMALLEST_DISK:
         raise NoDisk(f"{refused}: it has {info['virtual-size']} bytes", hint=A_DISK)
-    # QEMU reads zeros past the end of a file that was cut off. One in use is not looked at.
-    argv = ["qemu-img", "check", "-q", "-f", form, str(image)]
-    if form == "qcow2" and host.run(argv, timeout=3600, check=False).returncode == _CORRUPT:
+    if _is_damaged(host, image, form):
         hint = "get it anew; `qemu-img check` says more"
         raise NoDisk(f"{refused}: it is damaged, or was cut off", hint=hint)
     return info
+
+
+def _is_damaged(host: Host, image: Path, form: str) -> bool:
+    """Whether a disk is known to be damaged. QEMU reads zeros past the end of one that was cut off.
+
+    The first header of a GPT says in which sector the last one is (UEFI specification, 5.3.2).
+    """
+    if form == "raw":
+        with open(image, "rb") as file:
+            gpt = file.read(1024)[512:]
+        last = int.from_bytes(gpt[32:40], "little")
+        return gpt.startswith(b"EFI PART") and (last + 1) * 512 > image.stat().st_size
+    argv = ["qemu-img", "check", "-q", "-f", form, str(image)]
+    done = host.run(argv, timeout=3600, check=False)
+    # Of a vmdk it gives up where a part is missing. One that is in use it doesn't look at.
+    return done.returncode == _CORRUPT or "Check failed" in done.stderr
 
 
 _CORRUPT = 2  # the exit status of `qemu-img check` (qemu-img(1))
@@ -12873,32 +12904,36 @@ def _convert_import(host: Host, disk: Path, files: Files) -> Path:
     write_file(files.incoming / IMPORT_MARK, b"")
     source, made = disk, files.incoming / files.disk.name
     with open(disk, "rb") as file:
-        head = file.read(512)
-    if head.startswith(b"\x1f\x8b") and _gzipped_head(disk)[257:].startswith(_TAR):
+        head = file.read(1 << 15)
+    if is_tar(unzipped(head)):
         source = _unpack(host, disk, files.incoming, "disk.raw")
-    elif head[257:].startswith(_TAR):
+    elif is_tar(head):
         source = _unpack(host, disk, files.incoming, _disk_in_tar(host, disk))
     form: str = image_info(host, source, str(disk))["format"]
     write_disk(host, source, "qcow2", made, form)
     return made
 
 
-def _gzipped_head(path: Path) -> bytes:
-    """The first bytes of what is gzipped in a file; none where it is damaged."""
-    import gzip
-    import zlib
-
+def _tar(host: Host, archive: Path, *argv: str) -> str:
+    """What tar prints of an archive. ConfigError where that is damaged."""
     try:
-        with gzip.open(path) as file:
-            return file.read(512)
-    except (OSError, EOFError, zlib.error):
-        return b""
+        return host.run(["tar", *argv], timeout=6 * 3600).stdout
+    except ProgramFailed as error:
+        if re.search(r"Unexpected EOF|unexpected end of file|^gzip: ", error.stderr, re.MULTILINE):
+            why = f"{archive} is damaged, or was cut off"
+            raise ConfigError(why, hint="get it anew; `tar -tf` says more") from None
+        raise
+
+
+def _names_in(host: Host, archive: Path) -> list[str]:
+    """The names in a tar, each as it is given to tar to have it unpacked."""
+    return _tar(host, archive, "--quoting-style=literal", "-tf", str(archive)).splitlines()
 
 
 def _disk_in_tar(host: Host, archive: Path) -> str:
     """The name of the one disk in an OVA, or of the disk.raw in a tar."""
-    listed = host.run(["tar", "-tf", str(archive)], timeout=3600).stdout.splitlines()
-    disks = [name for name in listed if re.fullmatch(r"\w[\w.-]*\.vmdk", name)]
+    listed = _names_in(host, archive)
+    disks = [name for name in listed if re.fullmatch(r"(?i)[^/.-][^/]*\.vmdk", name)]
     if "disk.raw" in listed:
         return "disk.raw"
     if len(disks) != 1:
@@ -12910,7 +12945,7 @@ def _disk_in_tar(host: Host, archive: Path) -> str:
 def _way_into_tar(archive: Path, listed: Sequence[str]) -> str:
     """How to import a disk that lies elsewhere in a tar."""
     for name in listed:
-        if re.search(r"\.(raw|img|qcow2|vmdk)$", name):
+        if re.search(r"(?i)\.(raw|img|qcow2|vmdk)$", name):
             argv = ["tar", "-xf", str(archive), "--", name]
             return f"`{shlex.join(argv)}` unpacks the disk in it; import that"
     return "a tar with a disk.raw, an OVA or the disk itself is wanted"
@@ -12928,17 +12963,16 @@ def _unpack(
     """
     unpacked = folder / name
     argv = [
-        "tar", "-xf", str(archive), "-C", str(folder),
+        "-xf", str(archive), "-C", str(folder),
         "--occurrence=1", "--no-recursion", "--no-same-owner", "--no-same-permissions",
-        unpacked.name,
+        "--no-unquote", unpacked.name,
     ]  # fmt: skip
     try:
-        host.run(argv, timeout=6 * 3600)
+        _tar(host, archive, *argv)
     except ProgramFailed as error:
         if "Not found in archive" not in error.stderr:
             raise
-        listed = host.run(["tar", "-tf", str(archive)], timeout=3600).stdout.splitlines()
-        hint = _way_into_tar(archive, listed)
+        hint = _way_into_tar(archive, _names_in(host, archive))
         raise ConfigError(f"{archive} is a tar without a {name}", hint=hint) from None
     status = os.lstat(unpacked)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:

@@ -1128,6 +1128,56 @@ def test_a_disk_that_was_cut_off_is_refused(
     assert list(cache.iterdir()) == []
 
 
+@pytest.mark.parametrize("form", ["raw", "monolithicSparse", "streamOptimized"])
+def test_a_disk_in_another_format_that_was_cut_off_is_refused(
+    cli: Cli, cache: Path, config: Path, tmp_path: Path, form: str
+) -> None:
+    """Of a raw disk its GPT tells. (26.2)"""
+    size = 8 << 20
+    gpt = b"EFI PART" + bytes(24) + (size // 512).to_bytes(8, "little")
+    raw, disk = tmp_path / "disk.raw", tmp_path / "disk"
+    raw.write_bytes(RAW[:512] + gpt.ljust(512, b"\0") + os.urandom(size - 512))
+    if form == "raw":
+        raw.rename(disk)
+    else:
+        argv = [*f"qemu-img convert -f raw -O vmdk -o subformat={form}".split(), raw, disk]
+        subprocess.run(argv, check=True)
+    whole = disk.read_bytes()
+    for length in (len(whole) // 2, len(whole) - 70_000):
+        os.truncate(disk, length)
+        told(cli("import", disk, "-c", config), 3, disk, "cut off")
+        assert list(cache.iterdir()) == []
+        disk.write_bytes(whole)
+    assert cli("import", disk, "-c", config).code == 0
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_an_archive_that_was_cut_off_is_refused(
+    cli: Cli, cache: Path, config: Path, tmp_path: Path, mode: str
+) -> None:
+    """tar's own words were all there was. (26.1)"""
+    (tmp_path / "disk.raw").write_bytes(RAW[:512] + os.urandom(1 << 20))
+    archive = tmp_path / "disk.tar"
+    with tarfile.open(archive, mode) as tar:  # type: ignore[call-overload]
+        tar.add(tmp_path / "disk.raw", "disk.raw")
+    os.truncate(archive, 1 << 19)
+    told(cli("import", archive, "-c", config), 3, archive, "cut off")
+    assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["my disk.vmdk", "DISK.VMDK", "\u00fc.vmdk", "a\\b.vmdk"])
+def test_the_disk_of_an_ova_may_have_any_name(
+    cli: Cli, cache: Path, config: Path, tmp_path: Path, name: str
+) -> None:
+    """(26.2)"""
+    (tmp_path / "disk.raw").write_bytes(RAW[:512] + bytes(1 << 20))
+    argv = [*"qemu-img convert -f raw -O vmdk".split(), tmp_path / "disk.raw", tmp_path / name]
+    subprocess.run(argv, check=True)
+    with tarfile.open(tmp_path / "x.ova", "w") as tar:
+        tar.add(tmp_path / name, name)
+    assert cli("import", tmp_path / "x.ova", "-c", config).code == 0
+
+
 def test_an_image_that_is_not_there_is_told_with_the_line_to_write(
     cli: Cli, config: Path, tmp_path: Path
 ) -> None:
