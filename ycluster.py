@@ -7719,17 +7719,40 @@ def check_user_network(host: Host) -> None:
 
 def warn_of_little_memory(host: Host, state: State) -> None:
     """Warn where the host has less memory free than the VM may take."""
-    try:
-        listed = Path("/proc/meminfo").read_text(encoding="utf-8")
-    except OSError:
-        return
-    free = re.search(r"^MemAvailable: *([0-9]+) kB", listed, re.MULTILINE)
-    if free and int(free[1]) // 1024 < int(state.memory):
+    free = free_memory()
+    if free is not None and free < int(state.memory):
         host.output.warn(
             f"{state.name}: the VM may take {state.memory} MiB of memory, and this host has "
-            f"{int(free[1]) // 1024} MiB free: it may become slow, or be killed; a smaller "
+            f"{free} MiB free: it may become slow, or be killed; a smaller "
             "`memory` in the config takes effect by `ycluster start -c DIR`"
         )
+
+
+def free_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """MiB that a program of ours may yet take, by the host and by its cgroups; None if not known.
+
+    Of cgroups, version 2 (the kernel's admin-guide/cgroup-v2.rst, "Memory Interface Files").
+    """
+    listed = _text_at(proc / "meminfo")
+    found = re.search(r"^MemAvailable: *([0-9]+) kB", listed, re.MULTILINE)
+    free = [int(found[1]) << 10] if found else []
+    own = re.search(r"^0::/(.*)$", _text_at(proc / "self/cgroup"), re.MULTILINE)
+    folder = cgroups / own[1] if own else cgroups
+    while folder != cgroups.parent:
+        limit, used = (_text_at(folder / f"memory.{name}").strip() for name in ("max", "current"))
+        cached = re.search(r"^inactive_file (\d+)$", _text_at(folder / "memory.stat"), re.MULTILINE)
+        if limit.isdigit() and used.isdigit():
+            free.append(int(limit) - int(used) + (int(cached[1]) if cached else 0))
+        folder = folder.parent
+    return max(0, min(free)) >> 20 if free else None
+
+
+def _text_at(path: Path) -> str:
+    """A file of the kernel's; empty where there is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""
 
 
 def _spawn_qemu(host: Host, state: State, accel: str) -> None:

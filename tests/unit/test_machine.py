@@ -651,6 +651,35 @@ def test_a_vm_that_wants_more_memory_than_is_free_is_warned_of(
     assert f"may take {free * 4} MiB" in host.log.getvalue() and "`memory`" in host.log.getvalue()
 
 
+@pytest.mark.parametrize(
+    "limits, free",
+    [
+        ({}, 8000),
+        ({"": "max"}, 8000),
+        ({"": 3000}, 2900),
+        ({"a/b": 3000, "a": 2000, "": "max"}, 1900),
+        ({"a/b": 50}, 0),
+        ({"c": 50}, 8000),
+    ],
+)
+def test_the_limit_of_a_cgroup_counts_as_the_hosts(
+    tmp_path: Path, limits: dict[str, object], free: int
+) -> None:
+    """Such as a container's. (26.4)"""
+    proc, cgroups = tmp_path / "proc", tmp_path / "cgroup"
+    (proc / "self").mkdir(parents=True)
+    (proc / "meminfo").write_text(f"MemTotal: 9 kB\nMemAvailable:  {8000 << 10} kB\n")
+    (proc / "self/cgroup").write_text("4:memory:/c\n0::/a/b\n")
+    for name, limit in limits.items():
+        folder = cgroups / name
+        folder.mkdir(parents=True, exist_ok=True)
+        most = limit if limit == "max" else int(str(limit)) << 20
+        (folder / "memory.max").write_text(f"{most}\n")
+        (folder / "memory.current").write_text(f"{150 << 20}\n")
+        (folder / "memory.stat").write_text(f"anon 5\ninactive_file {50 << 20}\n")
+    assert ycluster.free_memory(proc, cgroups) == free
+
+
 def test_ssh_is_strict_and_knows_nothing_of_the_users_own(tmp_path: Path) -> None:
     demo = state(tmp_path, ssh_port=40315, ssh_user="dev")
     demo.files.host_pub.write_text("key")
