@@ -3270,8 +3270,9 @@ def no_option(text: str) -> str:
     return text
 
 
-_ADDRESS = r"(|(?:(?:25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])(?:\.(?!$)|$)){4})"
-_is_address = matching(_ADDRESS, "an IPv4 address")
+_ANY_OCTET = "(?:25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])"  # a zero in front of it, too
+_ADDRESS = rf"(|(?!(?:22[4-9]|2[345][0-9])\.){_ANY_OCTET}(?:\.{_ANY_OCTET}){{3}})"
+_is_address = matching(_ADDRESS, "an IPv4 address of an interface")
 
 
 def address(text: str) -> str:
@@ -3876,6 +3877,8 @@ def _config_file(path: Path) -> Path:
         raise ConfigError(why, hint="keep one of them")
     if not found:
         what = f"no {CONFIG_NAMES[0]} in it" if path.is_dir() else "no such directory"
+        for link in filter(os.path.islink, (path, *candidates)):
+            raise ConfigError(f"{link} is a link to {os.readlink(link)}, which is no file")
         other = _other_name(path)
         hint = other or "-c names the directory that holds the config"
         raise ConfigError(f"{path}: {what}", hint=hint)
@@ -15857,22 +15860,35 @@ VERBS: Mapping[str, Callable[..., Any]] = {
 
 def parse_args(argv: Sequence[str]) -> dict[str, Any]:
     """What the command line asks for: `path`, the verb, and the arguments of its call."""
-    argv = [ALIASES.get(word, word) for word in argv[:1]] + list(argv[1:])
-    for depth in (1, 2):
-        path = " ".join(argv[:depth])
-        if path in VERBS:
-            words = _plain_flags(path, argv[depth:])
-            args = _read_options(path, words)
-            if args is None:
-                parser = _style(Parser, prog=f"ycluster {path}", **_texts(path))
-                _add_arguments(parser, path)
-                args = vars(parser.parse_args(words))
-            return _collect(args)
+    path, words = _verb_in(argv)
+    if path:
+        words = _plain_flags(path, words)
+        args = _read_options(path, words)
+        if args is None:
+            parser = _style(Parser, prog=f"ycluster {path}", **_texts(path))
+            _add_arguments(parser, path)
+            args = vars(parser.parse_args(words))
+        return _collect(args)
     if not argv or (len(argv) == 1 and argv[0] in GROUPS):
         argv = [*argv, "--help"]
     else:
         _refuse_unknown(argv)
     return _collect(vars(full_parser().parse_args(argv)))
+
+
+def _verb_in(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """The verb that words begin with, and its own words; -v may stand before it. Empty: none."""
+    path, common = "", []
+    for place, word in enumerate(argv):
+        if word.partition("=")[0] in COMMON.names:
+            common.append(word)
+            continue
+        path = f"{path} {word}" if path else ALIASES.get(word, word)
+        if path in VERBS:
+            return path, [*common, *argv[place + 1 :]]
+        if path not in GROUPS:
+            break
+    return "", []
 
 
 def _plain_flags(path: str, words: Sequence[str]) -> list[str]:
