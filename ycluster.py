@@ -3910,7 +3910,10 @@ def _read(text: str, path: Path, home: Callable[[], Path] | None) -> tuple[Confi
     provider = _provider(root)
     if provider in OTHER_PROVIDERS and isinstance(root.value, dict):
         known = kind_of(provider).schema["properties"]
-        root = replace(root, value={key: root.value[key] for key in root.value if key in known})
+        ours = {
+            key: node for key, node in root.value.items() if key in known or _is_like(key, known)
+        }
+        root = replace(root, value=ours)
     item = Item(root, "", path.parent, home, [])
     config: Config = item.read(kind_of(provider))
     if config is not WRONG:
@@ -3918,6 +3921,13 @@ def _read(text: str, path: Path, home: Callable[[], Path] | None) -> tuple[Confi
         _check_rules(item, config)
     _raise_problems(item.problems, path, provider)
     return config, item.mapping()
+
+
+def _is_like(word: str, keys: Iterable[str]) -> bool:
+    """Whether a word is probably meant for one of the keys."""
+    import difflib
+
+    return bool(difflib.get_close_matches(word.lower(), keys, n=1, cutoff=0.8))
 
 
 def _provider(root: Node) -> str:

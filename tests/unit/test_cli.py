@@ -258,7 +258,9 @@ def test_bad_input_has_its_exit_code_and_leaves_no_trace(
         ("teardown demo --keep-disk=false", "teardown demo"),
         ("teardown demo --keep-disk=1", "teardown demo --keep-disk"),
         ("teardown demo --keep-disk=F", "teardown demo"),
-        ("-v=true list", ""),
+        ("-v=true list", "list -v"),
+        ("--verbose=false ls", "list"),
+        ("lifetime -v reap --all", "lifetime reap --all -v"),
         ("list -v=true -q=false", "list -v"),
         ("lifetime reap --all=true", "lifetime reap --all"),
         ("ssh dev -- x --keep-disk=true", "ssh dev -- x --keep-disk=true"),
@@ -1022,6 +1024,7 @@ OPTIONS = [
     "list", "list -o json", "list -o yaml", "doctor -o text", "status --name a", "stop -c good",
     "stop --name a --context b", "stop --name", "stop --name -c", "teardown --keep-disk --name a",
     "teardown --keep-disk --keep-disk", "--verbose list", "list --verbose", "provision",
+    "-v lifetime status", "lifetime -v status --name a", "lifetime -v",
     "provision -c good", "lifetime reap --all", "lifetime reap --wait 2m --by at --state a.json",
     "lifetime reap --all --name a", "lifetime watch --context c", "lifetime extend 2h",
     "lifetime extend --from-now 2h --dry-run", "lifetime extend --until 18:00 --name a",
@@ -1030,6 +1033,16 @@ OPTIONS = [
     "schema --write out", "config show -c good", "ssh", "ssh -- uname -a", "ssh --name a",
     "completion bash", "export out --format raw", "export --format raw", "import -c good", "stop -x",
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["", "y-cluster-provision.yaml"])
+def test_a_config_that_is_a_link_to_nothing_is_told_as_one(
+    cli: Cli, tmp_path: Path, name: str
+) -> None:
+    """(26.9)"""
+    link = tmp_path / "y-cluster-provision.yaml"
+    link.symlink_to("nowhere")
+    told(cli("config", "check", "-c", tmp_path / name), 3, link, "nowhere")
 
 
 @pytest.mark.parametrize("line", OPTIONS)

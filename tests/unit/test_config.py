@@ -280,6 +280,8 @@ def test_an_image_of_ones_own_has_no_digest_unless_given() -> None:
         ("memory: 8X\n", "1:9: memory: '8X' is not a whole number"),
         ("cpus: 0\n", "1:7: cpus: '0' is not a whole number from 1 to 512"),
         ("cpus: -1\n", "1:7: cpus: '-1' is not"),
+        ("provider: hetzner\nlifetme: {maxRun: 1h}\nserver: {}\n", "2:1: lifetme: no such key; did you mean 'lifetime'?"),
+        ("network: {bindAddress: 239.1.1.1}\n", "1:24: network.bindAddress: '239.1.1.1' is not an IPv4 address of an interface"),
         ("provider: quemu\n", "1:11: provider: 'quemu' is none of qemu, docker, multipass, hetzner, glesys; did you mean 'qemu'?"),
         ("k3s: {install: nope}\n", "1:16: k3s.install: 'nope' is none of airgap, script, none"),
         ("k3s: {version: latest}\n", "1:16: k3s.version: 'latest' is not a k3s release"),
