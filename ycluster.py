@@ -7752,10 +7752,13 @@ def free_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup
     own = re.search(r"^0::/(.*)$", _text_at(proc / "self/cgroup"), re.MULTILINE)
     folder = cgroups / own[1] if own else cgroups
     while folder != cgroups.parent:
-        limit, used = (_text_at(folder / f"memory.{name}").strip() for name in ("max", "current"))
-        cached = re.search(r"^inactive_file (\d+)$", _text_at(folder / "memory.stat"), re.MULTILINE)
+        limit = _text_at(folder / "memory.max").strip()  # "max": none
+        used = _text_at(folder / "memory.current").strip()
+        counts = _text_at(folder / "memory.stat")
         if limit.isdigit() and used.isdigit():
-            free.append(int(limit) - int(used) + (int(cached[1]) if cached else 0))
+            cached = re.search(r"^inactive_file ([0-9]+)$", counts, re.MULTILINE)
+            given_back = int(cached[1]) if cached else 0
+            free.append(int(limit) - int(used) + given_back)
         folder = folder.parent
     return max(0, min(free)) >> 20 if free else None
 
@@ -8554,11 +8557,11 @@ def _displaces_users(text: str) -> bool:
 
 
 def user_part(path: Path) -> str:
-    """The user's own user-data.
+    """The user's own user-data, without blank lines before it, which would hide a script's `#!`.
 
     Raises ConfigError where cloud-init would pass over it, or over the login of our part.
     """
-    text = _read_named(path).removeprefix("\ufeff")
+    text = _read_named(path).lstrip("\ufeff \t\r\n")
     if not text.lower().startswith(USER_DATA_HEADERS):
         hint = f"its first line begins with one of {', '.join(USER_DATA_HEADERS)}"
         raise ConfigError(f"{path}: cloud-init does not know its kind", hint=hint)

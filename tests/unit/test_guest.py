@@ -279,7 +279,6 @@ def test_the_users_own_part_comes_first_as_it_is_and_ours_is_merged_into_it(
         (b"users: []\n", "#cloud-config"),
         (b"", "#cloud-config"),
         (b"\x1f\x8b\xff", "UTF-8"),
-        (b"\n#cloud-config\n", "#cloud-config"),
         (b"#!/bin/sh\r\ntrue\r\n", "as on Windows"),
         (b"#cloud-config\nusers: {me: {}}\n", "users is not a list"),
         (b"#cloud-config\nusers: me, you\n", "users is not a list"),
@@ -319,3 +318,10 @@ def test_user_data_that_cloud_init_would_pass_over_or_that_displaces_our_login_i
 def test_users_of_the_users_own_beside_our_login(tmp_path: Path, users: str) -> None:
     (tmp_path / "mine").write_text(f"#cloud-config\n{users}")
     assert ycluster.user_part(tmp_path / "mine") == f"#cloud-config\n{users}"
+
+
+@pytest.mark.parametrize("before", ["\n", "\r\n \n", "\ufeff", "\ufeff\n"])
+def test_blank_lines_before_user_data_hide_no_first_line(tmp_path: Path, before: str) -> None:
+    """cloud-init passes over them, and the kernel wants `#!` to come first. (26.10)"""
+    (tmp_path / "mine").write_bytes(f"{before}#!/bin/sh\ntrue\n".encode())
+    assert ycluster.user_part(tmp_path / "mine") == "#!/bin/sh\ntrue\n"
