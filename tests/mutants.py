@@ -1240,8 +1240,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a guest gets no proxy that the config does not ask for",
-        'if guest.proxy == "host" else {}',
-        "if True else {}",
+        'if guest.proxy == "host":',
+        "if True:",
         "test_guest.py::test_a_guest_gets_the_proxies_of_the_host_if_the_config_asks",
     ),
     (
@@ -1258,8 +1258,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a guest gets no private key that is beside a certificate",
-        'for body in re.findall(_PEM, _read_named(path, "guest.caCertificates", "latin-1")):',
-        'return [_read_named(path, "guest.caCertificates", "latin-1")]\n    for body in [""]:',
+        'for body in re.findall(_PEM, _read_named(path, "latin-1")):',
+        'return [_read_named(path, "latin-1")]\n    for body in [""]:',
         "test_guest.py::test_the_guest_trusts_every_certificate_of_a_file_and_gets_no_key",
     ),
     (
@@ -1598,14 +1598,14 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a sibling's disk is not half made",
-        "bool(state.image) and state.started_at is None",
-        "state.started_at is None",
+        "bool(self.image) and self.started_at is None",
+        "self.started_at is None",
         "test_cli.py::test_provision_never_takes_over_what_is_there",
     ),
     (
         "what has booted is not half made",
-        "bool(state.image) and state.started_at is None",
-        "bool(state.image) and state.started_at is not None",
+        "bool(self.image) and self.started_at is None",
+        "bool(self.image) and self.started_at is not None",
         "test_cli.py::test_provision_never_takes_over_what_is_there",
     ),
     (
@@ -1686,9 +1686,51 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "start refuses a cluster whose data disk is gone",
-        "if data_disk and not os.path.exists(data_disk):",
-        "if False:",
+        '    if state.data_disk:\n        yield "data disk"',
+        '    if False:\n        yield "data disk"',
         "test_appliance.py::test_start_without_its_data_disk_is_refused",
+    ),
+    (
+        "a boot disk that is gone is told by list",
+        "    if not state.is_half_made:\n        yield ",
+        "    if False:\n        yield ",
+        "test_appliance.py::test_a_disk_that_is_gone_or_none_is_told_by_list_and_doctor",
+    ),
+    (
+        "a disk that is no qcow2 is told by doctor",
+        "if disk.is_file() and not is_qcow2(disk):",
+        "if False:",
+        "test_appliance.py::test_a_disk_that_is_gone_or_none_is_told_by_list_and_doctor",
+    ),
+    (
+        "a vmdk that was cut off is refused",
+        ' or "Check failed" in done.stderr',
+        "",
+        "test_appliance.py::test_a_disk_in_another_format_that_was_cut_off_is_refused",
+    ),
+    (
+        "a raw disk that was cut off is refused",
+        "(last + 1) * 512 > image.stat().st_size",
+        "False",
+        "test_appliance.py::test_a_disk_in_another_format_that_was_cut_off_is_refused",
+    ),
+    (
+        "an archive that was cut off is told as one",
+        'if re.search(r"Unexpected EOF|',
+        'if re.search(r"NEVER|',
+        "test_appliance.py::test_an_archive_that_was_cut_off_is_refused",
+    ),
+    (
+        "the limit of a cgroup counts",
+        "free.append(int(limit)",
+        "len([]) and free.append(int(limit)",
+        "test_machine.py::test_the_limit_of_a_cgroup_counts_as_the_hosts",
+    ),
+    (
+        "an invisible character in a quoted text is warned of",
+        "if char and char[0] in text:",
+        "if False:",
+        "test_config.py::test_an_invisible_character_in_a_free_text_is_warned_about",
     ),
     (
         "a stop clears the deadline",
@@ -2617,8 +2659,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "what is gzipped is known by its content",
-        'if head.startswith(b"\\x1f\\x8b") and _gzipped',
-        'if disk.name.endswith(".gz") and _gzipped',
+        "if is_tar(unzipped(head)):\n        source",
+        'if disk.name.endswith(".gz") and is_tar(unzipped(head)):\n        source',
         "test_appliance.py::test_what_is_gzipped_is_known_by_its_content_whatever_its_name",
     ),
     (
@@ -2713,7 +2755,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "an OVA's disk is a file in the folder",
-        're.fullmatch(r"\\w[\\w.-]*\\.vmdk", name)',
+        're.fullmatch(r"(?i)[^/.-][^/]*\\.vmdk", name)',
         'name.endswith(".vmdk")',
         "test_appliance.py::test_a_tar_that_is_no_ova_with_one_disk_is_not_imported",
     ),
