@@ -1,18 +1,23 @@
 """The Debian guest as the HOST: systemd is PID 1 there, logins and reboots are real, and anybody may set the clock.
 
-There is no QEMU in it. A stand-in process takes the VM's place: it has a pidfile in its argv, answers QMP, and ends at the
-power button. dist/ycluster is all that is installed. The tests go in order over one boot and one reboot.
+dist/ycluster is all that is installed. A stand-in process takes the VM's place: it has a pidfile in its argv, answers QMP, and
+ends at the power button. Only a suspend needs the real one: this machine's QEMU, with a guest of a boot sector. The tests go in
+order over one boot and one reboot.
 """
 
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Callable
 
 import pytest
 from conftest import Cluster, wait_for
+from sabotage import GREETING, obedient_image
 
 STAND_IN = """\
 import json, os, socket, sys
@@ -50,6 +55,20 @@ beside.touch(0o600)
 beside.write_text(json.dumps({{**kept, "expiresAt": moment(time.time() + {seconds})}}))
 beside.replace(sidecar)
 """
+# A cluster of a real QEMU, and a shell line for it: a verb waits for an ssh that never comes, so it is killed.
+SMALL = """\
+name: small
+memory: 64
+cpus: 1
+cpuModel: qemu64
+diskSize: 64M
+sshPort: 0
+cacheDir: /home/dev/of-small
+image: /home/dev/small.img
+k3s: {install: none}
+lifetime: {maxRun: 1h, warn: "0", onExpiry: suspend}
+"""
+UNTIL = "setsid -f ycluster {verb} -c small </dev/null >small.log 2>&1; for i in $(seq 240); do {until} && break; sleep 1; done; pkill -f '^[^ ]*python.*ycluster {verb}'; cat small.log; {until}"
 SOON = 60  # seconds: time enough for a login that arms it, on a busy machine, too
 
 
@@ -104,7 +123,7 @@ class RealHost:
     def fresh(self, on_expiry: str = "stop") -> None:
         """A cluster of dev's, with an hour left and no timer, whose VM is a stand-in that a system service runs."""
         self.login(
-            f"ycluster lifetime disarm; rm -rf {CACHE}; mkdir -p -m 700 {CACHE}; echo kept >{CACHE}/demo.qcow2; python3",
+            f"ycluster lifetime disarm --name demo; rm -rf {CACHE}; mkdir -p -m 700 {CACHE}; echo kept >{CACHE}/demo.qcow2; python3",
             stdin=WRITE.format(seconds=3600, on_expiry=on_expiry),
         )
         self.root(
@@ -113,14 +132,27 @@ class RealHost:
         )
         self.wait_within(f"[ -S {CACHE}/demo.qmp ]")
 
+    def put(self, content: bytes, command: str) -> None:
+        """Give root's command there this as its stdin."""
+        argv = [str(self.vm.program.path), "ssh", "-c", str(self.vm.directory), "--"]
+        environ = self.vm.program.environ()
+        subprocess.run([*argv, f"sudo {command}"], input=content, env=environ, check=True)
+
+    def shown(self, name: str) -> dict[str, Any]:
+        """What `status` shows of a cluster."""
+        shown: dict[str, Any] = json.loads(self.login(f"ycluster status --name {name} -o json"))
+        return shown
+
     def status(self) -> dict[str, Any]:
-        shown: dict[str, Any] = json.loads(self.login("ycluster lifetime status -o json"))
+        shown: dict[str, Any] = json.loads(
+            self.login("ycluster lifetime status --name demo -o json")
+        )
         return shown
 
     def arm(self, within: int = 0, beforehand: str = "true") -> dict[str, Any]:
         """What enforces the deadline once a login has armed it, `within` seconds of it."""
         sooner = WRITE.format(seconds=within, on_expiry="") if within else ""
-        asked = f"{beforehand}; python3 - && ycluster lifetime arm >&2 && ycluster lifetime status -o json"
+        asked = f"{beforehand}; python3 - && ycluster lifetime arm --name demo >&2 && ycluster lifetime status --name demo -o json"
         guard: dict[str, Any] = json.loads(self.login(asked, stdin=sooner))["enforcement"]
         assert guard["armed"], guard
         return guard
@@ -139,6 +171,33 @@ class RealHost:
         self.wait_within("[ $(systemctl is-active stand-in) = inactive ]")
 
 
+def install_qemu(host: RealHost, place: Path) -> None:
+    """Put this machine's QEMU there, with all the libraries that it loads, down to the C library's."""
+    qemu, qemu_img = (str(shutil.which(name)) for name in ("qemu-system-x86_64", "qemu-img"))
+    modules = Path("/usr/lib/x86_64-linux-gnu/qemu")
+    data = [Path("/usr/share", name) for name in ("qemu", "seabios")] + [Path("/usr/lib/ipxe/qemu")]
+    loaded = [qemu, qemu_img, *modules.glob("accel-*.so")]
+    listed = subprocess.run(["ldd", *loaded], capture_output=True, text=True, check=True).stdout
+    libraries = set(re.findall(r"(?m)^\t(?:.* => )?(/\S+)", listed))
+    own = place / "opt" / "qemu"
+    own.mkdir(parents=True)
+    for path in (qemu, qemu_img, *libraries):
+        shutil.copy(path, own)
+    (loader,) = own.glob("ld-linux*")
+    starting = f"exec /opt/qemu/{loader.name} --library-path /opt/qemu /opt/qemu"
+    folders = " ".join(f"-L {path}" for path in data)
+    wrappers = place / "usr" / "local" / "bin"
+    wrappers.mkdir(parents=True)
+    for name, options in ((Path(qemu).name, folders), ("qemu-img", "")):
+        line = f'export QEMU_MODULE_DIR={modules}\n{starting}/{name} {options} "$@"'
+        (wrappers / name).write_text(f"#!/bin/sh\n{line}\n")
+        (wrappers / name).chmod(0o755)
+    there = [str(path)[1:] for path in (modules, *data) if path.exists()]
+    argv = ["tar", "-cz", "-C", str(place), "opt", "usr/local", "-C", "/", *there]
+    packed = subprocess.run(argv, capture_output=True, check=True).stdout
+    host.put(packed, "tar -xz --no-same-owner -C /")
+
+
 @pytest.fixture(scope="module")
 def host(woken: Callable[..., Cluster]) -> RealHost:
     vm = woken("real-host", YCLUSTER_TIMER="watcher")
@@ -147,16 +206,7 @@ def host(woken: Callable[..., Cluster]) -> RealHost:
         "useradd -m -s /bin/bash dev && mkdir -m 700 /home/dev/.ssh && cp /home/ystack/.ssh/authorized_keys /home/dev/.ssh"
     )
     made.root("chown -R dev: /home/dev/.ssh")
-    with vm.program.path.open("rb") as program:
-        argv = [
-            str(vm.program.path),
-            "ssh",
-            "-c",
-            str(vm.directory),
-            "--",
-            "sudo tee /usr/local/bin/ycluster >/dev/null",
-        ]
-        subprocess.run(argv, stdin=program, env=vm.program.environ(), check=True)
+    made.put(vm.program.path.read_bytes(), "tee /usr/local/bin/ycluster >/dev/null")
     made.root("chmod 755 /usr/local/bin/ycluster")
     made.login("cat >stand-in.py", stdin=STAND_IN)
     return made
@@ -201,7 +251,7 @@ def test_a_stopped_atd_is_noticed_and_the_next_command_arms_again(host: RealHost
     assert host.arm()["backend"] == "at"
     host.root("systemctl stop atd")
     assert not host.status()["enforcement"]["armed"]
-    assert "NONE" in host.login("ycluster lifetime status")
+    assert "NONE" in host.login("ycluster lifetime status --name demo")
     host.login("ycluster lifetime reap --all")
     guard = host.status()["enforcement"]
     assert (guard["backend"], guard["armed"]) == ("watcher", True)
@@ -243,6 +293,25 @@ def test_a_clock_that_is_set_moves_the_deadline_along(host: RealHost, timer: str
         )
 
 
+def test_a_deadline_suspends_a_real_guest(host: RealHost, tmp_path: Path) -> None:
+    """By systemd, while nobody is logged in. The next tests see what a reboot makes of it. (22)"""
+    install_qemu(host, tmp_path)
+    image = obedient_image(tmp_path / "small.img").read_bytes()
+    host.put(image, "tee /home/dev/small.img >/dev/null")
+    host.login("mkdir small && cat >small/y-cluster-provision.yaml", stdin=SMALL)
+    greeted = f"grep -qs '{GREETING.decode().strip()}' of-small/small-console.log"
+    host.login(UNTIL.format(verb="provision", until=greeted))
+    soon = (
+        WRITE.format(seconds=20, on_expiry="suspend")
+        .replace(".cache/y-cluster-qemu", "of-small")
+        .replace("demo", "small")
+    )
+    host.login("python3 - && ycluster lifetime arm --name small", stdin=soon)
+    host.wait_within("[ -e /home/dev/of-small/small.memory ]")
+    wait_for("the end of the suspend", lambda: host.shown("small")["state"] == "suspended")
+    assert "suspended" in host.login("tail -n 3 ~/.local/state/ycluster/events.jsonl")
+
+
 def test_after_a_reboot_nothing_is_torn_down_and_whoever_has_the_pid_now_is_left_alone(
     host: RealHost,
 ) -> None:
@@ -263,7 +332,23 @@ def test_after_a_reboot_nothing_is_torn_down_and_whoever_has_the_pid_now_is_left
     )
     assert host.status()["state"] == "stopped"
     wait_for("the deadline", lambda: (host.status()["remainingSeconds"] or 0) <= 0)
-    host.login("ycluster lifetime reap")
+    host.login("ycluster lifetime reap --name demo")
     assert host.root("systemctl is-active innocent") == "active"
     assert host.root(f"cat {CACHE}/demo.qcow2") == "kept"
     assert host.status()["expiresAt"] == ""
+
+
+def test_what_was_suspended_before_the_reboot_goes_on_after_it(host: RealHost) -> None:
+    """Nothing has touched its memory, and it is loaded without a boot. (22)"""
+    host.login("ycluster lifetime reap --all")
+    shown = host.shown("small")
+    assert (shown["state"], shown["armed"], shown["expiresAt"]) == ("suspended", False, "")
+    size = int(host.login("stat -c %s of-small/small.memory"))
+    assert size == shown["suspended"]["bytes"] > 0
+    host.login(UNTIL.format(verb="start", until="! [ -e of-small/small.memory ]"))
+    wait_for("a guest that runs", lambda: host.shown("small")["state"] == "running")
+    shown = host.shown("small")
+    assert shown["armed"] and 3000 < shown["remainingSeconds"] <= 3600
+    console = host.login("cat of-small/small-console.log")
+    assert console.count(GREETING.decode().strip()) == 1, "it was not booted anew"
+    assert "guest-shutdown" in host.login("ycluster stop --name small 2>&1"), "it obeys its button"
