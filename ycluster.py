@@ -7840,12 +7840,26 @@ def memory_timeout(state: State) -> float:
     return 60.0 + (int(known[0]) / 50 if known else 0.0)
 
 
-def memory_fits(host: Host, state: State) -> dict[str, str]:
-    """What a memory file goes with: QEMU, the machine that it makes, and the state of its disks."""
-    version = host.run([QEMU, "--version"], timeout=20).stdout
-    found = re.search("version ([0-9.]+)", version)
+def installed_qemu(host: Host) -> str:
+    """The version of the QEMU that would be started now, such as 7.2.22."""
+    told = host.run([QEMU, "--version"], timeout=20).stdout
+    found = re.search("version ([0-9.]+)", told)
+    return found[1] if found else told.partition("\n")[0]
+
+
+def running_qemu(qmp: Qmp) -> str:
+    """The version of a QEMU that runs. An upgrade may have replaced its file since."""
+    version = qmp.execute("query-version")["qemu"]
+    return ".".join(str(int(version[part])) for part in ("major", "minor", "micro"))
+
+
+def memory_fits(host: Host, state: State, qmp: Qmp | None = None) -> dict[str, str]:
+    """What a memory file goes with: QEMU, the machine that it makes, and the state of its disks.
+
+    Of the QEMU that runs, where its monitor is given; else of one that would be started now.
+    """
     fits = {
-        "QEMU": found[1] if found else version.partition("\n")[0],
+        "QEMU": running_qemu(qmp) if qmp else installed_qemu(host),
         "machine type": state.machine,
         "accelerator": state.ran_with,
         "CPU model": state.cpu_model,
@@ -7977,7 +7991,7 @@ def write_memory(host: Host, state: State, qmp: Qmp) -> Suspended:
     """Write the memory of a guest that stands still to its file, whole or not at all."""
     files = state.files
     packed = _write_part(host, state, qmp)
-    fits = memory_fits(host, state)
+    fits = memory_fits(host, state, qmp)
     digest = "" if packed else _digest(host, state, files.memory_part)
     files.memory_part.replace(files.memory)
     sync_folder(files.cache_dir)

@@ -111,6 +111,18 @@ def test_resume_and_a_teardown_know_of_it_too(suspended: Cluster) -> None:
     boot(vm)
 
 
+def test_a_memory_is_of_the_qemu_that_ran_and_not_of_one_installed_since(
+    running: Cluster, tmp_path: Path
+) -> None:
+    installed = subprocess.run(["qemu-system-x86_64", "--version"], capture_output=True, text=True)
+    upgraded = tmp_path / "qemu-system-x86_64"
+    upgraded.write_text("#!/bin/sh\necho QEMU emulator version 99.0.0\n")
+    upgraded.chmod(0o755)
+    running.run("suspend", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert f"version {running.sidecar()['suspended']['fits']['QEMU']}" in installed.stdout
+    run_again(running)
+
+
 @pytest.mark.parametrize(
     "what", ["disk", "machine", "cut", "flipped", "gone", "unpacked by nobody"]
 )

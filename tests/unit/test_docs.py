@@ -206,7 +206,7 @@ def test_the_log_of_events_is_as_documented(
     ycluster.reap(host, state.files, by="memory")
     monkeypatch.setattr(ycluster, "process_start", lambda pid: 0)
     monkeypatch.setattr(ycluster, "write_memory", with_memory)
-    monkeypatch.setattr(ycluster, "memory_fits", lambda host, state: {})
+    monkeypatch.setattr(ycluster, "memory_fits", lambda *known: {})
     monkeypatch.setattr(ycluster, "_check_room", lambda host, files, vm: None)
     monkeypatch.setattr(ycluster, "standing_still", lambda *args: contextlib.nullcontext(Mute()))
     state.files.qmp.touch()

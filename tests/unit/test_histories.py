@@ -105,7 +105,7 @@ class World:
         ):
             patch.setattr(ycluster, attr, getattr(self, attr))
         patch.setattr(ycluster, "_check_room", lambda host, files, vm: None)
-        patch.setattr(ycluster, "memory_fits", lambda host, state: {})
+        patch.setattr(ycluster, "memory_fits", lambda *known: {})
         patch.setattr(ycluster, "disks_fit", lambda state: {})
         patch.setattr(ycluster, "exited", lambda pidfd, timeout: True)
         patch.setattr(ycluster, "TIMERS", (self,))
