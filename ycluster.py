@@ -3910,9 +3910,10 @@ def _read(text: str, path: Path, home: Callable[[], Path] | None) -> tuple[Confi
     provider = _provider(root)
     if provider in OTHER_PROVIDERS and isinstance(root.value, dict):
         known = kind_of(provider).schema["properties"]
-        ours = {
-            key: node for key, node in root.value.items() if key in known or _is_like(key, known)
-        }
+        ours = {}
+        for key, node in root.value.items():
+            if key in known or _is_like(key, known):
+                ours[key] = node
         root = replace(root, value=ours)
     item = Item(root, "", path.parent, home, [])
     config: Config = item.read(kind_of(provider))
@@ -4255,7 +4256,9 @@ def invisible_characters(config: Config) -> Iterator[str]:
             value = "".join(value)
         elif isinstance(value, list):
             left += [(f"{path}[{index}]", below) for index, below in enumerate(value)]
-        char = re.search(_INVISIBLE, value) if isinstance(value, str) else None
+        char = None
+        if isinstance(value, str):
+            char = re.search(_INVISIBLE, value)
         if char and char[0] in text:
             named = f"{path.lstrip('.')}: an invisible character is in it, {invisible_in(value)}"
             yield f'{named}; if it is meant, write "\\u{ord(char[0]):04x}" in double quotes'
@@ -4293,7 +4296,8 @@ def blamed_on(config: Config, *keys: str | int) -> Iterator[None]:
             node = _written_node(config, keys)
             place += f":{node.line}:{node.column}" if node else ""
         path = re.sub(r"\.(\d+)", r"[\1]", ".".join(map(str, keys)))
-        why, hint = str(error), getattr(error, "hint", "")
+        why = str(error)
+        hint = getattr(error, "hint", "")
         if isinstance(error, OSError):
             why = f"{error.filename}: {error.strerror}"
         raise ConfigError(f"{place}: {path}: {why}", hint=hint) from None
@@ -7850,7 +7854,10 @@ def installed_qemu(host: Host) -> str:
 def running_qemu(qmp: Qmp) -> str:
     """The version of a QEMU that runs. An upgrade may have replaced its file since."""
     version = qmp.execute("query-version")["qemu"]
-    return ".".join(str(int(version[part])) for part in ("major", "minor", "micro"))
+    major = int(version["major"])
+    minor = int(version["minor"])
+    micro = int(version["micro"])
+    return f"{major}.{minor}.{micro}"
 
 
 def memory_fits(host: Host, state: State, qmp: Qmp | None = None) -> dict[str, str]:
