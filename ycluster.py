@@ -2924,10 +2924,10 @@ _SPANS = (  # texts that are no Go durations, and the ones that were probably me
 def line_to_write(path: str, value: object) -> str:
     """What was probably meant by a wrong value at a path, as advice; empty: nobody can tell."""
     text = value if isinstance(value, str) else str(value).lower()
-    if isinstance(value, (dict, list)) or re.match(NO_COLON, text):
+    if isinstance(value, (dict, list)):
         text = ""
     if re.fullmatch(_SPAN_PATH, path) and text:
-        return _span_advice(path, text)
+        return "" if re.match(NO_COLON, text) else _span_advice(path, text)
     if path == "name":
         label = re.sub("[^a-z0-9]+", "-", text.lower()).strip("-")[:63]
         return f"write `name: {label or 'dev'}`"
@@ -3877,8 +3877,9 @@ def _config_file(path: Path) -> Path:
         raise ConfigError(why, hint="keep one of them")
     if not found:
         what = f"no {CONFIG_NAMES[0]} in it" if path.is_dir() else "no such directory"
-        for link in filter(os.path.islink, (path, *candidates)):
-            raise ConfigError(f"{link} is a link to {os.readlink(link)}, which is no file")
+        for place in (path, *candidates):
+            if place.is_symlink() and not place.exists():
+                raise ConfigError(f"{place} is a link to {os.readlink(place)}, which is not there")
         other = _other_name(path)
         hint = other or "-c names the directory that holds the config"
         raise ConfigError(f"{path}: {what}", hint=hint)
@@ -16111,7 +16112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _told_apart(words: Sequence[str], code: int) -> int:
     """The exit code of a failure of ours, where the command's own may be any, as for docker run."""
-    path = [word for word in words if word not in COMMON.names]
+    path = [word for word in words if word.partition("=")[0] not in COMMON.names]
     runs = path[:1] == ["run"] or path[:2] == ["lifetime", "hold"]
     if not runs or code in (0, 126, 127, Interrupted.exit_code):
         return code

@@ -165,7 +165,7 @@ def test_every_verb_of_one_cluster_takes_it_by_its_place_or_has_another_word_the
         assert ("--context" not in names) or path in PLACED or path in other
 
 
-@pytest.mark.parametrize("verb", ["ssh", "lifetime hold"])
+@pytest.mark.parametrize("verb", ["ssh", "lifetime hold", "-v=false lifetime hold"])
 @pytest.mark.parametrize(
     "words, name, command",
     [
@@ -185,7 +185,7 @@ def test_before_a_command_stands_the_cluster(
     assert (args["files"].name, list(args["command"])) == (name, command)
 
 
-@pytest.mark.parametrize("verb", ["ssh", "lifetime hold"])
+@pytest.mark.parametrize("verb", ["ssh", "lifetime hold", "-v=false lifetime hold"])
 def test_a_command_without_its_dashes_is_not_taken_for_a_cluster(cli: Cli, verb: str) -> None:
     """(25)"""
     own = 2 if verb == "ssh" else ycluster.OWN_FAILURE
@@ -1043,6 +1043,15 @@ def test_a_config_that_is_a_link_to_nothing_is_told_as_one(
     link = tmp_path / "y-cluster-provision.yaml"
     link.symlink_to("nowhere")
     told(cli("config", "check", "-c", tmp_path / name), 3, link, "nowhere")
+
+
+def test_a_link_to_a_folder_without_a_config_is_told_as_the_folder(
+    cli: Cli, tmp_path: Path
+) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there/y-cluster-provision.yml").touch()
+    (tmp_path / "link").symlink_to("there")
+    told(cli("config", "check", "-c", tmp_path / "link"), 3, "no y-cluster-provision.yaml", "`mv ")
 
 
 @pytest.mark.parametrize("line", OPTIONS)
