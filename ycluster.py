@@ -49,7 +49,6 @@ host prerequisite is missing, 6 not implemented for this provider, 7 timed out, 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import errno
 import fcntl
@@ -70,6 +69,7 @@ from pathlib import Path
 
 TYPE_CHECKING = False  # Importing typing takes longer than a whole verb may take to start.
 if TYPE_CHECKING:
+    import argparse
     import subprocess
     from typing import (
         IO,
@@ -11056,6 +11056,11 @@ def _more(entries: Sequence[bytes]) -> bytes:
 # --- how a verb is declared
 
 
+# As in argparse, which takes long to import, and which few command lines need.
+SUPPRESS = "==SUPPRESS=="
+REMAINDER = "..."
+
+
 class Argument(Record):
     """An argument of a verb, in the terms of argparse's `add_argument`."""
 
@@ -11087,7 +11092,7 @@ class Argument(Record):
     @property
     def is_hidden(self) -> bool:
         """Whether it is for our own timers, and not for people."""
-        return bool(self.options.get("help") == argparse.SUPPRESS)
+        return bool(self.options.get("help") == SUPPRESS)
 
     @property
     def is_required(self) -> bool:
@@ -11099,7 +11104,7 @@ class Argument(Record):
     @property
     def default(self) -> Any:
         """Its value where it is not given."""
-        if self.options.get("nargs") in (argparse.REMAINDER, "*"):
+        if self.options.get("nargs") in (REMAINDER, "*"):
             return []
         flag = self.options.get("action") == "store_true"
         return self.options.get("default", False if flag else None)
@@ -11304,7 +11309,7 @@ ONE_OR_LOST = OneOf("files", (*ONE.arguments, BY_STATE), default=Selector())
 # For the verbs that apply a config, where the cluster is named by one.
 ONE_OR_CONFIG = OneOf("which", ONE.arguments, default=Selector())
 SOME = OneOf("which", (BY_PLACE, *_BY_OPTION, ALL, BY_STATE), default=Selector())
-FIRED_BY = argument("--by", default="hand", help=argparse.SUPPRESS)
+FIRED_BY = argument("--by", default="hand", help=SUPPRESS)
 OWN_NAME = argument(
     "--name",
     dest="own_name",
@@ -13497,7 +13502,7 @@ def _why_reap(state: State, now: float) -> str:
     "carry out the expiry if it is due, else re-arm",
     FIRED_BY,
     SOME,
-    argument("--wait", type=positive_duration, default=0, help=argparse.SUPPRESS),
+    argument("--wait", type=positive_duration, default=0, help=SUPPRESS),
     example="ycluster lifetime reap dev",
 )
 def reap_now(
@@ -13727,7 +13732,7 @@ AT_MOST = argument(
 )
 COMMAND = argument(
     "command",
-    nargs=argparse.REMAINDER,
+    nargs=REMAINDER,
     metavar="-- COMMAND",
     help="what to run on this host, with your environment",
 )
@@ -14767,7 +14772,7 @@ def _enforcement_lines(state: State, shown: Mapping[str, Any]) -> list[Line]:
     ),
     argument(
         "command",
-        nargs=argparse.REMAINDER,
+        nargs=REMAINDER,
         metavar="-- COMMAND",
         help="what to run, in the guest's shell",
     ),
@@ -15752,7 +15757,7 @@ COMMON = argument(
     "-v",
     "--verbose",
     action="store_true",
-    default=argparse.SUPPRESS,
+    default=SUPPRESS,
     help="show every program that is run, and tracebacks",
 )
 
@@ -15802,7 +15807,7 @@ _SHELLS: Mapping[str, str] = {
     "completion",
     "what bash, zsh or fish loads to complete words",
     argument("shell", metavar="{bash,zsh,fish}", choices=(*_SHELLS, "words")),
-    argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS),
+    argument("words", nargs=REMAINDER, help=SUPPRESS),
     example='eval "$(ycluster completion bash)"',
 )
 def completion(host: Host, shell: str, words: Sequence[str]) -> int:
@@ -15900,7 +15905,7 @@ def parse_args(argv: Sequence[str]) -> dict[str, Any]:
         words = _plain_flags(path, words)
         args = _read_options(path, words)
         if args is None:
-            parser = _style(Parser, prog=f"ycluster {path}", **_texts(path))
+            parser = _parser(prog=f"ycluster {path}", **_texts(path))
             _add_arguments(parser, path)
             args = vars(parser.parse_args(words))
         return _collect(args)
@@ -15961,17 +15966,22 @@ def _refuse_unknown(argv: Sequence[str]) -> None:
         raise UsageError(why, hint=f"`{f'ycluster help {group}'.strip()}` lists them")
 
 
-class Parser(argparse.ArgumentParser):
+def _parser(**options: Any) -> argparse.ArgumentParser:
     """argparse's, which names the nearest option where there is none of a name."""
+    import argparse
 
-    def error(self, message: str) -> NoReturn:
-        """Print the usage and what is wrong, and exit with 2."""
-        unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
-        path = self.get_default("path")
-        if unknown and path:
-            names = [name for item in arguments_of(path) for name in item.names]
-            message += _nearest(unknown[1], [*names, "--help"])
-        super().error(message)
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            """Print the usage and what is wrong, and exit with 2."""
+            unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
+            path = self.get_default("path")
+            if unknown and path:
+                names = [name for item in arguments_of(path) for name in item.names]
+                message += _nearest(unknown[1], [*names, "--help"])
+            super().error(message)
+
+    made: Parser = _style(Parser, **options)
+    return made
 
 
 def _read_options(path: str, words: Sequence[str]) -> dict[str, Any] | None:
@@ -15992,7 +16002,7 @@ def _read_options(path: str, words: Sequence[str]) -> dict[str, Any] | None:
         return None
     defaults = {item.dest: item.default for item in arguments_of(path)}
     args = {**defaults, **given, "path": path}
-    return {dest: value for dest, value in args.items() if value is not argparse.SUPPRESS}
+    return {dest: value for dest, value in args.items() if value != SUPPRESS}
 
 
 def _is_incomplete(path: str, given: Mapping[str, Any]) -> bool:
@@ -16009,13 +16019,12 @@ def _is_incomplete(path: str, given: Mapping[str, Any]) -> bool:
 
 def full_parser() -> argparse.ArgumentParser:
     """The parser of all verbs: for help, for `--version`, and for what no verb begins with."""
-    parser: Parser = _style(
-        Parser,
+    parser = _parser(
         prog="ycluster",
         description="Dev clusters that expire on their own.",
         epilog="`ycluster help VERB` tells more; `ycluster help exit-codes` lists those",
     )
-    parser.add_argument(*COMMON.names, **COMMON.options)
+    _add(parser, COMMON)
     parser.add_argument("--version", action="version", version=f"ycluster {VERSION}")
     places = {"": parser.add_subparsers(metavar="VERB", required=True)}
     for path in VERBS:
@@ -16030,6 +16039,8 @@ def full_parser() -> argparse.ArgumentParser:
 
 def _style(make: Callable[..., Any], *names: str, **options: Any) -> Any:
     """A parser that takes no abbreviations, and fills the terminal."""
+    import argparse
+
     formatter = partial(argparse.HelpFormatter, width=columns() - 2)
     return make(*names, allow_abbrev=False, formatter_class=formatter, **options)
 
@@ -16041,14 +16052,25 @@ def _texts(path: str) -> dict[str, Any]:
 
 def _add_arguments(parser: argparse.ArgumentParser, path: str) -> None:
     parser.set_defaults(path=path)
-    parser.add_argument(*COMMON.names, **COMMON.options)
+    _add(parser, COMMON)
     for item in declared(path).arguments:
         if isinstance(item, OneOf):
             group = parser.add_mutually_exclusive_group(required=item.required)
             for choice in item.arguments:
-                group.add_argument(*choice.names, **choice.options)
+                _add(group, choice)
         else:
-            parser.add_argument(*item.names, **item.options)
+            _add(parser, item)
+
+
+def _add(place: Any, item: Argument) -> None:
+    """Add an argument to a parser, or to a group of one."""
+    import argparse
+
+    options = dict(item.options)
+    for name, value in options.items():
+        if value == SUPPRESS:
+            options[name] = argparse.SUPPRESS  # itself, as argparse compares by `is`
+    place.add_argument(*item.names, **options)
 
 
 def _collect(args: dict[str, Any]) -> dict[str, Any]:

@@ -311,6 +311,7 @@ def test_what_a_verb_does_not_need_it_does_not_import(verb: str, tmp_path: Path)
     loaded = set(ran.stdout.splitlines()[-1].split())
     assert ran.returncode in (0, 4) and "ycluster" in loaded, ran.stderr
     heavy = {
+        "argparse",
         "dataclasses",
         "hashlib",
         "http",
