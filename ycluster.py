@@ -2987,7 +2987,8 @@ class Item(Record):
         """Add a problem with the value."""
         named = self.path or "the config"
         meant = line_to_write(self.path, self.node.value)
-        if meant:
+        key = self.path.rpartition(".")[2]
+        if meant and meant != f"write `{key}: {self.node.source}`":  # which stands there already
             why = f"{why}; {meant}"
         unseen = invisible_in(self.node.value)
         if unseen:
@@ -10316,7 +10317,9 @@ def _image_meant(config: QemuConfig, path: Path) -> str:
     """The line to write in the place of an `image` that is not there."""
     import difflib
 
-    there = [file.name for file in path.parent.glob("*")] if path.parent.is_dir() else []
+    there = []
+    if path.parent.is_dir():
+        there = [file.name for file in path.parent.glob("*") if file.exists()]
     near = difflib.get_close_matches(path.name, there, n=1, cutoff=0.8)
     if near:
         return f"write `image: {path.with_name(near[0])}`"
@@ -12932,6 +12935,8 @@ def import_disk(host: Host, disk: Path, directory: Path) -> None:
         _refuse_disk(host, files, disk)
         try:
             made = disk if disk == files.disk else _convert_import(host, disk, files)
+            if files.disk.exists() and made != files.disk:
+                host.output.say(f"{files.disk} is replaced, which was imported and never booted")
             # The mark first: if this is killed between the two, the next provision asks for a disk.
             save_state(replace(state_from_config(config, files.cache_dir), imported=str(disk)))
             made.replace(files.disk)

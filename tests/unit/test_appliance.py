@@ -1151,6 +1151,13 @@ def test_a_disk_in_another_format_that_was_cut_off_is_refused(
     assert cli("import", disk, "-c", config).code == 0
 
 
+def test_an_import_says_which_disk_it_replaces(cli: Cli, config: Path, tmp_path: Path) -> None:
+    first, second = qcow2(tmp_path / "a", "1M"), qcow2(tmp_path / "b", "2M")
+    assert "is replaced" not in cli("import", first, "-c", config).err
+    ran = cli("import", second, "-c", config)
+    assert ran.code == 0 and missing(ran.err, "demo.qcow2 is replaced") == []
+
+
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 def test_an_archive_that_was_cut_off_is_refused(
     cli: Cli, cache: Path, config: Path, tmp_path: Path, mode: str

@@ -344,6 +344,12 @@ def test_a_problem_is_reported_where_it_stands(text: str, says: str) -> None:
     assert problem.startswith(says)
 
 
+@pytest.mark.parametrize("text", ["name: true\n", "lifetime: {maxRun: 8h, maxTotal: 4h}\n"])
+def test_no_advice_is_what_is_written_already(text: str) -> None:
+    (problem,) = problems(text)
+    assert "write `" not in problem
+
+
 def test_all_problems_are_reported_at_once_in_the_order_of_the_file() -> None:
     found = problems(
         "name: Demo\nmemory: lots\nnmae: x\nlifetime:\n  maxRun: soon\n  onExpiry: never\ncpus: 0\n"
