@@ -10223,7 +10223,7 @@ def fetch_image(host: Host, config: QemuConfig, cache_dir: Path) -> Path:
                 explain=partial(_if_no_disk, named=bare),
             )
         try:
-            format_of(part, bare)
+            image_info(host, part, bare)
         except NoDisk:
             remove(part)
             raise

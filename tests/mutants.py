@@ -58,7 +58,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "start: a fetched image that is no disk is not kept",
-        "            format_of(part, bare)\n",
+        "            image_info(host, part, bare)\n",
         "            pass\n",
         "test_appliance.py::test_what_is_no_disk_is_refused_by_its_content_wherever_it_is_named",
     ),

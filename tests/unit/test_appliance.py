@@ -1126,6 +1126,10 @@ def test_a_disk_that_was_cut_off_is_refused(
     os.truncate(disk, length)
     told(cli("import", disk, "-c", config), 3, disk, "cut off")
     assert list(cache.iterdir()) == []
+    wanted = ycluster.QemuConfig(image=disk.as_uri())
+    with refused(ycluster.ConfigError, disk, "cut off"):
+        ycluster.fetch_image(host, wanted, tmp_path / "c")
+    assert [path.name for path in (tmp_path / "c" / "images").iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize("form", ["raw", "monolithicSparse", "streamOptimized"])
