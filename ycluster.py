@@ -4262,7 +4262,8 @@ def invisible_characters(config: Config) -> Iterator[str]:
         if isinstance(value, str):
             char = re.search(_INVISIBLE, value)
         if char and char[0] in text:
-            named = f"{path.lstrip('.')}: an invisible character is in it, {invisible_in(value)}"
+            named = f"{path.lstrip('.')}: an invisible character is in it, "
+            named += character_name(char[0])
             yield f'{named}; if it is meant, write "\\u{ord(char[0]):04x}" in double quotes'
 
 
