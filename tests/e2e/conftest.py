@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable
+from typing import IO, Any, Callable
 
 import daemons
 import pytest
@@ -86,6 +86,13 @@ class Program:
         )  # fmt: skip
 
 
+def is_locked_now(file: IO[str]) -> bool:
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
+
+
 @dataclass
 class Cluster:
     """A cluster under test, named by its config directory."""
@@ -128,11 +135,16 @@ class Cluster:
         return [event["event"] for event in self.events()]
 
     def set_deadline(self, seconds: float, **fields: Any) -> None:
-        """Write a near deadline into the sidecar, as an editor would; no verb shortens one."""
+        """Write a near deadline into the sidecar; no verb shortens one.
+
+        Under the lock, as a verb would: a timer of before may have read the sidecar, and be about to write it.
+        """
         moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + seconds))
         beside = self.file(".edited")
-        beside.write_text(json.dumps({**self.sidecar(), "expiresAt": moment, **fields}))
-        beside.replace(self.file(".json"))
+        with self.file(".lock").open("a") as lock:
+            wait_for("the lock", lambda: is_locked_now(lock))
+            beside.write_text(json.dumps({**self.sidecar(), "expiresAt": moment, **fields}))
+            beside.replace(self.file(".json"))
 
     def qemu(self) -> list[int]:
         """The pids of QEMUs that run this cluster, found without ycluster's help."""

@@ -41,10 +41,12 @@ while True:
 CACHE = "/home/dev/.cache/y-cluster-qemu"
 # A cluster whose VM is started just now, and a deadline near enough to wait for; no verb shortens one.
 WRITE = """\
-import json, os, pathlib, time
+import fcntl, json, os, pathlib, time
 def moment(epoch):
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(epoch))
 sidecar = pathlib.Path.home() / ".cache/y-cluster-qemu/demo.json"
+lock = open(sidecar.with_suffix(".lock"), "a")  # as a verb, against a timer that has read what is changed here
+fcntl.flock(lock, fcntl.LOCK_EX)
 kept = json.loads(sidecar.read_text()) if sidecar.exists() else {{
     "version": 1, "name": "demo", "context": "demo", "lifetime": "1h", "ranWith": "tcg", "onExpiry": "{on_expiry}",
     "bootId": open("/proc/sys/kernel/random/boot_id").read().strip(),

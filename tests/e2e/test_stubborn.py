@@ -222,7 +222,7 @@ def overdue_and_unwatched(cluster: Cluster) -> list[int]:
         pids = watchers(cluster)
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
-        cluster.set_deadline(-5)
+    cluster.set_deadline(-5)
     return pids
 
 
