@@ -266,7 +266,12 @@ class YclusterError(Exception):
 
     exit_code = 1
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+    ) -> None:
         super().__init__(message)
         self.hint = hint
 
@@ -982,7 +987,12 @@ class Host:
             finally:
                 _end_beside(process, argv, errors)
 
-    def attempt(self, argv: Sequence[str], *, timeout: float) -> str | None:
+    def attempt(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout: float,
+    ) -> str | None:
         """What a program writes to stdout; None if it is missing, fails or takes too long.
 
         For a question to which each of these failures means "no".
@@ -1283,6 +1293,13 @@ def not_own(status: os.stat_result) -> str:
 _NOBODY = 65534  # whom the files of users outside of a user namespace seem to belong to
 
 
+def path_of_url(url: str) -> Path:
+    """The path that a file: URL names."""
+    import urllib.parse
+
+    return Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path))
+
+
 def check_folder(folder: Path) -> None:
     """Raise StateError unless a folder is this user's own, and nobody else can write to it.
 
@@ -1348,7 +1365,12 @@ def is_empty(path: Path) -> bool:
     return stat.S_ISREG(status.st_mode) and status.st_size == 0
 
 
-def read_own(path: Path, limit: int = STATE_SIZE, *, last: bool = False) -> bytes:
+def read_own(
+    path: Path,
+    limit: int = STATE_SIZE,
+    *,
+    last: bool = False,
+) -> bytes:
     """What a regular file of this user's own holds, or the `last` bytes of it.
 
     Raises OSError for any other file, and for one that is larger than `limit`, unless `last`.
@@ -1412,7 +1434,12 @@ def holds(path: Path, data: bytes, mode: int) -> bool:
         return False
 
 
-def write_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+def write_file(
+    path: Path,
+    data: bytes,
+    *,
+    mode: int = 0o600,
+) -> None:
     """Replace a file whole or not at all, also if the host loses power meanwhile.
 
     It is written beside `path`, synced and renamed, and then the directory is synced. One that
@@ -2033,7 +2060,8 @@ def _refuse_invisible(src: _YamlSource, start: int, end: int) -> None:
     if match:
         message = f"an invisible character, {character_name(match.group())}"
         escape = f'"\\u{ord(match.group()):04x}"'
-        hint = f"type a space in its place, or remove it, or write {escape} in double quotes"
+        way = "type a space in its place" if match.group().isspace() else "remove it"
+        hint = f"{way}, or write {escape} in double quotes"
         raise src.error(match.start(), message, hint)
 
 
@@ -2356,6 +2384,9 @@ def _resolve_plain(src: _YamlSource, pos: int, text: str) -> YamlValue:
         span = re.fullmatch("([0-9]{1,3}):([0-5][0-9])[]},]*", text)
         if span:
             hint += f"; as a duration it is {int(span[1])}h{span[2]}m"
+        if re.fullmatch("[0-9]+_[0-9_]+|0[0-9]*[89][0-9]*", text):
+            decimal = text.replace("_", "").lstrip("0")
+            hint += f"; as a decimal number it is {decimal}"
         raise src.error(pos, message, hint)
     if _is_number(text):
         return _plain_number(src, pos, text)
@@ -2448,6 +2479,8 @@ def _block_node(
     if src.indent(end) > indent:
         message = "the indentation matches nothing above"
         hint = "line it up with an entry above; a comment or a closing quote ends a text"
+        if _lacks_space(src, pos):
+            hint = ENTRY
         raise src.error(end, message, hint)
     return end, node
 
@@ -2477,16 +2510,44 @@ def _flow_in_block(
     if is_plain and src.at(token, ":") and line_start > pos:
         _refuse_colon_above(src, pos, line_start)
         key = src.skip(_BLANKS, line_start)
+        if src.indent(pos) == src.indent(key) and src.line_start(pos) + src.indent(pos) == pos:
+            raise _no_key(src, pos)
         message = "a key in the middle of a text"
         hint = "line it up with the key above it (':' ends a key), or quote the whole text"
+        if _lacks_space(src, pos):
+            hint = ENTRY
         raise src.error(key, message, hint)
     _refuse_invisible(src, token, token + 1)
     message = "text after the end of a value"
-    hint = (
+    raise src.error(token, message, _way_to_end(src, pos, token))
+
+
+def _no_key(src: _YamlSource, pos: int) -> ConfigError:
+    message = "no 'key: value' here"
+    return src.error(pos, message, "write the key, a colon and a space on one line")
+
+
+ENTRY = "an entry of a list begins with a dash and a space"
+
+
+def _lacks_space(src: _YamlSource, pos: int) -> bool:
+    """Whether the line of pos begins with a dash that no space follows."""
+    return bool(src.match("[ ]*-[^- ]", src.line_start(pos)))
+
+
+def _way_to_end(src: _YamlSource, start: int, token: int) -> str:
+    """The hint where the value that begins at start has something after it, on its line."""
+    if _lacks_space(src, start):
+        return ENTRY
+    if src.at(token, ":") and src.match("[a-z][A-Za-z0-9]*:", start):
+        end = src.skip(r"[^\n#]*", start)
+        return f"quote a text; write a mapping in braces: {{{src.text[start:end].rstrip()}}}"
+    if src.match(r",[ \t]*(?:\n|$)", token):
+        return "leave the comma out; in JSON, braces are around all of it"
+    return (
         "quote the whole value; a comment needs a space before its '#', "
         "a nested mapping a line of its own"
     )
-    raise src.error(token, message, hint)
 
 
 def _refuse_colon_above(src: _YamlSource, start: int, end: int) -> None:
@@ -2597,9 +2658,7 @@ def _key_colon(src: _YamlSource, pos: int, context: _ScalarContext) -> int:
     colon = _key_end(src, pos, context)
     if not src.at(colon, ":"):
         _refuse_colon(src, pos)
-        message = "no 'key: value' here"
-        hint = "write the key, a colon and a space on one line"
-        raise src.error(pos, message, hint)
+        raise _no_key(src, pos)
     if "\n" in src.text[pos:colon]:
         message = "a key of more than one line"
         hint = "write it on one line"
@@ -2929,7 +2988,7 @@ def line_to_write(path: str, value: object) -> str:
     if re.fullmatch(_SPAN_PATH, path) and text:
         return "" if re.match(NO_COLON, text) else _span_advice(path, text)
     if path == "name":
-        label = re.sub("[^a-z0-9]+", "-", text.lower()).strip("-")[:63]
+        label = re.sub("[^a-z0-9]+", "-", re.sub(_INVISIBLE, "", text).lower()).strip("-")[:63]
         return f"write `name: {label or 'dev'}`"
     for at, pattern, line in _MEANT:
         found = re.fullmatch(f"(?i:{pattern})", text)
@@ -3018,6 +3077,9 @@ class Item(Record):
                 at_key = replace(node, line=node.key_line, column=node.key_column)
                 unseen = invisible_in(name)
                 why = f"no such key{_nearest(name, kinds)}"
+                foreign = re.search("[^\x00-\x7f]", name)
+                if foreign:
+                    why += f"; {foreign[0]!r} in it is {character_name(foreign[0])}"
                 if unseen:
                     why = f"in this key is an invisible character, {unseen}"
                 self.below(at_key, f".{name}").refuse(why)
@@ -3044,6 +3106,15 @@ class Item(Record):
         if found:
             raise ValueError(f"{colon_missing(found)}; write `{found[1]}: ...`")
         return self.value(dict, "a mapping of keys to values")
+
+    def list(self) -> Sequence[Node]:
+        """The node's entries."""
+        begins = self.node.source or ""
+        if isinstance(self.node.value, dict):
+            begins = next(iter(self.node.value), "")
+        if re.match("[-\u2010-\u2015\u2022]", begins):
+            raise ValueError(ENTRY)
+        return self.value(list, "a list")
 
     def boolean(self) -> bool:
         """True or false, and no number."""
@@ -3078,6 +3149,10 @@ class Item(Record):
         """The path in a text: a relative one starts at the config's directory, `~` at home."""
         if "\0" in text or "\n" in text:
             raise ValueError("a path has no line break and no NUL")
+        if re.match("[A-Za-z][A-Za-z0-9+.-]*://", text):
+            raise ValueError(f"{text!r} is a URL; a path is wanted")
+        if re.match(r"\$(?:[A-Za-z_]|\{[A-Za-z_]+\})", text):
+            raise ValueError(f"{text!r}: no variable is filled in here; ~ is the home directory")
         return Path(os.path.abspath(self.base / self._expand_home(text)))
 
     def _expand_home(self, text: str) -> Path:
@@ -3088,8 +3163,11 @@ class Item(Record):
                 raise ValueError("~ means nothing here; write the whole path")
             return self.home() / rest.lstrip("/")
         if first.startswith("~"):
-            with contextlib.suppress(KeyError):  # no such user: then it is the name of a file
+            try:
                 return Path(pwd.getpwnam(first[1:]).pw_dir) / rest.lstrip("/")
+            except KeyError:
+                why = f"no user {first[1:]} has a home here; of a file of this name, write ./{text}"
+                raise ValueError(why) from None
         return Path(text)
 
 
@@ -3227,7 +3305,7 @@ def list_of(kind: Kind[Value]) -> Kind[tuple[Value, ...]]:
 
     def read(item: Item) -> tuple[Value, ...]:
         values = []
-        for index, node in enumerate(item.value(list, "a list")):
+        for index, node in enumerate(item.list()):
             values.append(item.below(node, f"[{index}]").read(kind))
         return tuple(values)
 
@@ -3418,10 +3496,13 @@ def _read_url(item: Item) -> str:
     text = item.text()
     if re.fullmatch(r"https?://[^\x00-\x20]*", text):
         try:
-            _ = urllib.parse.urlsplit(text).port
+            parts = urllib.parse.urlsplit(text)
+            _ = parts.port
         except ValueError:  # whose message may have a part of the password
             why = "its host is none; a user or a password in a URL has %2F for /, and so on"
             raise ValueError(why) from None
+        if not parts.hostname:
+            raise ValueError(f"{text!r} names no host")
         return text
     if not text:
         raise ValueError("must be a URL or a path of a cloud image")
@@ -3437,6 +3518,18 @@ def _read_base_url(item: Item) -> str:
     if not item.text():
         return ""
     return re.sub("(?<=[^:/])/+$", "", _read_url(item))
+
+
+_K3S_ARGS = list_of(_text(k3s_argument, pattern=f"^(?:{_K3S_ARGUMENT})$"))
+
+
+def _read_k3s_args(item: Item) -> tuple[str, ...]:
+    """The options, each with its value in one text, as two would be for a shell."""
+    texts = [str(node.source or node.value) for node in item.list()]
+    for option, value in zip(texts, texts[1:]):
+        if re.fullmatch("--?[a-z][-a-z0-9]*", option) and not value.startswith("-"):
+            raise ValueError(f"an option and its value are one text; write `{option}={value}`")
+    return _K3S_ARGS.read(item)
 
 
 _STRING = Kind(Item.text, {"type": "string"})
@@ -3542,7 +3635,7 @@ class K3s(Record):
     )
 
     args: tuple[str, ...] = key(
-        list_of(_text(k3s_argument, pattern=f"^(?:{_K3S_ARGUMENT})$")),
+        Kind(_read_k3s_args, _K3S_ARGS.schema, _K3S_ARGS.show),
         "Options of `k3s server`, such as --disable=traefik. They are written to a file in "
         "/etc/rancher/k3s/config.yaml.d, where k3s reads them at each start.",
         (),
@@ -5291,19 +5384,31 @@ def remember_again(host: Host, cache_dir: Path) -> None:
             remember_cache_dir(host, cache_dir)
 
 
-def default_cache_dir(host: Host, name: str) -> Path:
-    """Where a cluster is whose config names no cacheDir: where there is one of this name.
+def check_cache_dir(config: Config, folder: Path) -> None:
+    """Raise ConfigError where no folder can be at the place of a cacheDir."""
+    part = existing_part(folder)
+    if not part.is_dir():
+        with blamed_on(config, "cacheDir"):
+            raise ConfigError(
+                f"{part} is not a directory", hint="name a folder, or leave cacheDir out"
+            )
 
-    Else with the sibling's clusters, where there are any, or the user names their folder; or under
-    XDG_DATA_HOME: what can't be made again has no place in a cache.
+
+def default_cache_dir(host: Host, name: str) -> Path:
+    """Where a cluster is whose config names no cacheDir.
+
+    Where the user says that the sibling's are; else where there is one of this name. Else with the
+    sibling's, where there are any, or under XDG_DATA_HOME: what can't be made again has no place in
+    a cache.
     """
     own, siblings = host.data_home(), host.sibling_home()
+    if host.environ.get("Y_CLUSTER_QEMU_CACHE_DIR"):
+        return siblings
     for place in (own, siblings):
         files = Files(place, name)
         if os.path.lexists(files.sidecar) or os.path.exists(files.disk):
             return place
-    named = host.environ.get("Y_CLUSTER_QEMU_CACHE_DIR", "")
-    if named or _clusters_in(siblings) or any(siblings.glob("*.qcow2")):
+    if _clusters_in(siblings) or any(siblings.glob("*.qcow2")):
         return siblings
     return own
 
@@ -5484,7 +5589,12 @@ def _event_log(host: Host) -> Path:
     return host.state_home() / "events.jsonl"
 
 
-def log_event(host: Host, state: State, event: str, **facts: object) -> None:
+def log_event(
+    host: Host,
+    state: State,
+    event: str,
+    **facts: object,
+) -> None:
     """Add a line of JSON to the user's log of events, best effort.
 
     A full log becomes events.1.jsonl, in the place of the one before it.
@@ -6497,7 +6607,12 @@ class AtTimer(Timer):
         # At the moment when atd renames a job that it starts, at misses it: look twice.
         return self._is_ours(host, files, timer.id) or self._is_ours(host, files, timer.id)
 
-    def _is_ours(self, host: Host, files: Files, job: str) -> bool:
+    def _is_ours(
+        self,
+        host: Host,
+        files: Files,
+        job: str,
+    ) -> bool:
         """Whether there is such a job, and it is this cluster's.
 
         at gives a number again, in a new spool for one. Of a job that is gone it shows nothing.
@@ -8509,12 +8624,19 @@ def proxy_warnings(config: QemuConfig, environ: Mapping[str, str]) -> Iterator[s
             yield f"guest.proxy: {name} is on this host, which is {HOST_IN_GUEST} in the guest"
 
 
+GZIP = b"\x1f\x8b"  # its first bytes
+
+
 def _read_named(path: Path, encoding: str = "utf-8") -> str:
     """What is in a file that the config names. Raises ConfigError, which names the file."""
     try:
         if path.exists() and not path.is_file():
             raise ConfigError(f"{path} is no file")
-        return path.read_bytes().decode(encoding)
+        read = path.read_bytes()
+        if read.startswith(GZIP):
+            hint = f"`zcat <{shlex.quote(str(path))} >FILE` unpacks it; name FILE"
+            raise ConfigError(f"{path} is packed by gzip", hint=hint)
+        return read.decode(encoding)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from None
     except OSError as error:
@@ -8528,22 +8650,50 @@ _PEM = r"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]+)-----END CERTIFICATE-----
 
 def certificates_in(path: Path) -> list[str]:
     """The certificates of a PEM file, one text each; a private key beside them stays here."""
+    text = _read_named(path, "latin-1")
+    bodies = re.findall(_PEM, text)
+    if not bodies or len(bodies) < text.count("-----BEGIN CERTIFICATE-----"):
+        raise _no_certificate(path, text)
+    for number, body in enumerate(bodies, 1):
+        if not _is_whole_der(body):
+            which = f"certificate {number} of {len(bodies)}"
+            raise ConfigError(f"{path}: {which} is damaged, or was cut off", hint="get it anew")
+    return [
+        f"-----BEGIN CERTIFICATE-----\n{body.strip()}\n-----END CERTIFICATE-----\n"
+        for body in bodies
+    ]
+
+
+def _is_whole_der(body: str) -> bool:
+    """Whether a PEM block holds one whole SEQUENCE of DER (ITU-T X.690, 8.1)."""
     import base64
 
-    found: list[str] = []
-    for body in re.findall(_PEM, _read_named(path, "latin-1")):
-        try:
-            der = base64.b64decode("".join(body.split()), validate=True)
-        except ValueError:
-            der = b""
-        if der[:1] != b"\x30":  # DER begins with a SEQUENCE
-            found = []
-            break
-        found.append(f"-----BEGIN CERTIFICATE-----\n{body.strip()}\n-----END CERTIFICATE-----\n")
-    if not found:
+    try:
+        der = base64.b64decode("".join(body.split()), validate=True)
+    except ValueError:
+        return False
+    if der[:1] != b"\x30" or len(der) < 2:
+        return False
+    start, length = 2, der[1]
+    if length >= 0x80:  # so many bytes of length follow
+        start += length - 0x80
+        length = int.from_bytes(der[2:start], "big")
+    return len(der) == start + length
+
+
+def _no_certificate(path: Path, text: str) -> ConfigError:
+    """The error where a file has no certificate, or one that is not whole."""
+    kinds = re.findall("-----BEGIN ([A-Z0-9 ]+)-----", text)
+    if "CERTIFICATE" in kinds:
+        why = "a certificate in it is damaged, or was cut off"
+        return ConfigError(f"{path}: {why}", hint="get it anew")
+    if kinds:
+        why = f"it has no CERTIFICATE, but {', '.join(dict.fromkeys(kinds))}"
+        return ConfigError(f"{path}: {why}", hint="the certificate of the authority is wanted")
+    why, hint = "is no PEM certificate", "one begins with -----BEGIN CERTIFICATE-----"
+    if text.startswith("\x30"):  # a SEQUENCE, as DER begins
         hint = "DER is made PEM by `openssl x509 -inform der -in FILE -out FILE.pem`"
-        raise ConfigError(f"{path} is no PEM certificate", hint=hint)
-    return found
+    return ConfigError(f"{path} {why}", hint=hint)
 
 
 def k3s_config(args: Sequence[str]) -> dict[str, Any]:
@@ -8569,6 +8719,25 @@ USER_DATA_HEADERS = (
 )
 
 
+def _cloud_config_fault(text: str) -> str:
+    """What keeps a cloud-config from being a mapping in YAML, as far as that is seen here.
+
+    YAML has far more than `parse_yaml` reads; what is seen is what people get wrong.
+    """
+    if not re.match("#cloud-config\\s", text):
+        return ""
+    for number, line in enumerate(text.split("\n"), 1):
+        if re.match("\t+[^\\s#]", line):
+            return f"line {number} is indented by a tab, which YAML forbids"
+        indented = re.match(" *([^\x00-\x7f])", line)
+        if indented and invisible_in(indented[1]):
+            return f"line {number} is indented by an invisible character"
+    first = re.search(r"^(?!#|---|%)[^\n]*\S", text, re.MULTILINE)
+    if first and re.match(" *(?:- |[^:{}\"'?&!|>]*$)", first[0]):
+        return f"it is no mapping, and begins with {first[0].strip()!r}"
+    return ""
+
+
 def _displaces_users(text: str) -> bool:
     """Whether a cloud-config has `users` as a mapping or a text, which would displace our list."""
     lines = iter(text.splitlines())
@@ -8586,12 +8755,21 @@ def user_part(path: Path) -> str:
     Raises ConfigError where cloud-init would pass over it, or over the login of our part.
     """
     text = _read_named(path).lstrip("\ufeff \t\r\n")
+    if re.match("(?i)content-type:|mime-version:", text):
+        hint = "name the part itself: ycluster makes the message"
+        raise ConfigError(f"{path}: it is a MIME message", hint=hint)
     if not text.lower().startswith(USER_DATA_HEADERS):
         hint = f"its first line begins with one of {', '.join(USER_DATA_HEADERS)}"
         raise ConfigError(f"{path}: cloud-init does not know its kind", hint=hint)
     if re.match(r"#!.*\r\n", text):
         hint = "`sed -i 's/\\r$//' FILE` makes them those of Linux"
         raise ConfigError(f"{path}: its lines end as on Windows", hint=hint)
+    if re.match("#!(?! */)", text):
+        hint = "write one with its whole path, such as #!/bin/sh"
+        raise ConfigError(f"{path}: its first line names no interpreter", hint=hint)
+    fault = _cloud_config_fault(text)
+    if fault:
+        raise ConfigError(f"{path}: {fault}", hint="cloud-init would pass over all of it")
     if _displaces_users(text):
         hint = "write each as `- name: NAME`; ycluster's own login is put into that list"
         raise ConfigError(f"{path}: users is not a list", hint=hint)
@@ -9510,6 +9688,24 @@ def k3s_cache(host: Host) -> Path:
     return host.home() / ".cache" / "y-cluster" / "k3s"
 
 
+def check_k3s_source(host: Host, config: QemuConfig) -> None:
+    """Raise ConfigError where `k3s.source` is a folder of this host that lacks a release's file.
+
+    One whose release is in the cache need not be there.
+    """
+    if config.k3s.install != "airgap" or not config.k3s.source.startswith("file:"):
+        return
+    folder, kept = path_of_url(config.k3s.source), k3s_cache(host) / config.k3s.version
+    missing = [name for name in K3S_FILES if not (kept / name).is_file()]
+    with blamed_on(config, "k3s", "source"):
+        if missing and not folder.is_dir():
+            raise ConfigError(f"{folder}: no such folder", hint=K3S_HINT)
+        for name in missing:
+            if not (folder / name).is_file():
+                hint = f"{', '.join(K3S_FILES)} of a release are wanted"
+                raise ConfigError(f"{folder}: {name} is not there", hint=hint)
+
+
 def fetch_k3s(host: Host, version: str, source: str) -> Path:
     """Fetch what is missing or wrong of a k3s release; returns its folder in the user's cache.
 
@@ -10294,24 +10490,24 @@ def identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def check_image(config: QemuConfig, cache_dir: Path) -> None:
+def check_image(host: Host, config: QemuConfig, cache_dir: Path) -> None:
     """Raise ConfigError where `image` names a file of this host that is not there, or is no disk.
 
     One whose digest is in the cache need not be there.
     """
-    import urllib.parse
-
     if not config.image.startswith("file:"):
         return  # the download will tell
     if config.image_sha256 and (cache_dir / "images" / config.image_sha256).is_file():
         return
-    path = Path(urllib.parse.unquote(urllib.parse.urlsplit(config.image).path))
+    path = path_of_url(config.image)
     with blamed_on(config, "image"):
         if not path.exists():
             raise ConfigError(f"{path}: no such file; {_image_meant(config, path)}")
         if not path.is_file():
             raise ConfigError(f"{path}: it is not a regular file")
         format_of(path)
+        if host.which("qemu-img"):
+            image_info(host, path)
 
 
 def _image_meant(config: QemuConfig, path: Path) -> str:
@@ -10347,23 +10543,37 @@ OTHER_FORMATS = (
 # What packs a disk, by its first bytes, and the program that writes to stdout what it unpacks of
 # stdin.
 PACKED = (
-    ("gzip", "zcat", b"\x1f\x8b"),
+    ("gzip", "zcat", GZIP),
     ("xz", "xzcat", b"\xfd7zXZ\0"),
     ("zstd", "zstdcat", b"\x28\xb5\x2f\xfd"),
     ("bzip2", "bzcat", b"BZh"),
     ("lz4", "lz4cat", b"\x04\x22\x4d\x18"),
-    ("zip", "funzip", b"PK\x03\x04"),
+    ("lzma", "xzcat", b"\x5d\0\0\x80\0"),
+    ("lzip", "lzip -dc", b"LZIP"),
+    ("compress", "zcat", b"\x1f\x9d"),
+)
+# The same for what packs files by their names; the program takes the file.
+ARCHIVES = (
+    ("zip", "unzip", b"PK\x03\x04"),
+    ("7z", "7z x", b"7z\xbc\xaf\x27\x1c"),
+    ("rar", "unrar x", b"Rar!\x1a\x07"),
 )
 _PLAIN_TEXT = rb"[\t-\r\x1b\x20-\x7e\x80-\xff]+"  # of which no disk consists
 SMALLEST_DISK = 1 << 20  # bytes
 WHOLE = "if you trust it, `qemu-img convert -O qcow2 OLD NEW` makes a whole one of it"
+DECRYPT = """\
+with its passphrase in the file KEY, this makes a plain one of it:
+qemu-img convert --object secret,id=key,file=KEY -O qcow2 --image-opts \\
+  driver=qcow2,file.filename=OLD,encrypt.key-secret=key NEW"""
+ANEW = "get it anew; `qemu-img check` says more"
 A_DISK = "the whole disk of a machine that boots by BIOS is wanted, as qcow2, raw or vmdk"
 
 
 class NoDisk(ConfigError):
     """What is named as a disk is none, or can't be used as one; the hint is what makes one of it.
 
-    In the hint, {packed} stands for how the file comes to a program's stdin.
+    In the hint, {packed} stands for how the file comes to a program's stdin, {file} for its path;
+    {get} is the command that fetches it, where it is not on this host.
     """
 
 
@@ -10399,12 +10609,15 @@ def _refuse_qcow2(head: bytes) -> None:
 
     version, backing, encryption = number(4, 4), number(8, 8), number(32, 4)
     has_data_file = version > 2 and head[79] & 4
+    if version == 1:
+        hint = WHOLE.replace("convert", "convert -f qcow")
+        raise NoDisk("it is a qcow of version 1, and not 2 or 3", hint=hint)
     if version not in (2, 3):
-        raise NoDisk(f"it is a qcow of version {version}, and not 2 or 3", hint=WHOLE)
+        raise NoDisk(f"it is damaged: a qcow of version {version}", hint=ANEW)
     if backing or has_data_file:
         raise NoDisk("it builds on another file", hint=WHOLE)
     if encryption:
-        raise NoDisk("it is encrypted", hint=WHOLE)
+        raise NoDisk("it is encrypted", hint=DECRYPT)
 
 
 def is_tar(head: bytes) -> bool:
@@ -10433,6 +10646,10 @@ def _refuse_no_disk(head: bytes) -> None:
         if head.startswith(magic):
             hint = f"`{{packed}}{program} >disk.img` unpacks it; use disk.img in its place"
             raise NoDisk(f"it is packed by {form}", hint=hint)
+    for form, program, magic in ARCHIVES:
+        if head.startswith(magic):
+            hint = f"`{{get}}{program} {{file}}` unpacks it; use the disk in it"
+            raise NoDisk(f"it is packed by {form}", hint=hint)
     if is_tar(head):
         raise NoDisk("it is a tar", hint="`{packed}tar -x` unpacks it; use the disk in it")
     text = head[:512].rstrip(b"\0")
@@ -10450,8 +10667,6 @@ def format_of(image: Path, named: str = "") -> str:
 
     `named` may be the URL that it came from.
     """
-    import urllib.parse
-
     with open(image, "rb") as file:
         head = file.read(0x8006)  # up to what tells a CD
     try:
@@ -10461,11 +10676,23 @@ def format_of(image: Path, named: str = "") -> str:
     except NoDisk as error:
         source = named or str(image)
         if source.startswith("file:"):
-            source = urllib.parse.unquote(urllib.parse.urlsplit(source).path)
-        quoted = shlex.quote(source)
-        packed = f"curl -fL {quoted} | " if "://" in source else f"<{quoted} "
-        hint = error.hint.format(packed=packed)
+            source = str(path_of_url(source))
+        hint = _unpacking(error.hint, source)
         raise NoDisk(f"{source}: the image is not used: {error}", hint=hint) from None
+
+
+def _unpacking(hint: str, source: str) -> str:
+    """The hint of a NoDisk for what comes from this path or URL."""
+    quoted = shlex.quote(source)
+    words = {"packed": f"<{quoted} ", "get": "", "file": quoted}
+    if "://" in source:
+        words = {"packed": f"curl -fL {quoted} | ", "get": f"curl -fLO {quoted} && "}
+        words["file"] = shlex.quote(source.rpartition("/")[2])
+    if re.search(r"\.(?:tar\.[a-z0-9]+|t[bglx]z2?|tzst)$", source):  # what else is in it isn't seen
+        hint = hint.replace(" >disk.img`", " | tar -x`").replace(
+            "disk.img in its place", "the disk in it"
+        )
+    return hint.format(**words)
 
 
 def _files_named(report: object) -> Iterator[object]:
@@ -10497,14 +10724,13 @@ def image_info(host: Host, image: Path, named: str = "") -> dict[str, Any]:
     try:
         info = disk_info(host, image, form)
     except ProgramFailed as error:
-        raise NoDisk(f"{refused}: {error}", hint=WHOLE) from None
+        raise NoDisk(f"{refused}: {error}", hint=ANEW) from None
     if set(_files_named(info)) != {str(image)}:
         raise NoDisk(f"{refused}: it builds on another file", hint=WHOLE)
     if info["virtual-size"] < SMALLEST_DISK:
         raise NoDisk(f"{refused}: it has {info['virtual-size']} bytes", hint=A_DISK)
     if _is_damaged(host, image, form):
-        hint = "get it anew; `qemu-img check` says more"
-        raise NoDisk(f"{refused}: it is damaged, or was cut off", hint=hint)
+        raise NoDisk(f"{refused}: it is damaged, or was cut off", hint=ANEW)
     return info
 
 
@@ -10670,14 +10896,22 @@ def check_data_disk(host: Host, path: str) -> None:
         check_host_kernel(host)
     elif not (os.path.isfile(path) or stat.S_ISBLK(os.stat(path).st_mode)):
         hint = "a qcow2 file is wanted; one that is not there is made"
-        raise ConfigError(f"dataDisk {path} is not a file", hint=hint)
+        raise ConfigError(f"{path} is not a file", hint=hint)
     else:
-        with open(path, "rb") as file:
-            is_qcow2 = file.read(4) == b"QFI\xfb"
-        if not is_qcow2:
-            hint = "`qemu-img convert -O qcow2` makes one of a disk"
-            raise ConfigError(f"dataDisk {path} is not a qcow2", hint=hint)
+        if not is_qcow2(Path(path)):
+            raise _no_qcow2(Path(path))
         image_info(host, Path(path))
+
+
+def _no_qcow2(path: Path) -> ConfigError:
+    """The error of a data disk that is no qcow2; a disk of another format can be made one."""
+    hint = f"`qemu-img convert -O qcow2 {shlex.quote(str(path))} NEW` makes one of a disk"
+    try:
+        format_of(path)
+    except NoDisk as error:
+        if "unpacks it" in error.hint:
+            return error
+    return ConfigError(f"{path} is not a qcow2", hint=hint)
 
 
 def make_data_disk(host: Host, path: Path, size: str) -> None:
@@ -11304,15 +11538,13 @@ ALL = argument("--all", action="store_const", const=EVERY, help="all of your clu
 BY_PLACE = argument(
     "cluster", nargs="?", metavar="NAME", type=_placed, help="the cluster of this name"
 )
-_BY_OPTION = (BY_CONTEXT, BY_NAME, BY_CONFIG)
+_BY_OPTION = (BY_CONTEXT, BY_NAME, BY_CONFIG, BY_STATE)
 ONE = OneOf("files", (BY_PLACE, *_BY_OPTION), default=Selector())
 # For the verbs that have another word in its place. Before `--` and a command, a NAME may stand.
 ONE_BY_OPTION = OneOf("files", _BY_OPTION, default=Selector())
-# For what needs no state file to be read.
-ONE_OR_LOST = OneOf("files", (*ONE.arguments, BY_STATE), default=Selector())
 # For the verbs that apply a config, where the cluster is named by one.
 ONE_OR_CONFIG = OneOf("which", ONE.arguments, default=Selector())
-SOME = OneOf("which", (BY_PLACE, *_BY_OPTION, ALL, BY_STATE), default=Selector())
+SOME = OneOf("which", (BY_PLACE, *_BY_OPTION, ALL), default=Selector())
 FIRED_BY = argument("--by", default="hand", help=SUPPRESS)
 OWN_NAME = argument(
     "--name",
@@ -11359,10 +11591,21 @@ def find_cluster(host: Host, which: Selector) -> Files:
     if len(found) == 1:
         return found[0]
     hint = last_teardown(host, which.name) if which.name else ""
-    hint += "\n".join(f"--name {files.name}   (in {files.cache_dir})" for files in found or every)
+    hint += "\n".join(_selectors(found or every))
     if found:
-        raise StateError(f"{len(found)} clusters {which}; choose one with -c DIR:", hint=hint)
+        raise StateError(f"{len(found)} clusters {which}; choose one:", hint=hint)
     raise StateError(f"no cluster {which}; there are:", hint=hint)
+
+
+def _selectors(found: Sequence[Files]) -> list[str]:
+    """For each cluster the words that select it: by its state file, where another has its name."""
+    names = [files.name for files in found]
+    return [
+        f"--state {shlex.quote(str(files.sidecar))}   (in {files.cache_dir})"
+        if names.count(files.name) > 1
+        else f"--name {shlex.quote(files.name)}   (in {files.cache_dir})"
+        for files in found
+    ]
 
 
 def find_with_config(host: Host, which: Selector) -> tuple[Files, QemuConfig | None]:
@@ -11382,10 +11625,7 @@ def _named_by_config(host: Host, files: Files) -> Files:
 
 def _not_named(path: str, every: Sequence[Files]) -> UsageError:
     """The error where a verb that destroys is not told which cluster; it lists those there are."""
-    lines = [
-        f"ycluster {path} --name {shlex.quote(files.name)}   (in {files.cache_dir})"
-        for files in every
-    ]
+    lines = [f"ycluster {path} {words}" for words in _selectors(every)]
     return UsageError(f"{path} never guesses which cluster; name it:", hint="\n".join(lines))
 
 
@@ -11749,6 +11989,7 @@ def _provision_anew(host: Host, config: QemuConfig, files: Files, run_budget: st
         host.output.warn(warning)
     refuse_sudo(host, files.sidecar)
     state = for_one_run(state_from_config(config, files.cache_dir), run_budget)
+    check_cache_dir(config, files.cache_dir)
     check_folder(files.cache_dir)
     hand_over(host, spare=files)
     others = [other for _, other in readable(host)]
@@ -11758,10 +11999,12 @@ def _provision_anew(host: Host, config: QemuConfig, files: Files, run_budget: st
     imported = _disk_there(host, files)
     _check_ports(host, state)
     if state.data_disk:
-        check_data_disk(host, state.data_disk)
+        with blamed_on(config, "dataDisk"):
+            check_data_disk(host, state.data_disk)
     if not imported:
-        check_image(config, files.cache_dir)
-    _make_cache_dir(config, files)
+        check_image(host, config, files.cache_dir)
+    check_k3s_source(host, config)
+    own_folder(files.cache_dir)
     # Outside the lock: this takes long, and touches no cluster. The image comes after k3s, whose
     # download has no bound, as PRUNE_LEAST is all that keeps the image until a disk builds on it.
     if config.k3s.install == "airgap":
@@ -11777,13 +12020,6 @@ def _provision_anew(host: Host, config: QemuConfig, files: Files, run_budget: st
         state = _claim(host, config, replace(state, imported=imported))
         state = _make_cluster(host, state, image, added)
     _finish_boot(host, state)
-
-
-def _make_cache_dir(config: QemuConfig, files: Files) -> None:
-    folder = files.cache_dir
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{config.file}: cacheDir {folder} is not a directory")
-    own_folder(folder)
 
 
 def _claim(host: Host, config: QemuConfig, state: State) -> State:
@@ -12197,7 +12433,7 @@ def _require_disk(state: State) -> None:
 @verb(
     "stop",
     "power a cluster off; its disk stays",
-    ONE_OR_LOST,
+    ONE,
     DISCARD_MEMORY,
     THEN_SHOW,
     example="ycluster stop dev",
@@ -13005,8 +13241,8 @@ def _names_in(host: Host, archive: Path) -> list[str]:
 def _disk_in_tar(host: Host, archive: Path) -> str:
     """The name of the one disk in an OVA, or of the disk.raw in a tar."""
     listed = _names_in(host, archive)
-    disks = [name for name in listed if re.fullmatch(r"(?i)[^/.-][^/]*\.vmdk", name)]
-    if "disk.raw" in listed:
+    disks = [name for name in listed if re.fullmatch(r"(?i)(?:\./)?[^/.-][^/]*\.vmdk", name)]
+    if {"disk.raw", "./disk.raw"} & {*listed}:
         return "disk.raw"
     if len(disks) != 1:
         why = f"{archive} is a tar with {len(disks)} vmdk disks, and not an OVA with one"
@@ -13037,15 +13273,18 @@ def _unpack(
     argv = [
         "-xf", str(archive), "-C", str(folder),
         "--occurrence=1", "--no-recursion", "--no-same-owner", "--no-same-permissions",
-        "--no-unquote", unpacked.name,
+        "--no-unquote",
     ]  # fmt: skip
     try:
-        _tar(host, archive, *argv)
+        _tar(host, archive, *argv, name)
     except ProgramFailed as error:
         if "Not found in archive" not in error.stderr:
             raise
-        hint = _way_into_tar(archive, _names_in(host, archive))
-        raise ConfigError(f"{archive} is a tar without a {name}", hint=hint) from None
+        listed = _names_in(host, archive)
+        if f"./{name}" not in listed:  # as `tar -c .` names it
+            hint = _way_into_tar(archive, listed)
+            raise ConfigError(f"{archive} is a tar without a {name}", hint=hint) from None
+        _tar(host, archive, *argv, f"./{name}")
     status = os.lstat(unpacked)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
         hint = "a tar with the disk itself is wanted"
@@ -15658,8 +15897,7 @@ def config_check(host: Host, directory: Path, form: str) -> int:
         expand_variables(used_registries(config), host.environ)
         if isinstance(config, QemuConfig):
             additions_of(config, host.environ)
-            if config.image.startswith("file:"):
-                check_image(config, files_of(host, config).cache_dir)
+            _check_named(host, config)
     except ConfigError as error:
         if form == "text":
             raise
@@ -15680,6 +15918,17 @@ def config_check(host: Host, directory: Path, form: str) -> int:
     for warning in warnings:
         host.output.warn(warning)
     return 0
+
+
+def _check_named(host: Host, config: QemuConfig) -> None:
+    """Raise ConfigError where what a config names on this host is not what provision wants."""
+    cache_dir = files_of(host, config).cache_dir
+    check_cache_dir(config, cache_dir)
+    check_image(host, config, cache_dir)
+    check_k3s_source(host, config)
+    if config.data_disk and config.data_disk.exists():
+        with blamed_on(config, "dataDisk"):
+            check_data_disk(host, str(config.data_disk))
 
 
 def _warnings_of_check(config: Config) -> Iterator[str]:
@@ -15911,6 +16160,7 @@ def parse_args(argv: Sequence[str]) -> dict[str, Any]:
         words = _plain_flags(path, words)
         args = _read_options(path, words)
         if args is None:
+            _refuse_negative(path, words)
             parser = _parser(prog=f"ycluster {path}", **_texts(path))
             _add_arguments(parser, path)
             args = vars(parser.parse_args(words))
@@ -15962,13 +16212,24 @@ def _plain_flags(path: str, words: Sequence[str]) -> list[str]:
     return plain
 
 
+def _refuse_negative(path: str, words: Sequence[str]) -> None:
+    """Raise UsageError where a value begins with a minus, for argparse takes it for an option."""
+    if any(item.dest == "command" for item in arguments_of(path)):
+        return  # -1 may be a word of the command
+    for word in words:
+        if re.match("-[0-9.]", word):
+            raise UsageError(f"{word}: a value here is positive", hint="write it without the minus")
+
+
 def _refuse_unknown(argv: Sequence[str]) -> None:
     """Raise UsageError if these words begin with none that leads to a verb."""
     group = argv[0] if argv[0] in GROUPS else ""
     word = next((word for word in argv[bool(group) :] if not word.startswith("-")), "")
     known = [*_verbs_below(group), *([] if group else ALIASES)]
     if word and word not in known:
-        why = f"there is no verb `{f'{group} {word}'.strip()}`{_nearest(word, known)}"
+        nested = [path for path in VERBS if path.split()[-1] == word]
+        meant = f"; did you mean {nested[0]!r}?" if nested else _nearest(word, known)
+        why = f"there is no verb `{f'{group} {word}'.strip()}`{meant}"
         raise UsageError(why, hint=f"`{f'ycluster help {group}'.strip()}` lists them")
 
 

@@ -8,6 +8,7 @@ import errno
 import gzip
 import hashlib
 import json
+import lzma
 import os
 import re
 import shlex
@@ -1059,7 +1060,10 @@ def test_what_is_gzipped_is_known_by_its_content_whatever_its_name(
     named = tmp_path / "disk.tar.gz"
     argv = ["qemu-img", "convert", "-O", "qcow2", "-f", "raw", tmp_path / "disk.raw", named]
     subprocess.run(argv, check=True)
-    for disk in (tar, plain, named):
+    dotted = [tmp_path / "dotted", tmp_path / "dotted.gz"]
+    for way, disk in zip(("-cf", "-czf"), dotted):  # as `tar -c .` names what is in it
+        subprocess.run(["tar", way, disk, "-C", tmp_path, "./disk.raw"], check=True)
+    for disk in (tar, plain, named, *dotted):
         assert cli("import", disk, "-c", config).code == 0
         compare = ["qemu-img", "compare", "-f", "raw", tmp_path / "disk.raw", cache / "demo.qcow2"]
         subprocess.run(compare, check=True)
@@ -1090,6 +1094,14 @@ NO_DISKS = {
     "xz": (b"\xfd7zXZ\0" + bytes(600), "packed by xz", "xzcat >disk.img"),
     "zstd": (b"\x28\xb5\x2f\xfd" + bytes(600), "packed by zstd", "zstdcat >disk.img"),
     "bzip2": (b"BZh91AY" + bytes(600), "packed by bzip2", "bzcat >disk.img"),
+    "lzma": (lzma.compress(RAW, lzma.FORMAT_ALONE), "packed by lzma", "xzcat >disk.img"),
+    "lzip": (b"LZIP\1" + bytes(600), "packed by lzip", "lzip -dc >disk.img"),
+    "compress": (b"\x1f\x9d\x90" + bytes(600), "packed by compress", "zcat >disk.img"),
+    "zip": (b"PK\3\4" + bytes(600), "packed by zip", "`unzip /"),
+    "7z": (b"7z\xbc\xaf\x27\x1c" + bytes(600), "packed by 7z", "`7z x /"),
+    "rar": (b"Rar!\x1a\x07" + bytes(600), "packed by rar", "`unrar x /"),
+    "an unknown qcow": (qcow2_header(9, 0), "version 9", "get it anew"),
+    "a torn qcow": (qcow2_header(3, 0)[:100], "too short", "get it anew"),
 }
 
 
@@ -1102,8 +1114,6 @@ def test_what_is_no_disk_is_refused_by_its_content_wherever_it_is_named(
     disk.write_bytes(content)
     told(cli("import", disk, "-c", config), 3, disk, why, way_out)
     assert list(cache.iterdir()) == []
-    if why == "512 bytes":
-        return  # it takes qemu-img to know how large a disk is
     file = config / "y-cluster-provision.yaml"
     file.write_text(f"{CONFIG}image: {disk}\n")
     told(cli("config", "check", "-c", config), 3, f"{file}:5:8: image: ", why, way_out)
@@ -1111,6 +1121,75 @@ def test_what_is_no_disk_is_refused_by_its_content_wherever_it_is_named(
         wanted = ycluster.require_qemu(ycluster.load_config(config))
         ycluster.fetch_image(host, wanted, tmp_path / "c")
     assert [path.name for path in (tmp_path / "c" / "images").iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize(
+    "name, source, way_out",
+    [
+        ("d.img.xz", "", "`<{place}/d.img.xz xzcat >disk.img`"),
+        ("d.tar.xz", "", "`<{place}/d.tar.xz xzcat | tar -x`"),
+        ("d.txz", "", "`<{place}/d.txz xzcat | tar -x`"),
+        ("d.xz", "https://x.org/a/d.xz", "`curl -fL https://x.org/a/d.xz | xzcat >disk.img`"),
+        ("d.zip", "https://x.org/a/d.zip", "`curl -fLO https://x.org/a/d.zip && unzip d.zip`"),
+    ],
+)
+def test_the_way_to_unpack_is_that_of_what_is_in_it(
+    tmp_path: Path, name: str, source: str, way_out: str
+) -> None:
+    """A tar was to be booted as disk.img. (26.2)"""
+    packed = b"PK\3\4" if name.endswith("zip") else lzma.compress(RAW)
+    (tmp_path / name).write_bytes(packed)
+    with pytest.raises(ycluster.NoDisk) as caught:
+        ycluster.format_of(tmp_path / name, source)
+    assert missing(caught.value.hint, way_out.format(place=tmp_path)) == []
+
+
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        ("folder", "is not a file"),
+        (b"<!DOCTYPE html>\n", "is not a qcow2"),
+        (lzma.compress(RAW), "xzcat >disk.img"),
+        (bytes(1 << 20), "qemu-img convert"),
+    ],
+)
+def test_what_is_no_data_disk_is_told_where_it_is_named(
+    cli: Cli, config: Path, tmp_path: Path, content: str | bytes, says: str
+) -> None:
+    disk, file = tmp_path / "data", config / "y-cluster-provision.yaml"
+    if isinstance(content, bytes):
+        disk.write_bytes(content)
+    else:
+        disk.mkdir()
+    file.write_text(f"{CONFIG}dataDisk: {disk}\n")
+    told(cli("config", "check", "-c", config), 3, f"{file}:5:11: dataDisk: ", disk, says)
+
+
+def test_what_a_config_names_on_this_host_is_checked_with_it(
+    cli: Cli, config: Path, tmp_path: Path, home: Path
+) -> None:
+    """Only its provision told. (26.1)"""
+    file, folder = config / "y-cluster-provision.yaml", tmp_path / "k3s"
+
+    def refused_as(line: str, *facts: object) -> None:
+        file.write_text(f"name: demo\nlifetime: {{maxRun: 8h}}\n{line}\n")
+        told(cli("config", "check", "-c", config), 3, f"{file}:3:", *facts)
+
+    (tmp_path / "note").write_text("text")
+    refused_as(f"cacheDir: {tmp_path}/note", "cacheDir: ", "is not a directory")
+    refused_as(f"cacheDir: {tmp_path}/note/c", f"{tmp_path}/note is not a directory")
+    refused_as(f"k3s: {{source: {folder}}}", "k3s.source: ", folder, "no such folder")
+    refused_as(f"k3s: {{source: {tmp_path}/note}}", "no such folder")
+    folder.mkdir()
+    refused_as(f"k3s: {{source: {folder}}}", ycluster.K3S_FILES[0], "is not there")
+    for name in ycluster.K3S_FILES[:2]:
+        (folder / name).touch()
+    refused_as(f"k3s: {{source: {folder}}}", folder, ycluster.K3S_FILES[2])
+    kept = home / ".cache/y-cluster/k3s" / ycluster.K3S_VERSION
+    kept.mkdir(parents=True)
+    for name in ycluster.K3S_FILES:
+        (kept / name).touch()
+    assert cli("config", "check", "-c", config).code == 0, "it is in the cache"
 
 
 @pytest.mark.parametrize("length", [3_000_000, 70_000])
@@ -1126,6 +1205,9 @@ def test_a_disk_that_was_cut_off_is_refused(
     os.truncate(disk, length)
     told(cli("import", disk, "-c", config), 3, disk, "cut off")
     assert list(cache.iterdir()) == []
+    file = config / "y-cluster-provision.yaml"
+    file.write_text(f"{CONFIG}image: {disk}\n")
+    told(cli("config", "check", "-c", config), 3, f"{file}:5:8: image: ", "cut off")
     wanted = ycluster.QemuConfig(image=disk.as_uri())
     with refused(ycluster.ConfigError, disk, "cut off"):
         ycluster.fetch_image(host, wanted, tmp_path / "c")
@@ -1176,7 +1258,9 @@ def test_an_archive_that_was_cut_off_is_refused(
     assert list(cache.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["my disk.vmdk", "DISK.VMDK", "\u00fc.vmdk", "a\\b.vmdk"])
+@pytest.mark.parametrize(
+    "name", ["my disk.vmdk", "DISK.VMDK", "\u00fc.vmdk", "a\\b.vmdk", "./x.vmdk"]
+)
 def test_the_disk_of_an_ova_may_have_any_name(
     cli: Cli, cache: Path, config: Path, tmp_path: Path, name: str
 ) -> None:

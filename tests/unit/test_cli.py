@@ -113,6 +113,8 @@ def test_what_there_is_is_told_where_no_verb_is_asked_for(cli: Cli, argv: list[s
         ("lst", "list"),
         ("lifetime extnd 1h", "extend"),
         ("help strat", "start"),
+        ("extend 1h", "lifetime extend"),
+        ("lifetime start", "start"),
         ("start --nmae demo", "--name"),
         ("lifetime extend 1h --dryrun", "--dry-run"),
     ],
@@ -121,6 +123,24 @@ def test_a_word_that_is_none_is_told_with_the_nearest(cli: Cli, argv: str, near:
     """(25)"""
     ran = cli(*argv.split())
     assert ran.code == 2 and f"did you mean '{near}'?" in ran.err and ran.out == ""
+
+
+@pytest.mark.parametrize(
+    "argv, word",
+    [
+        ("lifetime extend -1h", "-1h"),
+        ("lifetime set demo -5m", "-5m"),
+        ("prune --older-than -1d", "-1d"),
+        ("provision -c x --max-run -.5h", "-.5h"),
+    ],
+)
+def test_a_negative_value_is_not_told_as_missing(cli: Cli, argv: str, word: str) -> None:
+    told(cli(*argv.split()), 2, f"{word}: a value here is positive")
+
+
+def test_a_number_after_a_dash_may_stand_in_a_command() -> None:
+    args = ycluster.parse_args(["ssh", "--name", "demo", "ls", "-1"])
+    assert list(args["command"]) == ["ls", "-1"]
 
 
 def test_help_is_that_of_the_verb_and_tells_all_exit_codes(cli: Cli) -> None:

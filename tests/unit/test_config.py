@@ -174,10 +174,51 @@ def test_a_path_may_start_at_home(tmp_path: Path) -> None:
 def test_a_path_may_start_at_the_home_of_somebody_else() -> None:
     home = Path(pwd.getpwnam("root").pw_dir)
     assert read("cacheDir: ~root/c\n").cache_dir == home / "c"
-    assert (
-        read("cacheDir: ~nobody-has-this-name/c\n").cache_dir
-        == BASE / "~nobody-has-this-name" / "c"
-    )
+    assert read("cacheDir: ./~somebody/c\n").cache_dir == BASE / "~somebody" / "c"
+
+
+@pytest.mark.parametrize(
+    "value, says",
+    [
+        ("~nobody-has-this-name/c", "no user nobody-has-this-name"),
+        ("$HOME/c", "no variable is filled in"),
+        ('"https://example.org/c"', "is a URL"),
+    ],
+)
+def test_what_only_looks_like_a_path_is_none(value: str, says: str) -> None:
+    """A folder of this very name would be made beside the config. (26)"""
+    for key in ("cacheDir", "dataDisk"):
+        (problem,) = problems(f"{key}: {value}\n")
+        assert problem.startswith(f"1:{len(key) + 3}: {key}: ") and says in problem
+
+
+@pytest.mark.parametrize(
+    "text, line",
+    [
+        ("k3s:\n  args:\n    -disable=traefik\n", 3),
+        ("k3s:\n  args:\n    \u2013 --disable=traefik\n", 3),
+        ("k3s:\n  args:\n    \u2022 --disable=traefik\n", 3),
+        ('portForwards:\n  -host: "80"\n', 2),
+    ],
+)
+def test_an_entry_of_a_list_without_its_dash_and_space_is_told(text: str, line: int) -> None:
+    (problem,) = problems(text)
+    assert problem.startswith(f"{line}:") and "begins with a dash and a space" in problem
+
+
+def test_a_letter_that_looks_like_another_is_named() -> None:
+    (problem,) = problems("n\u0430me: dev\n")
+    assert "did you mean 'name'" in problem and "U+0430 CYRILLIC SMALL LETTER A" in problem
+
+
+def test_no_invisible_character_becomes_a_dash_of_the_name_that_is_advised() -> None:
+    (problem,) = problems('name: "d\u200be"\n')
+    assert "`name: de`" in problem
+
+
+@pytest.mark.parametrize("url", ["http://", "https:///x", "http://:80/x", "https://me@/x"])
+def test_a_url_names_a_host(url: str) -> None:
+    assert len(problems(f"image: '{url}'\nk3s: {{source: '{url}'}}\n")) == 2
 
 
 def test_home_comes_from_the_host_and_from_no_variable(

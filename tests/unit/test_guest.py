@@ -6,6 +6,7 @@ import base64
 import email
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ def pem(what: str = "CERTIFICATE", data: bytes = b"\x30\x03abc") -> str:
 
 
 def test_the_guest_trusts_every_certificate_of_a_file_and_gets_no_key(tmp_path: Path) -> None:
-    both, last = (pem(data=b"\x30" + rest) for rest in (b"one", b"two"))
+    both, last = (pem(data=b"\x30" + rest) for rest in (b"\x03one", b"\x81\xc8" + bytes(200)))
     text = f"# a comment\n{both}{pem('PRIVATE KEY')}{last}"
     (tmp_path / "ca.pem").write_text(text.replace("\n", "\r\n"))
     added = added_by(f"guest: {{caCertificates: [{tmp_path}/ca.pem]}}\n")
@@ -162,8 +163,10 @@ def test_the_guest_trusts_every_certificate_of_a_file_and_gets_no_key(tmp_path: 
 
 @pytest.mark.parametrize(
     "content",
-    [None, b"", b"\x30\x82\xff", pem("PRIVATE KEY"), pem(data=b"text"), pem().replace("=", "*"), "folder"],
-    ids=["none", "empty", "DER", "a key", "no DER inside", "no base64 inside", "a folder"],
+    [None, b"", b"\x30\x82\xff", pem("PRIVATE KEY"), pem(data=b"text"), pem().replace("=", "*"), "folder",
+     pem(data=b"\x30\x04abc"), pem(data=b"\x30"), pem() + pem()[:-9], pem("CERTIFICATE REQUEST")],
+    ids=["none", "empty", "DER", "a key", "no DER inside", "no base64 inside", "a folder",
+         "DER cut off", "DER without a length", "second cut off", "a request"],
 )  # fmt: skip
 def test_what_is_no_pem_certificate_is_refused_with_its_path(
     cli: Cli, tmp_path: Path, content: str | bytes | None
@@ -174,10 +177,12 @@ def test_what_is_no_pem_certificate_is_refused_with_its_path(
     elif content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     (tmp_path / "y-cluster-provision.yaml").write_text("guest: {caCertificates: [ca.pem]}\n")
-    way_out = "openssl x509 -inform der" if content == b"\x30\x82\xff" else ""
-    told(
-        cli("config", "check", "-c", tmp_path), 3, ":1:26: guest.caCertificates[0]: ", path, way_out
-    )
+    ran = cli("config", "check", "-c", tmp_path)
+    told(ran, 3, ":1:26: guest.caCertificates[0]: ", path)
+    assert ("openssl x509 -inform der" in ran.err) is (content == b"\x30\x82\xff")
+    kind = re.match("-----BEGIN ([A-Z ]+)-----", str(content))
+    if kind and kind[1] != "CERTIFICATE":
+        assert f"has no CERTIFICATE, but {kind[1]}" in ran.err
 
 
 @pytest.mark.parametrize("program", ["update-ca-certificates", "update-ca-trust"])
@@ -238,6 +243,20 @@ def test_what_is_no_option_of_k3s_is_refused(arg: str, says: str) -> None:
     assert problem.startswith("2:10: k3s.args[0]: ") and says in problem
 
 
+@pytest.mark.parametrize(
+    "args, line",
+    [
+        ("[--disable, traefik]", "`--disable=traefik`"),
+        ("[-v, '3']", "`-v=3`"),
+        ("[--debug, --kubelet-arg, max-pods=10]", "`--kubelet-arg=max-pods=10`"),
+    ],
+)
+def test_an_option_and_its_value_in_two_texts_are_told_as_one(args: str, line: str) -> None:
+    """As a shell would have them; there were two problems, or one without a remedy. (26)"""
+    (problem,) = problems(f"k3s:\n  args: {args}\n")
+    assert problem.startswith("2:9: k3s.args: ") and line in problem
+
+
 def test_options_of_k3s_are_ignored_and_that_is_said_where_there_is_none() -> None:
     config = read("k3s: {install: none, args: [--debug]}\n")
     assert ycluster.additions_of(config, {}).k3s_config == {}
@@ -254,7 +273,7 @@ def test_the_users_own_part_comes_first_as_it_is_and_ours_is_merged_into_it(
     tmp_path: Path, header: str
 ) -> None:
     """As cloud-init merges: lists of ours before theirs, texts of ours in the place of theirs."""
-    theirs = f"{header}\n# caf\u00e9\nFrom here on\n.\n--==\n"
+    theirs = f"{header}\n# caf\u00e9\nfrom: here on\n.\n--==\n"
     (tmp_path / "mine").write_text(theirs)
     added = added_by(f"guest: {{userData: {tmp_path}/mine}}\n")
     written = ycluster.seed_data(DEMO, "KEY", "PRIVATE", "PUBLIC", added)
@@ -273,12 +292,36 @@ def test_the_users_own_part_comes_first_as_it_is_and_ours_is_merged_into_it(
 
 
 @pytest.mark.parametrize(
+    "content",
+    [
+        "#cloud-config\n",
+        "#cloud-config\nruncmd:\n- |\n  if true\n  \tthen true\n",
+        "#cloud-config\n{bootcmd: []}\n",
+        '#cloud-config\n"a": b\n\t\n',
+        "#cloud-config-archive\n- type: text/x\n",
+        "#! /bin/sh\n\ttrue\n",
+    ],
+)
+def test_user_data_that_cloud_init_takes_is_taken(tmp_path: Path, content: str) -> None:
+    (tmp_path / "mine").write_text(content)
+    assert added_by(f"guest: {{userData: {tmp_path}/mine}}\n").user_part == content
+
+
+@pytest.mark.parametrize(
     "content, says",
     [
         (None, "No such file"),
         (b"users: []\n", "#cloud-config"),
         (b"", "#cloud-config"),
-        (b"\x1f\x8b\xff", "UTF-8"),
+        (b"\x1f\x8b\xff", "zcat <"),
+        (b"#!/bin/sh\necho caf\xe9\n", "UTF-8"),
+        (b"Content-Type: multipart/mixed; boundary=x\n", "a MIME message"),
+        (b"#!bin/sh\ntrue\n", "no interpreter"),
+        (b"#!\ntrue\n", "no interpreter"),
+        (b"#cloud-config\nwrite_files:\n\t- path: /x\n", "line 3 is indented by a tab"),
+        ("#cloud-config\n\xa0 a: b\n".encode(), "line 2 is indented by an invisible character"),
+        (b"#cloud-config\n# mine\n---\n\n- a: b\n", "no mapping, and begins with '- a: b'"),
+        (b"#cloud-config # mine\nhello\n", "no mapping, and begins with 'hello'"),
         (b"#!/bin/sh\r\ntrue\r\n", "as on Windows"),
         (b"#cloud-config\nusers: {me: {}}\n", "users is not a list"),
         (b"#cloud-config\nusers: me, you\n", "users is not a list"),

@@ -949,4 +949,28 @@ def test_a_new_cluster_is_kept_where_the_sibling_is_told_to(host: Clocked, cache
     host.environ["Y_CLUSTER_QEMU_CACHE_DIR"] = str(theirs)
     assert ycluster.default_cache_dir(host, "new") == theirs
     made(cache, "old")
+    assert ycluster.default_cache_dir(host, "old") == theirs, "else their teardown would end ours"
+    del host.environ["Y_CLUSTER_QEMU_CACHE_DIR"]
     assert ycluster.default_cache_dir(host, "old") == cache, "where it is"
+
+
+def test_clusters_of_one_name_are_told_apart_by_words_that_work(
+    cli: Cli, cache: Path, tmp_path: Path
+) -> None:
+    """A config need not be there any more, so no `-c` helps. (26.7)"""
+    other = tmp_path / "an other"
+    other.mkdir(mode=0o700)
+    for place in (cache, other):
+        made(place, "twin")
+        (place / "twin.qcow2").touch()
+    ycluster.remember_cache_dir(Clocked(Path(os.environ["HOME"])), other)
+    for argv in (("status", "twin"), ("lifetime", "status", "--name", "twin"), ("teardown",)):
+        err = cli(*argv).err
+        ways = re.findall(r"(--state .*\.json'?)   \(in ", err, re.MULTILINE)
+        assert len(ways) == 2, err
+        for way, place in zip(ways, sorted((cache, other))):
+            shown = json.loads(cli("status", *shlex.split(way), "-o", "json").out)
+            assert shown["name"] == "twin" and Path(shown["cacheDir"]).samefile(place)
+    for way in ways:
+        assert cli("teardown", *shlex.split(way)).code == 0
+    assert not any((place / "twin.qcow2").exists() for place in (cache, other))
