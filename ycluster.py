@@ -2964,6 +2964,8 @@ _MEANT = (
     (r"portForwards\[[0-9]+\]", "([0-9]+):([0-9]+)(/tcp)?", r"{host: \1, guest: \2}"),
     ("ports|publish|forwards", ".*", "portForwards: [{host: 8080, guest: 80}]"),
     ("disk|storage", "[0-9]+[KMGT]?", r"diskSize: \g<0>"),
+    (r"network\.bindAddress", "localhost|::1|127", "bindAddress: 127.0.0.1"),
+    (r"network\.bindAddress", r"\*|::|0|all|any", "bindAddress: 0.0.0.0"),
     ("image", "debian.*", f"image: {DEBIAN_IMAGE}"),
     ("image", "(ubuntu|noble|24[.]04).*", f"image: {DEFAULT_IMAGE}"),
     ("cpu|vcpus|cores", "[0-9]+", r"cpus: \g<0>"),
@@ -3392,7 +3394,8 @@ def k3s_argument(text: str) -> str:
     if re.fullmatch(_K3S_ARGUMENT, text):
         name, _, value = text.lstrip("-").partition("=")
         if name in _K3S_OWN:
-            raise ValueError(f"{text!r}: ycluster itself counts on the default of --{name}")
+            why = f"{text!r}: ycluster itself counts on the default of --{name}"
+            raise ValueError(f"{why}; leave it out")
         if name == "disable" and not value:
             raise ValueError("--disable names what is disabled, in one text: `--disable=traefik`")
         return text
@@ -3827,8 +3830,9 @@ class QemuConfig(Config):
 
     cache_dir: Path | None = key(
         _PATH,
-        "Where disks, keys and state are kept: a folder that nobody else can write to. Empty: "
-        "~/.local/share/ycluster, or ~/.cache/y-cluster-qemu where clusters are already.",
+        "Where disks, keys and state are kept: a folder that nobody else can write to. Empty: what "
+        "Y_CLUSTER_QEMU_CACHE_DIR names; else ~/.local/share/ycluster, or ~/.cache/y-cluster-qemu "
+        "where clusters are already.",
         None,
     )
 
@@ -3916,12 +3920,7 @@ def load_config(directory: Path, home: Callable[[], Path] | None = None) -> Conf
     path = Path(os.path.abspath(directory))
     try:
         path = _config_file(path)
-        text = path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        hint = ""
-        if error.object[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            hint = f"it is UTF-16: `iconv -f UTF-16 -t UTF-8 {shlex.quote(str(path))}` gives UTF-8"
-        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}", hint=hint) from None
+        text = decoded(path, path.read_bytes())
     except OSError as error:  # such as a path that is too long, or a directory closed to us
         raise ConfigError(f"{path}: {error.strerror}") from None
     config, keys = _read(text, path, home)
@@ -3929,6 +3928,26 @@ def load_config(directory: Path, home: Callable[[], Path] | None = None) -> Conf
     if isinstance(config, QemuConfig) and not (ports and ports.value):
         return moved_ports(config, first_port())
     return config
+
+
+def decoded(path: Path, data: bytes) -> str:
+    """The text of a file in UTF-8. ConfigError says how to make it that where it is not."""
+    name = shlex.quote(str(path))
+    for starts, encoding in (
+        ((b"\xff\xfe", b"\xfe\xff"), "UTF-16"),
+        ((data[:1] + b"\0",), "UTF-16LE"),
+        ((b"\0" + data[1:2],), "UTF-16BE"),
+    ):
+        if data[:2] in starts and len(data) > 1:
+            hint = f"`iconv -f {encoding} -t UTF-8 {name}` gives UTF-8"
+            raise ConfigError(f"{path}: not UTF-8, but {encoding}", hint=hint)
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        hint = f"if it is Latin-1, `iconv -f LATIN1 -t UTF-8 {name}` gives UTF-8"
+        why = f"{path}: not UTF-8 at byte {error.start}, in line {line}"
+        raise ConfigError(why, hint=hint) from None
 
 
 def first_port() -> int:
@@ -3970,23 +3989,40 @@ def _config_file(path: Path) -> Path:
         why = f"{path}: both {found[0].name} and {found[1].name}"
         raise ConfigError(why, hint="keep one of them")
     if not found:
-        what = f"no {CONFIG_NAMES[0]} in it" if path.is_dir() else "no such directory"
-        for place in (path, *candidates):
-            if place.is_symlink() and not place.exists():
-                raise ConfigError(f"{place} is a link to {os.readlink(place)}, which is not there")
-        other = _other_name(path)
-        hint = other or "-c names the directory that holds the config"
-        raise ConfigError(f"{path}: {what}", hint=hint)
+        raise _no_config(path, candidates)
     return found[0]
 
 
+def _no_config(path: Path, candidates: Sequence[Path]) -> ConfigError:
+    """The error where there is no config at a path, with what is there in its place."""
+    for place in (path, *candidates):
+        if place.is_symlink() and not place.exists():
+            return ConfigError(f"{place} is a link to {os.readlink(place)}, which is not there")
+        is_folder = place.is_dir() and place == path
+        if place.exists() and not is_folder:
+            return ConfigError(f"{place} is not a regular file")
+    what = f"no {CONFIG_NAMES[0]} in it" if path.is_dir() else "no such directory"
+    hint = _other_name(path) or "-c names the directory that holds the config"
+    return ConfigError(f"{path}: {what}", hint=hint)
+
+
+# Names that are meant for that of a config.
+_MEANT_FOR_CONFIG = r"(?i)y-?cluster(?:-provision)?\.(?:ya?ml|json)(?:\.txt)?"
+
+
 def _other_name(folder: Path) -> str:
-    """The command that gives a config its name, where there is one that ends in .yml."""
-    found = folder / "y-cluster-provision.yml"
-    if not found.is_file():
-        return ""
-    renaming = shlex.join(["mv", "--", str(found), str(found.with_suffix(".yaml"))])
-    return f"the name must end in .yaml, for the sibling, too: `{renaming}`"
+    """How a config is named that a folder has under another name; empty where there is none."""
+    there = sorted(folder.iterdir()) if folder.is_dir() else []
+    files = [path for path in there if path.is_file()]
+    for path in files:
+        if re.fullmatch(_MEANT_FOR_CONFIG, path.name):
+            name = CONFIG_NAMES[".json" in path.name.lower()]
+            renaming = shlex.join(["mv", "--", str(path), str(folder / name)])
+            return f"its name must be {name}, for the sibling, too: `{renaming}`"
+    for path in files:
+        if path.suffix in (".yaml", ".yml"):
+            return f"-c names its directory, or a file: `-c {shlex.quote(str(path))}`"
+    return ""
 
 
 def read_config(text: str, path: Path, home: Callable[[], Path] | None = None) -> Config:
@@ -4079,7 +4115,8 @@ def _check_lifetime(root: Item, lifetime: Lifetime) -> None:
     if limit is not None and most is not None and most < limit:
         keys = root.below(root.mapping()["lifetime"], ".lifetime")
         place = keys.below(keys.mapping()["maxTotal"], ".maxTotal")
-        place.refuse(f"{lifetime.max_total} is less than maxRun, {lifetime.max_run}")
+        why = f"{lifetime.max_total} is less than maxRun, {lifetime.max_run}"
+        place.refuse(f"{why}; write `maxTotal: {lifetime.max_run}` or more")
 
 
 def _check_tap(root: Item, network: Network) -> None:
@@ -8627,18 +8664,12 @@ def proxy_warnings(config: QemuConfig, environ: Mapping[str, str]) -> Iterator[s
 GZIP = b"\x1f\x8b"  # its first bytes
 
 
-def _read_named(path: Path, encoding: str = "utf-8") -> str:
+def _read_named(path: Path) -> bytes:
     """What is in a file that the config names. Raises ConfigError, which names the file."""
     try:
         if path.exists() and not path.is_file():
             raise ConfigError(f"{path} is no file")
-        read = path.read_bytes()
-        if read.startswith(GZIP):
-            hint = f"`zcat <{shlex.quote(str(path))} >FILE` unpacks it; name FILE"
-            raise ConfigError(f"{path} is packed by gzip", hint=hint)
-        return read.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from None
+        return path.read_bytes()
     except OSError as error:
         unseen = invisible_in(str(path))
         what = f"; in the path is an invisible character, {unseen}" if unseen else ""
@@ -8650,7 +8681,7 @@ _PEM = r"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]+)-----END CERTIFICATE-----
 
 def certificates_in(path: Path) -> list[str]:
     """The certificates of a PEM file, one text each; a private key beside them stays here."""
-    text = _read_named(path, "latin-1")
+    text = _read_named(path).decode("latin-1")
     bodies = re.findall(_PEM, text)
     if not bodies or len(bodies) < text.count("-----BEGIN CERTIFICATE-----"):
         raise _no_certificate(path, text)
@@ -8754,7 +8785,11 @@ def user_part(path: Path) -> str:
 
     Raises ConfigError where cloud-init would pass over it, or over the login of our part.
     """
-    text = _read_named(path).lstrip("\ufeff \t\r\n")
+    read = _read_named(path)
+    if read.startswith(GZIP):
+        hint = f"`zcat <{shlex.quote(str(path))} >FILE` unpacks it; name FILE"
+        raise ConfigError(f"{path} is packed by gzip", hint=hint)
+    text = decoded(path, read).lstrip("\ufeff \t\r\n")
     if re.match("(?i)content-type:|mime-version:", text):
         hint = "name the part itself: ycluster makes the message"
         raise ConfigError(f"{path}: it is a MIME message", hint=hint)
@@ -10501,6 +10536,8 @@ def check_image(host: Host, config: QemuConfig, cache_dir: Path) -> None:
         return
     path = path_of_url(config.image)
     with blamed_on(config, "image"):
+        if path.is_symlink() and not path.exists():
+            raise ConfigError(f"{path} is a link to {os.readlink(path)}, which is not there")
         if not path.exists():
             raise ConfigError(f"{path}: no such file; {_image_meant(config, path)}")
         if not path.is_file():
@@ -10653,8 +10690,9 @@ def _refuse_no_disk(head: bytes) -> None:
     if is_tar(head):
         raise NoDisk("it is a tar", hint="`{packed}tar -x` unpacks it; use the disk in it")
     text = head[:512].rstrip(b"\0")
-    if re.fullmatch(_PLAIN_TEXT, text):
-        begins = text.decode("utf-8", "replace").strip().partition("\n")[0][:60].strip()
+    words = text.decode("utf-8", "replace")  # of which the last letter may be cut off
+    if re.fullmatch(_PLAIN_TEXT, text) and "\ufffd" not in words[:-1]:
+        begins = words.strip().partition("\n")[0][:60].strip()
         raise NoDisk(f"it is a text, and begins with {begins!r}", hint=A_DISK)
     if head[514:].startswith(b"HdrS"):
         raise NoDisk("it is a Linux kernel", hint=A_DISK)
@@ -10728,7 +10766,8 @@ def image_info(host: Host, image: Path, named: str = "") -> dict[str, Any]:
     if set(_files_named(info)) != {str(image)}:
         raise NoDisk(f"{refused}: it builds on another file", hint=WHOLE)
     if info["virtual-size"] < SMALLEST_DISK:
-        raise NoDisk(f"{refused}: it has {info['virtual-size']} bytes", hint=A_DISK)
+        why = f"it has {info['virtual-size']} bytes, and a disk {SMALLEST_DISK} at least"
+        raise NoDisk(f"{refused}: {why}", hint=A_DISK)
     if _is_damaged(host, image, form):
         raise NoDisk(f"{refused}: it is damaged, or was cut off", hint=ANEW)
     return info
@@ -11505,15 +11544,20 @@ def _of_context(text: str) -> Selector:
     return Selector(context=_given("--context", text))
 
 
-def _given(option: str, text: str) -> str:
+def _given(option: str, text: str, what: str = "name") -> str:
     if not text:
-        raise UsageError(f"{option} needs a name, and this one is empty", hint="an unset variable?")
+        why = f"{option} needs a {what}, and this one is empty"
+        raise UsageError(why, hint="an unset variable?")
     return text
 
 
-def _of_config(text: str) -> Selector:
+def _directory(text: str) -> Path:
     # An empty path would be the current directory.
-    return Selector(config=Path(_given("-c", text)))
+    return Path(_given("-c", text, "directory"))
+
+
+def _of_config(text: str) -> Selector:
+    return Selector(config=_directory(text))
 
 
 def _of_state_file(text: str) -> Selector:
@@ -11558,7 +11602,7 @@ CONFIG = argument(
     "--config",
     dest="directory",
     metavar="DIR",
-    type=Path,
+    type=_directory,
     required=True,
     help="the config's directory",
 )
@@ -15866,6 +15910,8 @@ def init(host: Host, directory: Path) -> None:
     for name in CONFIG_NAMES:
         if os.path.lexists(directory / name):
             raise UsageError(f"{directory / name} is there already", hint="nothing is overwritten")
+    if existing_part(directory.absolute()).is_file():
+        raise UsageError(f"{existing_part(directory.absolute())} is a file", hint="name a folder")
     folder = directory.resolve()
     name = re.sub("[^a-z0-9]+", "-", folder.name.lower()).strip("-")[:63].strip("-") or "dev"
     schema = "y-cluster-provision.schema.json"

@@ -1088,7 +1088,9 @@ NO_DISKS = {
     ),
     "nothing": (b"", "empty", "whole disk"),
     "zeros": (bytes(512), "no boot sector", "whole disk"),
-    "a boot sector": (RAW[:512], "512 bytes", "whole disk"),
+    "no text": (b"\xff" * 600, "no boot sector", "whole disk"),
+    "a text cut within a letter": (b"a" + "\u00e9".encode() * 300, "it is a text", "whole disk"),
+    "a boot sector": (RAW[:512], "512 bytes, and a disk 1048576 at least", "whole disk"),
     "a kernel": (RAW[:512] + b"..HdrS" + bytes(1 << 20), "Linux kernel", "whole disk"),
     "gzip": (b"\x1f\x8b\x08" + bytes(600), "packed by gzip", "zcat >disk.img"),
     "xz": (b"\xfd7zXZ\0" + bytes(600), "packed by xz", "xzcat >disk.img"),
@@ -1288,6 +1290,9 @@ def test_an_image_that_is_not_there_is_told_with_the_line_to_write(
         told(cli("config", "check", "-c", config), 3, f"{file}:5:8: image: ", line)
     file.write_text(f"{CONFIG}image: noble-server.img\n")
     assert cli("config", "check", "-c", config).code == 0
+    (tmp_path / "link").symlink_to("nowhere")
+    file.write_text(f"{CONFIG}image: link\n")
+    told(cli("config", "check", "-c", config), 3, f"{file}:5:8: image: ", "a link to nowhere")
 
 
 def test_a_lost_image_is_told_by_start_list_and_doctor(cli: Cli, cache: Path, disk: Path) -> None:
