@@ -1245,7 +1245,7 @@ def cpu_time(pid: int) -> float | None:
 def command_line(pid: int) -> list[str]:
     """The argv of a process; empty where it is gone, or may not be seen."""
     try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
+        with open(f"/proc/{pid}/cmdline", "rb", buffering=0) as file:
             return os.fsdecode(file.read()).split("\0")
     except OSError:
         return []
@@ -7469,10 +7469,9 @@ _IN_OUR_WORDS = {
 
 # A TCP connection into the guest in slirp's list, which is what `info usernet` shows: the guest's
 # address comes last. With TIME_WAIT and the like nobody is there any more.
-_CONNECTION = re.compile(
-    r"^ *TCP\[(?:ESTABLISHED|SYN_SENT|SYN_RCVD|FIN_WAIT_[12]|CLOSE_WAIT)\] +\S+ +"
-    r"\S+ +\d+ +10\.0\.2\.15 +\d+ ",
-    re.MULTILINE,
+_CONNECTION = (
+    r"(?m)^ *TCP\[(?:ESTABLISHED|SYN_SENT|SYN_RCVD|FIN_WAIT_[12]|CLOSE_WAIT)\] +\S+ +"
+    r"\S+ +\d+ +10\.0\.2\.15 +\d+ "
 )
 
 
@@ -7493,7 +7492,7 @@ def measured_use(host: Host, files: Files) -> tuple[int | None, float | None] | 
 def _connections(host: Host, files: Files) -> int | None:
     """How many TCP connections lead into the guest; None where its monitor does not tell."""
     try:
-        return len(_CONNECTION.findall(ask_usernet(host, files)))
+        return len(re.findall(_CONNECTION, ask_usernet(host, files)))
     except QmpError:
         return None
 
