@@ -4862,6 +4862,7 @@ _ADDRESS_TEXT = text_by(address)
 _USER_NAME = text_by(user_name)
 _URL_TEXT = Field(_decode_text, without_password)
 _K3S_RELEASE: Field[Mapping[str, Any]] = Field(_decode_object, _encode_k3s)
+_OBJECT: Field[Mapping[str, Any]] = Field(_decode_object)
 _BUDGET = Field(_decode_budget)
 _NUMBER = Field(_decode_number, str)
 _PORT = Field(_decode_port, str)
@@ -5063,6 +5064,7 @@ class State(Record):
 
     # The machine.
     image: str = stored(_URL_TEXT, "")
+    seeded: Mapping[str, Any] = stored(_OBJECT, {})  # what its seed was made of: see `_seeded`
     imported: str = ""  # the disk that `import` took the boot disk from
     prepared: str = ""  # `live` or `done`: how far `prepare-export` has come since the last boot
     disk_max_run: str = ""  # so long after each boot the disk powers its guest off; empty: never
@@ -5385,12 +5387,24 @@ def state_from_config(config: QemuConfig, cache_dir: Path) -> State:
         max_idle=config.lifetime.max_idle,
         idle_cpu=config.lifetime.idle_cpu,
         image=config.image,
+        seeded=_seeded(config),
         data_disk=_show_path(config.data_disk),
         ssh_user=config.ssh_user,
         accel=config.accel,
         cpu_model=config.cpu_model,
         auto_ports=tuple(forward.guest for forward in forwards if forward.host == 0),
     )
+
+
+def _seeded(config: QemuConfig) -> Mapping[str, str]:
+    """What of a config is in the seed alone, by its key: a mark that another value has not.
+
+    It is short, so that nobody can try passwords by it; of 65,536 edits one goes unseen.
+    """
+    shown = show_config(config)
+    parts = {"registries": shown["registries"], "guest": shown["guest"]}
+    parts["k3s.args"] = shown["k3s"]["args"]
+    return {key: sha256_of(to_json(value).encode())[:4] for key, value in parts.items()}
 
 
 # --- finding clusters
@@ -6725,7 +6739,12 @@ class WatcherTimer(Timer):
             raise TimedOut(f"the watcher did not come up; see {files.log}")
         return "watch"
 
-    def _end(self, host: Host, files: Files, pid: int) -> None:
+    def _end(
+        self,
+        host: Host,
+        files: Files,
+        pid: int,
+    ) -> None:
         """End a watcher. It has nothing to clean up, and its lock ends with it."""
         signal_holder(pid, files.watch_lock, signal.SIGKILL)
         host.wait_for(lambda: not flock_held(files.watch_lock), timeout=10, interval=0.02)
@@ -6844,7 +6863,12 @@ def _trouble_of_program(host: Host, state: State, timers: Sequence[ArmedTimer]) 
     return ""
 
 
-def arm_timers(host: Host, state: State, *, renew: bool = False) -> State:
+def arm_timers(
+    host: Host,
+    state: State,
+    *,
+    renew: bool = False,
+) -> State:
     """Have a reap run at each moment of the agenda, and save by which timers. Under the lock.
 
     Those that are armed already are kept, unless `renew` says otherwise: one of them may have fired
@@ -9370,7 +9394,12 @@ DEAD_ENDS = (
 )
 
 
-def _boot_failed(state: State, stage: str, trouble: str, hint: str = "") -> YclusterError:
+def _boot_failed(
+    state: State,
+    stage: str,
+    trouble: str,
+    hint: str = "",
+) -> YclusterError:
     files = state.files
     why = f"{state.name}: {trouble} while {stage}; {console_tail(files)}"
     return YclusterError(why, hint=f"{hint}\nthe whole console: {files.console}".strip())
@@ -10231,7 +10260,12 @@ def _lost_users(
     return lost
 
 
-def forget_kubeconfig(host: Host, state: State, *, moving: bool = False) -> None:
+def forget_kubeconfig(
+    host: Host,
+    state: State,
+    *,
+    moving: bool = False,
+) -> None:
     """Take our names out of the user's kubeconfig, and nothing else.
 
     If they are `moving` to another file, a current-context that names ours stays.
@@ -10283,7 +10317,12 @@ def _remove_names(
         _kubectl(host, file, "delete-context", state.context)
 
 
-def leave_kubeconfig(host: Host, state: State, *, moving: bool = False) -> None:
+def leave_kubeconfig(
+    host: Host,
+    state: State,
+    *,
+    moving: bool = False,
+) -> None:
     """`forget_kubeconfig`, where a failure is a warning."""
     try:
         forget_kubeconfig(host, state, moving=moving)
@@ -11111,7 +11150,12 @@ _ON_AHCI = (("AddressOnParent", "0"), ("HostResource", "ovf:/disk/disk1"), ("Par
 _NIC = (("AutomaticAllocation", "true"), ("Connection", "NAT"), ("ResourceSubType", "E1000"))
 
 
-def ovf(state: State, disk: str, size: int, capacity: int) -> str:
+def ovf(
+    state: State,
+    disk: str,
+    size: int,
+    capacity: int,
+) -> str:
     """The OVF 1.0 descriptor of a cluster whose disk is a vmdk of `size` bytes, of this name.
 
     The hardware is what ESXi 6.5 and VirtualBox both have: they refuse other families, and hardly
@@ -11727,7 +11771,12 @@ def require_qemu(config: Config) -> QemuConfig:
 
 
 @contextlib.contextmanager
-def cluster_lock(host: Host, files: Files, *, patience: float = LOCK_TIMEOUT) -> Iterator[None]:
+def cluster_lock(
+    host: Host,
+    files: Files,
+    *,
+    patience: float = LOCK_TIMEOUT,
+) -> Iterator[None]:
     """Hold a cluster's lock, which may be held by this process already.
 
     Its file goes when the cluster has gone, or was never made. Whatever changes a cluster passes
@@ -11748,7 +11797,12 @@ def cluster_lock(host: Host, files: Files, *, patience: float = LOCK_TIMEOUT) ->
 
 
 @contextlib.contextmanager
-def opened(host: Host, files: Files, *, patience: float = LOCK_TIMEOUT) -> Iterator[State]:
+def opened(
+    host: Host,
+    files: Files,
+    *,
+    patience: float = LOCK_TIMEOUT,
+) -> Iterator[State]:
     """The state of an existing cluster, under its lock, by the clock of now."""
     load_state(files)  # where there is none, this raises before a lock file is made
     with cluster_lock(host, files, patience=patience):
@@ -11844,7 +11898,7 @@ class Difference(Record):
 
     def __str__(self) -> str:
         """In words: the start of a line."""
-        if self.key in _UNSHOWN:
+        if self.key in _UNSHOWN or "seeded" in self.fields:
             return f"{self.key}: changed"
         return f"{self.key}: {self.old or 'none'} -> {self.new or 'none'}"
 
@@ -11869,6 +11923,7 @@ def reconfigured(
     at_start = _differences(state, wanted, _AT_START)
     network = _network_differences(state, wanted)
     fixed = _differences(state, wanted, _AT_PROVISION) + _k3s_differences(state, wanted)
+    fixed += _seed_differences(state, wanted)
     if runs:
         at_start += network
     elif state.suspended:  # it goes on with the machine that it had
@@ -11989,6 +12044,15 @@ def _k3s_differences(state: State, wanted: State) -> list[Difference]:
         # The pinned version is as the pinned image.
         if is_known and old != new and (name, new) != ("Version", K3S_VERSION):
             found.append(Difference(f"k3s.{name.lower()}", str(old), str(new), {"k3s": wanted.k3s}))
+    return found
+
+
+def _seed_differences(state: State, wanted: State) -> list[Difference]:
+    """Where the seed would be made of something else. What an older ycluster made is unknown."""
+    found = []
+    for key, mark in wanted.seeded.items():
+        if state.seeded.get(key, mark) != mark:
+            found.append(Difference(key, "", "", {"seeded": wanted.seeded}))
     return found
 
 

@@ -154,6 +154,33 @@ def test_what_belongs_to_the_disk_is_named_and_not_applied(
         assert getattr(changed, attr) == getattr(cluster(), attr)
 
 
+@pytest.mark.parametrize("runs", [True, False])
+@pytest.mark.parametrize(
+    "key, edits",
+    [
+        ("registries", {"registries": {"mirrors": {"docker.io": {"endpoint": ["https://m"]}}}}),
+        ("guest", {"guest": {"proxy": "host"}}),
+        ("k3s.args", {"k3s": {"install": "none", "args": ["--debug"]}}),
+    ],
+)
+def test_what_is_in_the_seed_alone_is_named_and_not_applied(
+    key: str, edits: dict[str, Any], runs: bool
+) -> None:
+    """Nothing told, so that one waited for a mirror or a proxy in vain. (26.10)"""
+    for before, after in (({}, edits), (edits, {})):
+        state = cluster(before)
+        changed, lines = reconfigured(state, runs=runs, **after)
+        assert changed == state and lines.startswith(f"{key}: changed takes a teardown")
+        older = replace(state, seeded={})
+        assert reconfigured(older, runs=runs, **after) == (older, ""), "it is not known"
+
+
+def test_no_password_can_be_tried_by_what_a_state_keeps_of_the_registries() -> None:
+    made = cluster({"registries": {"configs": {"r": {"auth": {"password": "secret"}}}}})
+    assert {len(mark) for mark in made.seeded.values()} == {4}
+    assert "secret" not in ycluster.encode_state(made)
+
+
 def test_a_password_that_was_not_saved_is_no_edit() -> None:
     """Neither in the image's URL nor in that of k3s. (20.10, 20.14)"""
     edits = {
