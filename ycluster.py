@@ -1318,6 +1318,8 @@ def check_folder(folder: Path) -> None:
             raise ForeignError(f"{folder} is not used: {why}", hint=hint)
         if why and not stat.S_ISLNK(status.st_mode):  # that leads in a circle
             hint = f"`chmod go-w {shlex.quote(str(real))}` closes it to them"
+            if status.st_mode & stat.S_ISVTX or status.st_uid != os.geteuid():
+                hint = f"use a folder of your own in it, such as {real}/ycluster-{os.geteuid()}"
             raise StateError(f"{folder} is not used: {why}", hint=hint)
     for place in above:
         status = os.lstat(place)
@@ -2539,9 +2541,9 @@ def _way_to_end(src: _YamlSource, start: int, token: int) -> str:
     """The hint where the value that begins at start has something after it, on its line."""
     if _lacks_space(src, start):
         return ENTRY
-    if src.at(token, ":") and src.match("[a-z][A-Za-z0-9]*:", start):
-        end = src.skip(r"[^\n#]*", start)
-        return f"quote a text; write a mapping in braces: {{{src.text[start:end].rstrip()}}}"
+    one = src.match(r"([a-z][A-Za-z0-9]*: [^\n:,{}\[\]#]*[^\n:,{}\[\]# ]) *(?:\n|#|$)", start)
+    if src.at(token, ":") and one:
+        return f"quote a text; write a mapping in braces: {{{one[1]}}}"
     if src.match(r",[ \t]*(?:\n|$)", token):
         return "leave the comma out; in JSON, braces are around all of it"
     return (
@@ -3109,11 +3111,15 @@ class Item(Record):
             raise ValueError(f"{colon_missing(found)}; write `{found[1]}: ...`")
         return self.value(dict, "a mapping of keys to values")
 
-    def list(self) -> Sequence[Node]:
-        """The node's entries."""
+    def list(self, *, of_texts: bool = False) -> Sequence[Node]:
+        """The node's entries; `of_texts`: each is a text."""
         begins = self.node.source or ""
         if isinstance(self.node.value, dict):
             begins = next(iter(self.node.value), "")
+        is_one = self.node.source and re.fullmatch("(?:--)?[A-Za-z0-9/][-=A-Za-z0-9./_]*", begins)
+        if of_texts and is_one:
+            key = self.path.rpartition(".")[2]
+            raise ValueError(f"must be a list; write `{key}: [{begins}]`")
         if re.match("[-\u2010-\u2015\u2022]", begins):
             raise ValueError(ENTRY)
         return self.value(list, "a list")
@@ -3307,7 +3313,7 @@ def list_of(kind: Kind[Value]) -> Kind[tuple[Value, ...]]:
 
     def read(item: Item) -> tuple[Value, ...]:
         values = []
-        for index, node in enumerate(item.list()):
+        for index, node in enumerate(item.list(of_texts=kind.schema.get("type") == "string")):
             values.append(item.below(node, f"[{index}]").read(kind))
         return tuple(values)
 
@@ -3528,7 +3534,7 @@ _K3S_ARGS = list_of(_text(k3s_argument, pattern=f"^(?:{_K3S_ARGUMENT})$"))
 
 def _read_k3s_args(item: Item) -> tuple[str, ...]:
     """The options, each with its value in one text, as two would be for a shell."""
-    texts = [str(node.source or node.value) for node in item.list()]
+    texts = [str(node.source or node.value) for node in item.list(of_texts=True)]
     for option, value in zip(texts, texts[1:]):
         if re.fullmatch("--?[a-z][-a-z0-9]*", option) and not value.startswith("-"):
             raise ValueError(f"an option and its value are one text; write `{option}={value}`")
@@ -3933,21 +3939,29 @@ def load_config(directory: Path, home: Callable[[], Path] | None = None) -> Conf
 def decoded(path: Path, data: bytes) -> str:
     """The text of a file in UTF-8. ConfigError says how to make it that where it is not."""
     name = shlex.quote(str(path))
-    for starts, encoding in (
-        ((b"\xff\xfe", b"\xfe\xff"), "UTF-16"),
-        ((data[:1] + b"\0",), "UTF-16LE"),
-        ((b"\0" + data[1:2],), "UTF-16BE"),
-    ):
-        if data[:2] in starts and len(data) > 1:
-            hint = f"`iconv -f {encoding} -t UTF-8 {name}` gives UTF-8"
+    way = f"-t UTF-8 {name} >{name}.new && mv {name}.new {name}` makes it UTF-8"
+    if data and not data.strip(b"\0"):
+        raise ConfigError(f"{path}: it holds zeros alone, as after a power cut")
+    for encoding, pattern in _WIDE:
+        if re.match(pattern, data):
+            hint = f"`iconv -f {encoding} {way}"
             raise ConfigError(f"{path}: not UTF-8, but {encoding}", hint=hint)
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        hint = f"if it is Latin-1, `iconv -f LATIN1 -t UTF-8 {name}` gives UTF-8"
+        hint = f"if it is Latin-1, `iconv -f LATIN1 {way}"
         why = f"{path}: not UTF-8 at byte {error.start}, in line {line}"
         raise ConfigError(why, hint=hint) from None
+
+
+# Encodings that are not UTF-8, and how a text in them begins.
+_WIDE = (
+    ("UTF-32", rb"\xff\xfe\0\0|\0\0\xfe\xff"),
+    ("UTF-16", rb"\xff\xfe|\xfe\xff"),
+    ("UTF-16LE", rb"[^\0]\0[^\0]\0"),
+    ("UTF-16BE", rb"\0[^\0]\0[^\0]"),
+)
 
 
 def first_port() -> int:
@@ -4010,6 +4024,13 @@ def _no_config(path: Path, candidates: Sequence[Path]) -> ConfigError:
 _MEANT_FOR_CONFIG = r"(?i)y-?cluster(?:-provision)?\.(?:ya?ml|json)(?:\.txt)?"
 
 
+def _looks_like_config(path: Path) -> bool:
+    """Whether a file has a key at its left margin that configs of others have not."""
+    own = r"(?m)^(?:provider|lifetime|k3s|sshPort|portForwards|diskSize|cacheDir|dataDisk)\s*:"
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return re.search(own, file.read(STATE_SIZE)) is not None
+
+
 def _other_name(folder: Path) -> str:
     """How a config is named that a folder has under another name; empty where there is none."""
     there = sorted(folder.iterdir()) if folder.is_dir() else []
@@ -4020,7 +4041,7 @@ def _other_name(folder: Path) -> str:
             renaming = shlex.join(["mv", "--", str(path), str(folder / name)])
             return f"its name must be {name}, for the sibling, too: `{renaming}`"
     for path in files:
-        if path.suffix in (".yaml", ".yml"):
+        if path.suffix in (".yaml", ".yml") and _looks_like_config(path):
             return f"-c names its directory, or a file: `-c {shlex.quote(str(path))}`"
     return ""
 
@@ -4211,12 +4232,15 @@ def load_identity(
     Raises the error where it may concern which cluster is meant: a destructive verb must not guess.
     """
     try:
-        return load_config(directory, home), None
+        whole = load_config(directory, home)
     except ConfigError as error:
         config = _read_identity(_config_file(Path(os.path.abspath(directory))), home)
         if config is None:
             raise
         return config, error
+    if is_empty(whole.file):  # as one that was cut off: its default name was not meant
+        raise ConfigError(f"{whole.file} is empty", hint="name the cluster by --name")
+    return whole, None
 
 
 def _read_identity(path: Path, home: Callable[[], Path] | None) -> Config | None:
@@ -4286,7 +4310,8 @@ def used_registries(config: Config) -> Mapping[str, Any]:
 
 def warnings_of(config: Config) -> list[str]:
     """What is not wrong with the file, and may not be what its user thinks."""
-    return [*ignored_keys(config), *idle_keys(config), *invisible_characters(config)]
+    nothing = [f"{config.file} is empty: all is by default"] if is_empty(config.file) else []
+    return [*nothing, *ignored_keys(config), *idle_keys(config), *invisible_characters(config)]
 
 
 def ignored_keys(config: Config) -> list[str]:
@@ -4436,24 +4461,23 @@ def blamed_on(config: Config, *keys: str | int) -> Iterator[None]:
         raise ConfigError(f"{place}: {path}: {why}", hint=hint) from None
 
 
-def expand_variables(value: Any, environ: Mapping[str, str], path: str = "registries") -> Any:
-    """A copy with variables filled in. Raises ConfigError for a variable that is not set."""
-    if isinstance(value, Mapping):
-        return {
-            name: expand_variables(child, environ, f"{path}.{name}")
-            for name, child in value.items()
-        }
-    if isinstance(value, (list, tuple)):
-        return [
-            expand_variables(child, environ, f"{path}[{index}]")
-            for index, child in enumerate(value)
-        ]
-    if isinstance(value, str):
-        return _expand_text(value, environ, path)
-    return value
+def expand_variables(config: Config, environ: Mapping[str, str]) -> Any:
+    """Its registries with variables filled in. Raises ConfigError for one that is not set."""
+
+    def expanded(value: Any, *keys: str | int) -> Any:
+        if isinstance(value, Mapping):
+            return {name: expanded(child, *keys, name) for name, child in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [expanded(child, *keys, index) for index, child in enumerate(value)]
+        if isinstance(value, str):
+            with blamed_on(config, "registries", *keys):
+                return _expand_text(value, environ)
+        return value
+
+    return expanded(used_registries(config))
 
 
-def _expand_text(text: str, environ: Mapping[str, str], path: str) -> str:
+def _expand_text(text: str, environ: Mapping[str, str]) -> str:
     if "${" not in text:
         return text  # where a $$ is a part of a password
 
@@ -4468,20 +4492,20 @@ def _expand_text(text: str, environ: Mapping[str, str], path: str) -> str:
     try:
         return re.sub(_REFERENCE, value, text)
     except KeyError as error:
-        why = f"{path}: the variable {error.args[0]} is not set"
+        why = f"the variable {error.args[0]} is not set"
         hint = "export it, leave it out, or give a default: ${VAR:-default}"
         raise ConfigError(why, hint=hint) from None
 
 
-def registries_yaml(registries: Mapping[str, Any], environ: Mapping[str, str]) -> Any:
+def registries_yaml(config: Config, environ: Mapping[str, str]) -> Any:
     """What k3s's registries.yaml is to hold: variables filled in, and keys as k3s knows them.
 
     Source: rancher/wharfie, pkg/registries: k3s reads `identity_token`, and passes over what it
     does not know. Raises ConfigError for a variable that is not set.
     """
-    filled = expand_variables(registries, environ)
-    for config in (filled.get("configs") or {}).values():
-        auth = (config or {}).get("auth") or {}
+    filled = expand_variables(config, environ)
+    for of_host in (filled.get("configs") or {}).values():
+        auth = (of_host or {}).get("auth") or {}
         if "identitytoken" in auth:
             token = auth.pop("identitytoken")
             auth.setdefault("identity_token", token)
@@ -5435,14 +5459,17 @@ def remember_again(host: Host, cache_dir: Path) -> None:
             remember_cache_dir(host, cache_dir)
 
 
-def check_cache_dir(config: Config, folder: Path) -> None:
+def check_cache_dir(config: QemuConfig, folder: Path) -> None:
     """Raise ConfigError where no folder can be at the place of a cacheDir."""
     part = existing_part(folder)
-    if not part.is_dir():
-        with blamed_on(config, "cacheDir"):
-            raise ConfigError(
-                f"{part} is not a directory", hint="name a folder, or leave cacheDir out"
-            )
+    if part.is_dir():
+        return
+    why = f"{part} is not a directory"
+    if not config.cache_dir:
+        hint = "Y_CLUSTER_QEMU_CACHE_DIR, XDG_DATA_HOME or HOME leads there"
+        raise ConfigError(f"{folder} can't be the cacheDir: {why}", hint=hint)
+    with blamed_on(config, "cacheDir"):
+        raise ConfigError(why, hint="name a folder, or leave cacheDir out")
 
 
 def default_cache_dir(host: Host, name: str) -> Path:
@@ -8633,7 +8660,7 @@ def additions_of(config: QemuConfig, environ: Mapping[str, str]) -> Additions:
         with blamed_on(config, "guest", "userData"):
             own = user_part(guest.user_data)
     return Additions(
-        registries=registries_yaml(used_registries(config), environ),
+        registries=registries_yaml(config, environ),
         proxies=proxies,
         certificates=certificates,
         k3s_config=k3s_config(config.k3s.args) if has_k3s else {},
@@ -8699,14 +8726,14 @@ def _read_named(path: Path) -> bytes:
         raise ConfigError(f"{path}: {error.strerror}{what}") from None
 
 
-_PEM = r"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]+)-----END CERTIFICATE-----"
+_PEM = r"(?m)^-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]+)^-----END CERTIFICATE-----"
 
 
 def certificates_in(path: Path) -> list[str]:
     """The certificates of a PEM file, one text each; a private key beside them stays here."""
     text = _read_named(path).decode("latin-1")
     bodies = re.findall(_PEM, text)
-    if not bodies or len(bodies) < text.count("-----BEGIN CERTIFICATE-----"):
+    if not bodies or len(bodies) < len(re.findall("(?m)^-----BEGIN CERTIFICATE-----", text)):
         raise _no_certificate(path, text)
     for number, body in enumerate(bodies, 1):
         if not _is_whole_der(body):
@@ -8737,13 +8764,17 @@ def _is_whole_der(body: str) -> bool:
 
 def _no_certificate(path: Path, text: str) -> ConfigError:
     """The error where a file has no certificate, or one that is not whole."""
-    kinds = re.findall("-----BEGIN ([A-Z0-9 ]+)-----", text)
+    kinds = re.findall("(?m)^-----BEGIN ([A-Z0-9 ]+)-----", text)
     if "CERTIFICATE" in kinds:
         why = "a certificate in it is damaged, or was cut off"
         return ConfigError(f"{path}: {why}", hint="get it anew")
     if kinds:
         why = f"it has no CERTIFICATE, but {', '.join(dict.fromkeys(kinds))}"
-        return ConfigError(f"{path}: {why}", hint="the certificate of the authority is wanted")
+        hint = "the certificate of the authority is wanted"
+        if kinds[0].endswith(" CERTIFICATE"):  # as openssl calls it, too
+            quoted = shlex.quote(str(path))
+            hint = f"`openssl x509 -in {quoted} -out {quoted}.crt` makes one of it; name that"
+        return ConfigError(f"{path}: {why}", hint=hint)
     why, hint = "is no PEM certificate", "one begins with -----BEGIN CERTIFICATE-----"
     if text.startswith("\x30"):  # a SEQUENCE, as DER begins
         hint = "DER is made PEM by `openssl x509 -inform der -in FILE -out FILE.pem`"
@@ -8778,18 +8809,22 @@ def _cloud_config_fault(text: str) -> str:
 
     YAML has far more than `parse_yaml` reads; what is seen is what people get wrong.
     """
-    if not re.match("#cloud-config\\s", text):
+    if not re.match("(?i)#cloud-config\\s", text):
         return ""
     for number, line in enumerate(text.split("\n"), 1):
-        if re.match("\t+[^\\s#]", line):
+        if re.match(rf"\t+{_KEY_OR_ENTRY}", line):
             return f"line {number} is indented by a tab, which YAML forbids"
-        indented = re.match(" *([^\x00-\x7f])", line)
-        if indented and invisible_in(indented[1]):
+        if re.match(rf" *{_INVISIBLE}+{_KEY_OR_ENTRY}", line):
             return f"line {number} is indented by an invisible character"
-    first = re.search(r"^(?!#|---|%)[^\n]*\S", text, re.MULTILINE)
-    if first and re.match(" *(?:- |[^:{}\"'?&!|>]*$)", first[0]):
+        if re.search(r"[|>][-+0-9]*\s*(?:#.*)?$", line):
+            break  # of a text that begins here, nothing is known
+    first = re.search(r"^(?! *#|---|%)[^\n]*\S", text, re.MULTILINE)
+    if first and not re.match(r" *(?:[{?&!*]|[^-\s].*:(?:\s|$)|-\S.*:(?:\s|$))", first[0]):
         return f"it is no mapping, and begins with {first[0].strip()!r}"
     return ""
+
+
+_KEY_OR_ENTRY = r" *(?:- |[\w-]+:(?:\s|$))"
 
 
 def _displaces_users(text: str) -> bool:
@@ -8799,7 +8834,7 @@ def _displaces_users(text: str) -> bool:
         if line.startswith("users:"):
             below = [line.removeprefix("users:"), *lines]
             first = next((one for one in below if one.split("#")[0].strip()), "")
-            return first.startswith((" ", "\t")) and first.lstrip()[0] not in "-[&!"
+            return first.startswith((" ", "\t")) and first.lstrip()[0] not in "-[&!*"
     return False
 
 
@@ -10572,7 +10607,7 @@ def check_image(host: Host, config: QemuConfig, cache_dir: Path) -> None:
         return  # the download will tell
     if config.image_sha256 and (cache_dir / "images" / config.image_sha256).is_file():
         return
-    path = path_of_url(config.image)
+    path, size = path_of_url(config.image), 0
     with blamed_on(config, "image"):
         if path.is_symlink() and not path.exists():
             raise ConfigError(f"{path} is a link to {os.readlink(path)}, which is not there")
@@ -10582,7 +10617,9 @@ def check_image(host: Host, config: QemuConfig, cache_dir: Path) -> None:
             raise ConfigError(f"{path}: it is not a regular file")
         format_of(path)
         if host.which("qemu-img"):
-            image_info(host, path)
+            size = image_info(host, path)["virtual-size"]
+    with blamed_on(config, "diskSize"):
+        _refuse_small(config.disk_size, size)
 
 
 def _image_meant(config: QemuConfig, path: Path) -> str:
@@ -10640,7 +10677,7 @@ DECRYPT = """\
 with its passphrase in the file KEY, this makes a plain one of it:
 qemu-img convert --object secret,id=key,file=KEY -O qcow2 --image-opts \\
   driver=qcow2,file.filename=OLD,encrypt.key-secret=key NEW"""
-ANEW = "get it anew; `qemu-img check` says more"
+ANEW = "get it anew, or try `qemu-img check -r all` on a copy"
 A_DISK = "the whole disk of a machine that boots by BIOS is wanted, as qcow2, raw or vmdk"
 
 
@@ -10759,12 +10796,14 @@ def format_of(image: Path, named: str = "") -> str:
 
 def _unpacking(hint: str, source: str) -> str:
     """The hint of a NoDisk for what comes from this path or URL."""
-    quoted = shlex.quote(source)
+    quoted, name = shlex.quote(source), source.rpartition("/")[2]
+    if "://" in source:
+        name = re.split("[?#]", source)[0].rpartition("/")[2]
     words = {"packed": f"<{quoted} ", "get": "", "file": quoted}
     if "://" in source:
         words = {"packed": f"curl -fL {quoted} | ", "get": f"curl -fLO {quoted} && "}
-        words["file"] = shlex.quote(source.rpartition("/")[2])
-    if re.search(r"\.(?:tar\.[a-z0-9]+|t[bglx]z2?|tzst)$", source):  # what else is in it isn't seen
+        words["file"] = shlex.quote(name)
+    if re.search(r"\.(?:tar\.[a-z0-9]+|t[bglx]z2?|tzst)$", name):  # what else is in it isn't seen
         hint = hint.replace(" >disk.img`", " | tar -x`").replace(
             "disk.img in its place", "the disk in it"
         )
@@ -10821,13 +10860,27 @@ def _is_damaged(host: Host, image: Path, form: str) -> bool:
             gpt = file.read(1024)[512:]
         last = int.from_bytes(gpt[32:40], "little")
         return gpt.startswith(b"EFI PART") and (last + 1) * 512 > image.stat().st_size
+    if form == "qcow2":
+        with open(image, "rb") as file:
+            if file.read(80)[79:80][0] & _DIRTY:
+                return False
     argv = ["qemu-img", "check", "-q", "-f", form, str(image)]
     done = host.run(argv, timeout=3600, check=False)
     # Of a vmdk it gives up where a part is missing. One that is in use it doesn't look at.
     return done.returncode == _CORRUPT or "Check failed" in done.stderr
 
 
+# An incompatible feature: after a power cut its counts may be wrong, and QEMU mends them when it
+# opens the disk (QEMU's docs/interop/qcow2.txt).
+_DIRTY = 1
 _CORRUPT = 2  # the exit status of `qemu-img check` (qemu-img(1))
+
+
+def _refuse_small(disk_size: str, size: int) -> None:
+    """Raise ConfigError where a disk would be smaller than its image of so many bytes."""
+    if parse_size(disk_size) < size:
+        why = f"diskSize {disk_size} is smaller than the image, which takes {size} bytes"
+        raise ConfigError(why, hint="a disk can be larger than its image, never smaller")
 
 
 def make_disk(host: Host, state: State, image: Path) -> None:
@@ -10842,9 +10895,7 @@ def make_disk(host: Host, state: State, image: Path) -> None:
             argv = ["qemu-img", "resize", "-q", "-f", "qcow2", str(image), state.disk_size]
             host.run(argv, timeout=120)
         return
-    if wanted < size:
-        why = f"diskSize {state.disk_size} is smaller than the image, which takes {size} bytes"
-        raise ConfigError(why, hint="a disk can be larger than its image, never smaller")
+    _refuse_small(state.disk_size, size)
     base = image.relative_to(state.cache_dir)  # so that a cacheDir can be moved
     argv = [
         "qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base), "-F", info["format"],
@@ -10968,26 +11019,42 @@ def guestfs(host: Host, what: str, *argv: str) -> str:
 
 def check_data_disk(host: Host, path: str) -> None:
     """Raise, before anything is made, where a data disk can't be used, or not be made."""
+    check_data_file(host, Path(path))
     if not os.path.exists(path):
         host.need({"virt-format": "libguestfs-tools"})
         check_host_kernel(host)
-    elif not (os.path.isfile(path) or stat.S_ISBLK(os.stat(path).st_mode)):
+
+
+def check_data_file(host: Host, path: Path) -> None:
+    """Raise ConfigError where what is at the place of a data disk is none, or none can be there."""
+    if not path.exists():
+        part = existing_part(path)
+        if part.is_symlink() and not part.exists():
+            raise ConfigError(f"{part} is a link to {os.readlink(part)}, which is not there")
+        if not part.is_dir():
+            raise ConfigError(f"{part} is not a directory")
+        return
+    if not (path.is_file() or path.is_block_device()):
         hint = "a qcow2 file is wanted; one that is not there is made"
         raise ConfigError(f"{path} is not a file", hint=hint)
-    else:
-        if not is_qcow2(Path(path)):
-            raise _no_qcow2(Path(path))
-        image_info(host, Path(path))
+    if path.is_file() and is_empty(path):
+        raise ConfigError(f"{path} is empty", hint="remove it, and the provision makes a disk")
+    if not is_qcow2(path):
+        raise _no_qcow2(path)
+    if host.which("qemu-img"):
+        image_info(host, path)
 
 
 def _no_qcow2(path: Path) -> ConfigError:
     """The error of a data disk that is no qcow2; a disk of another format can be made one."""
-    hint = f"`qemu-img convert -O qcow2 {shlex.quote(str(path))} NEW` makes one of a disk"
+    hint = f"`qemu-img convert -O qcow2 {shlex.quote(str(path))} NEW` makes one of it"
     try:
         format_of(path)
     except NoDisk as error:
         if "unpacks it" in error.hint:
             return error
+        if "boot sector" not in str(error):  # which a raw data disk need not have
+            hint = "one that is not there is made"
     return ConfigError(f"{path} is not a qcow2", hint=hint)
 
 
@@ -11599,6 +11666,10 @@ def _directory(text: str) -> Path:
     return Path(_given("-c", text, "directory"))
 
 
+def _folder(text: str) -> Path:
+    return Path(_given("DIR", text, "directory"))
+
+
 def _of_config(text: str) -> Selector:
     return Selector(config=_directory(text))
 
@@ -11668,7 +11739,8 @@ def find_cluster(host: Host, which: Selector) -> Files:
     if which.state_file:
         return Files(which.state_file.parent.resolve(), which.state_file.stem)
     if which.config:
-        return _named_by_config(host, _files_of_config(host, which.config, which.name))
+        config = _identity_of(host, which.config, which.name)
+        return _named_by_config(host, config)
     every = discover(host)
     if not every:
         raise _no_clusters(host, which)
@@ -11700,13 +11772,23 @@ def find_with_config(host: Host, which: Selector) -> tuple[Files, QemuConfig | N
     if not which.config:
         return find_cluster(host, which), None
     config = own_config(host, which.config, which.name)
-    return _named_by_config(host, files_of(host, config)), config
+    return _named_by_config(host, config), config
 
 
-def _named_by_config(host: Host, files: Files) -> Files:
-    """The files; where there is no such cluster, what became of it is said."""
-    if not has_state(files):
-        host.output.say(last_teardown(host, files.name, str(files.cache_dir)), end="")
+def _named_by_config(host: Host, config: QemuConfig) -> Files:
+    """The files of its cluster; where there is no such cluster, what became of it is said.
+
+    Where the config does not say in which cacheDir it is, one of its name in another may be meant,
+    which a script must not take for none. Raises StateError.
+    """
+    files = files_of(host, config)
+    if has_state(files):
+        return files
+    namesakes = [other for other in discover(host) if other.name == files.name]
+    if namesakes and not config.cache_dir and not files.lock.exists() and not running(host, files):
+        why = f"no cluster {files.name} in {files.cache_dir}; elsewhere there is one of this name:"
+        raise StateError(why, hint="\n".join(_selectors(namesakes)))
+    host.output.say(last_teardown(host, files.name, str(files.cache_dir)), end="")
     return files
 
 
@@ -11716,16 +11798,17 @@ def _not_named(path: str, every: Sequence[Files]) -> UsageError:
     return UsageError(f"{path} never guesses which cluster; name it:", hint="\n".join(lines))
 
 
-def _files_of_config(host: Host, directory: Path, own_name: str) -> Files:
-    """The files of the cluster that a config is of, which may be wrong otherwise."""
+def _identity_of(host: Host, directory: Path, own_name: str) -> QemuConfig:
+    """A config, for the name and the cacheDir of its cluster; it may be wrong otherwise."""
     config, error = load_identity(directory, host.home)
     config = require_qemu(config)
-    files = files_of(host, replace(config, name=own_name or config.name))
+    config = replace(config, name=own_name or config.name)
+    files = files_of(host, config)
     if error:
         head, *problems = str(error).splitlines()
         why = f"{problems[0]} ({head})" if problems else head
         host.output.warn(f"{why}; going on with {files.name} in {files.cache_dir}")
-    return files
+    return config
 
 
 def _no_clusters(host: Host, which: Selector) -> StateError:
@@ -12102,7 +12185,8 @@ def _provision_anew(host: Host, config: QemuConfig, files: Files, run_budget: st
     others = [other for _, other in readable(host)]
     check_context(host, others, config, files)
     if state.data_disk:
-        _refuse_data_disk(state.data_disk, [files, *(other.files for other in others)])
+        with blamed_on(config, "dataDisk"):
+            _refuse_data_disk(state.data_disk, [files, *(other.files for other in others)])
     imported = _disk_there(host, files)
     _check_ports(host, state)
     if state.data_disk:
@@ -12310,9 +12394,7 @@ def _refuse_data_disk(data_disk: str, every: Sequence[Files]) -> None:
     for files in every:
         for path in files.names():
             if _is_within(real, path):
-                why = (
-                    f"dataDisk {data_disk}: {path.name} is a name of the cluster {files.name}'s own"
-                )
+                why = f"{data_disk}: {path.name} is a name of the cluster {files.name}'s own"
                 raise ConfigError(why, hint="a teardown would remove it; give it another name")
 
 
@@ -12953,7 +13035,7 @@ def _wake(host: Host, state: State, vm: Vm) -> None:
     argument("--keep-disk", action="store_true", help="keep the boot disk and its ssh key"),
     THEN_SHOW,
     example="ycluster teardown dev",
-    usage="%(prog)s (NAME | --name NAME | --context CTX | -c DIR) [--keep-disk]",
+    usage="%(prog)s (NAME | --name NAME | --context CTX | -c DIR | --state FILE) [--keep-disk]",
 )
 def teardown(host: Host, files: Files, *, keep_disk: bool = False) -> None:
     """Stop the VM and remove the cluster's own files, and nothing else. Safe to repeat."""
@@ -15965,7 +16047,9 @@ portForwards:
 @verb(
     "init",
     "write a config to start with",
-    argument("directory", nargs="?", metavar="DIR", type=Path, default=Path(), help="default: ."),
+    argument(
+        "directory", nargs="?", metavar="DIR", type=_folder, default=Path(), help="default: ."
+    ),
     example="ycluster init dev",
 )
 def init(host: Host, directory: Path) -> None:
@@ -16003,7 +16087,7 @@ def config_check(host: Host, directory: Path, form: str) -> int:
     config = None
     try:
         config = load_config(directory, host.home)
-        expand_variables(used_registries(config), host.environ)
+        expand_variables(config, host.environ)
         if isinstance(config, QemuConfig):
             additions_of(config, host.environ)
             _check_named(host, config)
@@ -16031,13 +16115,20 @@ def config_check(host: Host, directory: Path, form: str) -> int:
 
 def _check_named(host: Host, config: QemuConfig) -> None:
     """Raise ConfigError where what a config names on this host is not what provision wants."""
-    cache_dir = files_of(host, config).cache_dir
+    files = files_of(host, config)
+    cache_dir = files.cache_dir
     check_cache_dir(config, cache_dir)
+    with blamed_on(config, "cacheDir"):
+        try:
+            check_folder(cache_dir)
+        except StateError as error:
+            raise ConfigError(str(error), hint=error.hint) from None
     check_image(host, config, cache_dir)
     check_k3s_source(host, config)
-    if config.data_disk and config.data_disk.exists():
+    if config.data_disk:
         with blamed_on(config, "dataDisk"):
-            check_data_disk(host, str(config.data_disk))
+            _refuse_data_disk(str(config.data_disk), [files])
+            check_data_file(host, config.data_disk)
 
 
 def _warnings_of_check(config: Config) -> Iterator[str]:

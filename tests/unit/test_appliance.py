@@ -1133,6 +1133,12 @@ def test_what_is_no_disk_is_refused_by_its_content_wherever_it_is_named(
         ("d.txz", "", "`<{place}/d.txz xzcat | tar -x`"),
         ("d.xz", "https://x.org/a/d.xz", "`curl -fL https://x.org/a/d.xz | xzcat >disk.img`"),
         ("d.zip", "https://x.org/a/d.zip", "`curl -fLO https://x.org/a/d.zip && unzip d.zip`"),
+        (
+            "d.zip",
+            "https://x.org/d.zip?a=1",
+            "`curl -fLO 'https://x.org/d.zip?a=1' && unzip d.zip`",
+        ),
+        ("d.txz", "https://x.org/d.txz?a=1", "xzcat | tar -x`"),
     ],
 )
 def test_the_way_to_unpack_is_that_of_what_is_in_it(
@@ -1151,6 +1157,7 @@ def test_the_way_to_unpack_is_that_of_what_is_in_it(
     [
         ("folder", "is not a file"),
         (b"<!DOCTYPE html>\n", "is not a qcow2"),
+        (b"", "remove it, and the provision makes"),
         (lzma.compress(RAW), "xzcat >disk.img"),
         (bytes(1 << 20), "qemu-img convert"),
     ],
@@ -1178,6 +1185,15 @@ def test_what_a_config_names_on_this_host_is_checked_with_it(
         told(cli("config", "check", "-c", config), 3, f"{file}:3:", *facts)
 
     (tmp_path / "note").write_text("text")
+    (tmp_path / "link").symlink_to("nowhere")
+    raw = tmp_path / "disk.raw"
+    raw.write_bytes(RAW.ljust(20 << 20, b"\0"))
+    refused_as(f"diskSize: 10M\nimage: {raw}", "diskSize: ", "smaller than the image")
+    refused_as(f"dataDisk: {tmp_path}/note/d.qcow2", "dataDisk: ", "note is not a directory")
+    refused_as(f"dataDisk: {tmp_path}/link", "dataDisk: ", "a link to nowhere")
+    refused_as(f"dataDisk: {tmp_path}/{'x' * 300}", "dataDisk: ", "too long")
+    disk = home / ".local/share/ycluster/demo.qcow2"
+    refused_as(f"dataDisk: {disk}", "dataDisk: ", "a name of the cluster demo's own")
     refused_as(f"cacheDir: {tmp_path}/note", "cacheDir: ", "is not a directory")
     refused_as(f"cacheDir: {tmp_path}/note/c", f"{tmp_path}/note is not a directory")
     refused_as(f"k3s: {{source: {folder}}}", "k3s.source: ", folder, "no such folder")
@@ -1214,6 +1230,21 @@ def test_a_disk_that_was_cut_off_is_refused(
     with refused(ycluster.ConfigError, disk, "cut off"):
         ycluster.fetch_image(host, wanted, tmp_path / "c")
     assert [path.name for path in (tmp_path / "c" / "images").iterdir()] == [".lock"]
+
+
+def test_a_disk_after_a_power_cut_is_not_taken_for_damaged(
+    host: Clocked, config: Path, tmp_path: Path
+) -> None:
+    """QEMU mends its counts when it opens it; one was to get it anew, and it was the only copy."""
+    disk = tmp_path / "data.qcow2"
+    argv = [*"qemu-img create -q -f qcow2 -o lazy_refcounts=on".split(), disk, "64M"]
+    subprocess.run(argv, check=True)
+    cut = ["-c", "write 1M 4M", "-c", "flush", "-c", "abort"]
+    subprocess.run(["qemu-io", "-f", "qcow2", *cut, disk], capture_output=True)
+    argv = ["qemu-img", "check", "-q", "-f", "qcow2", str(disk)]
+    assert subprocess.run(argv, capture_output=True).returncode, "or this shows nothing"
+    ycluster.image_info(host, disk)
+    ycluster.check_data_disk(host, str(disk))
 
 
 @pytest.mark.parametrize("form", ["raw", "monolithicSparse", "streamOptimized"])

@@ -242,7 +242,9 @@ def test_a_config_of_a_similar_name_is_told_with_its_renaming(
 def test_a_config_of_another_name_is_told_with_the_words_that_take_it(
     cli: Cli, tmp_path: Path
 ) -> None:
-    (tmp_path / "my own.yaml").write_text("name: demo\n")
+    (tmp_path / "docker-compose.yaml").write_text("name: demo\nservices: {}\n")
+    assert "docker" not in cli("config", "check", "-c", tmp_path).err
+    (tmp_path / "my own.yaml").write_text("name: demo\nlifetime: {maxRun: 8h}\n")
     ran = cli("config", "check", "-c", tmp_path)
     [words] = re.findall("`(-c .*)`", ran.err)
     assert ran.code == 3 and cli("config", "check", *shlex.split(words)).code == 0
@@ -260,6 +262,7 @@ def test_a_config_that_is_no_file_is_told_as_such(
     "encoding, facts",
     [
         ("utf-16", ["UTF-16"]),
+        ("utf-32", ["UTF-32"]),
         ("utf-16-le", ["UTF-16LE"]),
         ("utf-16-be", ["UTF-16BE"]),
         ("latin-1", ["byte 16", "line 2"]),
@@ -273,8 +276,9 @@ def test_a_config_that_is_not_utf_8_is_told_with_what_makes_it_that(
     ran = cli("config", "check", "-c", tmp_path)
     told(ran, 3, tmp_path / FILE.name, "not UTF-8", *facts)
     [way] = re.findall("`(iconv .*)`", ran.err)
-    made = subprocess.run(shlex.split(way), check=True, capture_output=True).stdout
-    assert made.decode().lstrip("\ufeff") == text
+    subprocess.run(way, shell=True, check=True)
+    assert (tmp_path / FILE.name).read_text("utf-8").lstrip("\ufeff") == text
+    assert cli("config", "check", "-c", tmp_path).code == 0
 
 
 def test_an_empty_word_for_a_config_is_not_the_working_directory(
@@ -284,6 +288,38 @@ def test_an_empty_word_for_a_config_is_not_the_working_directory(
     monkeypatch.chdir(tmp_path)
     told(cli("config", "check", "-c", ""), 2, "-c needs a directory")
     assert cli("config", "check", "-c", ".").code == 0
+
+
+def test_an_empty_word_for_a_folder_is_not_the_working_directory(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told(cli("init", ""), 2, "DIR needs a directory")
+    assert list(tmp_path.iterdir()) == [tmp_path / "home"]
+
+
+def test_a_config_of_zeros_is_told_as_such(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / FILE.name).write_bytes(bytes(40))
+    told(cli("config", "check", "-c", tmp_path), 3, "zeros alone")
+
+
+def test_a_variable_that_is_not_set_is_told_where_it_stands(cli: Cli, tmp_path: Path) -> None:
+    text = 'registries:\n  mirrors:\n    docker.io: {endpoint: [https://m, "${NOPE}"]}\n'
+    (tmp_path / FILE.name).write_text(text)
+    where = f"{tmp_path / FILE.name}:3:39: registries.mirrors.docker.io.endpoint[1]: "
+    told(cli("config", "check", "-c", tmp_path), 3, where, "NOPE is not set")
+
+
+@pytest.mark.parametrize("name", ["Y_CLUSTER_QEMU_CACHE_DIR", "XDG_DATA_HOME"])
+def test_a_cachedir_that_the_environment_names_is_not_blamed_on_the_config(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "note").write_text("mine")
+    (tmp_path / FILE.name).write_text("name: demo\n")
+    monkeypatch.setenv(name, f"{tmp_path}/note/x")
+    ran = cli("config", "check", "-c", tmp_path)
+    told(ran, 3, f"{tmp_path}/note is not a directory", name)
+    assert "leave cacheDir out" not in ran.err
 
 
 def test_init_at_a_file_is_refused(cli: Cli, tmp_path: Path) -> None:
@@ -300,6 +336,8 @@ def test_init_at_a_file_is_refused(cli: Cli, tmp_path: Path) -> None:
         ("network: {bindAddress: '::1'}\n", "bindAddress: 127.0.0.1"),
         ("network: {bindAddress: '*'}\n", "bindAddress: 0.0.0.0"),
         ("lifetime: {maxRun: 8h, maxTotal: 4h}\n", "maxTotal: 8h"),
+        ("k3s: {args: --disable=traefik}\n", "args: [--disable=traefik]"),
+        ("guest: {caCertificates: ca.pem}\n", "caCertificates: [ca.pem]"),
     ],
 )
 def test_a_value_that_is_refused_has_a_line_to_write(text: str, line: str) -> None:
@@ -903,9 +941,7 @@ def test_an_invisible_character_in_a_free_text_is_warned_about(
 def test_variables_are_filled_in_where_they_are_used_and_shown_as_they_stand() -> None:
     config = read(SIBLING)
     assert "${TOKEN}" in ycluster.to_json(show_config(config))
-    filled = ycluster.expand_variables(
-        config.registries, {"MIRROR": "m.example.org", "TOKEN": "s3cret"}
-    )
+    filled = ycluster.expand_variables(config, {"MIRROR": "m.example.org", "TOKEN": "s3cret"})
     assert filled["mirrors"]["docker.io"] == {
         "endpoint": ["https://m.example.org"],
         "rewrite": {"^library/(.*)": "hub/$1"},
@@ -929,7 +965,7 @@ def test_variables_mean_what_they_mean_to_the_sibling(text: str, filled: str) ->
     """With defaults and escapes, unset and empty. Source: its pkg/envsubst. (20.9)"""
     environ = {"SET": "value", "EMPTY": "", "REF": "${SET} $$"}
     config = read(json.dumps({"registries": {"configs": {"r": {"auth": {"password": text}}}}}))
-    done = ycluster.registries_yaml(config.registries, environ)
+    done = ycluster.registries_yaml(config, environ)
     assert done == {"configs": {"r": {"auth": {"password": filled}}}}
     assert config.registries["configs"]["r"]["auth"]["password"] == text, "it is shown as it stands"
 
@@ -969,7 +1005,7 @@ def test_what_is_in_the_registries_is_handed_on_as_it_is() -> None:
         "ghcr.io": {"endpoint": [], "rewrite": {"^a$": ""}},
     }
     empty = {"auth": {"username": "", "password": None}, "tls": None}
-    handed_on = ycluster.registries_yaml(config.registries, {})
+    handed_on = ycluster.registries_yaml(config, {})
     assert handed_on == {
         "mirrors": mirrors,
         "configs": {
@@ -989,7 +1025,7 @@ def test_a_variable_that_is_not_set_is_named() -> None:
         ConfigError,
         match=r"registries\.configs\.eu\.gcr\.io\.auth\.password: the variable TOKEN is not",
     ):
-        ycluster.expand_variables(read(SIBLING).registries, {"MIRROR": "m"})
+        ycluster.expand_variables(read(SIBLING), {"MIRROR": "m"})
 
 
 @pytest.mark.parametrize(

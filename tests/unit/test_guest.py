@@ -185,6 +185,21 @@ def test_what_is_no_pem_certificate_is_refused_with_its_path(
         assert f"has no CERTIFICATE, but {kind[1]}" in ran.err
 
 
+def test_the_marker_of_a_certificate_may_stand_in_a_comment(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text(f"# -----BEGIN CERTIFICATE----- begins each\n{pem()}")
+    assert ycluster.certificates_in(tmp_path / "ca.pem") == [pem()]
+
+
+@pytest.mark.parametrize("kind", ["TRUSTED CERTIFICATE", "X509 CERTIFICATE"])
+def test_a_certificate_of_another_kind_is_told_with_what_makes_one_of_it(
+    tmp_path: Path, kind: str
+) -> None:
+    (tmp_path / "ca.pem").write_text(pem(kind))
+    with pytest.raises(ycluster.ConfigError) as caught:
+        ycluster.certificates_in(tmp_path / "ca.pem")
+    assert f"openssl x509 -in {tmp_path}/ca.pem -out" in caught.value.hint
+
+
 @pytest.mark.parametrize("program", ["update-ca-certificates", "update-ca-trust"])
 def test_prepare_export_removes_the_certificates_of_cloud_init(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
@@ -300,6 +315,13 @@ def test_the_users_own_part_comes_first_as_it_is_and_ours_is_merged_into_it(
         '#cloud-config\n"a": b\n\t\n',
         "#cloud-config-archive\n- type: text/x\n",
         "#! /bin/sh\n\ttrue\n",
+        "#cloud-config\n  # indented\npackages: [git]\n",
+        "#cloud-config\nwrite_files:\n- path: /x\n  content: |\n    \xa0 a: b\n    \u3000- c\n",
+        "#cloud-config\nbootcmd:\n  - |-  # mine\n    \u200f- a\n",
+        '#cloud-config\nbootcmd:\n  - "echo a\n\tb"\n',
+        "#cloud-config\n? a\n: b\n",
+        "#cloud-config\nusers: &u\n- name: me\nx: *u\n",
+        "#cloud-config\n-a: b\n",
     ],
 )
 def test_user_data_that_cloud_init_takes_is_taken(tmp_path: Path, content: str) -> None:
@@ -322,6 +344,10 @@ def test_user_data_that_cloud_init_takes_is_taken(tmp_path: Path, content: str) 
         ("#cloud-config\n\xa0 a: b\n".encode(), "line 2 is indented by an invisible character"),
         (b"#cloud-config\n# mine\n---\n\n- a: b\n", "no mapping, and begins with '- a: b'"),
         (b"#cloud-config # mine\nhello\n", "no mapping, and begins with 'hello'"),
+        (b"#cloud-config\npackages:[git]\n", "no mapping, and begins with 'packages:[git]'"),
+        (b'#Cloud-Config\n"hello there"\n', "no mapping, and begins with"),
+        (b"#cloud-config\nhttp://foo\n", "no mapping, and begins with 'http://foo'"),
+        (b"#cloud-config\n - echo foo: bar\n", "no mapping, and begins with '- echo"),
         (b"#!/bin/sh\r\ntrue\r\n", "as on Windows"),
         (b"#cloud-config\nusers: {me: {}}\n", "users is not a list"),
         (b"#cloud-config\nusers: me, you\n", "users is not a list"),

@@ -954,6 +954,53 @@ def test_a_new_cluster_is_kept_where_the_sibling_is_told_to(host: Clocked, cache
     assert ycluster.default_cache_dir(host, "old") == cache, "where it is"
 
 
+@pytest.mark.parametrize("made_by", ["default", "variable"])
+def test_a_cluster_that_is_elsewhere_by_now_is_not_told_as_none(
+    cli: Cli, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made_by: str
+) -> None:
+    """`teardown -c` said "nothing", and exited with 0. Which is meant is not guessed. (26.8)"""
+    theirs, name = tmp_path / "theirs", "Y_CLUSTER_QEMU_CACHE_DIR"
+    theirs.mkdir(mode=0o700)
+    place = cache if made_by == "default" else theirs
+    made(place, "envt")
+    ycluster.remember_cache_dir(Clocked(Path(os.environ["HOME"])), place)
+    config = tmp_path / "y-cluster-provision.yaml"
+    config.write_text("name: envt\nlifetime: {maxRun: 8h}\n")
+    if made_by == "default":
+        monkeypatch.setenv(name, str(theirs))
+    for verb in ("teardown", "stop", "status", "start", "lifetime arm"):
+        ran = cli(*verb.split(), "-c", tmp_path)
+        told(ran, 4, "elsewhere there is one of this name", "--name envt", place)
+    config.write_text(f"name: envt\ncacheDir: {tmp_path}/own\n")
+    assert cli("teardown", "-c", tmp_path).code == 0, "it says where it is"
+    assert (place / "envt.json").exists()
+
+
+def test_no_cluster_is_ended_by_the_default_name_of_an_empty_config(
+    cli: Cli, cache: Path, tmp_path: Path
+) -> None:
+    """A file that was cut off is empty, too."""
+    made(cache, "y-cluster")
+    (tmp_path / "y-cluster-provision.yaml").write_bytes(b"")
+    for verb in ("teardown", "stop"):
+        told(cli(verb, "-c", tmp_path), 3, "is empty", "--name")
+    assert (cache / "y-cluster.json").exists()
+    ran = cli("config", "check", "-c", tmp_path)
+    assert ran.code == 0 and missing(ran.err, "is empty: all is by default") == []
+
+
+def test_nobody_is_to_close_a_folder_that_all_share(cli: Cli, tmp_path: Path) -> None:
+    """`chmod go-w /tmp` would break the host."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    config = tmp_path / "y-cluster-provision.yaml"
+    config.write_text(f"name: demo\ncacheDir: {shared}\n")
+    ran = cli("config", "check", "-c", tmp_path)
+    told(ran, 3, f"{config}:2:11: cacheDir: ", f"{shared}/ycluster-")
+    assert "chmod" not in ran.err
+
+
 def test_clusters_of_one_name_are_told_apart_by_words_that_work(
     cli: Cli, cache: Path, tmp_path: Path
 ) -> None:
