@@ -132,8 +132,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     # --- 4 host effects
     (
         "a file that replaces another is private",
-        "data: bytes, *, mode: int = 0o600)",
-        "data: bytes, *, mode: int = 0o644)",
+        "data: bytes,\n    *,\n    mode: int = 0o600,",
+        "data: bytes,\n    *,\n    mode: int = 0o644,",
         "test_state.py::test_the_sidecar_is_private",
     ),
     (
@@ -393,7 +393,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "provision fills the variables in",
-        "registries=registries_yaml(used_registries(config), environ),",
+        "registries=registries_yaml(config, environ),",
         "registries=used_registries(config),",
         "test_faults.py::test_a_provision_keeps_what_its_config_says_and_no_credential",
     ),
@@ -1258,9 +1258,88 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a guest gets no private key that is beside a certificate",
-        'for body in re.findall(_PEM, _read_named(path, "latin-1")):',
-        'return [_read_named(path, "latin-1")]\n    for body in [""]:',
+        "bodies = re.findall(_PEM, text)",
+        "return [text]\n    bodies = []",
         "test_guest.py::test_the_guest_trusts_every_certificate_of_a_file_and_gets_no_key",
+    ),
+    (
+        "a certificate that was cut off is refused",
+        "return len(der) == start + length",
+        "return True",
+        "test_guest.py::test_what_is_no_pem_certificate_is_refused_with_its_path",
+    ),
+    (
+        "the second certificate of a file is not passed over where it was cut off",
+        "if not bodies or len(bodies) <",
+        "if not bodies or 0 >",
+        "test_guest.py::test_what_is_no_pem_certificate_is_refused_with_its_path",
+    ),
+    (
+        "user-data that cloud-init would pass over is refused",
+        "fault = _cloud_config_fault(text)",
+        'fault = ""',
+        "test_guest.py::test_user_data_that_cloud_init_would_pass_over_or_that_displaces_our_login"
+        "_is_refused",
+    ),
+    (
+        "what stands in a text of a block is nobody's indentation",
+        "break  # of a text that begins here, nothing is known",
+        "pass",
+        "test_guest.py::test_user_data_that_cloud_init_takes_is_taken",
+    ),
+    (
+        "config check looks at a local image whole",
+        'size = image_info(host, path)["virtual-size"]',
+        "pass",
+        "test_appliance.py::test_a_disk_that_was_cut_off_is_refused",
+    ),
+    (
+        "config check compares diskSize with its image",
+        "_refuse_small(config.disk_size, size)",
+        "pass",
+        "test_appliance.py::test_what_a_config_names_on_this_host_is_checked_with_it",
+    ),
+    (
+        "a disk after a power cut is not taken for damaged",
+        "& _DIRTY:",
+        "& 0:",
+        "test_appliance.py::test_a_disk_after_a_power_cut_is_not_taken_for_damaged",
+    ),
+    (
+        "config check looks at k3s.source",
+        "    check_k3s_source(host, config)\n    if config.data_disk:",
+        "    if config.data_disk:",
+        "test_appliance.py::test_what_a_config_names_on_this_host_is_checked_with_it",
+    ),
+    (
+        "a cluster that is elsewhere is not told as none",
+        "if namesakes and not config.cache_dir",
+        "if False and not config.cache_dir",
+        "test_telling.py::test_a_cluster_that_is_elsewhere_by_now_is_not_told_as_none",
+    ),
+    (
+        "the sibling's cacheDir counts before a cluster of the same name",
+        'if host.environ.get("Y_CLUSTER_QEMU_CACHE_DIR"):',
+        "if False:",
+        "test_telling.py::test_a_new_cluster_is_kept_where_the_sibling_is_told_to",
+    ),
+    (
+        "no cluster is ended by the default name of an empty config",
+        "if is_empty(whole.file):",
+        "if False:",
+        "test_telling.py::test_no_cluster_is_ended_by_the_default_name_of_an_empty_config",
+    ),
+    (
+        "clusters of one name are told apart by their state files",
+        "if names.count(files.name) > 1",
+        "if False",
+        "test_telling.py::test_clusters_of_one_name_are_told_apart_by_words_that_work",
+    ),
+    (
+        "what is in the seed alone is compared, too",
+        "fixed += _seed_differences(state, wanted)",
+        "pass",
+        "test_reconfigure.py::test_what_is_in_the_seed_alone_is_named_and_not_applied",
     ),
     (
         "the user's own user-data does not take the place of ours",
@@ -1467,7 +1546,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a disk is never smaller than its image",
-        "if wanted < size:",
+        "if parse_size(disk_size) < size:",
         "if False:",
         "test_machine.py::test_a_disk_is_no_smaller_than_its_image_and_finds_it_where_the_"
         "cachedir_is_moved_to",
@@ -2737,8 +2816,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "an unknown verb is told with the nearest",
-        "{_nearest(word, known)}",
-        "",
+        "if nested else _nearest(word, known)",
+        'if nested else ""',
         "test_cli.py::test_a_word_that_is_none_is_told_with_the_nearest",
     ),
     (
@@ -2755,7 +2834,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "an OVA's disk is a file in the folder",
-        're.fullmatch(r"(?i)[^/.-][^/]*\\.vmdk", name)',
+        're.fullmatch(r"(?i)(?:\\./)?[^/.-][^/]*\\.vmdk", name)',
         'name.endswith(".vmdk")',
         "test_appliance.py::test_a_tar_that_is_no_ova_with_one_disk_is_not_imported",
     ),
@@ -2846,8 +2925,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "what the guest connects to is no use of it",
-        'r"\\S+ +\\d+ +10\\.0\\.2\\.15 +\\d+ ",',
-        'r"\\S+ +\\d+ +\\S+ +\\d+ ",',
+        'r"\\S+ +\\d+ +10\\.0\\.2\\.15 +\\d+ "',
+        'r"\\S+ +\\d+ +\\S+ +\\d+ "',
         "test_idle.py::test_the_connections_that_lead_into_the_guest_are_counted_and_no_others",
     ),
     (
