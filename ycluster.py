@@ -10860,19 +10860,25 @@ def _is_damaged(host: Host, image: Path, form: str) -> bool:
             gpt = file.read(1024)[512:]
         last = int.from_bytes(gpt[32:40], "little")
         return gpt.startswith(b"EFI PART") and (last + 1) * 512 > image.stat().st_size
-    if form == "qcow2":
-        with open(image, "rb") as file:
-            if file.read(80)[79:80][0] & _DIRTY:
-                return False
+    if form == "qcow2" and _is_dirty(image):
+        return False
     argv = ["qemu-img", "check", "-q", "-f", form, str(image)]
     done = host.run(argv, timeout=3600, check=False)
     # Of a vmdk it gives up where a part is missing. One that is in use it doesn't look at.
     return done.returncode == _CORRUPT or "Check failed" in done.stderr
 
 
-# An incompatible feature: after a power cut its counts may be wrong, and QEMU mends them when it
-# opens the disk (QEMU's docs/interop/qcow2.txt).
-_DIRTY = 1
+def _is_dirty(image: Path) -> bool:
+    """Whether a qcow2's counts may be wrong, as after a power cut: QEMU mends them as it opens it.
+
+    Source: QEMU's docs/interop/qcow2.txt, incompatible features of version 3.
+    """
+    with open(image, "rb") as file:
+        head = file.read(80)
+    version, features = int.from_bytes(head[4:8], "big"), int.from_bytes(head[72:80], "big")
+    return version > 2 and features & 1 == 1
+
+
 _CORRUPT = 2  # the exit status of `qemu-img check` (qemu-img(1))
 
 
@@ -11661,17 +11667,13 @@ def _given(option: str, text: str, what: str = "name") -> str:
     return text
 
 
-def _directory(text: str) -> Path:
+def _directory(option: str, text: str) -> Path:
     # An empty path would be the current directory.
-    return Path(_given("-c", text, "directory"))
-
-
-def _folder(text: str) -> Path:
-    return Path(_given("DIR", text, "directory"))
+    return Path(_given(option, text, "directory"))
 
 
 def _of_config(text: str) -> Selector:
-    return Selector(config=_directory(text))
+    return Selector(config=_directory("-c", text))
 
 
 def _of_state_file(text: str) -> Selector:
@@ -11716,7 +11718,7 @@ CONFIG = argument(
     "--config",
     dest="directory",
     metavar="DIR",
-    type=_directory,
+    type=partial(_directory, "-c"),
     required=True,
     help="the config's directory",
 )
@@ -16048,7 +16050,12 @@ portForwards:
     "init",
     "write a config to start with",
     argument(
-        "directory", nargs="?", metavar="DIR", type=_folder, default=Path(), help="default: ."
+        "directory",
+        nargs="?",
+        metavar="DIR",
+        type=partial(_directory, "DIR"),
+        default=Path(),
+        help="default: .",
     ),
     example="ycluster init dev",
 )

@@ -1301,8 +1301,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a disk after a power cut is not taken for damaged",
-        "& _DIRTY:",
-        "& 0:",
+        "features & 1 == 1",
+        "features & 1 == 2",
         "test_appliance.py::test_a_disk_after_a_power_cut_is_not_taken_for_damaged",
     ),
     (
