@@ -113,6 +113,8 @@ PROVIDERS = ("qemu", "docker", "multipass")
 # Others of the sibling's, whose keys only it knows: their budgets are read, for `gcp-flags`.
 OTHER_PROVIDERS = ("hetzner", "glesys")
 DEFAULT_CONTEXT = "local"
+GZIP = b"\x1f\x8b"  # its first bytes
+SIBLING_HOME = ".cache/y-cluster-qemu"  # its default cacheDir, below the user's home
 K3S_VERSION = "v1.35.6+k3s1"
 
 # A dated release, because what the undated /release/ URL gives has no fixed digest. The server
@@ -448,6 +450,13 @@ def without_password(url: str) -> str:
     return re.sub(rf"\A{_USERINFO}", r"\1", url)
 
 
+def path_of_url(url: str) -> Path:
+    """The path that a file: URL names."""
+    import urllib.parse
+
+    return Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path))
+
+
 class Output:
     """The two streams, to which no password in a URL and no control character of others gets.
 
@@ -767,7 +776,7 @@ class Host:
         given = self.environ.get("Y_CLUSTER_QEMU_CACHE_DIR", "")
         if given:
             return Path(os.path.abspath(given))
-        return self.home() / ".cache" / "y-cluster-qemu"
+        return self.home() / SIBLING_HOME
 
     def data_home(self) -> Path:
         """The default cacheDir (XDG base directories)."""
@@ -1293,13 +1302,6 @@ def not_own(status: os.stat_result) -> str:
 _NOBODY = 65534  # whom the files of users outside of a user namespace seem to belong to
 
 
-def path_of_url(url: str) -> Path:
-    """The path that a file: URL names."""
-    import urllib.parse
-
-    return Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path))
-
-
 def check_folder(folder: Path) -> None:
     """Raise StateError unless a folder is this user's own, and nobody else can write to it.
 
@@ -1318,7 +1320,7 @@ def check_folder(folder: Path) -> None:
             raise ForeignError(f"{folder} is not used: {why}", hint=hint)
         if why and not stat.S_ISLNK(status.st_mode):  # that leads in a circle
             hint = f"`chmod go-w {shlex.quote(str(real))}` closes it to them"
-            if status.st_mode & stat.S_ISVTX or status.st_uid != os.geteuid():
+            if status.st_mode & stat.S_ISVTX:
                 hint = f"use a folder of your own in it, such as {real}/ycluster-{os.geteuid()}"
             raise StateError(f"{folder} is not used: {why}", hint=hint)
     for place in above:
@@ -2386,8 +2388,8 @@ def _resolve_plain(src: _YamlSource, pos: int, text: str) -> YamlValue:
         span = re.fullmatch("([0-9]{1,3}):([0-5][0-9])[]},]*", text)
         if span:
             hint += f"; as a duration it is {int(span[1])}h{span[2]}m"
-        if re.fullmatch("[0-9]+_[0-9_]+|0[0-9]*[89][0-9]*", text):
-            decimal = text.replace("_", "").lstrip("0")
+        if re.fullmatch("(?!.{20})(?:[1-9][0-9]*_[0-9_]+|0[0-9]*[89][0-9]*)", text):
+            decimal = int(text.replace("_", ""))
             hint += f"; as a decimal number it is {decimal}"
         raise src.error(pos, message, hint)
     if _is_number(text):
@@ -2496,6 +2498,9 @@ def _next_token(src: _YamlSource, start: int) -> int:
     return pos
 
 
+ENTRY = "an entry of a list begins with a dash and a space"  # a hint
+
+
 def _flow_in_block(
     src: _YamlSource,
     pos: int,
@@ -2529,12 +2534,9 @@ def _no_key(src: _YamlSource, pos: int) -> ConfigError:
     return src.error(pos, message, "write the key, a colon and a space on one line")
 
 
-ENTRY = "an entry of a list begins with a dash and a space"
-
-
 def _lacks_space(src: _YamlSource, pos: int) -> bool:
     """Whether the line of pos begins with a dash that no space follows."""
-    return bool(src.match("[ ]*-[^- ]", src.line_start(pos)))
+    return bool(src.match(r"[ ]*-[^-\s]", src.line_start(pos)))
 
 
 def _way_to_end(src: _YamlSource, start: int, token: int) -> str:
@@ -2992,7 +2994,8 @@ def line_to_write(path: str, value: object) -> str:
     if re.fullmatch(_SPAN_PATH, path) and text:
         return "" if re.match(NO_COLON, text) else _span_advice(path, text)
     if path == "name":
-        label = re.sub("[^a-z0-9]+", "-", re.sub(_INVISIBLE, "", text).lower()).strip("-")[:63]
+        seen = re.sub(rf"(?!\s){_INVISIBLE}", "", text)
+        label = re.sub("[^a-z0-9]+", "-", seen.lower()).strip("-")[:63]
         return f"write `name: {label or 'dev'}`"
     for at, pattern, line in _MEANT:
         found = re.fullmatch(f"(?i:{pattern})", text)
@@ -3111,16 +3114,16 @@ class Item(Record):
             raise ValueError(f"{colon_missing(found)}; write `{found[1]}: ...`")
         return self.value(dict, "a mapping of keys to values")
 
-    def list(self, *, of_texts: bool = False) -> Sequence[Node]:
-        """The node's entries; `of_texts`: each is a text."""
-        begins = self.node.source or ""
-        if isinstance(self.node.value, dict):
-            begins = next(iter(self.node.value), "")
-        is_one = self.node.source and re.fullmatch("(?:--)?[A-Za-z0-9/][-=A-Za-z0-9./_]*", begins)
-        if of_texts and is_one:
+    def nodes(self, *, of_texts: bool = False) -> Sequence[Node]:
+        """The entries of a list; `of_texts`: each is a text."""
+        value = self.node.value
+        first = next(iter(value), "") if isinstance(value, dict) else value
+        text = first if isinstance(first, str) else ""
+        is_one = re.fullmatch("(?:--)?[A-Za-z0-9/][-=A-Za-z0-9./_]*", text)
+        if of_texts and is_one and text == value:
             key = self.path.rpartition(".")[2]
-            raise ValueError(f"must be a list; write `{key}: [{begins}]`")
-        if re.match("[-\u2010-\u2015\u2022]", begins):
+            raise ValueError(f"must be a list; write `{key}: [{text}]`")
+        if re.match("[-\u2010-\u2015\u2022]", text):
             raise ValueError(ENTRY)
         return self.value(list, "a list")
 
@@ -3159,7 +3162,7 @@ class Item(Record):
             raise ValueError("a path has no line break and no NUL")
         if re.match("[A-Za-z][A-Za-z0-9+.-]*://", text):
             raise ValueError(f"{text!r} is a URL; a path is wanted")
-        if re.match(r"\$(?:[A-Za-z_]|\{[A-Za-z_]+\})", text):
+        if re.search(r"(?:^|/)\$[A-Za-z_]", text):
             raise ValueError(f"{text!r}: no variable is filled in here; ~ is the home directory")
         return Path(os.path.abspath(self.base / self._expand_home(text)))
 
@@ -3313,7 +3316,7 @@ def list_of(kind: Kind[Value]) -> Kind[tuple[Value, ...]]:
 
     def read(item: Item) -> tuple[Value, ...]:
         values = []
-        for index, node in enumerate(item.list(of_texts=kind.schema.get("type") == "string")):
+        for index, node in enumerate(item.nodes(of_texts=kind.schema.get("type") == "string")):
             values.append(item.below(node, f"[{index}]").read(kind))
         return tuple(values)
 
@@ -3534,9 +3537,10 @@ _K3S_ARGS = list_of(_text(k3s_argument, pattern=f"^(?:{_K3S_ARGUMENT})$"))
 
 def _read_k3s_args(item: Item) -> tuple[str, ...]:
     """The options, each with its value in one text, as two would be for a shell."""
-    texts = [str(node.source or node.value) for node in item.list(of_texts=True)]
+    nodes = item.nodes(of_texts=True)
+    texts = ["" if node.value is None else str(node.source or node.value) for node in nodes]
     for option, value in zip(texts, texts[1:]):
-        if re.fullmatch("--?[a-z][-a-z0-9]*", option) and not value.startswith("-"):
+        if re.fullmatch("--?[a-z][-a-z0-9]*", option) and re.match("[^-]", value):
             raise ValueError(f"an option and its value are one text; write `{option}={value}`")
     return _K3S_ARGS.read(item)
 
@@ -3936,6 +3940,15 @@ def load_config(directory: Path, home: Callable[[], Path] | None = None) -> Conf
     return config
 
 
+# Encodings that are not UTF-8, and how a text in them begins.
+_WIDE = (
+    ("UTF-32", rb"\xff\xfe\0\0|\0\0\xfe\xff"),
+    ("UTF-16", rb"\xff\xfe|\xfe\xff"),
+    ("UTF-16LE", rb"[^\0]\0[^\0]\0"),
+    ("UTF-16BE", rb"\0[^\0]\0[^\0]"),
+)
+
+
 def decoded(path: Path, data: bytes) -> str:
     """The text of a file in UTF-8. ConfigError says how to make it that where it is not."""
     name = shlex.quote(str(path))
@@ -3953,15 +3966,6 @@ def decoded(path: Path, data: bytes) -> str:
         hint = f"if it is Latin-1, `iconv -f LATIN1 {way}"
         why = f"{path}: not UTF-8 at byte {error.start}, in line {line}"
         raise ConfigError(why, hint=hint) from None
-
-
-# Encodings that are not UTF-8, and how a text in them begins.
-_WIDE = (
-    ("UTF-32", rb"\xff\xfe\0\0|\0\0\xfe\xff"),
-    ("UTF-16", rb"\xff\xfe|\xfe\xff"),
-    ("UTF-16LE", rb"[^\0]\0[^\0]\0"),
-    ("UTF-16BE", rb"\0[^\0]\0[^\0]"),
-)
 
 
 def first_port() -> int:
@@ -4027,14 +4031,18 @@ _MEANT_FOR_CONFIG = r"(?i)y-?cluster(?:-provision)?\.(?:ya?ml|json)(?:\.txt)?"
 def _looks_like_config(path: Path) -> bool:
     """Whether a file has a key at its left margin that configs of others have not."""
     own = r"(?m)^(?:provider|lifetime|k3s|sshPort|portForwards|diskSize|cacheDir|dataDisk)\s*:"
-    with open(path, encoding="utf-8", errors="replace") as file:
-        return re.search(own, file.read(STATE_SIZE)) is not None
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return re.search(own, file.read(STATE_SIZE)) is not None
+    except OSError:
+        return False
 
 
 def _other_name(folder: Path) -> str:
     """How a config is named that a folder has under another name; empty where there is none."""
-    there = sorted(folder.iterdir()) if folder.is_dir() else []
-    files = [path for path in there if path.is_file()]
+    files: list[Path] = []
+    with contextlib.suppress(OSError):  # it is none, or may not be listed: nothing to say of it
+        files = [path for path in sorted(folder.iterdir()) if path.is_file()]
     for path in files:
         if re.fullmatch(_MEANT_FOR_CONFIG, path.name):
             name = CONFIG_NAMES[".json" in path.name.lower()]
@@ -4238,9 +4246,14 @@ def load_identity(
         if config is None:
             raise
         return config, error
-    if is_empty(whole.file):  # as one that was cut off: its default name was not meant
-        raise ConfigError(f"{whole.file} is empty", hint="name the cluster by --name")
+    if has_no_key(whole):  # as one that was cut off: its default name was not meant
+        raise ConfigError(f"{whole.file} has no key in it", hint="name the cluster by --name")
     return whole, None
+
+
+def has_no_key(config: Config) -> bool:
+    """Whether its file is empty, or holds comments alone."""
+    return not parse_yaml(config.file.read_text("utf-8"), str(config.file)).value
 
 
 def _read_identity(path: Path, home: Callable[[], Path] | None) -> Config | None:
@@ -4310,7 +4323,9 @@ def used_registries(config: Config) -> Mapping[str, Any]:
 
 def warnings_of(config: Config) -> list[str]:
     """What is not wrong with the file, and may not be what its user thinks."""
-    nothing = [f"{config.file} is empty: all is by default"] if is_empty(config.file) else []
+    nothing = []
+    if has_no_key(config):
+        nothing.append(f"{config.file} has no key in it: each has its default")
     return [*nothing, *ignored_keys(config), *idle_keys(config), *invisible_characters(config)]
 
 
@@ -5423,12 +5438,26 @@ def state_from_config(config: QemuConfig, cache_dir: Path) -> State:
 def _seeded(config: QemuConfig) -> Mapping[str, str]:
     """What of a config is in the seed alone, by its key: a mark that another value has not.
 
-    It is short, so that nobody can try passwords by it; of 65,536 edits one goes unseen.
+    It is short, so that few passwords can be ruled out by it; that of 65,536 edits one goes unseen
+    does less harm. Files are known by their names, and what has its default leaves no mark: the
+    config may be moved, and a later ycluster may have more keys.
     """
-    shown = show_config(config)
-    parts = {"registries": shown["registries"], "guest": shown["guest"]}
-    parts["k3s.args"] = shown["k3s"]["args"]
-    return {key: sha256_of(to_json(value).encode())[:4] for key, value in parts.items()}
+    guest, default = config.guest, Guest()
+    own = {
+        "proxy": guest.proxy != default.proxy and guest.proxy,
+        "caCertificates": [path.name for path in guest.ca_certificates],
+        "userData": guest.user_data and guest.user_data.name,
+    }
+    parts: dict[str, Any] = {
+        "registries": used_registries(config),
+        "guest": {name: value for name, value in own.items() if value},
+        "k3s.args": config.k3s.args if config.k3s.install != "none" else (),
+    }
+    marks = {}
+    for key, value in parts.items():
+        text = json.dumps(value, sort_keys=True)
+        marks[key] = sha256_of(text.encode())[:4]
+    return marks
 
 
 # --- finding clusters
@@ -5473,11 +5502,11 @@ def check_cache_dir(config: QemuConfig, folder: Path) -> None:
 
 
 def default_cache_dir(host: Host, name: str) -> Path:
-    """Where a cluster is whose config names no cacheDir.
+    """Where a cluster is whose config names no cacheDir, by the first of these that there is.
 
-    Where the user says that the sibling's are; else where there is one of this name. Else with the
-    sibling's, where there are any, or under XDG_DATA_HOME: what can't be made again has no place in
-    a cache.
+    The folder that the user names for the sibling's clusters; one of the defaults in which there is
+    a cluster of this name; the sibling's, where clusters are; the folder under XDG_DATA_HOME. What
+    can't be made again has no place in a cache.
     """
     own, siblings = host.data_home(), host.sibling_home()
     if host.environ.get("Y_CLUSTER_QEMU_CACHE_DIR"):
@@ -8711,9 +8740,6 @@ def proxy_warnings(config: QemuConfig, environ: Mapping[str, str]) -> Iterator[s
             yield f"guest.proxy: {name} is on this host, which is {HOST_IN_GUEST} in the guest"
 
 
-GZIP = b"\x1f\x8b"  # its first bytes
-
-
 def _read_named(path: Path) -> bytes:
     """What is in a file that the config names. Raises ConfigError, which names the file."""
     try:
@@ -8726,14 +8752,15 @@ def _read_named(path: Path) -> bytes:
         raise ConfigError(f"{path}: {error.strerror}{what}") from None
 
 
-_PEM = r"(?m)^-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]+)^-----END CERTIFICATE-----"
+_BEGIN = "-----BEGIN CERTIFICATE-----"
+_PEM = rf"{_BEGIN}([A-Za-z0-9+/=\s]+)-----END CERTIFICATE-----"
 
 
 def certificates_in(path: Path) -> list[str]:
     """The certificates of a PEM file, one text each; a private key beside them stays here."""
     text = _read_named(path).decode("latin-1")
     bodies = re.findall(_PEM, text)
-    if not bodies or len(bodies) < len(re.findall("(?m)^-----BEGIN CERTIFICATE-----", text)):
+    if not bodies or len(bodies) < len(re.findall(rf"{_BEGIN}[ \t]*[\r\n]", text)):
         raise _no_certificate(path, text)
     for number, body in enumerate(bodies, 1):
         if not _is_whole_der(body):
@@ -8764,7 +8791,7 @@ def _is_whole_der(body: str) -> bool:
 
 def _no_certificate(path: Path, text: str) -> ConfigError:
     """The error where a file has no certificate, or one that is not whole."""
-    kinds = re.findall("(?m)^-----BEGIN ([A-Z0-9 ]+)-----", text)
+    kinds = re.findall("-----BEGIN ([A-Z0-9 ]+)-----", text)
     if "CERTIFICATE" in kinds:
         why = "a certificate in it is damaged, or was cut off"
         return ConfigError(f"{path}: {why}", hint="get it anew")
@@ -8804,6 +8831,9 @@ USER_DATA_HEADERS = (
 )
 
 
+_A_KEY = r"[\w-]+:(?:\s|$)"
+
+
 def _cloud_config_fault(text: str) -> str:
     """What keeps a cloud-config from being a mapping in YAML, as far as that is seen here.
 
@@ -8812,19 +8842,17 @@ def _cloud_config_fault(text: str) -> str:
     if not re.match("(?i)#cloud-config\\s", text):
         return ""
     for number, line in enumerate(text.split("\n"), 1):
-        if re.match(rf"\t+{_KEY_OR_ENTRY}", line):
+        if re.match(rf"\t+ *(?:- |{_A_KEY})", line):
             return f"line {number} is indented by a tab, which YAML forbids"
-        if re.match(rf" *{_INVISIBLE}+{_KEY_OR_ENTRY}", line):
+        if re.match(rf" *{_INVISIBLE}+ *{_A_KEY}", line):
             return f"line {number} is indented by an invisible character"
-        if re.search(r"[|>][-+0-9]*\s*(?:#.*)?$", line):
+        is_open = line.count('"') % 2 or line.count("'") % 2
+        if is_open or re.search(r"[|>][-+0-9]*\s*(?:#.*)?$", line):
             break  # of a text that begins here, nothing is known
     first = re.search(r"^(?! *#|---|%)[^\n]*\S", text, re.MULTILINE)
     if first and not re.match(r" *(?:[{?&!*]|[^-\s].*:(?:\s|$)|-\S.*:(?:\s|$))", first[0]):
         return f"it is no mapping, and begins with {first[0].strip()!r}"
     return ""
-
-
-_KEY_OR_ENTRY = r" *(?:- |[\w-]+:(?:\s|$))"
 
 
 def _displaces_users(text: str) -> bool:
@@ -8846,7 +8874,7 @@ def user_part(path: Path) -> str:
     read = _read_named(path)
     if read.startswith(GZIP):
         hint = f"`zcat <{shlex.quote(str(path))} >FILE` unpacks it; name FILE"
-        raise ConfigError(f"{path} is packed by gzip", hint=hint)
+        raise ConfigError(f"{path}: it is packed by gzip", hint=hint)
     text = decoded(path, read).lstrip("\ufeff \t\r\n")
     if re.match("(?i)content-type:|mime-version:", text):
         hint = "name the part itself: ycluster makes the message"
@@ -8857,7 +8885,7 @@ def user_part(path: Path) -> str:
     if re.match(r"#!.*\r\n", text):
         hint = "`sed -i 's/\\r$//' FILE` makes them those of Linux"
         raise ConfigError(f"{path}: its lines end as on Windows", hint=hint)
-    if re.match("#!(?! */)", text):
+    if re.match(r"#!(?![ \t]*/)", text):
         hint = "write one with its whole path, such as #!/bin/sh"
         raise ConfigError(f"{path}: its first line names no interpreter", hint=hint)
     fault = _cloud_config_fault(text)
@@ -10684,9 +10712,17 @@ A_DISK = "the whole disk of a machine that boots by BIOS is wanted, as qcow2, ra
 class NoDisk(ConfigError):
     """What is named as a disk is none, or can't be used as one; the hint is what makes one of it.
 
-    In the hint, {packed} stands for how the file comes to a program's stdin, {file} for its path;
-    {get} is the command that fetches it, where it is not on this host.
+    In the hint, {packed} stands for how the file comes to a program's stdin, {into} for where that
+    writes it, {file} for its path; {get} is the command that fetches it from another host.
     """
+
+
+class PackedDisk(NoDisk):
+    """What packs a disk, and can be unpacked by programs of the host."""
+
+
+class NoBootSector(NoDisk):
+    """What may be a raw disk, from which nothing can boot."""
 
 
 def image_format(head: bytes) -> str:
@@ -10753,17 +10789,16 @@ def _refuse_no_disk(head: bytes) -> None:
         raise NoDisk("it is a CD image (ISO 9660), from which one installs", hint=A_DISK)
     if is_tar(unzipped(head)):
         hint = "`{packed}tar -xz` unpacks it; use the disk in it"
-        raise NoDisk("it is a tar, packed by gzip", hint=hint)
+        raise PackedDisk("it is a tar, packed by gzip", hint=hint)
     for form, program, magic in PACKED:
         if head.startswith(magic):
-            hint = f"`{{packed}}{program} >disk.img` unpacks it; use disk.img in its place"
-            raise NoDisk(f"it is packed by {form}", hint=hint)
+            raise PackedDisk(f"it is packed by {form}", hint=f"`{{packed}}{program}{{into}}")
     for form, program, magic in ARCHIVES:
         if head.startswith(magic):
             hint = f"`{{get}}{program} {{file}}` unpacks it; use the disk in it"
-            raise NoDisk(f"it is packed by {form}", hint=hint)
+            raise PackedDisk(f"it is packed by {form}", hint=hint)
     if is_tar(head):
-        raise NoDisk("it is a tar", hint="`{packed}tar -x` unpacks it; use the disk in it")
+        raise PackedDisk("it is a tar", hint="`{packed}tar -x` unpacks it; use the disk in it")
     text = head[:512].rstrip(b"\0")
     words = text.decode("utf-8", "replace")  # of which the last letter may be cut off
     if re.fullmatch(_PLAIN_TEXT, text) and "\ufffd" not in words[:-1]:
@@ -10772,7 +10807,7 @@ def _refuse_no_disk(head: bytes) -> None:
     if head[514:].startswith(b"HdrS"):
         raise NoDisk("it is a Linux kernel", hint=A_DISK)
     if head[510:512] != b"\x55\xaa":
-        raise NoDisk("it has no boot sector (55 AA at byte 510)", hint=A_DISK)
+        raise NoBootSector("it has no boot sector (55 AA at byte 510)", hint=A_DISK)
 
 
 def format_of(image: Path, named: str = "") -> str:
@@ -10791,22 +10826,21 @@ def format_of(image: Path, named: str = "") -> str:
         if source.startswith("file:"):
             source = str(path_of_url(source))
         hint = _unpacking(error.hint, source)
-        raise NoDisk(f"{source}: the image is not used: {error}", hint=hint) from None
+        why = f"{source}: the image is not used: {error}"
+        raise type(error)(why, hint=hint) from None
 
 
 def _unpacking(hint: str, source: str) -> str:
     """The hint of a NoDisk for what comes from this path or URL."""
     quoted, name = shlex.quote(source), source.rpartition("/")[2]
-    if "://" in source:
-        name = re.split("[?#]", source)[0].rpartition("/")[2]
     words = {"packed": f"<{quoted} ", "get": "", "file": quoted}
     if "://" in source:
+        name = re.split("[?#]", source)[0].rpartition("/")[2]
         words = {"packed": f"curl -fL {quoted} | ", "get": f"curl -fLO {quoted} && "}
         words["file"] = shlex.quote(name)
+    words["into"] = " >disk.img` unpacks it; use disk.img in its place"
     if re.search(r"\.(?:tar\.[a-z0-9]+|t[bglx]z2?|tzst)$", name):  # what else is in it isn't seen
-        hint = hint.replace(" >disk.img`", " | tar -x`").replace(
-            "disk.img in its place", "the disk in it"
-        )
+        words["into"] = " | tar -x` unpacks it; use the disk in it"
     return hint.format(**words)
 
 
@@ -10861,11 +10895,19 @@ def _is_damaged(host: Host, image: Path, form: str) -> bool:
         last = int.from_bytes(gpt[32:40], "little")
         return gpt.startswith(b"EFI PART") and (last + 1) * 512 > image.stat().st_size
     if form == "qcow2" and _is_dirty(image):
-        return False
+        return _ends_early(host, image)
     argv = ["qemu-img", "check", "-q", "-f", form, str(image)]
     done = host.run(argv, timeout=3600, check=False)
     # Of a vmdk it gives up where a part is missing. One that is in use it doesn't look at.
     return done.returncode == _CORRUPT or "Check failed" in done.stderr
+
+
+def _ends_early(host: Host, image: Path) -> bool:
+    """Whether a qcow2 has data past the end of its file."""
+    argv = ["qemu-img", "map", "-f", "qcow2", "--output=json", str(image)]
+    parts = json.loads(host.run(argv, timeout=3600).stdout)
+    ends = [part["offset"] + part["length"] for part in parts if "offset" in part]
+    return max(ends, default=0) > image.stat().st_size
 
 
 def _is_dirty(image: Path) -> bool:
@@ -11056,11 +11098,12 @@ def _no_qcow2(path: Path) -> ConfigError:
     hint = f"`qemu-img convert -O qcow2 {shlex.quote(str(path))} NEW` makes one of it"
     try:
         format_of(path)
-    except NoDisk as error:
-        if "unpacks it" in error.hint:
-            return error
-        if "boot sector" not in str(error):  # which a raw data disk need not have
-            hint = "one that is not there is made"
+    except PackedDisk as error:
+        return error
+    except NoBootSector:
+        pass  # a data disk need not have one
+    except NoDisk:
+        hint = "one that is not there is made"
     return ConfigError(f"{path} is not a qcow2", hint=hint)
 
 
@@ -11662,7 +11705,7 @@ def _of_context(text: str) -> Selector:
 
 def _given(option: str, text: str, what: str = "name") -> str:
     if not text:
-        why = f"{option} needs a {what}, and this one is empty"
+        why = f"{option} needs a {what}, and has an empty text"
         raise UsageError(why, hint="an unset variable?")
     return text
 
@@ -11758,11 +11801,21 @@ def find_cluster(host: Host, which: Selector) -> Files:
     raise StateError(f"no cluster {which}; there are:", hint=hint)
 
 
+def has_remains(host: Host, files: Files) -> bool:
+    """Whether there is anything of a cluster: its state, its lock, or its VM."""
+    return has_state(files) or files.lock.exists() or running(host, files)
+
+
+def _by_state(files: Files) -> str:
+    """The words that select a cluster whatever others there are."""
+    return f"--state {shlex.quote(str(files.sidecar))}   (in {files.cache_dir})"
+
+
 def _selectors(found: Sequence[Files]) -> list[str]:
     """For each cluster the words that select it: by its state file, where another has its name."""
     names = [files.name for files in found]
     return [
-        f"--state {shlex.quote(str(files.sidecar))}   (in {files.cache_dir})"
+        _by_state(files)
         if names.count(files.name) > 1
         else f"--name {shlex.quote(files.name)}   (in {files.cache_dir})"
         for files in found
@@ -11780,16 +11833,21 @@ def find_with_config(host: Host, which: Selector) -> tuple[Files, QemuConfig | N
 def _named_by_config(host: Host, config: QemuConfig) -> Files:
     """The files of its cluster; where there is no such cluster, what became of it is said.
 
-    Where the config does not say in which cacheDir it is, one of its name in another may be meant,
-    which a script must not take for none. Raises StateError.
+    Where the config does not say in which cacheDir it is, one of its name may be meant that is in
+    another. If that is one that is used without a word of the user's, a script must not take it for
+    none: StateError.
     """
     files = files_of(host, config)
     if has_state(files):
         return files
     namesakes = [other for other in discover(host) if other.name == files.name]
-    if namesakes and not config.cache_dir and not files.lock.exists() and not running(host, files):
-        why = f"no cluster {files.name} in {files.cache_dir}; elsewhere there is one of this name:"
-        raise StateError(why, hint="\n".join(_selectors(namesakes)))
+    if namesakes and not config.cache_dir and not has_remains(host, files):
+        why = f"no cluster {files.name} in {files.cache_dir}; elsewhere there is one of this name"
+        ways = [_by_state(other) for other in namesakes]
+        usual = {host.data_home().resolve(), (host.home() / SIBLING_HOME).resolve()}
+        if not usual.isdisjoint(other.cache_dir for other in namesakes):
+            raise StateError(f"{why}:", hint="\n".join(ways))
+        host.output.warn(f"{why}: {'; '.join(ways)}")
     host.output.say(last_teardown(host, files.name, str(files.cache_dir)), end="")
     return files
 
@@ -11968,7 +12026,8 @@ _AT_PROVISION = {
     "sshUser": "ssh_user",
 }
 _DURATIONS = [f"lifetime.{name}" for name in LIFETIME_SPANS]
-_UNSHOWN = ("image", "k3s.source", "lifetime.onWarn")  # a URL or a command may hold a password
+# Whose value may hold a password, or is not kept.
+_UNSHOWN = ("image", "k3s.source", "lifetime.onWarn", "registries", "guest", "k3s.args")
 _A_START = "takes a stop and a start"
 _A_PROVISION = "takes a teardown, which removes the disk, and a provision"
 
@@ -11983,7 +12042,7 @@ class Difference(Record):
 
     def __str__(self) -> str:
         """In words: the start of a line."""
-        if self.key in _UNSHOWN or "seeded" in self.fields:
+        if self.key in _UNSHOWN:
             return f"{self.key}: changed"
         return f"{self.key}: {self.old or 'none'} -> {self.new or 'none'}"
 
@@ -13041,8 +13100,7 @@ def _wake(host: Host, state: State, vm: Vm) -> None:
 )
 def teardown(host: Host, files: Files, *, keep_disk: bool = False) -> None:
     """Stop the VM and remove the cluster's own files, and nothing else. Safe to repeat."""
-    known = has_state(files)
-    if not known and not files.lock.exists() and not running(host, files):
+    if not has_remains(host, files):
         host.output.say(f"{files.name}: nothing to tear down in {files.cache_dir}")
         return
     with cluster_lock(host, files):
@@ -16125,10 +16183,10 @@ def _check_named(host: Host, config: QemuConfig) -> None:
     files = files_of(host, config)
     cache_dir = files.cache_dir
     check_cache_dir(config, cache_dir)
-    with blamed_on(config, "cacheDir"):
-        try:
-            check_folder(cache_dir)
-        except StateError as error:
+    try:
+        check_folder(cache_dir)
+    except StateError as error:
+        with blamed_on(config, *(["cacheDir"] if config.cache_dir else [])):
             raise ConfigError(str(error), hint=error.hint) from None
     check_image(host, config, cache_dir)
     check_k3s_source(host, config)
@@ -16420,12 +16478,14 @@ def _plain_flags(path: str, words: Sequence[str]) -> list[str]:
 
 
 def _refuse_negative(path: str, words: Sequence[str]) -> None:
-    """Raise UsageError where a value begins with a minus, for argparse takes it for an option."""
-    if any(item.dest == "command" for item in arguments_of(path)):
-        return  # -1 may be a word of the command
+    """Raise UsageError where a duration begins with a minus: argparse takes it for an option."""
+    is_help = any(word in ("-h", "--help") for word in words)
+    if is_help or any(item.dest == "command" for item in arguments_of(path)):
+        return  # what begins with a dash may be a word of the command
     for word in words:
-        if re.match("-[0-9.]", word):
-            raise UsageError(f"{word}: a value here is positive", hint="write it without the minus")
+        if re.fullmatch("-(?:[0-9.]+(?:[mun\u00b5]?s|[mhd]))+", word):
+            why = f"{word}: a duration is positive"
+            raise UsageError(why, hint="write it without the minus")
 
 
 def _refuse_unknown(argv: Sequence[str]) -> None:

@@ -1325,7 +1325,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "no cluster is ended by the default name of an empty config",
-        "if is_empty(whole.file):",
+        "if has_no_key(whole):",
         "if False:",
         "test_telling.py::test_no_cluster_is_ended_by_the_default_name_of_an_empty_config",
     ),

@@ -1079,8 +1079,8 @@ def qcow2_header(version: int, encryption: int) -> bytes:
 
 NO_DISKS = {
     "a CD": (RAW[:512].ljust(0x8001, b"\0") + b"CD001" + bytes(1 << 20), "CD image", "whole disk"),
-    "encrypted": (qcow2_header(3, 2), "encrypted", "qemu-img convert"),
-    "an old qcow": (qcow2_header(1, 0), "version 1", "qemu-img convert"),
+    "encrypted": (qcow2_header(3, 2), "encrypted", "qemu-img convert --object secret"),
+    "an old qcow": (qcow2_header(1, 0), "version 1", "qemu-img convert -f qcow "),
     "a page": (
         b"<!DOCTYPE html>\n<html>not found</html>\n",
         "begins with '<!DOCTYPE html>'",
@@ -1210,6 +1210,28 @@ def test_what_a_config_names_on_this_host_is_checked_with_it(
     assert cli("config", "check", "-c", config).code == 0, "it is in the cache"
 
 
+@pytest.mark.parametrize(
+    "line, says",
+    [
+        ("cacheDir: {place}/note/c", "note is not a directory"),
+        ("k3s: {{source: {place}/none}}", "no such folder"),
+        ("dataDisk: {place}/note", "is not a qcow2"),
+    ],
+)
+def test_a_provision_tells_it_before_anything_is_made(
+    cli: Cli, cache: Path, config: Path, tmp_path: Path, line: str, says: str
+) -> None:
+    """k3s was fetched first, and then Python's own words were told, twice."""
+    (tmp_path / "note").write_text("text")
+    (tmp_path / "disk.raw").write_bytes(RAW.ljust(2 << 20, b"\0"))
+    text = f"name: demo\nsshPort: 0\nportForwards: [{{guest: 6443}}]\nimage: {tmp_path}/disk.raw\n"
+    file = config / "y-cluster-provision.yaml"
+    file.write_text(text + line.format(place=tmp_path) + "\n")
+    ran = cli("provision", "-c", config)
+    assert ran.code == 3 and missing(ran.err, f"{file}:5:", says) == [], ran.err
+    assert list(cache.iterdir()) == []
+
+
 @pytest.mark.parametrize("length", [3_000_000, 70_000])
 def test_a_disk_that_was_cut_off_is_refused(
     cli: Cli, cache: Path, config: Path, host: Clocked, tmp_path: Path, length: int
@@ -1245,6 +1267,19 @@ def test_a_disk_after_a_power_cut_is_not_taken_for_damaged(
     assert subprocess.run(argv, capture_output=True).returncode, "or this shows nothing"
     ycluster.image_info(host, disk)
     ycluster.check_data_disk(host, str(disk))
+    os.truncate(disk, 1_000_000)
+    with refused(ConfigError, disk, "cut off"):
+        ycluster.check_data_disk(host, str(disk))
+
+
+def test_config_check_needs_no_program_of_the_host(
+    cli: Cli, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, image = qcow2(tmp_path / "data.qcow2"), qcow2(tmp_path / "image.qcow2")
+    file = config / "y-cluster-provision.yaml"
+    file.write_text(f"{CONFIG}image: {image}\ndataDisk: {data}\n")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert cli("config", "check", "-c", config).code == 0
 
 
 @pytest.mark.parametrize("form", ["raw", "monolithicSparse", "streamOptimized"])

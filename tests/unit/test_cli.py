@@ -132,15 +132,21 @@ def test_a_word_that_is_none_is_told_with_the_nearest(cli: Cli, argv: str, near:
         ("lifetime set demo -5m", "-5m"),
         ("prune --older-than -1d", "-1d"),
         ("provision -c x --max-run -.5h", "-.5h"),
+        ("lifetime extend -1h30m", "-1h30m"),
     ],
 )
 def test_a_negative_value_is_not_told_as_missing(cli: Cli, argv: str, word: str) -> None:
-    told(cli(*argv.split()), 2, f"{word}: a value here is positive")
+    told(cli(*argv.split()), 2, f"{word}: a duration is positive")
 
 
-def test_a_number_after_a_dash_may_stand_in_a_command() -> None:
-    args = ycluster.parse_args(["ssh", "--name", "demo", "ls", "-1"])
-    assert list(args["command"]) == ["ls", "-1"]
+def test_help_is_shown_whatever_else_is_wrong(cli: Cli) -> None:
+    assert cli("lifetime", "extend", "-1h", "--help").code == 0
+
+
+def test_a_number_after_a_dash_may_be_a_name_or_stand_in_a_command() -> None:
+    args = ycluster.parse_args(["ssh", "--name", "demo", "sleep", "-1h"])
+    assert list(args["command"]) == ["sleep", "-1h"]
+    assert ycluster.parse_args(["init", "-1"])["directory"] == Path("-1")
 
 
 def test_help_is_that_of_the_verb_and_tells_all_exit_codes(cli: Cli) -> None:

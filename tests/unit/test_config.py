@@ -184,6 +184,7 @@ def test_a_path_may_start_at_the_home_of_somebody_else() -> None:
     [
         ("~nobody-has-this-name/c", "no user nobody-has-this-name"),
         ("$HOME/c", "no variable is filled in"),
+        ("/a/$USER/c", "no variable is filled in"),
         ('"https://example.org/c"', "is a URL"),
     ],
 )
@@ -216,6 +217,21 @@ def test_a_letter_that_looks_like_another_is_named() -> None:
 def test_no_invisible_character_becomes_a_dash_of_the_name_that_is_advised() -> None:
     (problem,) = problems('name: "d\u200be"\n')
     assert "`name: de`" in problem
+    (problem,) = problems('name: "my\u00a0dev"\n')
+    assert "`name: my-dev`" in problem
+
+
+def test_a_folder_that_may_not_be_listed_is_not_what_is_wrong(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hint is no reason to fail."""
+
+    def closed(path: Path) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", closed)
+    for verb in ("config check", "stop", "teardown"):
+        told(cli(*verb.split(), "-c", tmp_path), 3, "no y-cluster-provision.yaml in it")
 
 
 @pytest.mark.parametrize(
@@ -320,6 +336,12 @@ def test_a_cachedir_that_the_environment_names_is_not_blamed_on_the_config(
     ran = cli("config", "check", "-c", tmp_path)
     told(ran, 3, f"{tmp_path}/note is not a directory", name)
     assert "leave cacheDir out" not in ran.err
+    monkeypatch.setenv(name, str(tmp_path))
+    tmp_path.chmod(0o777)
+    (tmp_path / "ycluster").mkdir()
+    (tmp_path / "ycluster").chmod(0o777)
+    ran = cli("config", "check", "-c", tmp_path)
+    assert ran.code == 3 and "cacheDir: " not in ran.err
 
 
 def test_init_at_a_file_is_refused(cli: Cli, tmp_path: Path) -> None:
@@ -337,6 +359,7 @@ def test_init_at_a_file_is_refused(cli: Cli, tmp_path: Path) -> None:
         ("network: {bindAddress: '*'}\n", "bindAddress: 0.0.0.0"),
         ("lifetime: {maxRun: 8h, maxTotal: 4h}\n", "maxTotal: 8h"),
         ("k3s: {args: --disable=traefik}\n", "args: [--disable=traefik]"),
+        ("k3s: {args: '--disable=traefik'}\n", "args: [--disable=traefik]"),
         ("guest: {caCertificates: ca.pem}\n", "caCertificates: [ca.pem]"),
     ],
 )

@@ -185,6 +185,24 @@ def test_what_is_no_pem_certificate_is_refused_with_its_path(
         assert f"has no CERTIFICATE, but {kind[1]}" in ran.err
 
 
+@pytest.mark.parametrize(
+    "text, count",
+    [
+        (pem().strip() + pem(), 2),
+        ("\ufeff" + pem(), 1),
+        (pem("PRIVATE KEY").strip() + pem(), 1),
+        (pem().replace("\n", "\r"), 1),
+        ("  " + pem().replace("\n", "\n  "), 1),
+    ],
+    ids=["joined", "BOM", "joined to its key", "CR", "indented"],
+)
+def test_certificates_are_found_however_their_lines_stand(
+    tmp_path: Path, text: str, count: int
+) -> None:
+    (tmp_path / "ca.pem").write_bytes(text.encode())
+    assert len(ycluster.certificates_in(tmp_path / "ca.pem")) == count
+
+
 def test_the_marker_of_a_certificate_may_stand_in_a_comment(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text(f"# -----BEGIN CERTIFICATE----- begins each\n{pem()}")
     assert ycluster.certificates_in(tmp_path / "ca.pem") == [pem()]
@@ -319,8 +337,13 @@ def test_the_users_own_part_comes_first_as_it_is_and_ours_is_merged_into_it(
         "#cloud-config\nwrite_files:\n- path: /x\n  content: |\n    \xa0 a: b\n    \u3000- c\n",
         "#cloud-config\nbootcmd:\n  - |-  # mine\n    \u200f- a\n",
         '#cloud-config\nbootcmd:\n  - "echo a\n\tb"\n',
+        '#cloud-config\nfinal_message: "done\n\tat: $UPTIME"\n',
+        "#cloud-config\nbootcmd:\n- 'cat <<E\n\t- b\n\tE'\n",
+        "#cloud-config\nx: a\n  \u00a0- b\n",
+        "#!\t/bin/sh\n",
         "#cloud-config\n? a\n: b\n",
         "#cloud-config\nusers: &u\n- name: me\nx: *u\n",
+        "#cloud-config\nx: &u\n- name: me\nusers:\n  *u\n",
         "#cloud-config\n-a: b\n",
     ],
 )
@@ -338,6 +361,7 @@ def test_user_data_that_cloud_init_takes_is_taken(tmp_path: Path, content: str) 
         (b"\x1f\x8b\xff", "zcat <"),
         (b"#!/bin/sh\necho caf\xe9\n", "UTF-8"),
         (b"Content-Type: multipart/mixed; boundary=x\n", "a MIME message"),
+        (b"MIME-Version: 1.0\n", "a MIME message"),
         (b"#!bin/sh\ntrue\n", "no interpreter"),
         (b"#!\ntrue\n", "no interpreter"),
         (b"#cloud-config\nwrite_files:\n\t- path: /x\n", "line 3 is indented by a tab"),

@@ -160,19 +160,41 @@ def test_what_belongs_to_the_disk_is_named_and_not_applied(
     [
         ("registries", {"registries": {"mirrors": {"docker.io": {"endpoint": ["https://m"]}}}}),
         ("guest", {"guest": {"proxy": "host"}}),
-        ("k3s.args", {"k3s": {"install": "none", "args": ["--debug"]}}),
+        ("guest", {"guest": {"userData": "mine"}}),
+        ("k3s.args", {"k3s": {"args": ["--debug"]}}),
     ],
 )
 def test_what_is_in_the_seed_alone_is_named_and_not_applied(
     key: str, edits: dict[str, Any], runs: bool
 ) -> None:
     """Nothing told, so that one waited for a mirror or a proxy in vain. (26.10)"""
-    for before, after in (({}, edits), (edits, {})):
+    plain = {"k3s": {}, "portForwards": None}
+    for before, after in ((plain, {**plain, **edits}), ({**plain, **edits}, plain)):
         state = cluster(before)
         changed, lines = reconfigured(state, runs=runs, **after)
         assert changed == state and lines.startswith(f"{key}: changed takes a teardown")
         older = replace(state, seeded={})
         assert reconfigured(older, runs=runs, **after) == (older, ""), "it is not known"
+
+
+def registries(*hosts: str) -> dict[str, Any]:
+    mirrors = {host: {"endpoint": [f"https://{host}"]} for host in hosts}
+    return {"registries": {"mirrors": mirrors}, "k3s": {}, "portForwards": None}
+
+
+@pytest.mark.parametrize(
+    "before, after",
+    [
+        ({"guest": {"userData": "mine"}}, {"guest": {"userData": "/elsewhere/mine"}}),
+        (registries("a", "b"), registries("b", "a")),
+        ({}, {"registries": {"mirrors": {}}, "k3s": {"install": "none", "args": ["--debug"]}}),
+        ({"guest": {"proxy": "none"}}, {"guest": {}}),
+    ],
+)
+def test_what_makes_the_same_seed_is_no_difference(before: Any, after: Any) -> None:
+    """The config was moved, its keys have another order, or there is no k3s for them."""
+    made, now = cluster(before), cluster(after)
+    assert made.seeded == now.seeded
 
 
 def test_no_password_can_be_tried_by_what_a_state_keeps_of_the_registries() -> None:
