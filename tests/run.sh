@@ -75,7 +75,7 @@ if wants unit; then
     if (($#)); then
         PYTHONPATH=. "${pytest[@]}" tests/unit "$@"
     else # in two lanes, and beside them what waits for kubectl, shells and QEMU's programs
-        long=(tests/unit/test_{faults,timers,vm}.py)
+        long=(tests/unit/test_{faults,histories,timers,vm}.py)
         foreign=(tests/unit/test_{appliance,bounds,completion,k3s,machine}.py)
         beside 'unit tests, the rest' env PYTHONPATH=. "${pytest[@]}" -q tests/unit "${long[@]/#/--ignore=}" "${foreign[@]/#/--ignore=}"
         beside 'unit tests that take long' env PYTHONPATH=. "${pytest[@]}" -q "${long[@]}"
