@@ -54,6 +54,7 @@ def with_clusters(home: Path, count: int) -> Path:
     cache = home / ".cache" / "y-cluster-qemu"
     cache.mkdir(parents=True)
     for i in range(count):
+        (cache / f"c{i}.qcow2").write_bytes(ycluster.QCOW2)  # or doctor would tell that it is gone
         ycluster.save_state(
             ycluster.State(name=f"c{i}", context=f"c{i}", cache_dir=str(cache), lifetime="8h")
         )
