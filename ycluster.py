@@ -427,6 +427,7 @@ EXIT_CODES: Mapping[int, str] = {
 # As RFC 3986 places it in a URL. The scheme has a bound, or a long word is looked at from each of
 # its characters.
 _USERINFO = r"([A-Za-z][A-Za-z0-9+.-]{0,30}://)[^\s/?#]*@"
+_SCHEME = r"[A-Za-z][A-Za-z0-9+.-]*://"  # how a URL begins
 _CONTROL = r"[\x00-\x08\x0b-\x1f\x7f-\x9f]"  # C0 and C1 but the tab and the line end
 
 
@@ -1530,6 +1531,12 @@ def sync_folder(folder: Path) -> None:
 def existing_part(path: Path) -> Path:
     """The path itself, or the nearest folder above it that is there."""
     return next(part for part in (path, *path.parents) if os.path.lexists(part))
+
+
+def refuse_dead_link(path: Path) -> None:
+    """Raise ConfigError where a path is a link to what is not there."""
+    if path.is_symlink() and not path.exists():
+        raise ConfigError(f"{path} is a link to {os.readlink(path)}, which is not there")
 
 
 def refuse_sudo(host: Host, path: Path) -> None:
@@ -3160,7 +3167,7 @@ class Item(Record):
         """The path in a text: a relative one starts at the config's directory, `~` at home."""
         if "\0" in text or "\n" in text:
             raise ValueError("a path has no line break and no NUL")
-        if re.match("[A-Za-z][A-Za-z0-9+.-]*://", text):
+        if re.match(_SCHEME, text):
             raise ValueError(f"{text!r} is a URL; a path is wanted")
         if re.search(r"(?:^|/)\$[A-Za-z_]", text):
             raise ValueError(f"{text!r}: no variable is filled in here; ~ is the home directory")
@@ -3520,7 +3527,7 @@ def _read_url(item: Item) -> str:
         raise ValueError("must be a URL or a path of a cloud image")
     if text.startswith("file:///"):
         text = urllib.parse.unquote(text[len("file://") :])
-    elif re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+    elif re.match(_SCHEME, text):
         raise ValueError(f"{text!r} is not an https, http or file:/// URL")
     return item.file(text).as_uri()
 
@@ -4014,10 +4021,8 @@ def _config_file(path: Path) -> Path:
 def _no_config(path: Path, candidates: Sequence[Path]) -> ConfigError:
     """The error where there is no config at a path, with what is there in its place."""
     for place in (path, *candidates):
-        if place.is_symlink() and not place.exists():
-            return ConfigError(f"{place} is a link to {os.readlink(place)}, which is not there")
-        is_folder = place.is_dir() and place == path
-        if place.exists() and not is_folder:
+        refuse_dead_link(place)
+        if place.exists() and not (place == path and place.is_dir()):
             return ConfigError(f"{place} is not a regular file")
     what = f"no {CONFIG_NAMES[0]} in it" if path.is_dir() else "no such directory"
     hint = _other_name(path) or "-c names the directory that holds the config"
@@ -4323,10 +4328,8 @@ def used_registries(config: Config) -> Mapping[str, Any]:
 
 def warnings_of(config: Config) -> list[str]:
     """What is not wrong with the file, and may not be what its user thinks."""
-    nothing = []
-    if has_no_key(config):
-        nothing.append(f"{config.file} has no key in it: each has its default")
-    return [*nothing, *ignored_keys(config), *idle_keys(config), *invisible_characters(config)]
+    empty = [f"{config.file} has no key in it: each has its default"] if has_no_key(config) else []
+    return [*empty, *ignored_keys(config), *idle_keys(config), *invisible_characters(config)]
 
 
 def ignored_keys(config: Config) -> list[str]:
@@ -5442,16 +5445,16 @@ def _seeded(config: QemuConfig) -> Mapping[str, str]:
     does less harm. Files are known by their names, and what has its default leaves no mark: the
     config may be moved, and a later ycluster may have more keys.
     """
-    guest, default = config.guest, Guest()
+    guest = config.guest
     own = {
-        "proxy": guest.proxy != default.proxy and guest.proxy,
+        "proxy": guest.proxy == "host",
         "caCertificates": [path.name for path in guest.ca_certificates],
         "userData": guest.user_data and guest.user_data.name,
     }
     parts: dict[str, Any] = {
         "registries": used_registries(config),
         "guest": {name: value for name, value in own.items() if value},
-        "k3s.args": config.k3s.args if config.k3s.install != "none" else (),
+        "k3s.args": config.k3s.args if _wants_k3s(config) else (),
     }
     marks = {}
     for key, value in parts.items():
@@ -8723,7 +8726,7 @@ def guest_proxies(environ: Mapping[str, str]) -> dict[str, str]:
 
 # The host of a URL, or of an address and a port alone, that is this host itself.
 _LOOPBACK = (
-    r"\A((?:[A-Za-z][A-Za-z0-9+.-]*://)?(?:[^\s/?#]*@)?)"
+    rf"\A((?:{_SCHEME})?(?:[^\s/?#]*@)?)"
     r"(?:localhost|127(?:\.[0-9]{1,3}){3}|\[::1\])(?=[:/]|\Z)"
 )
 
@@ -8753,7 +8756,8 @@ def _read_named(path: Path) -> bytes:
 
 
 _BEGIN = "-----BEGIN CERTIFICATE-----"
-_PEM = rf"{_BEGIN}([A-Za-z0-9+/=\s]+)-----END CERTIFICATE-----"
+_END = "-----END CERTIFICATE-----"
+_PEM = rf"{_BEGIN}([A-Za-z0-9+/=\s]+){_END}"
 
 
 def certificates_in(path: Path) -> list[str]:
@@ -8766,10 +8770,7 @@ def certificates_in(path: Path) -> list[str]:
         if not _is_whole_der(body):
             which = f"certificate {number} of {len(bodies)}"
             raise ConfigError(f"{path}: {which} is damaged, or was cut off", hint="get it anew")
-    return [
-        f"-----BEGIN CERTIFICATE-----\n{body.strip()}\n-----END CERTIFICATE-----\n"
-        for body in bodies
-    ]
+    return [f"{_BEGIN}\n{body.strip()}\n{_END}\n" for body in bodies]
 
 
 def _is_whole_der(body: str) -> bool:
@@ -8802,7 +8803,7 @@ def _no_certificate(path: Path, text: str) -> ConfigError:
             quoted = shlex.quote(str(path))
             hint = f"`openssl x509 -in {quoted} -out {quoted}.crt` makes one of it; name that"
         return ConfigError(f"{path}: {why}", hint=hint)
-    why, hint = "is no PEM certificate", "one begins with -----BEGIN CERTIFICATE-----"
+    why, hint = "is no PEM certificate", f"one begins with {_BEGIN}"
     if text.startswith("\x30"):  # a SEQUENCE, as DER begins
         hint = "DER is made PEM by `openssl x509 -inform der -in FILE -out FILE.pem`"
     return ConfigError(f"{path} {why}", hint=hint)
@@ -10637,15 +10638,15 @@ def check_image(host: Host, config: QemuConfig, cache_dir: Path) -> None:
         return
     path, size = path_of_url(config.image), 0
     with blamed_on(config, "image"):
-        if path.is_symlink() and not path.exists():
-            raise ConfigError(f"{path} is a link to {os.readlink(path)}, which is not there")
+        refuse_dead_link(path)
         if not path.exists():
             raise ConfigError(f"{path}: no such file; {_image_meant(config, path)}")
         if not path.is_file():
             raise ConfigError(f"{path}: it is not a regular file")
-        format_of(path)
         if host.which("qemu-img"):
             size = image_info(host, path)["virtual-size"]
+        else:
+            format_of(path)
     with blamed_on(config, "diskSize"):
         _refuse_small(config.disk_size, size)
 
@@ -11077,8 +11078,7 @@ def check_data_file(host: Host, path: Path) -> None:
     """Raise ConfigError where what is at the place of a data disk is none, or none can be there."""
     if not path.exists():
         part = existing_part(path)
-        if part.is_symlink() and not part.exists():
-            raise ConfigError(f"{part} is a link to {os.readlink(part)}, which is not there")
+        refuse_dead_link(part)
         if not part.is_dir():
             raise ConfigError(f"{part} is not a directory")
         return
@@ -11831,25 +11831,31 @@ def find_with_config(host: Host, which: Selector) -> tuple[Files, QemuConfig | N
 
 
 def _named_by_config(host: Host, config: QemuConfig) -> Files:
-    """The files of its cluster; where there is no such cluster, what became of it is said.
-
-    Where the config does not say in which cacheDir it is, one of its name may be meant that is in
-    another. If that is one that is used without a word of the user's, a script must not take it for
-    none: StateError.
-    """
+    """The files of its cluster; where there is no such cluster, what became of it is said."""
     files = files_of(host, config)
     if has_state(files):
         return files
-    namesakes = [other for other in discover(host) if other.name == files.name]
-    if namesakes and not config.cache_dir and not has_remains(host, files):
-        why = f"no cluster {files.name} in {files.cache_dir}; elsewhere there is one of this name"
-        ways = [_by_state(other) for other in namesakes]
-        usual = {host.data_home().resolve(), (host.home() / SIBLING_HOME).resolve()}
-        if not usual.isdisjoint(other.cache_dir for other in namesakes):
-            raise StateError(f"{why}:", hint="\n".join(ways))
-        host.output.warn(f"{why}: {'; '.join(ways)}")
+    if not config.cache_dir and not has_remains(host, files):
+        _tell_of_namesakes(host, files)
     host.output.say(last_teardown(host, files.name, str(files.cache_dir)), end="")
     return files
+
+
+def _tell_of_namesakes(host: Host, files: Files) -> None:
+    """Warn where there is none of a cluster, and one of its name in another cacheDir.
+
+    That one may be meant by a config which names no cacheDir. Raises StateError where it is in a
+    cacheDir that is used without a word of the user's: no script must take it for none.
+    """
+    namesakes = [other for other in discover(host) if other.name == files.name]
+    if not namesakes:
+        return
+    why = f"no cluster {files.name} in {files.cache_dir}; elsewhere there is one of this name"
+    ways = [_by_state(other) for other in namesakes]
+    usual = {host.data_home().resolve(), (host.home() / SIBLING_HOME).resolve()}
+    if not usual.isdisjoint(other.cache_dir for other in namesakes):
+        raise StateError(f"{why}:", hint="\n".join(ways))
+    host.output.warn(f"{why}: {'; '.join(ways)}")
 
 
 def _not_named(path: str, every: Sequence[Files]) -> UsageError:
@@ -16122,8 +16128,9 @@ def init(host: Host, directory: Path) -> None:
     for name in CONFIG_NAMES:
         if os.path.lexists(directory / name):
             raise UsageError(f"{directory / name} is there already", hint="nothing is overwritten")
-    if existing_part(directory.absolute()).is_file():
-        raise UsageError(f"{existing_part(directory.absolute())} is a file", hint="name a folder")
+    part = existing_part(directory.absolute())
+    if part.is_file():
+        raise UsageError(f"{part} is a file", hint="name a folder")
     folder = directory.resolve()
     name = re.sub("[^a-z0-9]+", "-", folder.name.lower()).strip("-")[:63].strip("-") or "dev"
     schema = "y-cluster-provision.schema.json"
@@ -16186,8 +16193,11 @@ def _check_named(host: Host, config: QemuConfig) -> None:
     try:
         check_folder(cache_dir)
     except StateError as error:
-        with blamed_on(config, *(["cacheDir"] if config.cache_dir else [])):
-            raise ConfigError(str(error), hint=error.hint) from None
+        refused = ConfigError(str(error), hint=error.hint)
+        if not config.cache_dir:
+            raise refused from None
+        with blamed_on(config, "cacheDir"):
+            raise refused from None
     check_image(host, config, cache_dir)
     check_k3s_source(host, config)
     if config.data_disk:

@@ -1313,8 +1313,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a cluster that is elsewhere is not told as none",
-        "if namesakes and not config.cache_dir",
-        "if False and not config.cache_dir",
+        "    if not namesakes:",
+        "    if True:",
         "test_telling.py::test_a_cluster_that_is_elsewhere_by_now_is_not_told_as_none",
     ),
     (

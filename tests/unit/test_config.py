@@ -342,6 +342,7 @@ def test_a_cachedir_that_the_environment_names_is_not_blamed_on_the_config(
     (tmp_path / "ycluster").chmod(0o777)
     ran = cli("config", "check", "-c", tmp_path)
     assert ran.code == 3 and "cacheDir: " not in ran.err
+    assert FILE.name not in ran.err, "and no place in it is named"
 
 
 def test_init_at_a_file_is_refused(cli: Cli, tmp_path: Path) -> None:
