@@ -1312,6 +1312,7 @@ def check_folder(folder: Path) -> None:
     real = Path(os.path.realpath(folder))
     part = existing_part(real)
     above = [part, *part.parents]
+    trusted = {0, _NOBODY, *_trusted_owners()}
     if part == real:
         above.remove(real)
         status = os.lstat(real)
@@ -1327,7 +1328,7 @@ def check_folder(folder: Path) -> None:
     for place in above:
         status = os.lstat(place)
         open_to_all = status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX
-        if open_to_all or status.st_uid not in {0, _NOBODY, *_trusted_owners()}:
+        if open_to_all or status.st_uid not in trusted:
             why = f"{folder} is not used: others can replace it, by way of {place}"
             raise StateError(why, hint="use a cacheDir below a folder that is yours alone")
 
@@ -5518,8 +5519,9 @@ def default_cache_dir(host: Host, name: str) -> Path:
         files = Files(place, name)
         if os.path.lexists(files.sidecar) or os.path.exists(files.disk):
             return place
-    if _clusters_in(siblings) or any(siblings.glob("*.qcow2")):
-        return siblings
+    with contextlib.suppress(OSError, StateError):  # then it is not used
+        if _clusters_in(siblings) or any(siblings.glob("*.qcow2")):
+            return siblings
     return own
 
 
@@ -5550,7 +5552,8 @@ def own_places(host: Host) -> list[Path]:
     """
     found = set()
     for place in _cache_dirs(host):
-        with contextlib.suppress(OSError, RuntimeError, StateError):  # as in `_clusters_in`
+        # It leads nowhere, or to what is not ours: `unseen` tells.
+        with contextlib.suppress(OSError, RuntimeError, StateError):
             real = place.resolve(strict=True)
             check_folder(real)
             found.add(real)
@@ -5562,12 +5565,41 @@ def discover(host: Host) -> list[Files]:
 
     What can't be looked into is a warning: it may have clusters in it.
     """
-    for error in unseen(host).values():
+    found, closed = _looked_for(host)
+    for error in closed.values():
         host.output.warn_once(f"{error}: {error.hint}")
-    found: set[Files] = set()
-    for place in _cache_dirs(host):
-        found.update(_clusters_in(place))
     return sorted(found, key=lambda files: (files.name, str(files.cache_dir)))
+
+
+def unseen(host: Host) -> dict[Path, StateError]:
+    """The folders that can't be read or trusted, and may have clusters in them; an error for each.
+
+    Of a ForeignError the clusters are not this user's, or no longer.
+    """
+    return _looked_for(host)[1]
+
+
+def _looked_for(host: Host) -> tuple[set[Files], dict[Path, StateError]]:
+    """The clusters in all folders that may have some, and why others can't be looked into."""
+    places = _cache_dirs(host)
+    with contextlib.suppress(YclusterError):  # no home: then it has no index
+        places.append(_index(host))  # It has none in it, but leads to some.
+    found: set[Files] = set()
+    closed: dict[Path, StateError] = {}
+    for place in places:
+        try:
+            found |= _clusters_in(place)
+        except StateError as error:
+            if isinstance(error, ForeignError) and place.is_symlink():
+                error.hint += f"; `rm {shlex.quote(str(place))}` forgets it"
+            closed[Path(os.path.realpath(place))] = error
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                continue  # It is gone, or never was a folder.
+            real = Path(os.path.realpath(place))
+            why = f"{real} can't be read ({error.strerror}), and there may be clusters in it"
+            closed[real] = StateError(why, hint=_way_into(host, real, error))
+    return found, closed
 
 
 def _cache_dirs(host: Host) -> list[Path]:
@@ -5609,43 +5641,15 @@ def _is_dead(link: Path) -> bool:
 
 
 def _clusters_in(place: Path) -> set[Files]:
-    try:
-        cache_dir = place.resolve()
-        check_folder(cache_dir)
-        sidecars = list(cache_dir.glob("*.json"))
-    except (OSError, RuntimeError, StateError):  # a link that leads nowhere, or to what is not ours
-        return set()
-    found = [path for path in sidecars if not path.name.startswith(".")]
-    return {Files(cache_dir, path.stem) for path in found if _is_state(path)}
-
-
-def unseen(host: Host) -> dict[Path, StateError]:
-    """The folders that can't be read or trusted, and may have clusters in them; an error for each.
-
-    Of a ForeignError the clusters are not this user's, or no longer.
-    """
-    places = _cache_dirs(host)
-    with contextlib.suppress(YclusterError):  # no home: then it has no index
-        places.append(_index(host))
-    found: dict[Path, StateError] = {}
-    for place in places:
-        try:
-            os.listdir(place)
-            check_folder(place.resolve())
-            os.stat(place / "a cluster.json")
-        except ForeignError as error:
-            if place.is_symlink():
-                error.hint += f"; `rm {shlex.quote(str(place))}` forgets it"
-            found[Path(os.path.realpath(place))] = error
-        except StateError as error:
-            found[Path(os.path.realpath(place))] = error
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-                continue  # It is gone, or never was a folder; or there is no such file in it.
-            real = Path(os.path.realpath(place))
-            why = f"{real} can't be read ({error.strerror}), and there may be clusters in it"
-            found[real] = StateError(why, hint=_way_into(host, real, error))
-    return found
+    """Those in one cacheDir. Raises OSError or StateError where it can't be read or trusted."""
+    names = os.listdir(place)
+    cache_dir = Path(os.path.realpath(place))
+    check_folder(cache_dir)
+    with contextlib.suppress(FileNotFoundError):  # It raises what opening a file in it would.
+        os.stat(cache_dir / "a cluster.json")
+    names = [name for name in names if name.endswith(".json") and not name.startswith(".")]
+    paths = [cache_dir / name for name in names]
+    return {Files(cache_dir, path.stem) for path in paths if _is_state(path)}
 
 
 def _way_into(host: Host, place: Path, error: OSError) -> str:
