@@ -54,6 +54,10 @@ collect() { # waits for them, shows what each said, and fails where one did
     return "$status"
 }
 
+unit() { # COMMAND...: has it keep what Python compiles, which takes each lane seconds, and keep it out of the tree
+    env -u PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX="$cache/compiled" PYTHONPATH=. "$@"
+}
+
 mapfile -t requirements < <(grep -v '^#' tests/requirements.txt)
 tools=$(environment "$python" "${requirements[@]}")
 pytest=("$tools/bin/python" -m pytest -p no:cacheprovider)
@@ -73,13 +77,13 @@ fi
 if wants unit; then
     title 'unit tests'
     if (($#)); then
-        PYTHONPATH=. "${pytest[@]}" tests/unit "$@"
+        unit "${pytest[@]}" tests/unit "$@"
     else # in two lanes, and beside them what waits for kubectl, shells and QEMU's programs
         long=(tests/unit/test_{faults,histories,timers,vm}.py)
         foreign=(tests/unit/test_{appliance,bounds,completion,k3s,machine}.py)
-        beside 'unit tests, the rest' env PYTHONPATH=. "${pytest[@]}" -q tests/unit "${long[@]/#/--ignore=}" "${foreign[@]/#/--ignore=}"
-        beside 'unit tests that take long' env PYTHONPATH=. "${pytest[@]}" -q "${long[@]}"
-        beside 'unit tests with programs of others' env PYTHONPATH=. "${pytest[@]}" -q "${foreign[@]}"
+        beside 'unit tests, the rest' unit "${pytest[@]}" -q tests/unit "${long[@]/#/--ignore=}" "${foreign[@]/#/--ignore=}"
+        beside 'unit tests that take long' unit "${pytest[@]}" -q "${long[@]}"
+        beside 'unit tests with programs of others' unit "${pytest[@]}" -q "${foreign[@]}"
         collect
     fi
 fi
@@ -89,7 +93,7 @@ if wants matrix; then
     title "unit tests with ${matrix[*]:-no other Python: there is none at hand}"
     for other in "${matrix[@]}"; do
         tools=$(environment "$other" "${requirements[@]:0:2}")
-        beside "$other" env PYTHONPATH=. YCLUSTER_EXAMPLES=quick "$tools/bin/python" -m pytest -p no:cacheprovider -q tests/unit "$@"
+        beside "$other" unit env YCLUSTER_EXAMPLES=quick "$tools/bin/python" -m pytest -p no:cacheprovider -q tests/unit "$@"
     done
     collect
 fi

@@ -65,7 +65,8 @@ def test_a_test_that_hangs_fails_and_shows_where_it_stood(tmp_path: Path) -> Non
     (tmp_path / "test_tiny.py").write_text(HANGS)
     conftest = (TESTS / "conftest.py").read_text()
     (tmp_path / "conftest.py").write_text(re.sub(r"(?m)^AGAIN = .*$", "AGAIN = 0.5", conftest))
-    argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rA", "test_tiny.py"]
+    pytest_once = [sys.executable, "-B", "-m", "pytest", "-p", "no:cacheprovider"]
+    argv = [*pytest_once, "-q", "-rA", "test_tiny.py"]
     env = {**os.environ, "YCLUSTER_TEST_BOUND": "0.5"}
     ran = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
     ends = re.findall(r"^(PASSED|FAILED|ERROR) test_tiny\.py::(\w+)", ran.stdout, re.MULTILINE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib.util
 import io
 import json
 import os
@@ -31,7 +32,12 @@ def compiled() -> Path:
     atexit.register(shutil.rmtree, prefix, ignore_errors=True)
     cached = f"{PROGRAM.stem}.{sys.implementation.cache_tag}.pyc"
     target = prefix / PROGRAM.parent.relative_to("/") / cached
-    py_compile.compile(str(PROGRAM), str(target), doraise=True)
+    kept = Path(importlib.util.cache_from_source(str(PROGRAM)))
+    if kept.exists():  # by the import of this process, or by one before it
+        target.parent.mkdir(parents=True)
+        shutil.copy(kept, target)
+    else:
+        py_compile.compile(str(PROGRAM), str(target), doraise=True)
     launcher = f"import sys\nsys.pycache_prefix = {str(prefix)!r}\nsys.path[:0] = [{str(PROGRAM.parent)!r}]\n"
     (prefix / "launcher.py").write_text(f"{launcher}import ycluster\nycluster.run()\n")
     return prefix
