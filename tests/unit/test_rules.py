@@ -20,6 +20,7 @@ import ycluster
 
 SOURCE = PROGRAM.read_text(encoding="utf-8")
 TREE = ast.parse(SOURCE)
+NODES = list(ast.walk(TREE))  # once, as a walk takes longer than what is looked for
 # fmt: off
 SECTIONS = (
     "constants", "errors", "output", "host effects", "durations", "YAML subset", "config and schema", "state sidecar",
@@ -34,9 +35,7 @@ BANNERS = [
 ]
 EFFECTS, CLI = 4, 20
 Function = Union[ast.FunctionDef, ast.AsyncFunctionDef]
-FUNCTIONS = [
-    node for node in ast.walk(TREE) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
-]
+FUNCTIONS = [node for node in NODES if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
 
 
 def section(node: ast.AST) -> int:
@@ -166,7 +165,7 @@ def code_lines() -> int:
     for token in tokenize.generate_tokens(io.StringIO(SOURCE).readline):
         if token.type not in skipped:
             found.update(range(token.start[0], token.end[0] + 1))
-    for node in ast.walk(TREE):
+    for node in NODES:
         if (
             isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
             and ast.get_docstring(node) is not None
@@ -199,7 +198,7 @@ def test_blocks_are_nested_three_deep_at_most() -> None:
 
 def test_a_line_holds_little() -> None:
     """The models that STYLE.md names have 6 to 9 nodes of the syntax tree on a line of code."""
-    assert sum(1 for _ in ast.walk(TREE)) / code_lines() <= 9
+    assert len(NODES) / code_lines() <= 9
 
 
 def test_no_line_is_wider_than_100_columns() -> None:
@@ -235,12 +234,9 @@ def test_python_3_9_can_compile_it() -> None:
 @pytest.mark.skipif(sys.version_info < (3, 10), reason="sys.stdlib_module_names is of 3.10")
 def test_only_the_standard_library_is_imported() -> None:
     imported = {
-        alias.name
-        for node in ast.walk(TREE)
-        if isinstance(node, ast.Import)
-        for alias in node.names
+        alias.name for node in NODES if isinstance(node, ast.Import) for alias in node.names
     }
-    imported |= {node.module or "." for node in ast.walk(TREE) if isinstance(node, ast.ImportFrom)}
+    imported |= {node.module or "." for node in NODES if isinstance(node, ast.ImportFrom)}
     assert "json" in imported
     assert {name.split(".")[0] for name in imported} <= set(sys.stdlib_module_names)
 
@@ -261,7 +257,7 @@ def test_only_the_standard_library_is_imported() -> None:
     ids=["programs", "environment", "clock", "home", "exit", "streams"],
 )
 def test_effects_stay_in_their_sections(effect: str, allowed: set[int]) -> None:
-    nodes = [node for node in ast.walk(TREE) if isinstance(node, (ast.Attribute, ast.Name))]
+    nodes = [node for node in NODES if isinstance(node, (ast.Attribute, ast.Name))]
     uses = {section(node) for node in nodes if re.fullmatch(effect, dotted(node))}
     assert uses or not allowed, "the pattern finds nothing: it can't fail"
     assert uses <= allowed
@@ -271,7 +267,7 @@ def test_a_wait_for_nothing_is_no_sleep() -> None:
     """`select` with no descriptors sleeps, where no test can move the clock."""
     calls = [
         node
-        for node in ast.walk(TREE)
+        for node in NODES
         if isinstance(node, ast.Call) and dotted(node.func) == "select.select"
     ]
     empty = [
@@ -285,12 +281,12 @@ def test_a_wait_for_nothing_is_no_sleep() -> None:
 def test_no_other_module_is_changed() -> None:
     modules = {
         alias.asname or alias.name
-        for node in ast.walk(TREE)
+        for node in NODES
         if isinstance(node, ast.Import)
         for alias in node.names
     }
     changed = []
-    for node in ast.walk(TREE):
+    for node in NODES:
         if isinstance(node, (ast.Subscript, ast.Attribute)) and not isinstance(node.ctx, ast.Load):
             inner = node.value
             if isinstance(inner, ast.Call) and dotted(inner.func) == "vars" and inner.args:
@@ -336,9 +332,7 @@ def test_there_are_no_mutable_globals() -> None:
         if not name.isupper()
     ]
     assert not loose
-    assert not [
-        node.lineno for node in ast.walk(TREE) if isinstance(node, (ast.Global, ast.Nonlocal))
-    ]
+    assert not [node.lineno for node in NODES if isinstance(node, (ast.Global, ast.Nonlocal))]
 
 
 def test_no_global_is_changed_in_place() -> None:
@@ -357,7 +351,7 @@ def test_no_global_is_changed_in_place() -> None:
         "sort",
     }
     found = []
-    for node in ast.walk(TREE):
+    for node in NODES:
         if (
             isinstance(node, ast.Call)
             and isinstance(node.func, ast.Attribute)
@@ -384,9 +378,7 @@ def test_public_functions_that_are_not_obvious_have_docstrings() -> None:
 
 
 def test_no_program_is_run_by_a_shell() -> None:
-    assert not [
-        node for node in ast.walk(TREE) if isinstance(node, ast.keyword) and node.arg == "shell"
-    ]
+    assert not [node for node in NODES if isinstance(node, ast.keyword) and node.arg == "shell"]
 
 
 def test_errors_have_the_documented_exit_codes() -> None:
