@@ -307,9 +307,10 @@ class Histories(RuleBasedStateMachine):
         return wrapped
 
     def states(self) -> dict[str, State]:
-        """What the sidecars say, by the clock of now."""
+        """What the sidecars say, by the clock of now. That the program can read them is an invariant."""
+        clock = self.host.clock()
         return {
-            name: ycluster.current(self.host, files)
+            name: ycluster.adjusted(decoded(files.sidecar.read_text(), files.sidecar), clock)
             for name, files in self.files.items()
             if files.sidecar.exists()
         }
@@ -689,7 +690,9 @@ class Histories(RuleBasedStateMachine):
     @invariant()
     def every_sidecar_can_be_read(self) -> None:
         if hasattr(self, "cache") and self.cache.exists():
-            assert {path.stem for path in self.cache.glob("*.json")} == set(self.states())
+            found = {path.stem: Files(self.cache, path.stem) for path in self.cache.glob("*.json")}
+            read = {name: ycluster.current(self.host, files) for name, files in found.items()}
+            assert read == self.states()
             assert not list(self.cache.glob(".*.tmp"))
 
     @invariant()
