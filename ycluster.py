@@ -1531,7 +1531,9 @@ def sync_folder(folder: Path) -> None:
 
 def existing_part(path: Path) -> Path:
     """The path itself, or the nearest folder above it that is there."""
-    return next(part for part in (path, *path.parents) if os.path.lexists(part))
+    while not os.path.lexists(path):
+        path = path.parent
+    return path
 
 
 def refuse_dead_link(path: Path) -> None:
