@@ -16,8 +16,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import pytest
@@ -395,6 +396,10 @@ class User(Host):
     """
 
     answers: ClassVar[dict[tuple[str, ...], tuple[str, str, str]]] = {}
+
+    def child_env(self, extra: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+        """kubectl, which Go made, takes a third less with one thread that collects no garbage."""
+        return {**super().child_env(extra), "GOGC": "off", "GOMAXPROCS": "1"}
 
     def run(self, argv: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
         env = options.get("env") or {}
