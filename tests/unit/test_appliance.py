@@ -677,7 +677,7 @@ def test_sizes_beyond_octal_digits_are_read_by_gnu_tar(tmp_path: Path) -> None:
 def disk(cache: Path) -> Path:
     """The disk of a stopped cluster: an overlay with data at both ends and between."""
     boot = ["write -P 1 0 64k", "write -P 0x55 510 1", "write -P 0xaa 511 1"]
-    base = qcow2(cache / "images" / "base", "100M", *boot, "write -P 2 63M 3M")
+    base = qcow2(cache / "images" / "base", "28M", *boot, "write -P 2 15M 3M")
     over = cache / "demo.qcow2"
     argv = [
         "qemu-img",
@@ -690,10 +690,10 @@ def disk(cache: Path) -> Path:
         "-F",
         "qcow2",
         over,
-        "160M",
+        "40M",
     ]
     subprocess.run(argv, check=True, cwd=base.parent.parent)
-    writes = ["-c", "write -P 3 64k 64k", "-c", "write -P 4 159M 1M", "-c", "discard 64M 1M"]
+    writes = ["-c", "write -P 3 64k 64k", "-c", "write -P 4 39M 1M", "-c", "discard 16M 1M"]
     subprocess.run(["qemu-io", *writes, over], check=True, stdout=subprocess.DEVNULL, cwd=cache)
     state = prepared_host(cache, prepared="done")
     for path in (state.files.ssh_key, state.files.ssh_pub, state.files.known_hosts):
@@ -825,7 +825,7 @@ def test_an_ova_is_a_descriptor_its_manifest_and_the_disk_in_this_order(
     assert file.get(f"{OVF}href") == "demo.vmdk"
     assert file.get(f"{OVF}size") == str((tmp_path / "demo.vmdk").stat().st_size)
     [named] = root.iter(f"{OVF}Disk")
-    assert named.get(f"{OVF}capacity") == str(160 << 20)
+    assert named.get(f"{OVF}capacity") == str(40 << 20)
     found = {}
     for item in root.iter(f"{OVF}Item"):
         keys = [part.tag for part in item]
@@ -912,7 +912,7 @@ def test_what_is_compressed_in_its_image_or_reads_as_zero_is_packed_right(
         ["qemu-img", "convert", "-c", "-f", "qcow2", "-O", "qcow2", base, packed], check=True
     )
     packed.replace(base)
-    writes = ["-c", "write -z 130M 10M"]
+    writes = ["-c", "write -z 24M 10M"]
     subprocess.run(["qemu-io", *writes, disk], check=True, stdout=subprocess.DEVNULL, cwd=cache)
     whole = gcp_tar(cli, tmp_path / "b")
     assert len(whole) < 8 << 20
