@@ -22,9 +22,10 @@ The sections. Each uses only what stands above it.
    6 YAML subset        `parse_yaml`: strict, every value with its line and column
    7 config and schema  `key()` declares a key of `Config`, once for everything; `load_config`;
                         `load_identity`, as much of it as tells the cluster; `schema_for`
-   8 state sidecar      `State` <-> <cacheDir>/<name>.json; `Files`, what a cluster owns on disk;
-                        `discover`; `log_event` and `last_teardown`, the log of events
-   9 lifetime decisions `agenda`, `adjusted`, `decide`, `anchored`, `moved`, `after_look`
+   8 state sidecar      `State` <-> <cacheDir>/<name>.json; `Files`, what a cluster owns on disk,
+                        its four locks; `discover`; the log of events
+   9 lifetime decisions when: `anchored`, `recounted`, `moved`, `adjusted`; what to do by now:
+                        `agenda`, `decide`, `after_look`
   10 timers             systemd --user, at(1) and the watcher, each a `Timer`; `arm_timers`
   11 gcloud flags       `gcp_flags`, `gcp_warnings`, and `gcp_lifetime` of an instance: pure
   12 QMP                `Qmp`, the client of QEMU's monitor
@@ -39,8 +40,10 @@ The sections. Each uses only what stands above it.
                         `forget_kubeconfig`
   18 disk images        `fetch_image`, the overlay on it, the data disk, bundles; the kernel that
                         libguestfs boots
-  19 commands           one function a verb; `reap` and `sweep`, which carry an expiry out, and
-                        `hand_over`, which has that done; `_disk_there`, which disk is booted
+  19 commands           one function a verb, by subject: `verb`, which declares one; which cluster;
+                        opening it; edited configs; life and death; suspend; export and import;
+                        lifetime (`reap` and `sweep` carry an expiry out); `run` and holds;
+                        watching (`Watcher`); looking; prune; doctor; Compute Engine; config; help
   20 CLI                argv -> command -> exit code
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 invalid config, 4 no such cluster or unreadable state, 5 a
@@ -102,7 +105,7 @@ else:
 
 
 # === 1 constants ==================================================================================
-# The names, pins and bounds that several sections share, and `Record`, the base of all values.
+# The names, pins and bounds, most of them for several sections; `Record`, the base of all values.
 # A timeout or interval is in seconds, and its comment gives the reason for it.
 # Nothing here changes while the program runs.
 
@@ -159,7 +162,8 @@ WAKE_AFTER = 5.0  # After this wait for a lock, a holder that is stopped (SIGSTO
 CONSOLE_SIZE = 16 << 20  # Bytes; the watcher cuts a console log that is larger.
 CONSOLE_KEPT = 1 << 18  # Bytes at its end, which are kept then.
 EVENTS_SIZE = 1 << 20  # Bytes; a larger log of events is set aside and a new one begun.
-STATE_SIZE = 1 << 20  # Bytes; no file of ours that is read whole is larger. A state file has 2 KB.
+STATE_SIZE = 1 << 20  # Bytes; a file of ours that is read whole is not larger. A state has 2 KB.
+PROGRAM_SIZE = 16 << 20  # Bytes; nor is a copy of this program, which has 0.7 MB.
 
 REQUIRED = object()  # marks a key without a default
 
@@ -233,6 +237,7 @@ class Action(Record):
 
     name: str
     done: str  # the participle for messages: stopped
+    ends: str  # what it does to the cluster, for messages: stops
     in_doubt: str  # the action taken instead if the clock can't be checked, or nothing was running
     erases: bool = False  # whether the cluster's files go
 
@@ -240,10 +245,10 @@ class Action(Record):
 ACTIONS: Mapping[str, Action] = {
     action.name: action
     for action in (
-        Action("stop", "stopped", in_doubt="stop"),
-        Action("pause", "paused", in_doubt="pause"),
-        Action("suspend", "suspended", in_doubt="suspend"),
-        Action("teardown", "torn down", in_doubt="stop", erases=True),
+        Action("stop", "stopped", "stops", in_doubt="stop"),
+        Action("pause", "paused", "pauses", in_doubt="pause"),
+        Action("suspend", "suspended", "is suspended", in_doubt="suspend"),
+        Action("teardown", "torn down", "is removed", in_doubt="stop", erases=True),
     )
 }
 
@@ -632,11 +637,11 @@ def to_json(value: object) -> str:
 
 
 # === 4 host effects ===============================================================================
-# `Host` is the only way to the clock, the environment and other programs. A program runs without a
-# shell, in an environment made for it, with a timeout, and what it writes to stderr is kept in the
-# error. After it come helpers for processes (held by a descriptor, since a pid may be used again),
-# files (replaced as a whole or not at all) and locks (released when the holder ends, even by a
-# kill).
+# `Host` is the only way to the clock, other programs and the environment, but for HOME, by which
+# `_trusted_owners` judges a file. A program runs without a shell, in an environment made for it,
+# with a timeout, and what it writes to stderr is kept in the error. After it come helpers for
+# processes (held by a descriptor, since a pid may be used again), files (replaced as a whole or not
+# at all) and locks (released when the holder ends, even by a kill).
 
 
 class Clock(Record):
@@ -1505,7 +1510,7 @@ def size_words(size: int) -> str:
 def own_files(folder: Path, pattern: str) -> list[tuple[Path, float]]:
     """The regular files of this user's own in a folder, by a pattern of names, with their mtimes.
 
-    None where the folder is a link, or not this user's own: nothing in it is believed.
+    There are none where the folder is a link, or not this user's own: nothing in it is believed.
     """
     try:
         if folder.is_symlink() or not folder.is_dir():
@@ -2941,7 +2946,8 @@ def _document_bounds(src: _YamlSource) -> tuple[int, int]:
 # Owns the config file: `load_config` reads and checks it, `schema_for` describes it to editors.
 # Each key is declared once, by `key` in the tables Config, QemuConfig and so on. Reading, defaults,
 # `config show` and the schemas all come from there. All problems of a file are reported at once,
-# each with its line and column, and only a config without any problem is returned.
+# each with its line and column, and only a config without any problem is returned. Of the host it
+# reads which ports its user can't have: `load_config` moves defaults that are among them.
 
 WRONG: Any = object()  # stands for a wrong value, whose problem is in the list already
 
@@ -4870,14 +4876,14 @@ def _encode_k3s(k3s: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Attachment(Record):
-    """How the sibling attaches a VM to the host's network, as its state file has it."""
+    """How the sibling attaches a VM to the host's network, as its state file has it.
+
+    Of that counts what leads to the guest; no state is refused for what is wrong with the rest.
+    """
 
     raw: Mapping[str, Any]  # the whole object, as JSON holds it
     mode: str = ""  # user or tap; empty: user
-    ifname: str = ""
     guest_address: str = ""  # with its prefix or without
-    gateway: str = ""
-    dns: tuple[str, ...] = ()
 
 
 def _decode_network(raw: object) -> Attachment:
@@ -4919,10 +4925,7 @@ _PORTS = tuple_of(_PORT)
 _FORWARDS = tuple_of(object_of(PortForward, Host=_PORT, Guest=_PORT))
 _OF_NETWORK: Mapping[str, Field[Any]] = {
     "mode": text_by(one_of("", "user", "tap")),
-    "ifname": text_by(interface_name),
     "guest_address": text_by(matching(f"({_IPV4}({_PREFIX})?)?", "an IPv4 address")),
-    "gateway": text_by(matching(f"({_IPV4})?", "an IPv4 address")),
-    "dns": tuple_of(text_by(name_server)),
 }
 _NETWORK = optional(Field(_decode_network, _encode_network))
 
@@ -6161,6 +6164,18 @@ def hold_until(state: State, at_most: int, clock: Clock) -> int | None:
 
 
 # --- where a deadline is, and how it moves
+def _due_at(state: State, expires_at: int | None, clock: Clock) -> State:
+    """The state with a deadline, set by the clock of now; an expiry that has begun is off."""
+    return replace(
+        state,
+        expires_at=expires_at,
+        retry_at=None,
+        ending="",
+        boot_id=clock.boot_id,
+        booted_at=round(clock.booted),
+    )
+
+
 def anchored(state: State, clock: Clock) -> State:
     """The state of a VM that starts now. Its deadline is set by a fresh budget, counted from now.
 
@@ -6173,14 +6188,9 @@ def anchored(state: State, clock: Clock) -> State:
         nanoseconds = numerator * 10**9 + length * denominator
         expires_at = -(-nanoseconds // (denominator * 10**9))
     return replace(
-        watched_from(state, clock, 0.0),
+        _due_at(watched_from(state, clock, 0.0), expires_at, clock),
         started_at=int(clock.now),
-        expires_at=expires_at,
-        retry_at=None,
         warned=None,
-        ending="",
-        boot_id=clock.boot_id,
-        booted_at=round(clock.booted),
         timers=() if state.disarmed else state.timers,
         reaped=None,
         ran_with="",
@@ -6203,15 +6213,7 @@ def recounted(state: State, clock: Clock) -> State:
         return replace(state, expires_at=None, retry_at=None, ending="", warned=None)
     expires_at = (state.started_at or 0) + seconds_up(length)
     if expires_at > clock.now:
-        return replace(
-            state,
-            expires_at=expires_at,
-            retry_at=None,
-            ending="",
-            warned=None,
-            boot_id=clock.boot_id,
-            booted_at=round(clock.booted),
-        )
+        return replace(_due_at(state, expires_at, clock), warned=None)
     # Not a start: what holds of the VM, and that it was disarmed by hand, stays.
     kept = {name: getattr(state, name) for name in ("timers", "ran_with", "prepared", "idle")}
     return replace(anchored(state, clock), **kept)
@@ -6293,15 +6295,9 @@ def moved(state: State, how_far: HowFar, clock: Clock) -> State:
         hint = "`ycluster lifetime disarm` means never"
         raise UsageError("that is more than a hundred years from now", hint=hint)
     _check_cap(state, expires_at, clock)
-    state = replace(
-        state,
-        expires_at=expires_at,
-        retry_at=None,
-        ending="",
-        boot_id=clock.boot_id,
-        booted_at=round(clock.booted),
-        timers=() if how_far.exact and state.disarmed else state.timers,
-    )
+    state = _due_at(state, expires_at, clock)
+    if how_far.exact and state.disarmed:
+        state = replace(state, timers=())
     return warned_by_hand(used_by_hand(state, clock.now), clock.now)
 
 
@@ -6469,7 +6465,7 @@ def program_trouble(host: Host, state: State) -> str:
 def _is_whole(files: Files) -> bool:
     """Whether the private copy is there, and as it was when its launcher was written."""
     try:
-        digest = sha256_of(read_own(files.program))
+        digest = sha256_of(read_own(files.program, PROGRAM_SIZE))
         return digest.encode() in read_own(files.launcher)
     except OSError:
         return False
@@ -7453,16 +7449,6 @@ def _is_mine(pid: int) -> bool:
         return False
 
 
-def _guest_name(pid: int | str) -> str:
-    """The name that a process gives its guest, as QEMU does; empty where there is none."""
-    try:
-        argv = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return ""
-    found = re.search(rb"\0(?:guest=)?([^\0,=]*)", argv.partition(b"\0-name")[2])
-    return os.fsdecode(found[1]) if found else ""
-
-
 def is_qemu_of(pid: int, files: Files) -> bool:
     """Whether the process is the cluster's QEMU: by its pidfile, or it has the VM lock open.
 
@@ -8395,18 +8381,6 @@ def stands_still(host: Host, files: Files) -> bool:
     with find_vm(host, files) as vm:
         reads = vm is not None and "-incoming" in command_line(vm.pid)
     return now in ("postmigrate", "inmigrate") or (now == "paused" and reads)
-
-
-def port_owner(host: Host, port: int) -> str:
-    """Who listens on a port, in words; of another user's program only root may know."""
-    answer = host.attempt(["ss", "-Hltnp", f"sport = :{port}"], timeout=10)
-    found = re.search(r'users:\(\("([^"]*)",pid=([0-9]+)', answer or "")
-    if found is None:
-        return "another program has it" if answer is None else "a program of another user has it"
-    program, pid = found.groups()
-    cluster = _guest_name(pid)
-    owner = f"the cluster {cluster}" if cluster else program
-    return f"{owner} has it (pid {pid})"
 
 
 # === 15 guest =====================================================================================
@@ -9793,27 +9767,6 @@ K3S_HINT = (
     "k3s.source can name a folder or a mirror with the release's files; "
     "`k3s: {install: none}` gives a plain VM"
 )
-
-
-TAP = "network.mode: tap"
-
-
-def refuse_tap(state: State, hint: str) -> None:
-    """Raise where a cluster is in tap mode, for what would have to start it again."""
-    if state.guest_address:
-        raise NotImplementedYet(f"{state.name}: not yet implemented: {TAP}", hint=hint)
-
-
-def check_implemented(config: QemuConfig) -> None:
-    """Raise if the config asks for what is not implemented, rather than leave it out in silence."""
-    asked = []
-    if config.k3s.install == "script" and config.k3s.source.startswith("file:"):
-        asked.append("k3s.source: a folder of this host, with install: script")
-    if config.network.mode == "tap":
-        asked.append(TAP)
-    if asked:
-        hint = "remove it from the config"
-        raise NotImplementedYet(f"not yet implemented: {', '.join(asked)}", hint=hint)
 
 
 def k3s_cache(host: Host) -> Path:
@@ -11925,6 +11878,7 @@ def require_qemu(config: Config) -> QemuConfig:
     return config
 
 
+# --- opening a cluster: its state under its lock, and what is wrong with that state
 @contextlib.contextmanager
 def cluster_lock(
     host: Host,
@@ -12219,6 +12173,27 @@ def say_changes(host: Host, lines: Sequence[str]) -> None:
 
 
 # --- life and death of a VM
+TAP = "network.mode: tap"
+
+
+def refuse_tap(state: State, hint: str) -> None:
+    """Raise where a cluster is in tap mode, for what would have to start it again."""
+    if state.guest_address:
+        raise NotImplementedYet(f"{state.name}: not yet implemented: {TAP}", hint=hint)
+
+
+def check_implemented(config: QemuConfig) -> None:
+    """Raise if the config asks for what is not implemented, rather than leave it out in silence."""
+    asked = []
+    if config.k3s.install == "script" and config.k3s.source.startswith("file:"):
+        asked.append("k3s.source: a folder of this host, with install: script")
+    if config.network.mode == "tap":
+        asked.append(TAP)
+    if asked:
+        hint = "remove it from the config"
+        raise NotImplementedYet(f"not yet implemented: {', '.join(asked)}", hint=hint)
+
+
 @verb(
     "provision",
     "create a cluster, boot it, wait until you can log in",
@@ -12507,6 +12482,28 @@ def _listen_words(host: Host, port: int, fault: int) -> str:
     return port_owner(host, port) if fault == errno.EADDRINUSE else os.strerror(fault)
 
 
+def port_owner(host: Host, port: int) -> str:
+    """Who listens on a port, in words; of another user's program only root may know."""
+    answer = host.attempt(["ss", "-Hltnp", f"sport = :{port}"], timeout=10)
+    found = re.search(r'users:\(\("([^"]*)",pid=([0-9]+)', answer or "")
+    if found is None:
+        return "another program has it" if answer is None else "a program of another user has it"
+    program, pid = found.groups()
+    cluster = _guest_name(pid)
+    owner = f"the cluster {cluster}" if cluster else program
+    return f"{owner} has it (pid {pid})"
+
+
+def _guest_name(pid: int | str) -> str:
+    """The name that a process gives its guest, as QEMU does; empty where there is none."""
+    try:
+        argv = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return ""
+    found = re.search(rb"\0(?:guest=)?([^\0,=]*)", argv.partition(b"\0-name")[2])
+    return os.fsdecode(found[1]) if found else ""
+
+
 def _listen_fault(address: str, port: int) -> int:
     """The errno of listening on a port; 0 where that works."""
     import socket
@@ -12601,8 +12598,7 @@ def say_deadline(host: Host, state: State) -> None:
     by = "no timer: disarmed by hand"
     if not state.disarmed:
         by = f"timer: {state.timer.backend if state.timer else 'none'}"
-    ends = {"stop": "stops", "pause": "pauses", "suspend": "is suspended", "teardown": "is removed"}
-    word = ends[state.on_expiry]
+    word = ACTIONS[state.on_expiry].ends
     if state.expires_at is not None:
         left = state.expires_at - host.now()
         when = f"in {in_words(left)}" if left > 0 else f"{in_words(left)} ago"
@@ -14166,15 +14162,22 @@ def _move_deadline(
     *,
     dry_run: bool,
 ) -> tuple[int, State]:
-    """By how many seconds the deadline was moved, and the state with it."""
+    """By how many seconds the deadline was moved, and the state with it.
+
+    It is moved even where no timer can be armed, which raises PrerequisiteError: the timers of
+    before fire still, and decide by the new one.
+    """
     how_far = how_far.fixed(host.now())  # what is meant by now does not wait for the lock
     with opened(host, files) as before:
         state = moved(before, how_far, host.clock())
         by = (state.expires_at or 0) - (before.expires_at or 0)
         if not dry_run:
-            state = _with_timers(host, save_state(state))
-            expires_at = _encode_time(state.expires_at)
-            log_event(host, state, event, seconds=by, expiresAt=expires_at)
+            state = save_state(state)
+            try:
+                state = _with_timers(host, state)
+            finally:  # it is moved, whatever becomes of its timers
+                expires_at = _encode_time(state.expires_at)
+                log_event(host, state, event, seconds=by, expiresAt=expires_at)
     return by, state
 
 
@@ -14524,6 +14527,7 @@ _UNDO_BY: Mapping[str, Callable[[Host, Files], None]] = {
 }
 
 
+# --- watching, in the foreground or as a cluster's own watcher
 @verb(
     "lifetime watch",
     "wait in the foreground for deadlines, and carry expiries out",

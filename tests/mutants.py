@@ -656,15 +656,9 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "test_lifetime.py::test_the_cap_counts_from_the_start_however_late_the_extension",
     ),
     (
-        "an extension ends a retry",
-        'retry_at=None,\n        ending="",\n        boot_id=clock.boot_id,\n        booted_at=round(clock.booted),\n        timers=() if how',
-        "boot_id=clock.boot_id,\n        booted_at=round(clock.booted),\n        timers=() if how",
-        "test_lifetime.py::test_a_start_an_extension_and_a_stop_end_a_retry",
-    ),
-    (
-        "a start ends a retry",
-        "retry_at=None,\n        warned=None,",
-        "warned=None,",
+        "a start and an extension end a retry",
+        'expires_at=expires_at,\n        retry_at=None,\n        ending="",',
+        'expires_at=expires_at,\n        ending="",',
         "test_lifetime.py::test_a_start_an_extension_and_a_stop_end_a_retry",
     ),
     (
@@ -2033,8 +2027,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "an edit ends no VM at once",
-        "if expires_at > clock.now:\n        return replace(\n            state,",
-        "if True:\n        return replace(\n            state,",
+        "if expires_at > clock.now:\n        return replace(_due_at",
+        "if True:\n        return replace(_due_at",
         "test_reconfigure.py::test_the_deadline_of_a_running_vm_follows_its_budget",
     ),
     (
@@ -2051,9 +2045,21 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "an extension is armed",
-        "state = _with_timers(host, save_state(state))\n            expires_at",
-        "state = save_state(state)\n            expires_at",
+        "                state = _with_timers(host, state)\n            finally:",
+        "                pass\n            finally:",
         "test_telling.py::test_every_step_of_a_life_is_in_the_log_of_events",
+    ),
+    (
+        "an extension that no timer can follow is in the log",
+        "finally:  # it is moved, whatever",
+        "except ValueError:  # it is moved, whatever",
+        "test_faults.py::test_an_extension_that_no_timer_can_follow_is_saved_told_and_in_the_log",
+    ),
+    (
+        "a program that has grown can be a timer's",
+        "read_own(files.program, PROGRAM_SIZE)",
+        "read_own(files.program)",
+        "test_timers.py::test_a_program_that_has_grown_is_as_good_a_timer",
     ),
     (
         "a dry run changes nothing",
@@ -2238,8 +2244,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "set arms what was disarmed",
-        "timers=() if how_far.exact and state.disarmed else state.timers",
-        "timers=state.timers",
+        "if how_far.exact and state.disarmed:\n        state = replace",
+        "if False:\n        state = replace",
         "test_lifetime.py::test_set_puts_the_deadline_exactly_there_and_arms_it",
     ),
     (

@@ -30,6 +30,7 @@ from unit_support import (
     Memory,
     Processes,
     Ran,
+    events,
     folded,
     made,
     missing,
@@ -919,6 +920,17 @@ def test_what_is_disarmed_stays_so_when_extended(cli: Cli, cache: Path, timer: M
     assert cli("lifetime", "disarm").code == 0 and cli("lifetime", "extend", "1h").code == 0
     after = ycluster.load_state(state.files)
     assert after.disarmed and after.expires_at == FAR_AHEAD + 3600 and timer.standing == {}
+
+
+def test_an_extension_that_no_timer_can_follow_is_saved_told_and_in_the_log(
+    cli: Cli, cache: Path, timer: Memory, home: Path
+) -> None:
+    state = made(cache, expires_at=FAR_AHEAD)
+    timer.reason = "no daemon"
+    answer = cli("lifetime", "extend", "1h")
+    assert answer.code == 5 and "no daemon" in answer.err
+    assert ycluster.load_state(state.files).expires_at == FAR_AHEAD + 3600
+    assert [(event["event"], event["seconds"]) for event in events(home)] == [("extended", 3600)]
 
 
 def test_status_counts_on_no_timer_that_is_gone(cli: Cli, cache: Path, timer: Memory) -> None:

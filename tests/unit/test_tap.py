@@ -72,6 +72,7 @@ def decoded(network: object = TAP, **changes: object) -> State:
         ({**TAP, "mtu": 1400, "routes": [{"to": "default"}]}, "10.88.0.2"),
         ({**TAP, "dns": None, "gateway": "", "ifname": None}, "10.88.0.2"),
         ({**TAP, "dns": ["2001:db8::1"]}, "10.88.0.2"),
+        ({**TAP, "dns": ["resolver"], "gateway": 10, "ifname": "../tap0"}, "10.88.0.2"),
         ({"Mode": "tap", "IfName": "tap0", "GuestAddress": "10.88.0.2/24", "DNS": ["1.1.1.1"]}, "10.88.0.2"),
         ({}, ""),
         ({"mode": ""}, ""),
@@ -83,7 +84,10 @@ def decoded(network: object = TAP, **changes: object) -> State:
 def test_the_network_of_a_sidecar_is_understood_and_kept_as_it_is(
     network: dict[str, Any], address: str
 ) -> None:
-    """The names may be in any case, as the sibling's own reader takes them."""
+    """The names may be in any case, as the sibling's own reader takes them.
+
+    What does not lead to the guest makes no state unreadable: its VM has a deadline.
+    """
     state = decoded(network)
     assert state.guest_address == address
     assert state.ssh_at == ((address, 22) if address else ("127.0.0.1", 2222))
@@ -128,13 +132,6 @@ def test_whatever_else_is_in_a_network_outlives_a_save(others: dict[str, Any]) -
         ({**TAP, "guestAddress": "10.88.0/24"}, "network guestAddress"),
         ({**TAP, "guestAddress": "guest.example"}, "network guestAddress"),
         ({**TAP, "mode": "user", "guestAddress": "-l root"}, "network guestAddress"),
-        ({**TAP, "gateway": "10.88.0.256"}, "network gateway"),
-        ({**TAP, "gateway": 10}, "network gateway"),
-        ({**TAP, "ifname": "-tap0"}, "network ifname"),
-        ({**TAP, "ifname": "../tap0"}, "network ifname"),
-        ({**TAP, "dns": "1.1.1.1"}, "network dns"),
-        ({**TAP, "dns": ["resolver"]}, "network dns"),
-        ({**TAP, "dns": [1]}, "network dns"),
     ],
 )
 def test_a_network_that_is_none_is_refused_by_the_name_of_its_field(

@@ -1067,6 +1067,17 @@ def test_a_timer_whose_last_run_failed_is_told_and_replaced(
     assert after.timers != state.timers and ycluster.is_armed(host, after)
 
 
+def test_a_program_that_has_grown_is_as_good_a_timer(
+    home: Path, cache: Path, launching: Memory
+) -> None:
+    """A bound of 1 MiB made each timer of a larger program count as broken, and armed it again."""
+    host = Clocked(home)
+    host._source = host.program_source() + b"# more\n" * (1 << 18)
+    state = arm_timers(host, made(cache, expires_at=DEADLINE))
+    assert state.files.program.stat().st_size > ycluster.STATE_SIZE
+    assert ycluster.program_trouble(host, state) == ""
+
+
 def test_a_timer_without_its_launcher_is_replaced(
     home: Path, cache: Path, launching: Memory
 ) -> None:
