@@ -383,7 +383,6 @@ class ProgramFailed(YclusterError):
         why = "; ".join(lines_that_matter(argv, stderr)) or "it wrote nothing"
         hint = next((remedy for text, remedy in _REMEDIES if re.search(text, stderr)), "")
         super().__init__(f"{Path(argv[0]).name} failed (exit {returncode}): {why}", hint=hint)
-        self.argv = tuple(argv)
         self.returncode = returncode
         self.stderr = stderr
 
@@ -716,10 +715,7 @@ class Host:
 
     def boot_id(self) -> str:
         """The kernel's id of this boot, or nothing where it has none."""
-        try:
-            return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
-        except OSError:
-            return ""
+        return kernel_text(Path("/proc/sys/kernel/random/boot_id")).strip()
 
     def clock(self) -> Clock:
         """Look at the time."""
@@ -1163,6 +1159,12 @@ def _write_to_terminal(terminal: Path, text: str) -> None:
 
 
 # --- processes
+def kernel_text(path: Path) -> str:
+    """What a file of the kernel's says; empty where there is none."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def _syscall(number: int, *arguments: int | None) -> int:
@@ -1203,10 +1205,7 @@ def pids() -> list[int]:
 
 def catches(pid: int, number: signal.Signals) -> bool:
     """Whether a process handles a signal, which would else end it."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
+    status = kernel_text(Path(f"/proc/{pid}/status"))
     found = re.search(r"(?m)^SigCgt:\s*([0-9a-f]+)$", status)
     return found is not None and bool(int(found[1], 16) >> (number - 1) & 1)
 
@@ -1216,12 +1215,8 @@ STOPPED = ("T", "t")  # states of a process that runs again when it is continued
 
 def _stat_of(pid: int) -> tuple[str, list[str]]:
     """The name of a process, and what follows it in /proc/pid/stat; empty if it is not there."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return "", []
     # "17 (name) S ...": the name may have spaces and parentheses of its own.
-    name, _, rest = stat.partition("(")[2].rpartition(")")
+    name, _, rest = kernel_text(Path(f"/proc/{pid}/stat")).partition("(")[2].rpartition(")")
     return name, rest.split()
 
 
@@ -1684,10 +1679,9 @@ def lock_holder(path: Path) -> int | None:
     """The pid of the process that has locked a file, by the kernel's list; None where none has."""
     try:
         wanted = os.lstat(path)
-        listed = Path("/proc/locks").read_text(encoding="utf-8")
     except OSError:
         return None
-    for line in listed.splitlines():
+    for line in kernel_text(Path("/proc/locks")).splitlines():
         words = line.split()  # 1: FLOCK ADVISORY WRITE 4711 fe:01:1234 0 EOF
         if words[1:4] != ["FLOCK", "ADVISORY", "WRITE"]:  # READ: somebody looks, see `flock_held`
             continue
@@ -7979,29 +7973,21 @@ def free_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup
 
     Of cgroups, version 2 (the kernel's admin-guide/cgroup-v2.rst, "Memory Interface Files").
     """
-    listed = _text_at(proc / "meminfo")
+    listed = kernel_text(proc / "meminfo")
     found = re.search(r"^MemAvailable: *([0-9]+) kB", listed, re.MULTILINE)
     free = [int(found[1]) << 10] if found else []
-    own = re.search(r"^0::/(.*)$", _text_at(proc / "self/cgroup"), re.MULTILINE)
+    own = re.search(r"^0::/(.*)$", kernel_text(proc / "self/cgroup"), re.MULTILINE)
     folder = cgroups / own[1] if own else cgroups
     while folder != cgroups.parent:
-        limit = _text_at(folder / "memory.max").strip()  # "max": none
-        used = _text_at(folder / "memory.current").strip()
-        counts = _text_at(folder / "memory.stat")
+        limit = kernel_text(folder / "memory.max").strip()  # "max": none
+        used = kernel_text(folder / "memory.current").strip()
+        counts = kernel_text(folder / "memory.stat")
         if limit.isdigit() and used.isdigit():
             cached = re.search(r"^inactive_file ([0-9]+)$", counts, re.MULTILINE)
             given_back = int(cached[1]) if cached else 0
             free.append(int(limit) - int(used) + given_back)
         folder = folder.parent
     return max(0, min(free)) >> 20 if free else None
-
-
-def _text_at(path: Path) -> str:
-    """A file of the kernel's; empty where there is none."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError:
-        return ""
 
 
 def _spawn_qemu(host: Host, state: State, accel: str) -> None:
@@ -8177,17 +8163,17 @@ def standing_still(host: Host, state: State, vm: Vm) -> Iterator[Qmp]:
 
 
 # Seconds. QEMU writes out all that its disks have kept back before it answers.
-_SLOW = 60.0
+_FLUSH_TIMEOUT = 60.0
 
 
 def _stand_still(qmp: Qmp, name: str) -> bool:
     """Stop the guest's CPUs; returns whether they ran. Raises where no memory can be had of it."""
-    now = run_state(qmp.execute("query-status", timeout=_SLOW))
+    now = run_state(qmp.execute("query-status", timeout=_FLUSH_TIMEOUT))
     if now == "postmigrate":  # a suspend was cut off; QEMU writes a memory twice only so
-        qmp.execute("cont", timeout=_SLOW)
+        qmp.execute("cont", timeout=_FLUSH_TIMEOUT)
     elif now not in ("running", "paused"):
         raise YclusterError(f"{name}: its QEMU is {now}, so it can't be suspended")
-    qmp.execute("stop", timeout=_SLOW)
+    qmp.execute("stop", timeout=_FLUSH_TIMEOUT)
     return now != "paused"
 
 
@@ -8204,7 +8190,7 @@ def _undo_suspend(
         remove(state.files.memory_part)
         remove(state.files.memory)
         if runs_on:
-            qmp.execute("cont", timeout=_SLOW)
+            qmp.execute("cont", timeout=_FLUSH_TIMEOUT)
     except (OSError, YclusterError) as error:
         remedy = f"`ycluster resume --name {state.name}` lets it go on"
         host.output.warn(f"{state.name} may stand still, and {remedy}: {error}")
@@ -8212,11 +8198,11 @@ def _undo_suspend(
 
 def cancel_migration(host: Host, qmp: Qmp) -> None:
     """Have QEMU write no memory any more; it would stop the guest when it has."""
-    until = host.monotonic() + _SLOW
+    until = host.monotonic() + _FLUSH_TIMEOUT
     while _migration(qmp).get("status", "none") not in ("none", *_MIGRATION_ENDS):
         if host.monotonic() > until:
-            raise TimedOut(f"QEMU still writes its memory after {_SLOW:.0f} s")
-        qmp.execute("migrate_cancel", timeout=_SLOW)
+            raise TimedOut(f"QEMU still writes its memory after {_FLUSH_TIMEOUT:.0f} s")
+        qmp.execute("migrate_cancel", timeout=_FLUSH_TIMEOUT)
         host.sleep(0.02)
 
 
@@ -8290,7 +8276,7 @@ def _migrate(host: Host, qmp: Qmp, state: State) -> None:
 
 def _migration(qmp: Qmp) -> dict[str, Any]:
     """How far QEMU is with its migration. Raises QmpError where the answer is none."""
-    found = qmp.execute("query-migrate", timeout=_SLOW)
+    found = qmp.execute("query-migrate", timeout=_FLUSH_TIMEOUT)
     if not isinstance(found, dict):
         raise QmpError("query-migrate: an answer without a state")
     return found
@@ -8356,7 +8342,7 @@ def _load(host: Host, qmp: Qmp, state: State) -> None:
     try:
         qmp.execute("migrate-incoming", {"uri": f"fd:{_PIPE}"}, timeout=60.0)
         while True:
-            now = run_state(qmp.execute("query-status", timeout=_SLOW))
+            now = run_state(qmp.execute("query-status", timeout=_FLUSH_TIMEOUT))
             if now != "inmigrate":
                 break
             if host.monotonic() > until:
@@ -8377,7 +8363,7 @@ def stands_still(host: Host, files: Files) -> bool:
     """
     if not files.qmp.exists():
         return False  # the sibling's
-    now = run_state(ask_qemu(host, files, "query-status", timeout=_SLOW))
+    now = run_state(ask_qemu(host, files, "query-status", timeout=_FLUSH_TIMEOUT))
     with find_vm(host, files) as vm:
         reads = vm is not None and "-incoming" in command_line(vm.pid)
     return now in ("postmigrate", "inmigrate") or (now == "paused" and reads)
@@ -9742,7 +9728,7 @@ def digest_fault(host: Host, path: Path, wanted: str) -> str:
 
 
 @contextlib.contextmanager
-def replacing(host: Host, path: Path, fault: str) -> Iterator[None]:
+def fetching_anew(host: Host, path: Path, fault: str) -> Iterator[None]:
     """Fetch another file in the block, in the place of one with a fault.
 
     The user learns of that, and of both where no other can be had. Without a fault, only do it.
@@ -9839,7 +9825,7 @@ def _fetch_k3s_file(
         if not fault and not anew:
             return False
     wanted = "" if name in (K3S_LISTING, K3S_INSTALL) else _k3s_digest(folder / K3S_LISTING, name)
-    with replacing(host, path, fault):
+    with fetching_anew(host, path, fault):
         download(host, url, part, K3S_HINT, wanted, K3S_LISTING)
     if not wanted:
         fault = _k3s_fault(host, part, folder, name)
@@ -10505,7 +10491,7 @@ def fetch_image(host: Host, config: QemuConfig, cache_dir: Path) -> Path:
         # Those of other images: the lock is ours, so nobody is using them.
         for leftover in {*images.glob(f".{'[0-9a-f]' * 16}.part")} - {part}:
             remove(leftover)
-        with replacing(host, known, fault):
+        with fetching_anew(host, known, fault):
             digest = download(
                 host,
                 config.image,
@@ -11270,8 +11256,7 @@ def _write_ova(host: Host, state: State, target: Path) -> None:
     folder = target.parent
     disk, envelope, manifest = (folder / f"{state.name}.{end}" for end in ("vmdk", "ovf", "mf"))
     write_disk(host, state.files.disk, "vmdk", disk, subformat=VMDK_SUBFORMATS[0])
-    argv = ["qemu-img", "info", "--output=json", "-f", "qcow2", str(state.files.disk)]
-    capacity = json.loads(host.run(argv, timeout=60).stdout)["virtual-size"]
+    capacity = disk_info(host, state.files.disk, "qcow2")["virtual-size"]
     size = disk.stat().st_size
     write_file(envelope, ovf(state, disk.name, size, capacity).encode())
     sums = [f"SHA256({file.name})= {digest_of(host, file)}\n" for file in (envelope, disk)]
@@ -12489,19 +12474,17 @@ def port_owner(host: Host, port: int) -> str:
     if found is None:
         return "another program has it" if answer is None else "a program of another user has it"
     program, pid = found.groups()
-    cluster = _guest_name(pid)
+    cluster = _guest_name(int(pid))
     owner = f"the cluster {cluster}" if cluster else program
     return f"{owner} has it (pid {pid})"
 
 
-def _guest_name(pid: int | str) -> str:
+def _guest_name(pid: int) -> str:
     """The name that a process gives its guest, as QEMU does; empty where there is none."""
-    try:
-        argv = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return ""
-    found = re.search(rb"\0(?:guest=)?([^\0,=]*)", argv.partition(b"\0-name")[2])
-    return os.fsdecode(found[1]) if found else ""
+    argv = command_line(pid)
+    after = argv[argv.index("-name") + 1 :] if "-name" in argv else []
+    found = re.match("(?:guest=)?([^,=]*)", after[0]) if after else None
+    return found[1] if found else ""
 
 
 def _listen_fault(address: str, port: int) -> int:
@@ -12519,28 +12502,46 @@ def _listen_fault(address: str, port: int) -> int:
 
 
 def _boot(host: Host, state: State) -> State:
-    """Start the VM with a fresh budget, in the order that makes it expire whatever happens.
-
-    If the guest does not start, the deadline is cleared.
-    """
+    """Start the VM from its disk, with a fresh budget."""
     warn_of_little_memory(host, state)
-    before = state
-    state = _held(host, anchored(with_choice(host, state), host.clock()))
+    fresh = anchored(with_choice(host, state), host.clock())
+    return _run_with_deadline(host, state, fresh, _run_from_disk)
+
+
+def _run_from_disk(host: Host, state: State) -> State:
+    # What QEMU chose (accelerator, machine, ports) is what later commands go by.
+    return save_state(launch(host, state))
+
+
+def _run_with_deadline(
+    host: Host, before: State, fresh: State, run_guest: Callable[[Host, State], State]
+) -> State:
+    """Start the VM by `run_guest`, in the order that makes it expire whatever happens.
+
+    `fresh` has the deadline. If the guest does not start, it is cleared: all is as `before`.
+    """
     try:
         # The deadline is on disk: whatever kills us from here on, the next command knows of it.
-        state = save_state(state)
+        state = save_state(_held(host, fresh))
         # Something enforces it: a timer is armed, and saved.
         state = arm_timers(host, state)
         # Only now may the guest run.
-        state = launch(host, state)
-        # What QEMU chose (accelerator, machine, ports) is what later commands go by.
-        state = save_state(state)
+        state = run_guest(host, state)
     except BaseException:
-        if not running(host, state.files):
-            swap_timers(host, stopped(_not_started(before, load_state(before.files))), ())
+        if not running(host, before.files):
+            saved = load_state(before.files)
+            if saved.files.memory.exists():
+                saved = _stamped(saved)
+            swap_timers(host, stopped(_not_started(before, saved)), ())
         raise
-    expires_at = _encode_time(state.expires_at)
-    log_event(host, state, "started", expiresAt=expires_at, accel=state.ran_with, restored=False)
+    log_event(
+        host,
+        state,
+        "started",
+        expiresAt=_encode_time(state.expires_at),
+        accel=state.ran_with,
+        restored=before.suspended is not None,
+    )
     return state
 
 
@@ -12889,7 +12890,7 @@ def _suspend(host: Host, state: State, vm: Vm) -> State:
                 qmp.execute("quit")
         _end_still(host, state)
     log_event(host, state, "suspended", bytes=files.memory.stat().st_size)
-    return _stamped(host, state)
+    return _stamped(state)
 
 
 def _end_still(host: Host, state: State) -> None:
@@ -12907,7 +12908,7 @@ def _end_still(host: Host, state: State) -> None:
     remove(files.qmp)
 
 
-def _stamped(host: Host, state: State) -> State:
+def _stamped(state: State) -> State:
     """The state, saved, with its disks as they are now that a QEMU which ran nothing has ended."""
     if state.suspended is None:
         return state
@@ -12934,7 +12935,7 @@ def _settled(host: Host, state: State) -> State:
         text = "its suspend was interrupted, or a start from it; it is suspended"
         host.output.say(f"{state.name}: {text}")
         _end_still(host, state)
-        return _stamped(host, state)
+        return _stamped(state)
     host.output.warn(f"{state.name} runs; its memory file is out of date, and is removed")
     _remove_memory(files, whole=True)
     return save_state(replace(state, suspended=None))
@@ -12971,7 +12972,7 @@ def _discarded(host: Host, state: State) -> State:
 
 
 def _go_on(host: Host, state: State) -> State:
-    """Let a suspended guest go on, with a fresh budget, in the order that `_boot` keeps.
+    """Let a suspended guest go on, with a fresh budget.
 
     Where its memory can't be loaded it stays suspended, and nothing is booted in its place.
     """
@@ -12983,29 +12984,17 @@ def _go_on(host: Host, state: State) -> State:
         raise _not_loaded(state, fault)
     kept = {name: getattr(state, name) for name in ("ran_with", "prepared")}
     fresh = replace(anchored(with_choice(host, state), host.clock()), **kept)
-    fresh = _held(host, fresh)
-    try:
-        fresh = arm_timers(host, save_state(fresh))
-        fresh = save_state(_launched(host, fresh))
-        fresh = _run_on(host, fresh)
-    except BaseException:
-        if not running(host, state.files):
-            saved = load_state(state.files)
-            if state.files.memory.exists():
-                saved = _stamped(host, saved)
-            swap_timers(host, stopped(_not_started(state, saved)), ())
-        raise
-    expires_at = _encode_time(fresh.expires_at)
-    log_event(host, fresh, "started", expiresAt=expires_at, accel=fresh.ran_with, restored=True)
+    fresh = _run_with_deadline(host, state, fresh, _run_from_memory)
     host.output.say(f"{state.name} goes on where it was suspended")
     return fresh
 
 
-def _launched(host: Host, state: State) -> State:
+def _run_from_memory(host: Host, state: State) -> State:
     try:
-        return launch_from_memory(host, state)
+        state = launch_from_memory(host, state)
     except YclusterError as error:
         raise _not_loaded(state, str(error)) from error
+    return _run_on(host, save_state(state))
 
 
 def _run_on(host: Host, state: State) -> State:
@@ -15514,12 +15503,10 @@ def _used_by_disks(survey: Survey, places: Sequence[Path]) -> set[tuple[int, int
 
 def _named_by(state: State) -> Iterator[Path]:
     """What a state names that is not its cluster's own: a data disk, a file of this host's."""
-    from urllib.parse import unquote, urlsplit
-
     if state.data_disk:
         yield Path(state.data_disk)
     if state.image.startswith("file:"):
-        yield Path(unquote(urlsplit(state.image).path))
+        yield path_of_url(state.image)
 
 
 def _unused_releases(host: Host, survey: Survey, age: int) -> Iterator[Prunable]:

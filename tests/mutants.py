@@ -1105,13 +1105,13 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a guest that was paused stays so after a suspend that failed",
-        '        if runs_on:\n            qmp.execute("cont", timeout=_SLOW)',
-        '        qmp.execute("cont", timeout=_SLOW)',
+        '        if runs_on:\n            qmp.execute("cont", timeout=_FLUSH_TIMEOUT)',
+        '        qmp.execute("cont", timeout=_FLUSH_TIMEOUT)',
         "test_suspend.py::test_a_suspend_that_fails_ends_its_migration_before_the_guest_goes_on",
     ),
     (
         "QEMU lets go of a memory that it has written before it writes another",
-        'qmp.execute("cont", timeout=_SLOW)\n    elif now',
+        'qmp.execute("cont", timeout=_FLUSH_TIMEOUT)\n    elif now',
         "pass\n    elif now",
         "test_suspend.py::test_a_suspend_that_fails_ends_its_migration_before_the_guest_goes_on",
     ),
@@ -1716,14 +1716,14 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "the timer stands before the guest runs",
         "state = arm_timers(host, state)\n"
         "        # Only now may the guest run.\n"
-        "        state = launch(host, state)",
-        "state = launch(host, state)\n        state = arm_timers(host, state)",
+        "        state = run_guest(host, state)",
+        "state = run_guest(host, state)\n        state = arm_timers(host, state)",
         "test_faults.py::test_a_provision_that_fails_leaves_nothing_or_a_vm_with_its_disk_and_its_"
         "guard",
     ),
     (
         "a guest that did not come to run leaves no deadline",
-        "swap_timers(host, stopped(_not_started(before, load_state(before.files))), ())\n        raise",
+        "swap_timers(host, stopped(_not_started(before, saved)), ())\n        raise",
         "pass\n        raise",
         "test_histories.py::test_histories_that_must_be_among_them",
     ),
@@ -3087,8 +3087,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a cluster is held before its guest runs",
-        "    state = _held(host, anchored(with_choice(host, state), host.clock()))",
-        "    state = anchored(with_choice(host, state), host.clock())",
+        "save_state(_held(host, fresh))",
+        "save_state(fresh)",
         "test_hold.py::test_run_leaves_a_cluster_as_it_found_it",
     ),
     (
