@@ -6271,16 +6271,10 @@ def moved(state: State, how_far: HowFar, clock: Clock) -> State:
     Raises YclusterError if no deadline is set, or past lifetime.maxTotal; UsageError if the new
     deadline is absurd.
     """
-    if state.suspended and state.expires_at is None:
-        hint = f"`ycluster start --name {state.name}` goes on where it was, with a fresh budget"
-        raise YclusterError(f"{state.name} is suspended, and has no deadline", hint=hint)
-    if state.expires_at is None and state.idle is not None and not how_far.exact:
-        return used_by_hand(state, clock.now)
     if state.expires_at is None:
-        why = f"{state.name}: no deadline is set, so there is none to move{last_expiry(state)}"
-        hint = "`ycluster start` gives a fresh budget; `ycluster lifetime arm -c DIR` applies the "
-        hint += "lifetime.maxRun of its config"
-        raise YclusterError(why, hint=hint)
+        if state.idle is None or state.suspended or how_far.exact:
+            raise _no_deadline(state)
+        return used_by_hand(state, clock.now)
     expires_at = how_far.deadline(state.expires_at, clock.now)
     if how_far.exact and expires_at <= clock.now:
         hint = f"`ycluster stop --name {state.name}` stops it now"
@@ -6293,6 +6287,18 @@ def moved(state: State, how_far: HowFar, clock: Clock) -> State:
     if how_far.exact and state.disarmed:
         state = replace(state, timers=())
     return warned_by_hand(used_by_hand(state, clock.now), clock.now)
+
+
+def _no_deadline(state: State) -> YclusterError:
+    """The error where there is no deadline to move, with what gives the cluster one."""
+    wakes = "resume" if state.reaped and state.reaped.action == "pause" else "start"
+    if state.suspended:
+        hint = f"`ycluster start --name {state.name}` goes on where it was, with a fresh budget"
+        return YclusterError(f"{state.name} is suspended, and has no deadline", hint=hint)
+    why = f"{state.name}: no deadline is set, so there is none to move{last_expiry(state)}"
+    hint = f"`ycluster {wakes}` gives a fresh budget; `ycluster lifetime arm -c DIR` applies the "
+    hint += "lifetime.maxRun of its config"
+    return YclusterError(why, hint=hint)
 
 
 def _check_cap(state: State, expires_at: int, clock: Clock) -> None:
@@ -6314,12 +6320,12 @@ def tried_again(state: State, end: End, again: int) -> State:
     return replace(state, retry_at=again)
 
 
-def retry_delay(late: float) -> float:
+def retry_delay(late: float, least: float = 60.0) -> float:
     """Seconds until an action that failed, or was killed, is tried again.
 
-    Half of its lateness, from 1 to 15 minutes.
+    Half of its lateness, from `least` to 15 minutes.
     """
-    return min(max(late / 2, 60.0), 900.0)
+    return min(max(late / 2, least), 900.0)
 
 
 # === 10 timers ====================================================================================
@@ -6577,6 +6583,7 @@ class SystemdTimer(Timer):
         unit = unit_name(files, moment, os.urandom(2).hex())
         host.run(self._argv(host, files, unit, moment, command), timeout=30)
         if not self._has_a_time(host, unit):
+            self._stop(host, unit)
             raise YclusterError(f"systemd took {unit}.timer and has no time for it to fire")
         return unit
 
@@ -6623,8 +6630,12 @@ class SystemdTimer(Timer):
         files: Files,
         timer: ArmedTimer,
     ) -> None:
-        """Stop the unit; that it may be missing (exit 5) does not matter."""
-        host.run(["systemctl", "--user", "stop", f"{timer.id}.timer"], timeout=30, check=False)
+        """Stop the unit."""
+        self._stop(host, timer.id)
+
+    def _stop(self, host: Host, unit: str) -> None:
+        # That it may be missing (exit 5) does not matter.
+        host.run(["systemctl", "--user", "stop", f"{unit}.timer"], timeout=30, check=False)
 
     def jobs(self, host: Host) -> list[str]:
         """The user's timer units with a name of ours."""
@@ -12588,7 +12599,31 @@ def _finish_boot(
             hint = f"`ycluster stop --name {state.name}` ends it now"
             host.output.say(f"{state.name} keeps booting; {hint}")
         raise
+    except YclusterError as error:
+        reaped = _reaped_since(state)
+        if reaped is None:
+            raise
+        why = _expired_early(state, reaped, "while it started")
+        raise YclusterError(
+            why, hint="--max-run, or lifetime in the config, gives it more"
+        ) from error
     host.output.say(f"{state.name} is ready: ycluster ssh --name {state.name}")
+
+
+def _reaped_since(state: State) -> Reaped | None:
+    """The expiry that has ended this run since; None where none has, or nothing is left to ask."""
+    try:
+        now = load_state(state.files)
+    except StateError:
+        return None
+    return now.reaped if now.started_at == state.started_at else None
+
+
+def _expired_early(state: State, reaped: Reaped, when: str) -> str:
+    """That an expiry has ended a run under what went on in it, in words."""
+    done = ACTIONS[reaped.action].done
+    why = f"its maxIdle, {state.max_idle}" if reaped.cause == UNUSED else f"its {state.max_run}"
+    return f"{state.name} was {done} at {local_time(reaped.at)}, by {why}, {when}"
 
 
 def say_deadline(host: Host, state: State) -> None:
@@ -14259,6 +14294,8 @@ def hold(
         now = status_of(host, state)
         if now in (*OFF, "unseen"):  # of which a process here could hold nothing
             raise wrong_state(state, now)
+        if now == "paused" and state.reaped:  # by its expiry: it has no deadline to hold back
+            raise wrong_state(state, now)
         state = _with_timers(host, state)
     _tell_hold(host, state)
     host.become(words)
@@ -14435,6 +14472,10 @@ def _bring_up(
     elif before == "paused":
         resume(host, which, run_budget=run_budget)
     else:
+        if run_budget and before not in OFF:  # somebody else may be at work in it
+            name = find_cluster(host, which).name
+            host.output.say(f"{name} runs already, and keeps its deadline: no --max-run for it")
+            run_budget = ""
         start(host, which, run_budget=run_budget)
     state = current(host, find_cluster(host, which))
     if before not in ("absent", "imported", *OFF):  # it may be booting for somebody else
@@ -14468,7 +14509,10 @@ def _undo(host: Host, files: Files, brought: str) -> tuple[str, str]:
         if not has_state(files):
             return "", ""
         with cluster_lock(host, files):
-            return _undo_run(host, load_state(files), brought), ""
+            state = load_state(files)
+            if state.reaped is not None and brought == _run_of(state):
+                host.output.warn(_expired_early(state, state.reaped, "while the command ran"))
+            return _undo_run(host, state, brought), ""
     except (YclusterError, OSError) as error:
         trouble = f"the clean-up failed: {error}"
         host.output.warn(f"{files.name}: {trouble}")
@@ -14484,7 +14528,8 @@ def _undo_run(host: Host, state: State, brought: str) -> str:
     if undo in ("", "leave"):
         return ""
     if not mine and brought != _run_of(state):
-        host.output.warn(f"{state.name} is left as it is: it is not what this run has brought up")
+        why = "it is not what this run has brought up" if brought else "it did not come up"
+        host.output.warn(f"{state.name} is left as it is: {why}")
         return ""
     if others:
         host.output.warn(f"{state.name} is left running: held by {hold_words(others)}")
@@ -14606,6 +14651,7 @@ class Watcher:
         self.trouble = ""  # what was said last, so that it is not said again at each look
         self.asked = False  # whether a VM whose state can't be read is to be stopped now
         self.slept = self.host.clock().slept
+        self.failed = (0.0, 0.0)  # the end that could not be carried out; when to try that again
 
     def run(self, fd: int | None = None) -> None:
         """Wait until there is nothing left to wait for; then release the watch lock, `fd`."""
@@ -14708,11 +14754,27 @@ class Watcher:
             self.known = load_state(self.files)
         except StateError as error:
             self._say_once(error)
+            if self.readable:  # until now
+                self.known = self._last_written()
             return False
         self.trouble = ""
         if not self.readable:  # it is back from where it was
             remember_again(self.host, self.files.cache_dir)
         return True
+
+    def _last_written(self) -> State:
+        """The state of this run as it was written last: its deadline may have moved since a look.
+
+        It is in the copy of a state file that is damaged, and in the folder that the files were
+        moved to.
+        """
+        files = self.files if self.vm is None else where_now(self.vm.pid, self.files)
+        for path in (files.sidecar, files.copy):
+            with contextlib.suppress(StateError):  # it is lost, too
+                state = decode_state(_text_of(path), files.sidecar)
+                if state.started_at == self.known.started_at:
+                    return replace(state, cache_dir=self.known.cache_dir)
+        return self.known
 
     def _hold(self) -> None:
         """Hold the VM, if it runs, with or without its files, and keep what a login takes."""
@@ -14729,12 +14791,19 @@ class Watcher:
         asked, self.asked = self.asked, False
         if not self.readable:
             return self._act_without_files(state, asked=asked)
-        wake = wake_time(state)
+        wake, end = wake_time(state), end_time(state)
         if self._stands_by(state):
-            wake = end_time(state) + WATCH_GRACE
+            wake = end + WATCH_GRACE
+        failed, again = self.failed
+        wake = max(wake, again) if end == failed else wake
         if wake > self.host.now():
             return wake
-        reap_in_time(self.host, self.files, by=self.by, patience=LOCK_BOUND)
+        try:
+            reap_in_time(self.host, self.files, by=self.by, patience=LOCK_BOUND)
+        except Exception:  # The state, which has the time of the next try, may not be saved.
+            now = self.host.now()
+            self.failed = (end, now + retry_delay(now - end, WATCH_INTERVAL))
+            raise
         return self.host.now() + 1  # soon, as there may be nothing left to wait for
 
     def _act_without_files(self, state: State, *, asked: bool) -> float:
@@ -16637,8 +16706,10 @@ def _take_name(args: dict[str, Any]) -> None:
     if words[0] != "--":
         args[BY_NAME.dest] = _placed(words.pop(0))
     if words and words[0] != "--":
+        is_option = words[0].startswith("-")
+        rule = "options stand before the name" if is_option else "a command stands after `--`"
         raise UsageError(
-            f"{words[0]}: a command stands after `--`",
+            f"{words[0]}: {rule}",
             hint=f"example: {declared(args['path']).example}",
         )
     args["command"] = words

@@ -847,6 +847,36 @@ def test_a_budget_for_the_run_is_that_of_this_run(runs: Runs) -> None:
     assert hold.until and hold.until - hold.since in (3000, 3001)
 
 
+def test_a_run_never_shortens_the_life_of_a_cluster_that_ran_before(runs: Runs) -> None:
+    """Somebody else may be at work in it."""
+    runs.is_brought_to("running")
+    before = runs.state
+    ran = runs("--max-run", "50s", "--", "true")
+    assert ran.code == 0 and "keeps its deadline" in ran.err
+    [(_, during)] = runs.during
+    for state in (during, runs.state):
+        assert (state.expires_at, state.max_run) == (before.expires_at, before.max_run)
+
+
+def test_an_expiry_under_the_command_of_a_run_is_told_at_its_end(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds for as long as its budget, and no longer."""
+    runs.is_brought_to("stopped")
+    attend = Host.attend
+
+    def expires(host: Host, argv: Any, extra: Any) -> int:
+        status = attend(host, argv, extra)
+        ycluster.save_state(replace(runs.state, expires_at=1, holds=()))
+        runs.cli("lifetime", "reap", "--name", "demo")
+        return status
+
+    monkeypatch.setattr(Host, "attend", expires)
+    ran = runs("--max-run", "50m", "--", "true")
+    assert ran.code == 0 and runs.now == "stopped"
+    assert "demo was stopped" in ran.err and "while the command ran" in ran.err
+
+
 @pytest.mark.parametrize("then", ["leave", None])
 def test_each_job_can_have_a_cluster_of_its_own_by_one_config(runs: Runs, then: str | None) -> None:
     """The name goes into its files and its context, and the config's own cluster is not touched."""
@@ -861,6 +891,36 @@ def test_each_job_can_have_a_cluster_of_its_own_by_one_config(runs: Runs, then: 
         assert (vm, state.name, state.context) == ("running", "job-7", "job-7")
     assert runs.files.sidecar.exists() is (then == "leave")
     assert ycluster.load_state(Files(runs.files.cache_dir, "demo")) == before
+
+
+def test_what_its_expiry_has_paused_is_not_held_and_its_way_out_is_a_resume(runs: Runs) -> None:
+    """A hold gave it a new deadline, and nobody was told; `start` can't wake it."""
+    runs.edit("{maxRun: 8h, onExpiry: pause}")
+    runs.is_brought_to("running")
+    ycluster.save_state(replace(runs.state, expires_at=1))
+    assert runs.cli("lifetime", "reap", "--name", "demo").code == 0 and runs.now == "paused"
+    before = runs.state
+    for argv in (("hold", "demo", "--", "true"), ("extend", "1h", "--name", "demo")):
+        refused = runs.cli("lifetime", *argv)
+        assert refused.code and "ycluster resume" in refused.err, refused.err
+        assert "ycluster start" not in refused.err and runs.state == before
+
+
+def test_a_start_that_its_own_budget_ends_says_so(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And blames no guest."""
+    runs.is_brought_to("stopped")
+
+    def expires(host: Host, state: State, **_: Any) -> None:
+        ycluster.save_state(replace(runs.state, expires_at=1))
+        runs.cli("lifetime", "reap", "--name", "demo")
+        raise ycluster.YclusterError("QEMU ended while booting")
+
+    monkeypatch.setattr(ycluster, "wait_ready", expires)
+    failed = runs.cli("start", "demo", "--max-run", "2s")
+    assert failed.code == 1 and "QEMU ended" not in failed.err
+    assert "by its 2s, while it started" in failed.err and "--max-run" in failed.err
 
 
 def test_a_provision_under_another_name_shows_that_cluster(runs: Runs) -> None:

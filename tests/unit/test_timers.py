@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -22,6 +23,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from unit_support import (
+    GIVES_WAY,
     NOW,
     PROGRAM,
     Cli,
@@ -1252,6 +1254,55 @@ def test_a_watcher_that_is_asked_stops_a_vm_whose_files_are_lost_before_its_dead
     assert vm.wait(10) == 0 and host.now() < ends
 
 
+@pytest.mark.parametrize("lost", ["damaged", "moved"])
+def test_a_watcher_knows_the_deadline_that_was_written_last(
+    host: Clocked, cache: Path, processes: Processes, lost: str
+) -> None:
+    """It may have been set, and the file be lost, between two of its looks."""
+    files, ends = Files(cache, "demo"), int(NOW) + 7200
+    state = made(cache, expires_at=ends, timers=(ArmedTimer("watcher", "watch", ends),))
+    vm = stand_in(processes, files, f"lock = open({str(files.vm_lock)!r}, 'w')\n{GIVES_WAY}")
+    assert poll(files.vm_lock.exists)
+    watcher = ycluster.Watcher(host, files, "watcher")
+    assert watcher._is_needed() and watcher._act() == ends
+    ycluster.save_state(replace(state, expires_at=ends - 3600))
+    if lost == "damaged":
+        files.sidecar.write_text('{"garb')
+    else:
+        cache.rename(cache.with_name("moved"))
+    assert watcher._is_needed() and watcher._act() == ends - 3600 and vm.poll() is None
+
+
+def test_a_watcher_whose_reap_fails_tries_again_ever_later(
+    host: Clocked, cache: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk nothing is saved, not even when to try again: each try is a line of the log."""
+    files, ends = Files(cache, "demo"), int(NOW) + 100
+    state = made(cache, expires_at=ends, timers=(ArmedTimer("watcher", "watch", ends),))
+    vm = stand_in(processes, files)
+    tries = []
+
+    def fails(*_: Any, **__: Any) -> None:
+        tries.append(host.now())
+        if tries[-1] > NOW + 7200:
+            vm.kill()
+            vm.wait()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ycluster, "reap_in_time", fails)
+    watcher = ycluster.Watcher(host, files, "watcher")
+    monkeypatch.setattr(
+        watcher, "_has_ended", lambda fd: not watcher._is_needed() or vm.poll() is not None
+    )
+    watcher.run()
+    assert 8 <= len(tries) <= 30
+    assert watcher.failed[0] == ends
+    ycluster.save_state(replace(state, expires_at=ends + 1))  # another end waits for nothing
+    watcher._look()
+    with pytest.raises(OSError, match="No space"):
+        watcher._act()
+
+
 def test_an_unreadable_sidecar_is_said_once_and_not_at_every_look(
     host: Clocked, cache: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1504,8 +1555,10 @@ def test_a_systemd_timer_without_a_time_is_not_armed(home: Path, cache: Path, sa
 
     class Answers(Clocked):
         def run(self, argv, **options):  # type: ignore[no-untyped-def]
+            ran.append(argv)
             return subprocess.CompletedProcess(tuple(argv), 0, said, "")
 
+    ran: list[Any] = []
     files = Files(cache, "demo")
     files.program.touch()
     ident = unit_name(files, DEADLINE, "ab12")
@@ -1513,6 +1566,8 @@ def test_a_systemd_timer_without_a_time_is_not_armed(home: Path, cache: Path, sa
     assert not ycluster.SystemdTimer().armed(Answers(home), files, timer)
     with refused(ycluster.YclusterError, "no time"):
         ycluster.SystemdTimer().arm(Answers(home), files, DEADLINE)
+    [unit] = [word for word in ran[-3] if word.startswith("--unit=")]
+    assert ran[-1] == ["systemctl", "--user", "stop", f"{unit.partition('=')[2]}.timer"]
 
 
 def test_a_unit_of_the_place_that_the_files_were_moved_from_is_not_armed(
