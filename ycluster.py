@@ -16706,10 +16706,8 @@ def _take_name(args: dict[str, Any]) -> None:
     if words[0] != "--":
         args[BY_NAME.dest] = _placed(words.pop(0))
     if words and words[0] != "--":
-        is_option = words[0].startswith("-")
-        rule = "options stand before the name" if is_option else "a command stands after `--`"
         raise UsageError(
-            f"{words[0]}: {rule}",
+            f"{words[0]}: a command stands after `--`, and an option before the name",
             hint=f"example: {declared(args['path']).example}",
         )
     args["command"] = words

@@ -504,7 +504,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "a pipe in the place of a sidecar is refused",
         "_refuse_foreign(path, os.lstat(path))  # first",
         "pass  # first",
-        "test_state.py::test_a_pipe_in_the_place_of_a_sidecar_is_refused_and_not_read",
+        "test_state.py::test_what_is_no_file_in_the_place_of_a_sidecar_is_never_opened",
     ),
     (
         "a teardown that keeps the disk keeps it",
@@ -548,7 +548,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):\n"
         "        return False",
         "return True\n    except Exception:\n        return True",
-        "test_own_files.py::test_what_no_state_file_claims_is_in_the_way_and_stays_as_it_is",
+        "test_faults.py::test_a_vm_whose_sidecar_is_gone_is_stopped_by_a_teardown_and_its_disk_stays",
     ),
     (
         "a state file's words are no options",
@@ -1709,8 +1709,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "a teardown without a state file leaves the disk",
         "keep_disk=keep_disk or not known)",
         "keep_disk=keep_disk)",
-        "test_faults.py::test_a_vm_whose_sidecar_is_gone_is_stopped_by_a_teardown_and_its_disk_"
-        "stays",
+        "test_faults.py::test_a_teardown_by_the_copy_of_a_state_alone_leaves_the_disk",
     ),
     (
         "the timer stands before the guest runs",
@@ -2518,7 +2517,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "an export that fails leaves nothing",
         "finally:\n            remove_folder(part)\n    except",
         "finally:\n            pass\n    except",
-        "test_appliance.py::test_an_export_that_fails_leaves_nothing_and_an_empty_folder_is_taken",
+        "test_appliance.py::test_a_program_that_fails_half_way_leaves_nothing_and_its_words",
     ),
     (
         "an import is held to its checksums",

@@ -560,6 +560,23 @@ def test_a_pipe_in_the_place_of_a_sidecar_is_refused_and_not_read(cache: Path) -
         load_state(files)
 
 
+def test_what_is_no_file_in_the_place_of_a_sidecar_is_never_opened(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To open a device may have effects; and a FIFO's writer goes on once it has a reader."""
+    files, opened, open_fd = Files(cache, "demo"), [], os.open
+    os.mkfifo(files.sidecar)
+
+    def noted(path: Any, *args: Any, **options: Any) -> int:
+        opened.append(Path(path))
+        return open_fd(path, *args, **options)
+
+    monkeypatch.setattr(os, "open", noted)
+    with pytest.raises(StateError):
+        load_state(files)
+    assert files.sidecar not in opened
+
+
 def test_a_cluster_that_does_not_exist_is_an_error(cache: Path) -> None:
     with refused(StateError, "demo", cache):
         load_state(Files(cache, "demo"))
