@@ -4659,6 +4659,8 @@ class Files(Record):
 
     def remove(self, path: Path) -> bool:
         """Remove one of these; False if there was none, or a folder of the user's is there."""
+        if path == self.incoming and not self.is_our_import():
+            return False
         is_folder = path in (self.seed, self.incoming, self.certificates)
         return remove_folder(path) if is_folder else remove(path)
 
@@ -12231,6 +12233,7 @@ def _provision_anew(host: Host, config: QemuConfig, files: Files, run_budget: st
     if state.data_disk:
         with blamed_on(config, "dataDisk"):
             _refuse_data_disk(state.data_disk, [files, *(other.files for other in others)])
+    _refuse_data_disks_of(others, files)
     imported = _disk_there(host, files)
     _check_ports(host, state)
     if state.data_disk:
@@ -12376,7 +12379,10 @@ def _refuse_disk(host: Host, files: Files, disk: Path) -> None:
     """
     if disk == files.disk and _is_whole_disk(files):
         return
-    if _disk_there(host, files) == str(files.disk):
+    there = _disk_there(host, files)
+    # What it was made of may be gone, or have been this very file, before its folder was moved.
+    is_only_copy = there == str(files.disk) or not os.path.exists(there)
+    if there and is_only_copy and files.disk.exists():
         hint = "`ycluster provision -c DIR` boots it; move it away to import another"
         why = f"{files.disk} is there already, from an earlier cluster or import"
         raise YclusterError(why, hint=hint)
@@ -12436,10 +12442,29 @@ def _refuse_data_disk(data_disk: str, every: Sequence[Files]) -> None:
     """Raise where a data disk has a name that a cluster gives its own files, which it removes."""
     real = os.path.realpath(data_disk)
     for files in every:
-        for path in files.names():
-            if _is_within(real, path):
-                why = f"{data_disk}: {path.name} is a name of the cluster {files.name}'s own"
-                raise ConfigError(why, hint="a teardown would remove it; give it another name")
+        name = _own_name_at(real, files)
+        if name:
+            why = f"{data_disk}: {name} is a name of the cluster {files.name}'s own"
+            raise ConfigError(why, hint="a teardown would remove it; give it another name")
+
+
+def _refuse_data_disks_of(others: Iterable[State], files: Files) -> None:
+    """Raise where the data disk of another cluster lies at one of the names of this one."""
+    for other in others:
+        if not other.data_disk:
+            continue
+        if _own_name_at(os.path.realpath(other.data_disk), files):
+            why = f"{other.data_disk} is the data disk of the cluster {other.name}"
+            hint = f"a teardown of {files.name} would remove it; choose another name or cacheDir"
+            raise YclusterError(why, hint=hint)
+
+
+def _own_name_at(real: str, files: Files) -> str:
+    """The name of a cluster's own file that is at a path, or is a folder around it."""
+    for path in files.names():
+        if _is_within(real, path):
+            return path.name
+    return ""
 
 
 def _is_within(real: str, path: Path) -> bool:
@@ -13375,14 +13400,27 @@ def _check_export(
         raise wrong_state(state, "suspended", ", and its disk is not whole without its memory")
     _require_disk(state)
     check_backing(state, state.files.disk)
-    if os.path.lexists(bundle) and (not bundle.is_dir() or any(bundle.iterdir())):
-        hint = "nothing is ever overwritten; name a new one"
-        raise UsageError(f"{bundle} is not an empty folder", hint=hint)
+    _check_bundle(host, bundle)
     if state.prepared != "done":
         text = "is not prepared; its disk knows this network. `ycluster prepare-export` fixes it"
         host.output.warn(f"{state.name} {text}")
     if state.data_disk:
         host.output.warn(f"the data disk {state.data_disk} is not part of the bundle")
+
+
+def _check_bundle(host: Host, bundle: Path) -> None:
+    """Raise UsageError where no bundle can be put, or none would be safe."""
+    if os.path.lexists(bundle) and (not bundle.is_dir() or any(bundle.iterdir())):
+        hint = "nothing is ever overwritten; name a new one"
+        raise UsageError(f"{bundle} is not an empty folder", hint=hint)
+    if bundle.is_mount():
+        hint = f"name a new folder in it, such as {bundle / 'bundle'}"
+        raise UsageError(f"{bundle}: a file system is mounted there", hint=hint)
+    real = os.path.realpath(bundle)
+    for files in discover(host):
+        if _own_name_at(real, files):
+            why = f"{bundle} is a name of the cluster {files.name}'s own"
+            raise UsageError(why, hint="a teardown would remove it; name another one")
 
 
 def _fill_bundle(
@@ -13437,15 +13475,9 @@ def import_disk(host: Host, disk: Path, directory: Path) -> None:
     host.need({"qemu-img": "qemu-utils"})
     files = files_of(host, config)
     refuse_sudo(host, files.sidecar)
-    if disk.is_symlink():  # in the bundle of a stranger it could lead to any file of this host's
-        target = shlex.quote(str(disk.resolve()))
-        raise UsageError(f"{disk} is a link", hint=f"import what it leads to, if you mean {target}")
-    disk = disk.resolve()
-    if not disk.is_file():
-        hint = "the disk itself is wanted, not the folder of a bundle"
-        there = "not a regular file" if disk.exists() else "no such file"
-        raise UsageError(f"{disk}: {there}", hint=hint)
+    disk = _real_disk(disk)
     check_folder(files.cache_dir)
+    _refuse_data_disks_of([other for _, other in readable(host)], files)
     _refuse_disk(host, files, disk)
     _check_sums(host, disk)
     make_folder(files.cache_dir)
@@ -13459,10 +13491,23 @@ def import_disk(host: Host, disk: Path, directory: Path) -> None:
             save_state(replace(state_from_config(config, files.cache_dir), imported=str(disk)))
             made.replace(files.disk)
         finally:
-            remove_folder(files.incoming)
+            files.remove(files.incoming)
     remember_cache_dir(host, files.cache_dir)
     way_on = f"`ycluster provision -c {shlex.quote(str(directory))}` boots it"
     host.output.say(f"{files.name}: {disk} is imported; {way_on}")
+
+
+def _real_disk(disk: Path) -> Path:
+    """The path of a disk without links. UsageError where there is none, or it is a link itself."""
+    if disk.is_symlink():  # in the bundle of a stranger it could lead to any file of this host's
+        target = shlex.quote(str(disk.resolve()))
+        raise UsageError(f"{disk} is a link", hint=f"import what it leads to, if you mean {target}")
+    disk = disk.resolve()
+    if not disk.is_file():
+        hint = "the disk itself is wanted, not the folder of a bundle"
+        there = "not a regular file" if disk.exists() else "no such file"
+        raise UsageError(f"{disk}: {there}", hint=hint)
+    return disk
 
 
 def _check_sums(host: Host, disk: Path) -> None:
@@ -13488,7 +13533,10 @@ def _check_sums(host: Host, disk: Path) -> None:
 
 def _convert_import(host: Host, disk: Path, files: Files) -> Path:
     """A qcow2 of the disk, or of the one in a tar, in the folder for imports."""
-    remove_folder(files.incoming)
+    files.remove(files.incoming)
+    if os.path.lexists(files.incoming):
+        why = f"{files.incoming} is in the way: no import has made it"
+        raise YclusterError(why, hint="move it away")
     make_folder(files.incoming)
     write_file(files.incoming / IMPORT_MARK, b"")
     source, made = disk, files.incoming / files.disk.name

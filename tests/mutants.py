@@ -2514,6 +2514,30 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "test_appliance.py::test_a_bundle_never_overwrites_and_needs_a_stopped_cluster",
     ),
     (
+        "an import replaces no only copy",
+        "is_only_copy = there == str(files.disk) or not os.path.exists(there)",
+        "is_only_copy = there == str(files.disk)",
+        "test_appliance.py::test_an_import_replaces_no_disk_that_has_no_other_copy",
+    ),
+    (
+        "a data disk is no boot disk to import",
+        "    _refuse_data_disks_of([other for _, other in readable(host)], files)\n",
+        "",
+        "test_appliance.py::test_a_data_disk_of_one_cluster_is_no_boot_disk_of_another",
+    ),
+    (
+        "a user's folder is not that of imports",
+        "if path == self.incoming and not self.is_our_import():",
+        "if False:",
+        "test_appliance.py::test_a_folder_of_the_users_stays_where_an_import_has_its_own",
+    ),
+    (
+        "a bundle has no name of a cluster's own",
+        '        if _own_name_at(real, files):\n            why = f"{bundle}',
+        '        if False:\n            why = f"{bundle}',
+        "test_appliance.py::test_a_bundle_is_put_where_no_teardown_removes_it",
+    ),
+    (
         "an export that fails leaves nothing",
         "finally:\n            remove_folder(part)\n    except",
         "finally:\n            pass\n    except",
@@ -2548,8 +2572,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "an import replaces no disk that was kept",
-        "if _disk_there(host, files) == str(files.disk):",
-        "if _disk_there(host, files) and False:",
+        "if there and is_only_copy and files.disk.exists():",
+        "if False:",
         "test_hold.py::test_a_disk_that_was_kept_stays_whatever_fails",
     ),
     (

@@ -1464,6 +1464,78 @@ def test_an_import_that_was_killed_is_taken_up(
     ).imported == str(tmp_path / "d")
 
 
+@pytest.mark.parametrize("gone", ["its source", "the folder's name"])
+def test_an_import_replaces_no_disk_that_has_no_other_copy(
+    cli: Cli, cache: Path, config: Path, tmp_path: Path, gone: str
+) -> None:
+    """Its source was removed; or it was taken as it was, and the cacheDir was moved since."""
+    other = qcow2(tmp_path / "other", "64M", "write -P 8 0 64k")
+    if gone == "its source":
+        source = qcow2(tmp_path / "only", "64M", "write -P 9 0 64k")
+    else:
+        source = qcow2(cache / "demo.qcow2", "64M", "write -P 9 0 64k")
+    assert cli("import", source, "-c", config).code == 0
+    if gone == "its source":
+        source.unlink()
+    else:
+        moved = cache.rename(tmp_path / "moved")
+        text = (config / "y-cluster-provision.yaml").read_text()
+        (config / "y-cluster-provision.yaml").write_text(f"{text}cacheDir: {moved}\n")
+        cache = moved
+    before = (cache / "demo.qcow2").read_bytes()
+    refused = cli("import", other, "-c", config)
+    assert refused.code == 1 and "is there already" in refused.err
+    assert (cache / "demo.qcow2").read_bytes() == before
+
+
+def test_a_data_disk_of_one_cluster_is_no_boot_disk_of_another(
+    cli: Cli, cache: Path, config: Path
+) -> None:
+    """Its teardown removed it."""
+    disk = qcow2(cache / "demo.qcow2", "64M", "write -P 9 0 64k")
+    made(cache, name="other", context="other", data_disk=str(disk))
+    for argv in (("import", disk, "-c", config), ("provision", "-c", config)):
+        refused = cli(*argv)
+        assert refused.code == 1 and "the data disk of the cluster other" in refused.err
+    assert not (cache / "demo.json").exists() and disk.exists()
+
+
+def test_a_folder_of_the_users_stays_where_an_import_has_its_own(
+    cli: Cli, cache: Path, config: Path, tmp_path: Path
+) -> None:
+    """Also beside a cluster that was imported, and at its teardown."""
+    source = qcow2(tmp_path / "d")
+    assert cli("import", source, "-c", config).code == 0
+    mine = cache / "demo.import" / "mine"
+    mine.parent.mkdir()
+    mine.write_text("precious")
+    refused = cli("import", source, "-c", config)
+    assert refused.code == 1 and "demo.import" in refused.err and mine.exists()
+    assert cli("teardown", "demo").code == 0
+    assert mine.read_text() == "precious" and sorted(os.listdir(cache)) == ["demo.import"]
+
+
+@pytest.mark.parametrize("name", ["demo.import", "demo-certificates", "demo-seed/bundle"])
+def test_a_bundle_is_put_where_no_teardown_removes_it(
+    cli: Cli, cache: Path, disk: Path, name: str
+) -> None:
+    refused = cli("export", cache / name, "--format", "raw")
+    assert refused.code == 2 and "the cluster demo's own" in refused.err
+    assert not (cache / name).exists()
+
+
+def test_a_bundle_is_not_put_onto_a_mount(
+    cli: Cli, disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be written beside it, and then can't be moved there."""
+    stick = tmp_path / "stick"
+    stick.mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == stick)
+    refused = cli("export", stick, "--format", "raw")
+    assert refused.code == 2 and missing(refused.err, "is mounted there", f"{stick}/bundle") == []
+    assert os.listdir(stick) == []
+
+
 @pytest.mark.parametrize("size, told", [("128M", 128 << 20), ("64M", 64 << 20), ("32M", 64 << 20)])
 def test_an_imported_disk_boots_as_it_is_or_larger_and_outlives_a_provision_that_fails(
     cli: Cli,
