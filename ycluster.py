@@ -4659,7 +4659,7 @@ class Files(Record):
 
     def remove(self, path: Path) -> bool:
         """Remove one of these; False if there was none, or a folder of the user's is there."""
-        if path == self.incoming and not self.is_our_import():
+        if path == self.incoming and path.is_dir() and not self.is_our_import():
             return False
         is_folder = path in (self.seed, self.incoming, self.certificates)
         return remove_folder(path) if is_folder else remove(path)
