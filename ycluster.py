@@ -4659,9 +4659,10 @@ class Files(Record):
 
     def remove(self, path: Path) -> bool:
         """Remove one of these; False if there was none, or a folder of the user's is there."""
-        if path == self.incoming and path.is_dir() and not self.is_our_import():
-            return False
         is_folder = path in (self.seed, self.incoming, self.certificates)
+        is_users = path.is_dir() and not self.is_our_import()
+        if path == self.incoming and is_users:
+            return False
         return remove_folder(path) if is_folder else remove(path)
 
     def locks(self) -> tuple[Path, ...]:
@@ -12380,9 +12381,10 @@ def _refuse_disk(host: Host, files: Files, disk: Path) -> None:
     if disk == files.disk and _is_whole_disk(files):
         return
     there = _disk_there(host, files)
+    if not there or not files.disk.exists():
+        return
     # What it was made of may be gone, or have been this very file, before its folder was moved.
-    is_only_copy = there == str(files.disk) or not os.path.exists(there)
-    if there and is_only_copy and files.disk.exists():
+    if there == str(files.disk) or not os.path.exists(there):
         hint = "`ycluster provision -c DIR` boots it; move it away to import another"
         why = f"{files.disk} is there already, from an earlier cluster or import"
         raise YclusterError(why, hint=hint)

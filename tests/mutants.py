@@ -2515,8 +2515,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "an import replaces no only copy",
-        "is_only_copy = there == str(files.disk) or not os.path.exists(there)",
-        "is_only_copy = there == str(files.disk)",
+        "if there == str(files.disk) or not os.path.exists(there):",
+        "if there == str(files.disk):",
         "test_appliance.py::test_an_import_replaces_no_disk_that_has_no_other_copy",
     ),
     (
@@ -2527,7 +2527,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a user's folder is not that of imports",
-        "if path == self.incoming and path.is_dir() and not self.is_our_import():",
+        "if path == self.incoming and is_users:",
         "if False:",
         "test_appliance.py::test_a_folder_of_the_users_stays_where_an_import_has_its_own",
     ),
@@ -2572,7 +2572,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "an import replaces no disk that was kept",
-        "if there and is_only_copy and files.disk.exists():",
+        "if there == str(files.disk) or not os.path.exists(there):",
         "if False:",
         "test_hold.py::test_a_disk_that_was_kept_stays_whatever_fails",
     ),
