@@ -23,6 +23,7 @@ from test_histories import World
 from unit_support import (
     IMPORTS,
     NOW,
+    Became,
     Cli,
     Clocked,
     Live,
@@ -893,8 +894,15 @@ def test_each_job_can_have_a_cluster_of_its_own_by_one_config(runs: Runs, then: 
     assert ycluster.load_state(Files(runs.files.cache_dir, "demo")) == before
 
 
-def test_what_its_expiry_has_paused_is_not_held_and_its_way_out_is_a_resume(runs: Runs) -> None:
+def test_what_its_expiry_has_paused_is_not_held_and_its_way_out_is_a_resume(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A hold gave it a new deadline, and nobody was told; `start` can't wake it."""
+
+    def become(host: Host, argv: Any) -> None:
+        raise Became(argv)
+
+    monkeypatch.setattr(Host, "become", become)  # else it would become the command
     runs.edit("{maxRun: 8h, onExpiry: pause}")
     runs.is_brought_to("running")
     ycluster.save_state(replace(runs.state, expires_at=1))
