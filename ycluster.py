@@ -4659,10 +4659,9 @@ class Files(Record):
 
     def remove(self, path: Path) -> bool:
         """Remove one of these; False if there was none, or a folder of the user's is there."""
-        is_folder = path in (self.seed, self.incoming, self.certificates)
-        is_users = path.is_dir() and not self.is_our_import()
-        if path == self.incoming and is_users:
+        if path == self.incoming and self._is_users_import():
             return False
+        is_folder = path in (self.seed, self.incoming, self.certificates)
         return remove_folder(path) if is_folder else remove(path)
 
     def locks(self) -> tuple[Path, ...]:
@@ -4700,6 +4699,10 @@ class Files(Record):
             return False
         names = os.listdir(self.incoming)
         return not names or IMPORT_MARK in names
+
+    def _is_users_import(self) -> bool:
+        """Whether a folder lies at the name of that for imports which no import has made."""
+        return self.incoming.is_dir() and not self.is_our_import()
 
     def disposable(self) -> list[Path]:
         """What goes with the cluster, and the temporary files of killed writes."""
@@ -6294,10 +6297,10 @@ def moved(state: State, how_far: HowFar, clock: Clock) -> State:
 
 def _no_deadline(state: State) -> YclusterError:
     """The error where there is no deadline to move, with what gives the cluster one."""
-    wakes = "resume" if state.reaped and state.reaped.action == "pause" else "start"
     if state.suspended:
         hint = f"`ycluster start --name {state.name}` goes on where it was, with a fresh budget"
         return YclusterError(f"{state.name} is suspended, and has no deadline", hint=hint)
+    wakes = "resume" if state.reaped and state.reaped.action == "pause" else "start"
     why = f"{state.name}: no deadline is set, so there is none to move{last_expiry(state)}"
     hint = f"`ycluster {wakes}` gives a fresh budget; `ycluster lifetime arm -c DIR` applies the "
     hint += "lifetime.maxRun of its config"
@@ -12631,9 +12634,8 @@ def _finish_boot(
         if reaped is None:
             raise
         why = _expired_early(state, reaped, "while it started")
-        raise YclusterError(
-            why, hint="--max-run, or lifetime in the config, gives it more"
-        ) from error
+        hint = "--max-run, or lifetime in the config, gives it more"
+        raise YclusterError(why, hint=hint) from error
     host.output.say(f"{state.name} is ready: ycluster ssh --name {state.name}")
 
 
@@ -14448,7 +14450,7 @@ def run_with(
         host.holder = Holder(tuple(words), undo=then or _UNDO.get(before, ""))
         brought = ""
         try:
-            state = _bring_up(host, which, before, run_budget)
+            state = _bring_up(host, which, files, before, run_budget)
             brought = _run_of(state)
             _tell_hold(host, state)
             facts["exitStatus"] = host.attend(words, _facts_for_commands(state))
@@ -14510,6 +14512,7 @@ def _state_before(host: Host, files: Files) -> str:
 def _bring_up(
     host: Host,
     which: Selector,
+    files: Files,
     before: str,
     run_budget: str,
 ) -> State:
@@ -14523,11 +14526,11 @@ def _bring_up(
         resume(host, which, run_budget=run_budget)
     else:
         if run_budget and before not in OFF:  # somebody else may be at work in it
-            name = find_cluster(host, which).name
-            host.output.say(f"{name} runs already, and keeps its deadline: no --max-run for it")
+            text = "runs already, and keeps its deadline: no --max-run for it"
+            host.output.say(f"{files.name} {text}")
             run_budget = ""
         start(host, which, run_budget=run_budget)
-    state = current(host, find_cluster(host, which))
+    state = current(host, files)
     if before not in ("absent", "imported", *OFF):  # it may be booting for somebody else
         wait_ready(host, state, timeout=READY_TIMEOUT, stages=RESTORED_STAGES)
     return state

@@ -2527,7 +2527,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a user's folder is not that of imports",
-        "if path == self.incoming and is_users:",
+        "if path == self.incoming and self._is_users_import():",
         "if False:",
         "test_appliance.py::test_a_folder_of_the_users_stays_where_an_import_has_its_own",
     ),
