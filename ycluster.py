@@ -1216,7 +1216,8 @@ STOPPED = ("T", "t")  # states of a process that runs again when it is continued
 def _stat_of(pid: int) -> tuple[str, list[str]]:
     """The name of a process, and what follows it in /proc/pid/stat; empty if it is not there."""
     # "17 (name) S ...": the name may have spaces and parentheses of its own.
-    name, _, rest = kernel_text(Path(f"/proc/{pid}/stat")).partition("(")[2].rpartition(")")
+    text = kernel_text(Path(f"/proc/{pid}/stat"))
+    name, _, rest = text.partition("(")[2].rpartition(")")
     return name, rest.split()
 
 
@@ -1696,7 +1697,8 @@ def lock_holder(path: Path) -> int | None:
 
 def has_open(pid: int, path: Path) -> bool:
     """Whether a process has a file open, by whatever name. OSError: it can't be looked into."""
-    return any(fd.exists() and fd.samefile(path) for fd in Path(f"/proc/{pid}/fd").iterdir())
+    files = Path(f"/proc/{pid}/fd").iterdir()
+    return any(file.exists() and file.samefile(path) for file in files)
 
 
 @contextlib.contextmanager
@@ -2526,7 +2528,8 @@ def _flow_in_block(
     if is_plain and src.at(token, ":") and line_start > pos:
         _refuse_colon_above(src, pos, line_start)
         key = src.skip(_BLANKS, line_start)
-        if src.indent(pos) == src.indent(key) and src.line_start(pos) + src.indent(pos) == pos:
+        begins_its_line = src.line_start(pos) + src.indent(pos) == pos
+        if begins_its_line and src.indent(pos) == src.indent(key):
             raise _no_key(src, pos)
         message = "a key in the middle of a text"
         hint = "line it up with the key above it (':' ends a key), or quote the whole text"
@@ -7882,7 +7885,8 @@ def _kvm_conditions(host: Host) -> str:
     """A line that changes when the check has to be made anew."""
     version = host.attempt([QEMU, "--version"], timeout=20) or ""
     first_line = version.partition("\n")[0]
-    return f"{host.boot_id()} {first_line} {os.access('/dev/kvm', os.R_OK | os.W_OK)}"
+    is_open = os.access("/dev/kvm", os.R_OK | os.W_OK)
+    return f"{host.boot_id()} {first_line} {is_open}"
 
 
 def _verdict_file(host: Host) -> Path:
@@ -8154,7 +8158,8 @@ def _host_cpu() -> str:
     """The model and the features of this host's CPU, which a guest of KVM's may use, as words."""
     text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     facts = dict(re.findall(r"(?m)^(model name|flags)\s*: (.*)$", text.partition("\n\n")[0]))
-    return f"{facts.get('model name', '').replace(' ', '_')} {facts.get('flags', '')}"
+    model = facts.get("model name", "").replace(" ", "_")
+    return f"{model} {facts.get('flags', '')}"
 
 
 @contextlib.contextmanager
@@ -10280,7 +10285,8 @@ def _lost_users(
     """
     lost = []
     users = _view(host, copy).users if os.path.exists(copy) else {}
-    for user in sorted(set(users) - {name} - set(_view(host, file).users if users else ())):
+    there = _view(host, file).users if users else {}
+    for user in sorted(users.keys() - there.keys() - {name}):
         if os.path.exists(users[user].get("client-key", "/")):
             lost.append(user)
     return lost
@@ -10554,7 +10560,8 @@ def base_of(disk: Path) -> str:
         except FileNotFoundError:  # it has gone since it was listed
             return ""
         head = file.read(20)
-        at, length = int.from_bytes(head[8:16], "big"), int.from_bytes(head[16:20], "big")
+        at = int.from_bytes(head[8:16], "big")
+        length = int.from_bytes(head[16:20], "big")
         if not head.startswith(QCOW2) or not at:
             return ""
         file.seek(at)
@@ -10581,6 +10588,22 @@ def files_built_on(disks: Iterable[Path]) -> set[tuple[int, int]]:
                 found.add(identity(path))
                 left.append(path)
     return found
+
+
+def built_on(host: Host, disk: Path) -> list[Path]:
+    """The files in the cacheDirs that build on a disk, and are of no use without it."""
+    if not disk.is_file():
+        return []
+    this = identity(disk)
+    every = [path for place in own_places(host) for path in sorted(place.iterdir())]
+    return [path for path in every if _builds_on(path, this)]
+
+
+def _builds_on(path: Path, this: tuple[int, int]) -> bool:
+    try:
+        return path.is_file() and this in files_built_on([path])
+    except (OSError, ValueError):
+        return False  # A disk that can't be read can't be booted.
 
 
 def identity(path: Path) -> tuple[int, int]:
@@ -10880,7 +10903,8 @@ def _is_dirty(image: Path) -> bool:
     """
     with open(image, "rb") as file:
         head = file.read(80)
-    version, features = int.from_bytes(head[4:8], "big"), int.from_bytes(head[72:80], "big")
+    version = int.from_bytes(head[4:8], "big")
+    features = int.from_bytes(head[72:80], "big")
     return version > 2 and features & 1 == 1
 
 
@@ -11004,7 +11028,8 @@ def check_host_kernel(
         if (modules / path.name[len("vmlinuz-") :]).is_dir():
             kernels.append(str(path))
     ordered = host.run(["sort", "-V"], timeout=20, stdin="\n".join(kernels)).stdout.splitlines()
-    newest = ordered[-1] if ordered else str(boot / f"vmlinuz-{os.uname().release}")
+    running = boot / f"vmlinuz-{os.uname().release}"
+    newest = ordered[-1] if ordered else str(running)
     if os.path.exists(newest) and not os.access(newest, os.R_OK):
         why = 'libguestfs boots it: "supermin exited with error status 1"'
         raise PrerequisiteError(f"{newest} can't be read, and {why}", hint=KERNEL_REMEDY)
@@ -12342,6 +12367,7 @@ def _disk_there(host: Host, files: Files) -> str:
         raise YclusterError(f"{files.name} already runs", hint=hint)
     if files.sidecar.exists():
         state = load_state(files)
+        _refuse_disk_that_ran(state)
         if state.is_half_made:
             return state.imported
         back = "" if files.disk.exists() else "once its disk is back in its place, "
@@ -12352,6 +12378,15 @@ def _disk_there(host: Host, files: Files) -> str:
         return str(files.disk)
     _refuse_unclaimed(files)
     return ""
+
+
+def _refuse_disk_that_ran(state: State) -> None:
+    """Raise where a state calls a cluster half-made, and its console shows that it has run."""
+    console = state.files.console
+    if state.is_half_made and console.is_file() and console.stat().st_size:
+        why = f"{state.files.sidecar} has no startedAt, but {state.name} has run: see {console}"
+        hint = 'write "startedAt" back into it, a time such as "2026-07-01T12:00:00Z"'
+        raise StateError(why, hint=hint)
 
 
 def _is_disk_kept(host: Host, files: Files) -> bool:
@@ -12743,6 +12778,7 @@ def _check_bootable(state: State) -> None:
 
 def _require_disk(state: State) -> None:
     if state.is_half_made or not state.files.disk.exists():
+        _refuse_disk_that_ran(state)
         why = f"{state.name} has no disk to boot"
         if state.imported and state.files.disk.exists():
             hint = "`ycluster provision -c DIR` boots it for the first time"
@@ -13179,6 +13215,17 @@ def teardown(host: Host, files: Files, *, keep_disk: bool = False) -> None:
     kept = _kept(state) if known else files.unclaimed()
     if kept:
         host.output.say(f"  kept: {' '.join(map(str, kept))}")
+        _say_its_image(host, files)
+
+
+def _say_its_image(host: Host, files: Files) -> None:
+    """Name the image that a kept disk builds on: prune looks into the cacheDirs alone."""
+    if not files.disk.is_file():
+        return
+    image = backing_of(files.disk)
+    if image:
+        why = f"which `ycluster prune` keeps for a disk in {files.cache_dir}, and for no other"
+        host.output.say(f"  {files.disk.name} builds on {image}, {why}")
 
 
 def _kept(state: State) -> list[Path]:
@@ -13199,11 +13246,20 @@ def _erase(host: Host, state: State, *, keep_disk: bool = False) -> list[str]:
     if not is_claimed(files):
         locks = [path for path in files.locks() if path != files.lock and is_empty(path)]
         return [path.name for path in (*locks, *files.unfinished()) if remove(path)]
+    keep_disk = keep_disk or _is_built_on(host, files)
     first = _going_first(state, keep_disk=keep_disk)
     removed = [path.name for path in first if files.remove(path)]
     leave_kubeconfig(host, state)
     cancel_timers(host, state)
     return removed + [path.name for path in files.going("last") if files.remove(path)]
+
+
+def _is_built_on(host: Host, files: Files) -> bool:
+    """Whether another disk would be lost with the boot disk; says which."""
+    others = built_on(host, files.disk)
+    for path in others:
+        host.output.warn(f"{files.disk} is kept: {path} builds on it")
+    return bool(others)
 
 
 def _going_first(state: State, *, keep_disk: bool) -> list[Path]:
@@ -13450,7 +13506,8 @@ def _fill_bundle(
     facts["deadline"] = deadline_on_disk(state)
     in_parts = form == "vmdk" and subformat not in ("streamOptimized", "monolithicSparse")
     use = BUNDLE_USES.get("parts" if in_parts else form, _IMPORT)
-    write_file(folder / "README", BUNDLE_README.format(**facts, use=use.format(**facts)).encode())
+    text = BUNDLE_README.format(**facts, use=use.format(**facts))
+    write_file(folder / "README", text.encode())
     names = sorted(path.name for path in folder.iterdir())
     sums = host.run(["sha256sum", *names], timeout=3600, cwd=folder, progress="checksums")
     write_file(folder / "SHA256SUMS", sums.stdout.encode())
@@ -13783,7 +13840,8 @@ def _warn(host: Host, state: State, decision: Decision) -> None:
     cause = decision.end.cause
     at = max(decision.end.at, int(end_time(state)))
     done = ACTIONS[state.on_expiry].done
-    text = f"{state.name} will be {done} in {in_words(at - host.now())}, at {local_time(at)}"
+    left = in_words(at - host.now())
+    text = f"{state.name} will be {done} in {left}, at {local_time(at)}"
     if cause == UNUSED:
         text += f", if it stays unused, as it is for {unused_words(state, host.now())}"
         way_out = f"`ycluster lifetime hold --name {state.name} -- COMMAND` keeps it"
@@ -14226,7 +14284,8 @@ def set_deadline(
     how_far = replace(how_far, exact=True)
     by, state = _move_deadline(host, files, how_far, "set", dry_run=dry_run)
     done = "would be set" if dry_run else "set"
-    host.output.say(f"{state.name}: {done} {in_words(by)} {'later' if by >= 0 else 'earlier'}")
+    way = "later" if by >= 0 else "earlier"
+    host.output.say(f"{state.name}: {done} {in_words(by)} {way}")
     say_deadline(host, state)
 
 
@@ -15537,9 +15596,9 @@ def _unused_clusters(host: Host, survey: Survey, age: int) -> Iterator[Prunable]
     """What a teardown would remove of each cluster that was off for long."""
     for state in survey.states:
         unused = _unused_since(host, state, age)
-        if unused is None:
-            continue
         files = state.files
+        if unused is None or built_on(host, files.disk):
+            continue
         name = f"{state.name} (in {state.cache_dir})"
         going = [*_going_first(state, keep_disk=False), *files.going("last")]
         lock, remove_it = _lock_of(host, files), partial(teardown, host, files)
@@ -15641,8 +15700,8 @@ def _unused_releases(host: Host, survey: Survey, age: int) -> Iterator[Prunable]
             continue
         unused = int(host.now() - max(written for _, written in files))
         if unused >= age:
-            size, act = sum(size_of(path) for path, _ in files), partial(_remove_each, files)
-            lock = _lock_in(host, folder)
+            size = sum(size_of(path) for path, _ in files)
+            lock, act = _lock_in(host, folder), partial(_remove_each, files)
             yield Prunable("k3s", folder.name, folder, unused, size, lock, act)
 
 
@@ -16145,7 +16204,8 @@ def gcp_status(
     form: str,
 ) -> None:
     """What `lifetime status` shows, of an instance of Compute Engine."""
-    place = [f"--{name}={value}" for name, value in (("zone", zone), ("project", project)) if value]
+    given = {"zone": zone, "project": project}
+    place = [f"--{name}={value}" for name, value in given.items() if value]
     if instance.startswith("-") and instance != "-":
         raise UsageError(f"{instance!r} is not the name of an instance", hint=GCP_PIPE)
     text = _piped_instance(host, place) if instance == "-" else _instance(host, instance, place)
@@ -16251,7 +16311,8 @@ def init(host: Host, directory: Path) -> None:
     if part.is_file():
         raise UsageError(f"{part} is a file", hint="name a folder")
     folder = directory.resolve()
-    name = re.sub("[^a-z0-9]+", "-", folder.name.lower()).strip("-")[:63].strip("-") or "dev"
+    words = re.sub("[^a-z0-9]+", "-", folder.name.lower())
+    name = words.strip("-")[:63].strip("-") or "dev"
     schema = "y-cluster-provision.schema.json"
     file = directory / CONFIG_NAMES[0]
     shown = shlex.quote(str(directory))
@@ -16534,7 +16595,8 @@ def _values_of(host: Host, option: Argument) -> list[str]:
 def show_help(host: Host, words: Sequence[str]) -> None:
     """Print the help of a verb or a group of verbs, or what the exit codes mean."""
     if list(words) == ["exit-codes"]:
-        host.output.data("\n".join(f"{code:3}  {text}" for code, text in EXIT_CODES.items()))
+        rows = [f"{code:3}  {text}" for code, text in EXIT_CODES.items()]
+        host.output.data("\n".join(rows))
     else:
         parse_args([*words, "--help"])
 

@@ -2734,6 +2734,24 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "test_prune.py::test_a_cluster_that_was_started_since_it_was_listed_stays",
     ),
     (
+        "no teardown removes a disk that another builds on",
+        "keep_disk = keep_disk or _is_built_on(host, files)",
+        "keep_disk = keep_disk or bool(_is_built_on(host, files) and 0)",
+        "test_prune.py::test_a_disk_that_another_builds_on_goes_with_no_cluster",
+    ),
+    (
+        "no prune tears down a cluster whose disk another builds on",
+        "if unused is None or built_on(host, files.disk):",
+        "if unused is None:",
+        "test_prune.py::test_a_disk_that_another_builds_on_goes_with_no_cluster",
+    ),
+    (
+        "a disk that has run is not made anew, whatever its state says",
+        "if state.is_half_made and console.is_file() and console.stat().st_size:",
+        "if False:",
+        "test_appliance.py::test_a_disk_that_has_run_is_not_made_anew_though_its_state_says_so",
+    ),
+    (
         "prune looks at a timer under its cluster's lock",
         "            if os.path.lexists(sidecar):\n                lock = _lock_of",
         "            if False:\n                lock = _lock_of",

@@ -1374,6 +1374,22 @@ def test_a_lost_image_is_told_by_start_list_and_doctor(cli: Cli, cache: Path, di
     assert missing(cli("export", cache / "b").err, base, "is gone") == []
 
 
+def test_a_disk_that_has_run_is_not_made_anew_though_its_state_says_so(
+    cli: Cli, cache: Path, config: Path
+) -> None:
+    """A state without startedAt, as whoever edits it may leave it, is that of a killed provision."""
+    files = with_disk(cache, image="x", started_at=None).files
+    files.console.write_text("")  # of a QEMU that could not start
+    assert (
+        cli("start", "-c", config).code == 4 and missing(cli("start").err, "no disk to boot") == []
+    )
+    files.console.write_text("login:")
+    before = tree(cache)
+    for verb in ("provision", "start"):
+        told(cli(verb, "-c", config), 4, files.sidecar, "has no startedAt", files.console)
+    assert tree(cache) == before
+
+
 @pytest.mark.parametrize("which", ["disk", "data disk"])
 def test_a_disk_that_is_gone_or_none_is_told_by_list_and_doctor(
     cli: Cli, cache: Path, tmp_path: Path, which: str

@@ -821,6 +821,7 @@ def test_teardown_can_keep_the_disk_and_its_key(cli: Cli, cache: Path) -> None:
     ran = cli("teardown", "demo", "--keep-disk")
     told(ran, 0, f"kept: {state.files.disk}")
     assert set(tree(cache)) == {"demo.qcow2", "demo-ssh", "demo-ssh.pub"}
+    assert "builds on" not in ran.err
 
 
 @pytest.mark.parametrize("cachedir", [False, True], ids=["no cacheDir", "a cacheDir"])

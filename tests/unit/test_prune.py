@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from test_docs import documented, shape
 from test_telling import findings, quick
-from unit_support import NOW, PROGRAM, Cli, Clocked, Processes, made, missing, stand_in, tree
+from unit_support import NOW, PROGRAM, Cli, Clocked, Processes, made, missing, stand_in, told, tree
 
 import ycluster
 from ycluster import ArmedTimer, Files, Hold, Host, State
@@ -93,6 +93,30 @@ def test_a_cluster_that_was_off_for_long_is_torn_down(cli: Cli, cache: Path) -> 
     assert tree(cache) == before
     removed(cli, files.sidecar)
     assert not files.disk.exists() and (cache / "data.qcow2").exists() and young.disk.exists()
+
+
+@pytest.mark.parametrize("verb", ["prune --yes", "teardown demo", "lifetime reap demo"])
+def test_a_disk_that_another_builds_on_goes_with_no_cluster(
+    cli: Cli, cache: Path, tmp_path: Path, verb: str
+) -> None:
+    """A snapshot that its user has made beside it was lost with it."""
+    due = {"expires_at": int(NOW - DAY), "on_expiry": "teardown", "ending": "teardown"}
+    files = old(cache, **due).files
+    between = overlay(cache.parent / "between", str(files.disk))
+    snapshot = overlay(cache / "snapshot.qcow2", str(between))
+    ran = cli(*verb.split())
+    assert ran.code == 0 and files.disk.exists()
+    assert files.sidecar.exists() == ("prune" in verb)
+    assert (f"{files.disk} is kept: {snapshot} builds on it" in ran.err) == ("prune" not in verb)
+
+
+def test_a_teardown_that_keeps_the_disk_names_the_image_that_it_builds_on(
+    cli: Cli, cache: Path
+) -> None:
+    """A disk that is moved away is no reason for a prune to keep its image."""
+    overlay(made(cache).files.disk, f"images/{IMAGE}")
+    ran = cli("teardown", "demo", "--keep-disk")
+    told(ran, 0, f"builds on {cache / 'images' / IMAGE}", "prune", cache)
 
 
 @pytest.mark.parametrize("newest", ["disk", "console", "sidecar"])
