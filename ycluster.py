@@ -1483,6 +1483,18 @@ def mark_used(host: Host, path: Path) -> None:
         os.utime(path, (now, now), follow_symlinks=False)
 
 
+def files_below(folder: Path) -> list[Path]:
+    """The files in a folder and the folders in it, and those that links lead to. Raises OSError."""
+    found = []
+    for place, _, names in os.walk(folder, onerror=_raise):
+        found += [Path(place, name) for name in sorted(names)]
+    return [path for path in found if path.is_file()]
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error
+
+
 def size_of(path: Path) -> int:
     """The bytes that a removal of `path`, with all in it, frees on its disk; 0 where it is gone."""
     try:
@@ -10298,7 +10310,7 @@ def forget_kubeconfig(
     *,
     moving: bool = False,
 ) -> None:
-    """Take our names out of the user's kubeconfig, and nothing else.
+    """Take our names out of the user's kubeconfig, and nothing else. Under the lock on claims.
 
     If they are `moving` to another file, a current-context that names ours stays.
     """
@@ -10349,15 +10361,20 @@ def _remove_names(
         _kubectl(host, file, "delete-context", state.context)
 
 
-def leave_kubeconfig(
-    host: Host,
-    state: State,
-    *,
-    moving: bool = False,
-) -> None:
-    """`forget_kubeconfig`, where a failure is a warning."""
+def leave_kubeconfig(host: Host, state: State) -> None:
+    """Take our names out of the user's kubeconfig. A failure is a warning.
+
+    Alone: of two kubectls at once, one brings back what the other has removed.
+    """
+    with _told_of_names(host, state), claim_lock(host):
+        forget_kubeconfig(host, state)
+
+
+@contextlib.contextmanager
+def _told_of_names(host: Host, state: State) -> Iterator[None]:
+    """Warn, in the place of an error, that names may be left in the kubeconfig."""
     try:
-        forget_kubeconfig(host, state, moving=moving)
+        yield
     except (YclusterError, OSError, ValueError, LookupError) as error:
         names = f"the names of {state.name} {'are' if state.kubeconfig else 'may be'} still in it"
         host.output.warn(f"{state.kubeconfig or 'your kubeconfig'}: {error}; {names}")
@@ -10401,7 +10418,8 @@ def merge_kubeconfig(host: Host, state: State) -> State:
     with claim_lock(host):  # Two clusters of one name must not both find it free.
         _check_names(_views(host), state.name, state.context, state.dial_address, last)
         if last not in (None, file):  # $KUBECONFIG may have named another file last time
-            leave_kubeconfig(host, state, moving=True)
+            with _told_of_names(host, state):
+                forget_kubeconfig(host, state, moving=True)
         # Saved before the file is touched: so a teardown takes our names out whatever happens.
         state = save_state(replace(state, kubeconfig=str(file)))
         _keep_first(file)
@@ -10595,13 +10613,17 @@ def built_on(host: Host, disk: Path) -> list[Path]:
     if not disk.is_file():
         return []
     this = identity(disk)
-    every = [path for place in own_places(host) for path in sorted(place.iterdir())]
-    return [path for path in every if _builds_on(path, this)]
+    found: list[Path] = []
+    for place in own_places(host):
+        # Nobody can look there: a teardown doesn't wait until somebody can.
+        with contextlib.suppress(OSError):
+            found += [path for path in files_below(place) if _builds_on(path, this)]
+    return found
 
 
 def _builds_on(path: Path, this: tuple[int, int]) -> bool:
     try:
-        return path.is_file() and this in files_built_on([path])
+        return this in files_built_on([path])
     except (OSError, ValueError):
         return False  # A disk that can't be read can't be booted.
 
@@ -13407,6 +13429,7 @@ def export(
         _check_export(host, state, bundle, form)
         with _new_folder(bundle) as part:
             _fill_bundle(host, state, part, form, subformat or VMDK_SUBFORMATS[0])
+        mark_used(host, files.sidecar)
     host.output.data(str(bundle))
 
 
@@ -15678,7 +15701,7 @@ def _used_by_disks(survey: Survey, places: Sequence[Path]) -> set[tuple[int, int
     named = [path for state in survey.states for path in _named_by(state) if path.is_file()]
     disks += named
     for place in places:
-        disks += [path for path in place.iterdir() if path.is_file()]  # by whatever name
+        disks += files_below(place)  # by whatever name
     return files_built_on(disks) | set(map(identity, named))
 
 
@@ -15805,9 +15828,16 @@ def stale_timers(host: Host, survey: Survey, backend: Timer) -> Iterator[tuple[s
     known = {timer.id for state in survey.states for timer in state.timers}
     ours = {str(state.files.sidecar) for state in survey.states}
     for ident in sorted(set(backend.jobs(host)) - known):
-        found = re.search(r"--state '?(.*?)'? --by ", backend.job_text(host, ident))
-        if found and (found[1] in ours or _is_gone(Path(found[1]))):
-            yield ident, Path(found[1])
+        found = re.search(_STATE_OF_JOB, backend.job_text(host, ident))
+        if found is None:
+            continue
+        path = found[1] or found[2]
+        if path in ours or _is_gone(Path(path)):
+            yield ident, Path(path)
+
+
+# What shlex.quote makes of a path. One with a quote in it is not read: nobody judges its timer.
+_STATE_OF_JOB = r"""--state (?:'([^'"\\]+)'|([^\s'"\\]+)) --by """
 
 
 def _is_gone(sidecar: Path) -> bool:
@@ -16255,9 +16285,10 @@ def _gcp_rows(shown: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
     if not shown["maxRun"] and not shown["terminationTime"]:
         none = "no budget: NOTHING deletes it. This sets one, but only while it is TERMINATED:"
+        flags = "flags=$(ycluster lifetime gcp-flags --require-budget -c DIR)"
         change = f"gcloud compute instances set-scheduling {shown['name']} --zone={shown['zone']}"
-        flags = "$(ycluster lifetime gcp-flags -c DIR)"
-        return [*rows, ("lifetime:", none), ("  better:", f"{change} {flags}")]
+        better = f"{flags} && {change} $flags"
+        return [*rows, ("lifetime:", none), ("  better:", better)]
     limit = f"{shown['maxRun']} from each start"
     if not shown["maxRun"]:
         limit = f"until {shown['terminationTime']}"

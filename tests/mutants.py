@@ -2419,8 +2419,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "doctor takes no guard for a leftover",
-        "if found and (found[1] in ours or _is_gone(Path(found[1]))):",
-        "if found:",
+        "if path in ours or _is_gone(Path(path)):",
+        "if True:",
         "test_telling.py::test_doctor_finds_what_is_left_over",
     ),
     (
@@ -2750,6 +2750,30 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "if state.is_half_made and console.is_file() and console.stat().st_size:",
         "if False:",
         "test_appliance.py::test_a_disk_that_has_run_is_not_made_anew_though_its_state_says_so",
+    ),
+    (
+        "the timer of a path that can't be read is left",
+        "path = found[1] or found[2]",
+        "path = (found[1] or found[2]).split(' --by ')[0]",
+        "test_prune.py::test_a_timer_of_a_cluster_that_cannot_be_read_stays_whatever_its_folder_is_called",
+    ),
+    (
+        "an export is a use",
+        "        mark_used(host, files.sidecar)\n",
+        "",
+        "test_appliance.py::test_a_cluster_that_is_exported_is_in_use",
+    ),
+    (
+        "names leave the kubeconfig under the lock by which others come in",
+        "with _told_of_names(host, state), claim_lock(host):",
+        "with _told_of_names(host, state):",
+        "test_k3s.py::test_names_are_removed_under_that_lock",
+    ),
+    (
+        "a disk in a folder of a cacheDir keeps its image",
+        "for place, _, names in os.walk(folder, onerror=_raise):",
+        "for place, _, names in [next(os.walk(folder, onerror=_raise))]:",
+        "test_prune.py::test_an_image_that_any_disk_builds_on_stays",
     ),
     (
         "prune looks at a timer under its cluster's lock",

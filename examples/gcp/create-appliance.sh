@@ -12,7 +12,8 @@ usage: create-appliance.sh -c DIR --zone ZONE [options] NAME [-- FLAG ...]
       --zone ZONE        where the instance runs
       --project PROJECT  default: that of gcloud's configuration
       --machine-type T   default: e2-standard-4
-      --image-project P  default: debian-cloud
+      --image IMAGE      an image, such as one made of an exported disk; without one, the newest of a family
+      --image-project P  default: debian-cloud; with --image: that of gcloud's configuration
       --image-family F   default: debian-12
       --data-disk DISK   attach this existing disk; it outlives the instance
       --label KEY=VALUE  may be repeated
@@ -34,20 +35,21 @@ check() { [[ $2 =~ ^$3$ ]] || die "$1 '$2' does not match $3"; }
 
 ycluster=${YCLUSTER:-ycluster}
 config='' zone='' project='' data_disk='' name='' dry_run=false
-machine_type=e2-standard-4 image_project=debian-cloud image_family=debian-12
+machine_type=e2-standard-4 image='' image_project='' image_family=debian-12
 labels=created-by=ycluster
 extra=()
 resource='[a-z]([-a-z0-9]{0,61}[a-z0-9])?'
 
 while (($#)); do
     case $1 in
-        -c | --config | --zone | --project | --machine-type | --image-project | --image-family | --data-disk | --label)
+        -c | --config | --zone | --project | --machine-type | --image | --image-project | --image-family | --data-disk | --label)
             (($# > 1)) || die "$1 needs a value"
             ;;&
         -c | --config) config=$2 && shift 2 ;;
         --zone) zone=$2 && shift 2 ;;
         --project) project=$2 && shift 2 ;;
         --machine-type) machine_type=$2 && shift 2 ;;
+        --image) image=$2 && shift 2 ;;
         --image-project) image_project=$2 && shift 2 ;;
         --image-family) image_family=$2 && shift 2 ;;
         --data-disk) data_disk=$2 && shift 2 ;;
@@ -70,6 +72,7 @@ done
 [[ $name ]] || die 'NAME is missing: what the instance is to be called'
 check NAME "$name" "$resource"
 check --zone "$zone" "$resource"
+[[ -z $image ]] || check --image "$image" "$resource"
 [[ -z $data_disk ]] || check --data-disk "$data_disk" "$resource"
 command -v "$ycluster" >/dev/null || die "$ycluster: no such program; set YCLUSTER to where it is"
 
@@ -83,7 +86,12 @@ labels+=,max-run=$budget
 
 command=(gcloud compute instances create "$name" "--zone=$zone")
 if [[ $project ]]; then command+=("--project=$project"); fi
-command+=("--machine-type=$machine_type" "--image-project=$image_project" "--image-family=$image_family")
+command+=("--machine-type=$machine_type")
+if [[ $image ]]; then
+    command+=("--image=$image" ${image_project:+"--image-project=$image_project"})
+else
+    command+=("--image-project=${image_project:-debian-cloud}" "--image-family=$image_family")
+fi
 if [[ $data_disk ]]; then
     # auto-delete is gcloud's default, and would take the data along with the instance
     command+=("--disk=name=$data_disk,device-name=data,mode=rw,boot=no,auto-delete=no")

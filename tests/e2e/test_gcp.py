@@ -206,6 +206,13 @@ def test_what_a_dry_run_prints_can_be_pasted_and_does_the_same(api: ComputeApi, 
     ]
 
 
+def test_the_wrapper_makes_an_instance_of_an_exported_disk(api: ComputeApi, sh: Shell) -> None:
+    sh("create-appliance.sh -c limited --zone europe-north1-a --image dev-1 vm")
+    [sent] = api.posted()
+    assert sent["disks"][0]["initializeParams"]["sourceImage"].endswith("/images/dev-1")
+    assert sent["scheduling"] == {**LIMIT, "automaticRestart": False}
+
+
 def test_without_a_budget_the_wrapper_makes_nothing(api: ComputeApi, sh: Shell) -> None:
     """Nothing would delete the instance. (20.15)"""
     done = sh("create-appliance.sh -c endless --zone europe-north1-a vm", 3)

@@ -780,6 +780,13 @@ def test_a_bundle_never_overwrites_and_needs_a_stopped_cluster(
     assert after == before
 
 
+def test_a_cluster_that_is_exported_is_in_use(cli: Cli, disk: Path, tmp_path: Path) -> None:
+    """One that is stopped, and exported every week, was pruned."""
+    sidecar = disk.with_suffix(".json")
+    os.utime(sidecar, (1, 1))
+    assert cli("export", tmp_path / "bundle").code == 0 and sidecar.stat().st_mtime > 1
+
+
 def test_an_export_that_fails_leaves_nothing_and_an_empty_folder_is_taken(
     cli: Cli, cache: Path, disk: Path, tmp_path: Path
 ) -> None:

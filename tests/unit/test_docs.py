@@ -53,6 +53,19 @@ def commands(page: Path) -> list[str]:
     ]
 
 
+def test_whoever_pastes_one_block_makes_no_instance_without_a_limit() -> None:
+    """`$flags` of another block is empty in a new shell, or where that block failed."""
+    found = 0
+    for page in PAGES:
+        for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+            for made in re.finditer("instances create .*", block):
+                before = block[: made.start()].replace("&&\n", "&& ").splitlines()[-1]
+                assert "flags=$(ycluster lifetime gcp-flags --require-budget" in before, page.name
+                assert "&&" in before and "$flags" in made[0]
+                found += 1
+    assert found >= 3
+
+
 def test_every_command_in_the_docs_is_one_that_the_program_takes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -304,7 +304,7 @@ def test_the_summary_is_that_of_lifetime_status(
         ({"scheduling": {"automaticRestart": True}}, "NOTHING deletes it"),
         (
             {"scheduling": {}, "status": "TERMINATED"},
-            "set-scheduling vm --zone=europe-north1-a $(ycluster lifetime",
+            "--require-budget -c DIR) && gcloud compute instances set-scheduling vm --zone=europe-north1-a $flags",
         ),
     ],
 )
@@ -508,6 +508,17 @@ def test_a_dry_run_prints_one_command_and_calls_nothing(wrap: Any) -> None:
         "--no-restart-on-failure",
         "--metadata=k=v w",
     ]  # fmt: skip
+
+
+def test_an_image_of_ones_own_is_named_alone(wrap: Any) -> None:
+    """A family beside it, as by default, was refused by gcloud."""
+    for words, wanted in (
+        ("--image dev-1", ["--image=dev-1"]),
+        ("--image dev-1 --image-project p", ["--image=dev-1", "--image-project=p"]),
+    ):
+        ran = wrap(f"-n -c 12h --zone z-a {words} vm")
+        shown = [word for word in shlex.split(ran.out) if word.startswith("--image")]
+        assert (ran.code, shown) == (0, wanted)
 
 
 def test_an_instance_whose_end_can_t_be_looked_up_was_created_all_the_same(wrap: Any) -> None:

@@ -609,6 +609,28 @@ def test_names_are_checked_and_taken_under_a_lock_of_the_user(
 
 
 @needs_kubectl
+def test_names_are_removed_under_that_lock(
+    home: Path, user: Host, demo: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two teardowns at once, one brought back the names that the other had removed."""
+    merged = ycluster.merge_kubeconfig(user, demo)
+    before = config_of(home).read_text()
+    held = ycluster.try_flock(user.state_home() / "claims.lock")
+    assert held is not None
+
+    found = []
+
+    def sleep(self: Host, seconds: float) -> None:
+        monkeypatch.undo()
+        found.append(config_of(home).read_text())
+        os.close(held)
+
+    monkeypatch.setattr(Host, "sleep", sleep)
+    ycluster.leave_kubeconfig(user, merged)
+    assert found == [before] and not read(user, config_of(home))["clusters"]
+
+
+@needs_kubectl
 def test_a_lock_of_somebody_elses_is_waited_for(home: Path, user: Host, demo: State) -> None:
     lock = config_of(home, WORK).with_name("config.lock")
     lock.touch()

@@ -219,8 +219,9 @@ def test_an_image_goes_once_no_disk_builds_on_it(cli: Cli, cache: Path) -> None:
         ("demo.qcow2", "{cache}/images/{}"),
         ("demo.qcow2", "{cache}/../between"),
         ("linked", "images/{}"),
+        ("mine/disk", "../images/{}"),
     ],
-    ids=["kept", "renamed", "absolute", "by way of another", "linked"],
+    ids=["kept", "renamed", "absolute", "by way of another", "linked", "in a folder"],
 )
 def test_an_image_that_any_disk_builds_on_stays(
     cli: Cli, cache: Path, tmp_path: Path, name: str, base: str
@@ -428,6 +429,33 @@ def test_a_timer_that_no_cluster_names_goes_and_no_other(
     assert names == ["jobs gone", "jobs stale"]
     pruned(cli, "--yes")
     assert sorted(os.listdir(tmp_path / "jobs")) == ["broken", "lost", "named"]
+
+
+@pytest.mark.parametrize("folder", ["plain", "two words", "a --by b", "Bob's", 'a"b', "a\\b"])
+def test_a_timer_of_a_cluster_that_cannot_be_read_stays_whatever_its_folder_is_called(
+    cli: Cli,
+    host: Clocked,
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    folder: str,
+) -> None:
+    """A path with a quote was cut at it, and what was left is not there."""
+
+    class Quoting(Jobs):
+        def job_text(self, host: Host, ident: str) -> str:
+            words = shlex.join(["reap", "--state", str(self.sidecars[ident])])
+            return f"{words} --by at >>$log"
+
+    (home / folder).mkdir(mode=0o700)
+    ycluster.remember_cache_dir(host, home / folder)
+    newer = made(home / folder, "newer").files.sidecar
+    newer.write_text(json.dumps({**json.loads(newer.read_text()), "version": 2}))
+    (tmp_path / "jobs").mkdir()
+    jobs = Quoting(tmp_path / "jobs", newer=newer)
+    monkeypatch.setattr(ycluster, "TIMERS", (jobs,))
+    pruned(cli, "--yes")
+    assert os.listdir(tmp_path / "jobs") == ["newer"]
 
 
 def test_a_timer_that_a_cluster_has_armed_meanwhile_stays(
