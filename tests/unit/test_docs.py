@@ -58,10 +58,10 @@ def test_whoever_pastes_one_block_makes_no_instance_without_a_limit() -> None:
     found = 0
     for page in PAGES:
         for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
-            for made in re.finditer("instances create .*", block):
-                before = block[: made.start()].replace("&&\n", "&& ").splitlines()[-1]
+            for create in re.finditer("instances create .*", block):
+                before = block[: create.start()].replace("&&\n", "&& ").splitlines()[-1]
                 assert "flags=$(ycluster lifetime gcp-flags --require-budget" in before, page.name
-                assert "&&" in before and "$flags" in made[0]
+                assert "&&" in before and "$flags" in create[0]
                 found += 1
     assert found >= 3
 
