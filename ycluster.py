@@ -382,7 +382,8 @@ class ProgramFailed(YclusterError):
     ) -> None:
         why = "; ".join(lines_that_matter(argv, stderr)) or "it wrote nothing"
         hint = next((remedy for text, remedy in _REMEDIES if re.search(text, stderr)), "")
-        super().__init__(f"{Path(argv[0]).name} failed (exit {returncode}): {why}", hint=hint)
+        program = Path(argv[0]).name
+        super().__init__(f"{program} failed (exit {returncode}): {why}", hint=hint)
         self.returncode = returncode
         self.stderr = stderr
 
@@ -624,7 +625,9 @@ def _table_width(widths: Sequence[int]) -> int:
 
 def _fitted(cell: str, width: int) -> str:
     """A cell as wide as its column; dots show where it is cut."""
-    return cell.ljust(width) if len(cell) <= width else f"{cell[: width - 3]}..."
+    if len(cell) <= width:
+        return cell.ljust(width)
+    return f"{cell[: width - 3]}..."
 
 
 def to_json(value: object) -> str:
@@ -1562,7 +1565,8 @@ def refuse_sudo(host: Host, path: Path) -> None:
     refused: in containers HOME may be anybody's.
     """
     caller = host.environ.get("SUDO_UID", "")
-    if os.geteuid() != 0 or not re.fullmatch("[0-9]+", caller) or int(caller) == 0:
+    by_sudo = os.geteuid() == 0 and re.fullmatch("[0-9]+", caller)
+    if not by_sudo or int(caller) == 0:
         return
     part = existing_part(path)
     if os.lstat(part).st_uid == int(caller):
@@ -1920,9 +1924,11 @@ def parse_until(text: str, now: float) -> int:
     if clock is None:
         return parse_time(text)
     year, month, day, *_ = time.localtime(now)
-    today = time.mktime((year, month, day, *clock, 0, 0, 0, -1))  # -1: summer time is as it may be
-    tomorrow = time.mktime((year, month, day + 1, *clock, 0, 0, 0, -1))
-    return int(today if today > now else tomorrow)
+    rest = (*clock, 0, 0, 0, -1)  # -1: summer time is as it may be
+    moment = time.mktime((year, month, day, *rest))
+    if moment <= now:
+        moment = time.mktime((year, month, day + 1, *rest))
+    return int(moment)
 
 
 def _clock_time(text: str) -> tuple[int, int] | None:
@@ -3563,7 +3569,8 @@ _K3S_ARGS = list_of(_text(k3s_argument, pattern=f"^(?:{_K3S_ARGUMENT})$"))
 def _read_k3s_args(item: Item) -> tuple[str, ...]:
     """The options, each with its value in one text, as two would be for a shell."""
     nodes = item.nodes(of_texts=True)
-    texts = ["" if node.value is None else str(node.source or node.value) for node in nodes]
+    values = [node.source or node.value for node in nodes]
+    texts = ["" if value is None else str(value) for value in values]
     for option, value in zip(texts, texts[1:]):
         if re.fullmatch("--?[a-z][-a-z0-9]*", option) and re.match("[^-]", value):
             raise ValueError(f"an option and its value are one text; write `{option}={value}`")
@@ -4363,7 +4370,8 @@ def ignored_keys(config: Config) -> list[str]:
     if isinstance(config, QemuConfig):
         warnings += _ignored_by_mode(config)
     if config.moved_forwards:
-        shown = ", ".join(f"{port.host or 'any'} -> {port.guest}" for port in config.moved_forwards)
+        moved = [f"{port.host or 'any'} -> {port.guest}" for port in config.moved_forwards]
+        shown = ", ".join(moved)
         warnings.append(f"portForwards: lower ports of this host are root's, so {shown}")
     return warnings
 
@@ -5715,7 +5723,9 @@ def _is_state(path: Path) -> bool:
         return not path.name.endswith(GATEWAY_STATE)
     if not isinstance(data, dict):
         return False
-    return data.get("name") == path.stem or ("version" in data and bool(_MARKS & data.keys()))
+    if data.get("name") == path.stem:
+        return True
+    return "version" in data and bool(_MARKS & data.keys())
 
 
 # --- events: what happened, in the user's log and in the next command's words
@@ -6168,14 +6178,28 @@ def hold_until(state: State, at_most: int, clock: Clock) -> int | None:
     length = at_most or budget(state.max_run)
     if length is not None:
         limits.append(int(clock.now) + seconds_up(length))
-    most = budget(state.max_total)
-    if most is not None:
-        limits.append((state.started_at or int(clock.now)) + seconds_up(most))
-        if limits[-1] <= clock.now:
+    latest = latest_end(state, clock)
+    if latest is not None:
+        limits.append(latest)
+        if latest <= clock.now:
             why = f"{state.name}: nothing is left of lifetime.maxTotal, {state.max_total}"
             hint = "raise it in the config, and apply that by `ycluster lifetime arm -c DIR`"
             raise YclusterError(why, hint=hint)
     return min(limits, default=None)
+
+
+def bounded_holds(state: State, clock: Clock) -> State:
+    """The state with its holds within limits that have changed: by one maxRun, and by maxTotal."""
+    length, latest = budget(state.max_run), latest_end(state, clock)
+    holds = []
+    for hold in state.holds:
+        limits = [] if latest is None else [latest]
+        if hold.until is not None:
+            limits.append(hold.until)
+        elif length is not None:
+            limits.append(_end_of(length, clock))
+        holds.append(replace(hold, until=min(limits, default=None)))
+    return replace(state, holds=tuple(holds))
 
 
 # --- where a deadline is, and how it moves
@@ -6191,17 +6215,28 @@ def _due_at(state: State, expires_at: int | None, clock: Clock) -> State:
     )
 
 
+def _end_of(length: int, clock: Clock) -> int:
+    """When so many nanoseconds from now have passed, rounded up to seconds since the epoch."""
+    numerator, denominator = clock.now.as_integer_ratio()  # exact, so that it is never early
+    nanoseconds = numerator * 10**9 + length * denominator
+    return -(-nanoseconds // (denominator * 10**9))
+
+
+def latest_end(state: State, clock: Clock) -> int | None:
+    """The latest deadline that maxTotal allows, in seconds since the epoch; None: any."""
+    most = budget(state.max_total)
+    if most is None:
+        return None
+    return (state.started_at or int(clock.now)) + seconds_up(most)
+
+
 def anchored(state: State, clock: Clock) -> State:
     """The state of a VM that starts now. Its deadline is set by a fresh budget, counted from now.
 
-    It is rounded up to seconds. `timers` are kept, as those of before are still to be taken away.
+    `timers` are kept, as those of before are still to be taken away.
     """
-    expires_at = None
     length = budget(state.max_run)
-    if length is not None:
-        numerator, denominator = clock.now.as_integer_ratio()  # exact, so that it is never early
-        nanoseconds = numerator * 10**9 + length * denominator
-        expires_at = -(-nanoseconds // (denominator * 10**9))
+    expires_at = None if length is None else _end_of(length, clock)
     return replace(
         _due_at(watched_from(state, clock, 0.0), expires_at, clock),
         started_at=int(clock.now),
@@ -6222,16 +6257,32 @@ def recounted(state: State, clock: Clock) -> State:
     """The state of a running VM whose budget was changed: its deadline by the new one.
 
     The budget counts from the start; where that deadline has passed, it is a fresh one, from now.
+    Neither is a start: what holds of the VM, and that it was disarmed by hand, stays.
     """
     length = budget(state.max_run)
     if length is None:
         return replace(state, expires_at=None, retry_at=None, ending="", warned=None)
     expires_at = (state.started_at or 0) + seconds_up(length)
-    if expires_at > clock.now:
-        return replace(_due_at(state, expires_at, clock), warned=None)
-    # Not a start: what holds of the VM, and that it was disarmed by hand, stays.
-    kept = {name: getattr(state, name) for name in ("timers", "ran_with", "prepared", "idle")}
-    return replace(anchored(state, clock), **kept)
+    if expires_at <= clock.now:
+        expires_at = _end_of(length, clock)
+        state = replace(state, reaped=None)
+    state = replace(_due_at(state, expires_at, clock), warned=None)
+    return within_total(state, clock)
+
+
+def within_total(state: State, clock: Clock) -> State:
+    """The state of a running VM with its deadline no later than maxTotal allows.
+
+    Where all of that has passed, it is no later than a fresh budget, from now.
+    """
+    latest, length = latest_end(state, clock), budget(state.max_run)
+    if latest is None or length is None or state.expires_at is None:
+        return state
+    if latest <= clock.now:
+        latest = _end_of(length, clock)
+    if state.expires_at <= latest:
+        return state
+    return replace(_due_at(state, latest, clock), warned=None)
 
 
 def for_one_run(state: State, run_budget: str) -> State:
@@ -6324,10 +6375,9 @@ def _no_deadline(state: State) -> YclusterError:
 
 def _check_cap(state: State, expires_at: int, clock: Clock) -> None:
     """Raise where a new deadline would be later than lifetime.maxTotal after the start."""
-    most = budget(state.max_total)
-    if most is None:
+    cap = latest_end(state, clock)
+    if cap is None:
         return
-    cap = (state.started_at or int(clock.now)) + seconds_up(most)
     if expires_at > max(cap, state.expires_at or 0):
         limit = f"{local_time(cap)} (lifetime.maxTotal: {state.max_total} from the start)"
         hint = f"up to there: `ycluster lifetime extend --until {format_time(cap)}`"
@@ -6771,8 +6821,9 @@ class AtTimer(Timer):
         """The user's jobs in our queue."""
         listing = host.attempt(["atq", "-q", self.QUEUE], timeout=30) or ""
         lines = [line.split() for line in listing.splitlines() if line.strip()]
-        # Root is shown every user's; the last word of a line is whose it is.
-        return [line[0] for line in lines if os.geteuid() != 0 or line[-1] == host.user()]
+        if os.geteuid() == 0:  # Root is shown every user's; the last word of a line is whose it is.
+            lines = [line for line in lines if line[-1] == host.user()]
+        return [line[0] for line in lines]
 
     def job_text(self, host: Host, ident: str) -> str:
         """The job's shell script."""
@@ -6962,7 +7013,8 @@ def arm_timers(
     and run this very program, or a better backend may be there by now. Raises PrerequisiteError
     where no backend takes the deadline, which is saved all the same.
     """
-    moments = [at for at in agenda(state) if at.event in ENDS or at.at > host.now()]
+    now = host.now()
+    moments = [moment for moment in agenda(state) if moment.event in ENDS or moment.at > now]
     if not moments:
         return swap_timers(host, state, ())
     backends = timers_for(host, state)
@@ -7461,7 +7513,8 @@ def lost_vms() -> Iterator[tuple[int, Files]]:
 def where_now(pid: int, files: Files) -> Files:
     """The files of a VM in the place that they have been moved to: QEMU has its lock open."""
     try:
-        paths = [Path(os.readlink(fd)) for fd in Path(f"/proc/{pid}/fd").iterdir()]
+        fds = Path(f"/proc/{pid}/fd").iterdir()
+        paths = [Path(os.readlink(fd)) for fd in fds]
     except OSError:  # it has just closed one, or ended
         paths = []
     now = next((path for path in paths if path.name == files.vm_lock.name), files.vm_lock)
@@ -11318,7 +11371,8 @@ def _write_ova(host: Host, state: State, target: Path) -> None:
     Source: DSP0243, "Distribution as a single file".
     """
     folder = target.parent
-    disk, envelope, manifest = (folder / f"{state.name}.{end}" for end in ("vmdk", "ovf", "mf"))
+    names = [f"{state.name}.{end}" for end in ("vmdk", "ovf", "mf")]
+    disk, envelope, manifest = [folder / name for name in names]
     write_disk(host, state.files.disk, "vmdk", disk, subformat=VMDK_SUBFORMATS[0])
     capacity = disk_info(host, state.files.disk, "qcow2")["virtual-size"]
     size = disk.stat().st_size
@@ -11472,7 +11526,8 @@ def sparse_header(name: str, size: int, spans: Sequence[tuple[int, int]]) -> byt
     info.type = tarfile.GNUTYPE_SPARSE
     info.mode = 0o644
     info.size = sum(length for _, length in spans)
-    entries = [number(start) + number(length) for start, length in [*spans, (size, 0)]]
+    ended = [*spans, (size, 0)]
+    entries = [number(start) + number(length) for start, length in ended]
     here, after = entries[:4], entries[4:]  # four fit into the header itself
     head = bytearray(info.tobuf(tarfile.GNU_FORMAT))
     head[386:482] = b"".join(here).ljust(96, b"\0")
@@ -12114,6 +12169,10 @@ def _with_new_deadline(
     elif "lifetime" in changed:
         state = recounted(state, clock)
         lines.append(_counted_from(state, clock))
+    if not {"lifetime", "max_total"}.isdisjoint(changed):
+        state = bounded_holds(within_total(state, clock), clock)
+        if state.expires_at is not None and state.expires_at == latest_end(state, clock):
+            lines.append("the deadline is where maxTotal ends, and can't be later")
     if "max_idle" in changed:
         state = watched_from(state, clock)
         if state.idle is not None:
@@ -12134,7 +12193,8 @@ def _what_takes(how: str, state: State, differences: Sequence[Difference]) -> li
 def _counted_from(state: State, clock: Clock) -> str:
     if state.expires_at is None:
         return "no deadline any more" + ("" if state.max_idle else ": nothing will stop it")
-    if state.started_at == int(clock.now):
+    length = seconds_up(budget(state.max_run) or 0)
+    if (state.started_at or 0) + length <= clock.now:
         return "the new budget counts from now, as it is used up since the start"
     return "the new budget counts from the start, not from now"
 
@@ -12202,7 +12262,8 @@ def _k3s_differences(state: State, wanted: State) -> list[Difference]:
         is_known = name != "Version" or old != ""
         # The pinned version is as the pinned image.
         if is_known and old != new and (name, new) != ("Version", K3S_VERSION):
-            found.append(Difference(f"k3s.{name.lower()}", str(old), str(new), {"k3s": wanted.k3s}))
+            key = f"k3s.{name.lower()}"
+            found.append(Difference(key, str(old), str(new), {"k3s": wanted.k3s}))
     return found
 
 
@@ -12708,8 +12769,9 @@ def _reaped_since(state: State) -> Reaped | None:
 def _expired_early(state: State, reaped: Reaped, when: str) -> str:
     """That an expiry has ended a run under what went on in it, in words."""
     done = ACTIONS[reaped.action].done
+    at = local_time(reaped.at)
     why = f"its maxIdle, {state.max_idle}" if reaped.cause == UNUSED else f"its {state.max_run}"
-    return f"{state.name} was {done} at {local_time(reaped.at)}, by {why}, {when}"
+    return f"{state.name} was {done} at {at}, by {why}, {when}"
 
 
 def say_deadline(host: Host, state: State) -> None:
@@ -12724,7 +12786,8 @@ def say_deadline(host: Host, state: State) -> None:
     if state.expires_at is not None:
         left = state.expires_at - host.now()
         when = f"in {in_words(left)}" if left > 0 else f"{in_words(left)} ago"
-        host.output.say(f"  {word} at {local_time(state.expires_at)}, {when}; {by}")
+        at = local_time(state.expires_at)
+        host.output.say(f"  {word} at {at}, {when}; {by}")
         word = "or"
     if state.idle is not None:
         host.output.say(f"  {word} when nobody has used it for {state.max_idle}; {by}")
@@ -13725,6 +13788,8 @@ def reap(
         ahead = wake_time(current(host, files)) - host.now()
         host.sleep(ahead if ahead <= wait else 0)
     with opened(host, files, patience=patience) as saved:
+        if _runs_without_end(host, saved):
+            saved = _with_deadline(host, saved)
         state = _without_ended_holds(host, _with_look(host, saved, files))
         decision = decide(state, host.clock())
         if decision.do in ACTIONS and saved.holds and saved.retry_at:  # it was held until now
@@ -13744,6 +13809,16 @@ def reap(
             _expire(host, state, decision, by)
     if decision.do == "warn":  # without the lock: whoever is warned may want to extend
         _warn(host, state, decision)
+
+
+def _runs_without_end(host: Host, state: State) -> bool:
+    """Whether a VM that has a limit runs, and nothing is on its agenda.
+
+    Its expiry had paused it, and QEMU's monitor was told to continue it; or its state was edited.
+    """
+    if state.disarmed or not state.has_limit or agenda(state):
+        return False
+    return status_of(host, state) not in (*OFF, "paused", "unseen")
 
 
 def say_when(host: Host, text: str) -> None:
@@ -14098,7 +14173,7 @@ def _needs_reap(host: Host, state: State) -> bool:
     """Whether something is due, or no timer is armed for what may end it."""
     moments = agenda(state)
     if not moments:
-        return False
+        return _runs_without_end(host, state)
     if moments[0].at <= host.now():
         return True
     armed = {(timer.event, timer.deadline) for timer in state.timers}
@@ -14357,6 +14432,8 @@ def arm(host: Host, which: Selector) -> None:
         say_changes(host, changes)
         if state.disarmed:
             state = replace(state, timers=())
+            if _used_up(state, host.now()):  # while nothing was to end it
+                state = recounted(state, host.clock())
         # Anew: there may be a better backend by now.
         state = with_choice(host, _with_deadline(host, state))
         state = arm_timers(host, state, renew=True)
@@ -15122,7 +15199,8 @@ def left_words(shown: Mapping[str, Any]) -> str:
         return "-" if shown["state"] in OFF else "no limit"
     if left <= 0 and shown.get("holds"):
         return "held"
-    words = f"{in_words(left)}{when}" if left > 0 else f"OVERDUE {in_words(left)}"
+    words = in_words(left)
+    words = f"{words}{when}" if left > 0 else f"OVERDUE {words}"
     if not shown.get("armed", True):
         words += " (NO TIMER)"
     return words
@@ -16074,39 +16152,52 @@ def _of_clusters(host: Host) -> Iterator[Finding]:
     survey = surveyed(host)
     for name, trouble in survey.unreadable:
         yield Finding(name, "failure", str(trouble), getattr(trouble, "hint", ""))
+    findings: list[Finding] = []
     with looking_once(host):
-        findings = [finding for check in CLUSTER_CHECKS for finding in check(host, survey)]
-    yield from findings
+        for state in survey.states:
+            for check in CLUSTER_CHECKS:
+                findings += _found(state.name, check(host, state))
+        for look in SURVEY_CHECKS:
+            findings += _found("clusters", look(host, survey))
+    yield from dict.fromkeys(findings)
 
 
-def _unenforced(host: Host, survey: Survey) -> Iterator[Finding]:
-    for state in survey.states:
-        if not agenda(state):
-            continue
-        remedy = f"ycluster lifetime arm --name {state.name}"
-        trouble = timer_trouble(host, state)
-        if trouble:
-            text = f"no timer enforces its deadline: {trouble}"
+def _found(name: str, findings: Iterator[Finding]) -> Iterator[Finding]:
+    """What a check finds; that it can't be made is a failure, and hides nothing of the others."""
+    try:
+        yield from findings
+    except (YclusterError, OSError) as error:
+        yield Finding(name, "failure", str(error), getattr(error, "hint", ""))
+
+
+def _unenforced(host: Host, state: State) -> Iterator[Finding]:
+    remedy = f"ycluster lifetime arm --name {state.name}"
+    if not agenda(state):
+        if _runs_without_end(host, state):
+            text = "it runs, has a budget, and no deadline"
             yield Finding(state.name, "failure", text, remedy)
-        elif not is_watched(host, state) and running(host, state.files):
-            text = "no watcher runs beside its VM, to end it if its files get lost"
-            yield Finding(state.name, "warning", text, remedy)
+        return
+    trouble = timer_trouble(host, state)
+    if trouble:
+        text = f"no timer enforces its deadline: {trouble}"
+        yield Finding(state.name, "failure", text, remedy)
+    elif not is_watched(host, state) and running(host, state.files):
+        text = "no watcher runs beside its VM, to end it if its files get lost"
+        yield Finding(state.name, "warning", text, remedy)
 
 
-def _taken_ports(host: Host, survey: Survey) -> Iterator[Finding]:
-    for state in survey.states:
-        if state.expires_at is None and not running(host, state.files):
-            finding = _look(state.name, "warning", _check_ports, host, state)
-            if finding.level != "ok":
-                yield finding
+def _taken_ports(host: Host, state: State) -> Iterator[Finding]:
+    if state.expires_at is None and not running(host, state.files):
+        finding = _look(state.name, "warning", _check_ports, host, state)
+        if finding.level != "ok":
+            yield finding
 
 
-def _lost_disks(host: Host, survey: Survey) -> Iterator[Finding]:
-    for state in survey.states:
-        for check in (check_disks, check_formats):
-            finding = _look(state.name, "failure", check, state)
-            if finding.level != "ok":
-                yield finding
+def _lost_disks(host: Host, state: State) -> Iterator[Finding]:
+    for check in (check_disks, check_formats):
+        finding = _look(state.name, "failure", check, state)
+        if finding.level != "ok":
+            yield finding
 
 
 def _low_space(host: Host, survey: Survey) -> Iterator[Finding]:
@@ -16123,8 +16214,8 @@ def _unclaimed_disks(host: Host, survey: Survey) -> Iterator[Finding]:
     if survey.unreadable:
         return  # a cluster whose state can't be read may claim any of them
     claimed = {os.path.realpath(state.data_disk) for state in survey.states if state.data_disk}
-    for place in survey.places:
-        for disk in place.glob("*.qcow2"):
+    for place in own_places(host):
+        for disk in sorted(place.glob("*.qcow2")):
             if not disk.with_suffix(".json").exists() and os.path.realpath(disk) not in claimed:
                 text = f"{disk}: no cluster claims it, and it may hold data"
                 remedy = f"ycluster import {shlex.quote(str(disk))} -c DIR   (makes a copy)"
@@ -16153,10 +16244,12 @@ def _room_to_gain(host: Host, survey: Survey) -> Iterator[Finding]:
         yield Finding("unused", "warning", text + in_words(PRUNE_AGE), "ycluster prune")
 
 
-CLUSTER_CHECKS: tuple[Callable[[Host, Survey], Iterator[Finding]], ...] = (
+CLUSTER_CHECKS: tuple[Callable[[Host, State], Iterator[Finding]], ...] = (
     _unenforced,
     _taken_ports,
     _lost_disks,
+)
+SURVEY_CHECKS: tuple[Callable[[Host, Survey], Iterator[Finding]], ...] = (
     _low_space,
     _unclaimed_disks,
     _lost_vms,
@@ -16713,7 +16806,8 @@ def _refuse_negative(path: str, words: Sequence[str]) -> None:
 def _refuse_unknown(argv: Sequence[str]) -> None:
     """Raise UsageError if these words begin with none that leads to a verb."""
     group = argv[0] if argv[0] in GROUPS else ""
-    word = next((word for word in argv[bool(group) :] if not word.startswith("-")), "")
+    words = [word for word in argv[bool(group) :] if not word.startswith("-")]
+    word = words[0] if words else ""
     known = [*_verbs_below(group), *([] if group else ALIASES)]
     if word and word not in known:
         nested = [path for path in VERBS if path.split()[-1] == word]

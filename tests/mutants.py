@@ -651,8 +651,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "the cap counts from the start",
-        "cap = (state.started_at or int(clock.now))",
-        "cap = int(clock.now)",
+        "return (state.started_at or int(clock.now)) + seconds_up(most)",
+        "return int(clock.now) + seconds_up(most)",
         "test_lifetime.py::test_the_cap_counts_from_the_start_however_late_the_extension",
     ),
     (
@@ -681,8 +681,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a budget is rounded up",
-        "expires_at = -(-nanoseconds // (denominator * 10**9))",
-        "expires_at = nanoseconds // (denominator * 10**9)",
+        "return -(-nanoseconds // (denominator * 10**9))",
+        "return nanoseconds // (denominator * 10**9)",
         "test_lifetime.py::test_the_budget_is_counted_from_the_start_and_rounded_up_to_a_second",
     ),
     (
@@ -851,8 +851,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "the warning's timer comes with the deadline's",
-        "if at.event in ENDS or at.at > host.now()]",
-        "if at.event in ENDS]",
+        "if moment.event in ENDS or moment.at > now]",
+        "if moment.event in ENDS]",
         "test_timers.py::test_the_warning_has_a_timer_of_its_own_which_comes_second_and_goes_with_the_first",
     ),
     (
@@ -2026,8 +2026,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "an edit ends no VM at once",
-        "if expires_at > clock.now:\n        return replace(_due_at",
-        "if True:\n        return replace(_due_at",
+        "    if expires_at <= clock.now:\n        expires_at = _end_of(",
+        "    if False:\n        expires_at = _end_of(",
         "test_reconfigure.py::test_the_deadline_of_a_running_vm_follows_its_budget",
     ),
     (
@@ -2412,9 +2412,51 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "test_faults.py::test_status_counts_on_no_timer_that_is_gone",
     ),
     (
+        "what is armed again after its deadline gets a fresh budget",
+        "            if _used_up(state, host.now()):  # while nothing was to end it\n",
+        "            if False:\n",
+        "test_timers.py::test_what_is_armed_again_after_its_deadline_gets_a_fresh_budget",
+    ),
+    (
+        "an edited maxTotal limits the deadline of now",
+        "state = bounded_holds(within_total(state, clock), clock)",
+        "state = bounded_holds(state, clock)",
+        "test_reconfigure.py::test_a_max_total_that_is_edited_limits_the_deadline_of_now",
+    ),
+    (
+        "no edit of maxTotal ends a VM at once",
+        "    if latest <= clock.now:\n        latest = _end_of(length, clock)\n",
+        "",
+        "test_reconfigure.py::test_a_max_total_that_is_edited_limits_the_deadline_of_now",
+    ),
+    (
+        "a budget bounds the holds of before",
+        "limits.append(_end_of(length, clock))",
+        "pass",
+        "test_reconfigure.py::test_a_hold_without_an_end_gets_one_with_the_budget",
+    ),
+    (
+        "a VM that runs with no deadline gets one by the next reap",
+        "            saved = _with_deadline(host, saved)\n",
+        "            pass\n",
+        "test_timers.py::test_a_vm_that_was_continued_behind_our_back_gets_a_deadline",
+    ),
+    (
+        "the next command sees to a VM that runs with no deadline",
+        "return _runs_without_end(host, state)",
+        "return False",
+        "test_timers.py::test_a_vm_that_was_continued_behind_our_back_gets_a_deadline",
+    ),
+    (
+        "what doctor can't look into hides nothing else",
+        "    except (YclusterError, OSError) as error:\n        yield Finding(name,",
+        "    except ZeroDivisionError as error:\n        yield Finding(name,",
+        "test_telling.py::test_what_doctor_cannot_look_into_hides_no_other_finding",
+    ),
+    (
         "doctor tells a deadline without a guard",
-        "        if trouble:\n            text",
-        "        if False:\n            text",
+        '    if trouble:\n        text = f"no timer',
+        '    if False:\n        text = f"no timer',
         "test_telling.py::test_doctor_finds_what_is_left_over",
     ),
     (

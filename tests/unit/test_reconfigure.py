@@ -12,7 +12,7 @@ import pytest
 from unit_support import NOW, Cli, Memory, Processes, Ran, missing, told
 
 import ycluster
-from ycluster import ArmedTimer, Clock, Files, Host, PortForward, QemuConfig, State, replace
+from ycluster import ArmedTimer, Clock, Files, Hold, Host, PortForward, QemuConfig, State, replace
 
 HOUR = 3600
 CLOCK = Clock(NOW, NOW - 9 * HOUR, "boot-1")
@@ -261,6 +261,44 @@ def test_the_deadline_of_a_running_vm_follows_its_budget(
     assert (changed.ran_with, changed.boot_id) == ("tcg", "boot-1")
     halted, said = reconfigured(ycluster.stopped(state), runs=False, lifetime=lifetime)
     assert halted.expires_at is None and counts not in said, "the next start counts anew"
+
+
+@pytest.mark.parametrize(
+    "began, before, ends, max_run, left, at_the_end",
+    [
+        (7, "8h", 47, "8h", 3, True),  # extended beyond
+        (9, "12h", 12, "4h", 1, True),  # the fresh budget is cut off
+        (9, "8h", 9.5, "8h", 0.5, False),  # in time as it is
+        (30, "8h", 40, "8h", 8, False),  # nothing is left of it, and no edit ends a VM at once
+        (30, "8h", 31, "8h", 1, False),
+    ],
+)
+def test_a_max_total_that_is_edited_limits_the_deadline_of_now(
+    began: int, before: str, ends: float, max_run: str, left: float, at_the_end: bool
+) -> None:
+    """In hours: since the start, from the start to the deadline, from now to the new one."""
+    start = int(NOW) - began * HOUR
+    state = cluster(started_at=start, expires_at=start + int(ends * HOUR), lifetime=before)
+    wanted = {"maxRun": max_run, "maxTotal": "10h"}
+    changed, said = reconfigured(state, runs=True, lifetime=wanted)
+    assert (changed.expires_at, changed.started_at) == (int(NOW) + int(left * HOUR), start)
+    assert ("where maxTotal ends" in said) == at_the_end
+
+
+def test_a_hold_without_an_end_gets_one_with_the_budget() -> None:
+    """It was taken where there was no budget, and held whatever the config said since."""
+    endless = Hold(1, 1, "boot-1", int(NOW), None, "make", "hold")
+    short = replace(endless, until=int(NOW) + 60)
+    late = replace(endless, until=int(NOW) + 90 * HOUR)
+    state = cluster(lifetime="", expires_at=None, holds=(endless, short, late))
+    changed, _ = reconfigured(state, runs=True, lifetime={"maxRun": "8h"})
+    assert [hold.until for hold in changed.holds] == [int(NOW) + 8 * HOUR, short.until, late.until]
+    changed, _ = reconfigured(state, runs=True, lifetime={"maxRun": "8h", "maxTotal": "9h"})
+    assert [hold.until for hold in changed.holds] == [
+        int(NOW) + 8 * HOUR,
+        short.until,
+        int(NOW) + 8 * HOUR,
+    ]
 
 
 def test_a_max_idle_that_is_edited_counts_from_now_and_one_that_is_the_same_as_before() -> None:

@@ -793,6 +793,23 @@ def test_doctor_names_what_is_missing_and_how_to_get_it(
     assert "    sudo apt-get install openssh-client qemu-system-x86 qemu-utils" in cli("doctor").out
 
 
+@pytest.mark.usefixtures(quick.__name__)
+def test_what_doctor_cannot_look_into_hides_no_other_finding(
+    cli: Cli, cache: Path, processes: Processes, timer: Memory
+) -> None:
+    """It ended with an error of its own, and told nothing at all."""
+    away = with_disk(cache, "away").files
+    held = ycluster.try_flock(away.vm_lock)  # as another container's QEMU does
+    assert held is not None
+    with_disk(cache, "unguarded", expires_at=FAR_AHEAD)
+    stand_in(processes, with_disk(cache, "endless", started_at=1).files)
+    code, found = findings(cli)
+    os.close(held)
+    assert {found[name]["level"] for name in ("away", "unguarded", "endless")} == {"failure"}
+    assert "can't be seen" in found["away"]["text"] and code == 5
+    assert "no deadline" in found["endless"]["text"]
+
+
 def test_doctor_finds_what_is_left_over(
     cli: Cli,
     cache: Path,

@@ -28,6 +28,7 @@ from unit_support import (
     PROGRAM,
     Cli,
     Clocked,
+    Live,
     Memory,
     Processes,
     folded,
@@ -1063,7 +1064,7 @@ def test_a_timer_whose_last_run_failed_is_told_and_replaced(
     assert "exit 4" in ycluster.timer_trouble(host, state)
     # One that failed to act, and armed its retry, is no such timer.
     assert ycluster.is_armed(host, replace(state, retry_at=DEADLINE))
-    (finding,) = ycluster._unenforced(host, ycluster.Survey((state.files,), (state,)))
+    (finding,) = ycluster._unenforced(host, state)
     assert (finding.name, finding.level) == ("demo", "failure") and "exit 4" in finding.text
     after = arm_timers(host, state)
     assert after.timers != state.timers and ycluster.is_armed(host, after)
@@ -1634,3 +1635,34 @@ def test_a_watch_waits_for_the_verb_that_is_giving_the_cluster_its_deadline(
     monkeypatch.setattr(host, "sleep", sleep)
     ycluster.watch_one(host, state.files, by="hand")
     assert ycluster.load_state(state.files).reaped is not None
+
+
+@pytest.mark.parametrize("away, left", [(5, 1), (0.5, 0.5)])
+def test_what_is_armed_again_after_its_deadline_gets_a_fresh_budget(
+    live: Live, away: float, left: float
+) -> None:
+    """It ended at once, and with onExpiry: teardown its disk was gone."""
+    live.starts(lifetime="1h", max_idle="", on_expiry="teardown")
+    ycluster.disarm(live.host, live.files)
+    live.host.time += away * 3600
+    ycluster.arm(live.host, ycluster.Selector(state_file=live.files.sidecar))
+    assert live.state.expires_at == live.host.time + left * 3600
+    ycluster.reap(live.host, live.files, by="hand")
+    assert live.runs and live.files.disk.exists()
+
+
+def test_a_vm_that_was_continued_behind_our_back_gets_a_deadline(live: Live) -> None:
+    """By QEMU's monitor, after its expiry had paused it: it ran for ever."""
+    live.starts(lifetime="8h", max_idle="", warn="0", on_expiry="pause")
+    live.fires()
+    ycluster.reap(live.host, live.files, by="hand")
+    paused = live.state
+    assert (paused.expires_at, live.timer.standing) == (None, {}) and live.runs
+    assert not ycluster._needs_reap(live.host, paused)
+    with ycluster.find_vm(live.host, live.files) as vm:
+        assert vm
+        ycluster.resume_vm(live.host, live.files, vm)
+    assert ycluster._needs_reap(live.host, paused)
+    ycluster.reap(live.host, live.files, by="hand")
+    assert live.state.expires_at == live.host.time + 8 * 3600
+    assert list(live.timer.standing.values()) == [live.state.expires_at]
