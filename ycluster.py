@@ -897,7 +897,8 @@ class Host:
         with self._start(argv, stdin, cwd, env, pass_fds) as process:
             written = self._communicate(process, stdin, timeout, meanwhile)
         if written is None:
-            raise NoAnswer(f"{argv[0]} gave no answer within {timeout:.0f} s: {shlex.join(argv)}")
+            why = f"{argv[0]} gave no answer within {timeout:.0f} s"
+            raise NoAnswer(f"{why}: {shlex.join(argv)}")
         done = subprocess.CompletedProcess(tuple(argv), process.returncode, *written)
         if check and done.returncode != 0:
             raise ProgramFailed(argv, done.returncode, done.stderr or done.stdout)
@@ -1385,7 +1386,8 @@ def read_own(
 
     Raises OSError for any other file, and for one that is larger than `limit`, unless `last`.
     """
-    with descriptor(open_own(path, os.O_RDONLY)) as fd, os.fdopen(os.dup(fd), "rb") as file:
+    fd = open_own(path, os.O_RDONLY)
+    with os.fdopen(fd, "rb") as file:
         size = os.fstat(fd).st_size
         if last:
             file.seek(max(0, size - limit))
@@ -4696,7 +4698,8 @@ class Files(Record):
 
         An empty lock does not count, for it holds nothing, and whoever waits for it made it.
         """
-        return [path for path in self.names() if os.path.lexists(path) and not self._is_free(path)]
+        there = [path for path in self.names() if os.path.lexists(path)]
+        return [path for path in there if not self._is_free(path)]
 
     def are_all(self, kept: Sequence[Path]) -> bool:
         """Whether these, each a file of the user's own, are all that is there."""
@@ -5421,7 +5424,8 @@ def save_state(state: State) -> State:
     """
     files = state.files
     copy = {**_state_object(state), "loginKey": _login_key(files.sidecar)}
-    copy_text, text = to_json(copy).encode("ascii"), encode_state(state).encode("ascii")
+    text = encode_state(state).encode("ascii")
+    copy_text = to_json(copy).encode("ascii")
     _read_back(text.decode("ascii"), files)
     if not os.path.lexists(files.sidecar):
         write_file(files.sidecar, text)
@@ -6064,7 +6068,8 @@ def watched_from(state: State, clock: Clock, cpu: float | None = None) -> State:
     if limit is None:
         return replace(state, idle=None)
     spent = -1 if cpu is None else int(cpu * 1000)
-    idle = Idle(now, now, _next_look(now, limit, now), VERB, spent, slept=int(clock.slept))
+    look = _next_look(now, limit, now)
+    idle = Idle(now, now, look, VERB, spent, slept=int(clock.slept))
     return _called_off(replace(state, idle=idle), clock.now)
 
 
@@ -6137,7 +6142,9 @@ def _is_late(state: State, clock: Clock) -> bool:
     limit, idle = budget(state.max_idle), state.idle
     if limit is None or idle is None:
         return False
-    return clock.now - idle.next > look_interval(limit) or clock.slept > idle.slept + 2
+    if clock.slept > idle.slept + 2:
+        return True
+    return clock.now - idle.next > look_interval(limit)
 
 
 def used_by_hand(state: State, now: float) -> State:
@@ -6805,7 +6812,8 @@ class AtTimer(Timer):
 
         at gives a number again, in a new spool for one. Of a job that is gone it shows nothing.
         """
-        return f"--state {shlex.quote(str(files.sidecar))} " in self.job_text(host, job)
+        path = shlex.quote(str(files.sidecar))
+        return f"--state {path} " in self.job_text(host, job)
 
     def cancel(
         self,
@@ -7232,7 +7240,8 @@ def _gcp_limit(plan: Mapping[str, Any]) -> int | None:
     limit = plan.get("maxRunDuration")
     if not limit:
         return None
-    return int(limit["seconds"]) * 10**9 + int(limit.get("nanos", 0))
+    seconds, rest = int(limit["seconds"]), int(limit.get("nanos", 0))
+    return seconds * 10**9 + rest
 
 
 def _gcp_deadline(instance: Mapping[str, Any], limit: int | None) -> int | None:
@@ -7906,7 +7915,8 @@ def _boot_with_kvm(host: Host) -> Done:
     import tempfile
 
     with tempfile.NamedTemporaryFile() as disk:
-        disk.write(KVM_BOOT_SECTOR.ljust(510, b"\0") + b"\x55\xaa" + bytes((1 << 20) - 512))
+        sector = KVM_BOOT_SECTOR.ljust(510, b"\0") + b"\x55\xaa"
+        disk.write(sector.ljust(1 << 20, b"\0"))
         disk.flush()
         raw = {"driver": "raw", "file": {"driver": "file", "filename": disk.name}}
         argv = [
@@ -8195,7 +8205,8 @@ def misfits(then: Mapping[str, Any], now: Mapping[str, str]) -> list[str]:
     """
     known = then.keys() & now.keys()
     others = [what for what in known if not _goes_with(what, str(then[what]), now[what])]
-    return sorted([*others, *(then.keys() ^ now.keys())])
+    others += then.keys() ^ now.keys()
+    return sorted(others)
 
 
 def _goes_with(what: str, was: str, now: str) -> bool:
@@ -8817,7 +8828,8 @@ def certificates_in(path: Path) -> list[str]:
     """The certificates of a PEM file, one text each; a private key beside them stays here."""
     text = _read_named(path).decode("latin-1")
     bodies = re.findall(_PEM, text)
-    if not bodies or len(bodies) < len(re.findall(rf"{_BEGIN}[ \t]*[\r\n]", text)):
+    begun = re.findall(rf"{_BEGIN}[ \t]*[\r\n]", text)
+    if not bodies or len(bodies) < len(begun):
         raise _no_certificate(path, text)
     for number, body in enumerate(bodies, 1):
         if not _is_whole_der(body):
@@ -11102,7 +11114,8 @@ def check_host_kernel(
     for path in boot.glob("vmlinuz-*"):
         if (modules / path.name[len("vmlinuz-") :]).is_dir():
             kernels.append(str(path))
-    ordered = host.run(["sort", "-V"], timeout=20, stdin="\n".join(kernels)).stdout.splitlines()
+    by_version = host.run(["sort", "-V"], timeout=20, stdin="\n".join(kernels))
+    ordered = by_version.stdout.splitlines()
     running = boot / f"vmlinuz-{os.uname().release}"
     newest = ordered[-1] if ordered else str(running)
     if os.path.exists(newest) and not os.access(newest, os.R_OK):
@@ -12060,7 +12073,8 @@ def wrong_state(state: State, now: str, why: str = "") -> YclusterError:
     """The error where a cluster is in a state in which a verb can do nothing; `why` adds to it."""
     verb_out, effect = WAYS_OUT.get(now, ("status", "shows more"))
     hint = f"`ycluster {verb_out} --name {state.name}` {effect}"
-    return YclusterError(f"{state.name} is {now}{why}{last_expiry(state)}", hint=hint)
+    expired = last_expiry(state)
+    return YclusterError(f"{state.name} is {now}{why}{expired}", hint=hint)
 
 
 def status_of(host: Host, state: State) -> str:
@@ -12249,7 +12263,8 @@ def _port_differences(state: State, wanted: State) -> list[Difference]:
 
 
 def _port_text(ports: Sequence[PortForward]) -> str:
-    return ", ".join(sorted(f"{port.host or 'any'}:{port.guest}" for port in ports))
+    texts = [f"{port.host or 'any'}:{port.guest}" for port in ports]
+    return ", ".join(sorted(texts))
 
 
 def _k3s_differences(state: State, wanted: State) -> list[Difference]:
@@ -12819,7 +12834,7 @@ def start(
         if now == "paused":
             raise wrong_state(state, now)
         runs = now not in OFF
-        state, changes = reconfigured(state, config, host.clock(), runs=runs)
+        state, changes = _by_config(host, state, config, runs=runs)
         if not runs:
             state = for_one_run(state, run_budget)
         elif run_budget:
@@ -12841,6 +12856,27 @@ def start(
                 return
             # Its install may have been cut short: finished below.
     _finish_boot(host, state, RESTORED_STAGES if now == "suspended" else BOOT_STAGES)
+
+
+def _by_config(
+    host: Host,
+    before: State,
+    config: QemuConfig | None,
+    *,
+    runs: bool,
+) -> tuple[State, list[str]]:
+    """`reconfigured`, by the clock of now.
+
+    Under a `run` it takes nothing from the deadline of a VM that ran before: somebody else may be
+    at work in it.
+    """
+    state, changes = reconfigured(before, config, host.clock(), runs=runs)
+    was, now = before.expires_at, state.expires_at
+    is_sooner = was is not None and now is not None and now < was
+    if runs and is_sooner and host.holder is not None:
+        changes.append("it ran before, and keeps its deadline; the next start counts anew")
+        state = replace(state, expires_at=was, warned=before.warned)
+    return state, changes
 
 
 def _check_mode(host: Host, files: Files) -> None:
@@ -14684,7 +14720,7 @@ def _bring_up(
     elif before == "paused":
         resume(host, which, run_budget=run_budget)
     else:
-        if run_budget and before not in OFF:  # somebody else may be at work in it
+        if run_budget and before not in OFF:
             text = "runs already, and keeps its deadline: no --max-run for it"
             host.output.say(f"{files.name} {text}")
             run_budget = ""
@@ -16650,8 +16686,9 @@ def completion(host: Host, shell: str, words: Sequence[str]) -> int:
         host.output.data(_SHELLS[shell])
         return 0
     last = words[-1] if words else ""
-    found = {word for word in _next_words(host, words[:-1], last) if word.startswith(last)}
-    host.output.data("\n".join(sorted(found)))
+    words_there = set(_next_words(host, words[:-1], last))
+    found = [word for word in sorted(words_there) if word.startswith(last)]
+    host.output.data("\n".join(found))
     return 0 if found else 1
 
 

@@ -857,6 +857,13 @@ def test_a_run_never_shortens_the_life_of_a_cluster_that_ran_before(runs: Runs) 
     [(_, during)] = runs.during
     for state in (during, runs.state):
         assert (state.expires_at, state.max_run) == (before.expires_at, before.max_run)
+    runs.edit("{maxRun: 50s, maxTotal: 50s}")
+    ran = runs("--", "true")
+    assert ran.code == 0 and "keeps its deadline" in ran.err
+    assert (runs.state.expires_at, runs.state.lifetime) == (before.expires_at, "50s")
+    runs.edit("{maxRun: 20h}")
+    assert runs("--", "true").code == 0
+    assert runs.state.expires_at == (before.started_at or 0) + 20 * 3600
 
 
 def test_an_expiry_under_the_command_of_a_run_is_told_at_its_end(
