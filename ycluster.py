@@ -493,8 +493,12 @@ class Output:
             text = f"\x1b[{colour}m{text}\x1b[m"
         if text and not text.endswith("\n"):
             text += "\n"
-        self.stdout.write(text)
-        self.stdout.flush()
+        try:
+            self.stdout.write(text)
+            self.stdout.flush()
+        except OSError as error:
+            error.filename = "stdout"
+            raise
 
     def result(self, text: str) -> None:
         """What a verb has done, for scripts: on stdout, except where that is to have JSON."""
@@ -699,6 +703,7 @@ class Host:
         self.umask = umask  # the user's, which is for the user's own commands alone
         self.holder: Holder | None = None
         self.locked: set[Path] = set()  # the locks of clusters that this process holds
+        self.worked_on: Path | None = None  # the state file of the one that it locked last
         self.qemus: list[int] | None = None  # see `looking_once`
         self._source = b""
 
@@ -1397,6 +1402,15 @@ def read_own(
     if len(data) > limit:
         raise OSError(errno.EFBIG, f"it is larger than {limit} bytes", str(path))
     return data
+
+
+def working_folder_is_there() -> bool:
+    """Whether the user's working folder has not been removed."""
+    try:
+        os.getcwd()
+    except OSError:
+        return False
+    return True
 
 
 def working_folder() -> Path:
@@ -9138,11 +9152,14 @@ def _ssh_options(state: State) -> dict[str, str]:
 
 
 def ssh_block(state: State) -> str:
-    """The same as a Host block of ~/.ssh/config, by the cluster's name."""
+    """The same as a Host block of ~/.ssh/config, by the cluster's name.
+
+    It begins with an empty line: what it is appended to may not end with a line end.
+    """
     address, port = state.ssh_at
     place = {"HostName": address, "Port": str(port), "User": state.ssh_user}
-    lines = [f"Host {state.name}"]
-    for name, value in {**place, **_ssh_options(state)}.items():
+    lines = ["", f"Host {state.name}"]
+    for name, value in {**place, **_ssh_options(state), "ProxyCommand": "none"}.items():
         lines.append(f"  {name} {value}")
     return "\n".join(lines)
 
@@ -10164,13 +10181,19 @@ def _unusable(host: Host) -> str:
         return str(error)
     for file in kubeconfig_files(host):
         try:
-            os.stat(file)
+            mode = os.stat(file).st_mode
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
             return f"{file}: {error.strerror}"
+        if not stat.S_ISREG(mode) and not stat.S_ISCHR(mode):  # kubectl would wait for a FIFO
+            return f"{file} is not a file"
         if not os.access(file, os.R_OK):  # kubectl then fails with all of them
             return f"{file} can't be read"
+        try:
+            _view(host, file)
+        except (YclusterError, ValueError) as error:
+            return f"{file}: {error}"
     return _unwritable(kubeconfig_file(host))
 
 
@@ -12016,6 +12039,7 @@ def cluster_lock(
     host.program_source()  # before a wait, in which an upgrade may replace the file
     with locked(host, files.lock, timeout=patience, belongs_to=files.sidecar):
         host.locked.add(files.lock)
+        host.worked_on = files.sidecar
         try:
             yield
         finally:
@@ -13448,7 +13472,13 @@ def _prepare_in_guest(host: Host, state: State) -> None:
     if done.returncode:
         why = done.stderr.strip() or f"exit {done.returncode}"
         message = f"{state.name}: the guest could not prepare itself: {why}"
-        raise YclusterError(message, hint="it keeps running as before")
+        hint = "it keeps running as before"
+        if not running(host, state.files):
+            message = f"{state.name} was stopped while it was prepared: {why}"
+            hint = (
+                f"`ycluster start --name {state.name}` gives it a fresh deadline; then prepare it"
+            )
+        raise YclusterError(message, hint=hint)
     if "no-time-sync" in done.stdout:
         text = "no time service is installed in the guest; its clock will drift"
         host.output.warn(f"{state.name}: {text}")
@@ -13494,7 +13524,12 @@ def _prepare_disk(host: Host, state: State, max_run: int) -> None:
     "export",
     "write a stopped cluster's disk, keys and checksums to a folder",
     ONE_BY_OPTION,
-    argument("bundle", metavar="BUNDLE_DIR", type=Path, help="a new folder"),
+    argument(
+        "bundle",
+        metavar="BUNDLE_DIR",
+        type=partial(_directory, "BUNDLE_DIR"),
+        help="a new folder",
+    ),
     argument(
         "--format",
         dest="form",
@@ -13708,7 +13743,10 @@ def _check_sums(host: Host, disk: Path) -> None:
         text = file.read(STATE_SIZE).decode(errors="replace")
     name = re.escape(disk.name)
     lines = rf"^(?:(\w{{64}}) [ *](?:\./)?{name}|SHA256 \((?:\./)?{name}\) = (\w{{64}}))\r?$"
-    for found in re.finditer(lines, text, re.MULTILINE):
+    every = list(re.finditer(lines, text, re.MULTILINE))
+    if not every:
+        host.output.warn(f"{disk} is not checked: {sums}, beside it, does not name it")
+    for found in every:
         if digest_fault(host, disk, (found[1] or found[2]).lower()):
             hint = "it was damaged or changed on its way here"
             raise ConfigError(f"{disk}: its SHA-256 is not that of {sums}", hint=hint)
@@ -16476,7 +16514,7 @@ def init(host: Host, directory: Path) -> None:
     schema = "y-cluster-provision.schema.json"
     file = directory / CONFIG_NAMES[0]
     shown = shlex.quote(str(directory))
-    text = STARTER.format(name=name, folder=shown, schema=schema)
+    text = STARTER.format(name=_yaml_name(name), folder=shown, schema=schema)
     os.umask(host.umask)  # it is the user's, and no secret
     own = 0o666 & ~host.umask
     directory.mkdir(parents=True, exist_ok=True)
@@ -16485,6 +16523,15 @@ def init(host: Host, directory: Path) -> None:
     write_file(file, text.encode(), mode=own)
     way_on = f"`ycluster provision -c {shown}` makes the cluster"
     host.output.say(f"{file} is written, its schema beside it; {way_on}")
+
+
+def _yaml_name(name: str) -> str:
+    """A name as YAML reads it back: in quotes where it would be null, a number or ambiguous."""
+    try:
+        is_text = parse_yaml(name, name).value == name
+    except ConfigError:
+        is_text = False
+    return name if is_text else f'"{name}"'
 
 
 @verb(
@@ -16506,23 +16553,31 @@ def config_check(host: Host, directory: Path, form: str) -> int:
     except ConfigError as error:
         if form == "text":
             raise
-        shown = {"version": 1, "ok": False, "problems": _located(error), "warnings": []}
-        host.output.data(to_json(shown))
+        found = {"problems": _located(error), "hint": error.hint, "warnings": []}
+        host.output.data(to_json({"version": 1, "ok": False, **found}))
         return ConfigError.exit_code
     warnings = list(_warnings_of_check(config))
     if form == "json":
-        shown = {"version": 1, "ok": True, "problems": [], "warnings": warnings}
-        host.output.data(to_json(shown))
+        found = {"problems": [], "hint": "", "warnings": warnings}
+        host.output.data(to_json({"version": 1, "ok": True, **found}))
         return 0
-    limit = "none"
-    if budget(config.lifetime.max_run) is not None:
-        limit = f"{config.lifetime.max_run}, then {config.lifetime.on_expiry}"
+    limit = _limit_words(config.lifetime)
     host.output.data(
         f"{config.file}: ok: {config.provider} cluster {config.name}, lifetime {limit}"
     )
     for warning in warnings:
         host.output.warn(warning)
     return 0
+
+
+def _limit_words(lifetime: Lifetime) -> str:
+    """What ends a cluster by its config: `8h, then stop`."""
+    limits = []
+    if budget(lifetime.max_run) is not None:
+        limits.append(lifetime.max_run)
+    if budget(lifetime.max_idle) is not None:
+        limits.append(f"{lifetime.max_idle} unused")
+    return f"{' or '.join(limits)}, then {lifetime.on_expiry}" if limits else "none"
 
 
 def _check_named(host: Host, config: QemuConfig) -> None:
@@ -16551,6 +16606,8 @@ def _warnings_of_check(config: Config) -> Iterator[str]:
     yield from warnings_of(config)
     if budget(config.lifetime.max_run) is None:
         text = "lifetime.maxRun is not set: nothing will end this cluster"
+        if budget(config.lifetime.max_idle) is not None:
+            text = "lifetime.maxRun is not set: nothing will end this cluster while it is used"
         yield f"{text}; for example `lifetime: {{maxRun: 8h}}`"
     if config.provider in OTHER_PROVIDERS:
         yield (
@@ -16592,7 +16649,12 @@ SCHEMAS = OneOf(
     "target",
     (
         argument("which", nargs="?", choices=CONFIGS, help="the provider"),
-        argument("--write", metavar="DIR", type=Path, help="write them all to DIR"),
+        argument(
+            "--write",
+            metavar="DIR",
+            type=partial(_directory, "--write"),
+            help="write them all to DIR",
+        ),
     ),
     required=True,
 )
@@ -17045,7 +17107,9 @@ def _run(argv: Sequence[str], output: Output, umask: int) -> int:
 
 def _shown_after(host: Host, args: Mapping[str, Any]) -> dict[str, Any]:
     """What has become of the cluster that a verb was called with."""
-    if "directory" in args:
+    if host.worked_on:  # the config may have been edited meanwhile, or another cluster made
+        files = Files(host.worked_on.parent, host.worked_on.stem)
+    elif "directory" in args:
         files = files_of(host, own_config(host, args["directory"], args.get("own_name")))
     else:
         files = args.get("files") or find_cluster(host, args["which"])
@@ -17093,7 +17157,11 @@ def _as_ours(error: Exception) -> YclusterError:
         return error
     if isinstance(error, OSError):
         why = error.strerror or str(error)
-        return YclusterError(f"{error.filename}: {why}" if error.filename else why)
+        if error.filename:
+            why = f"{error.filename}: {why}"
+        elif isinstance(error, FileNotFoundError) and not working_folder_is_there():
+            why = "the working folder is gone"
+        return YclusterError(why)
     why = f"internal error: {type(error).__name__}: {error}"
     return YclusterError(why, hint="--verbose shows where; please report it")
 

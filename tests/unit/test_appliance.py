@@ -29,11 +29,13 @@ from unit_support import (
     PROGRAM,
     Cli,
     Clocked,
+    Processes,
     folded,
     made,
     missing,
     need,
     refused,
+    stand_in,
     told,
     tree,
     with_disk,
@@ -1754,3 +1756,22 @@ def test_of_what_checksums_name_the_disk_alone_is_read(
     assert cli("teardown", "demo").code == 0
     (tmp_path / "SHA256SUMS").write_text(f"SHA256 (d.qcow2) = {'0' * 64}\n")
     assert cli("import", disk, "-c", config).code == 3
+    (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  of-before-it-was-renamed.qcow2\n")
+    told(cli("import", disk, "-c", config), 0, f"{disk} is not checked", tmp_path / "SHA256SUMS")
+
+
+def test_a_guest_whose_deadline_comes_while_it_is_prepared_does_not_run_on(
+    host: Clocked,
+    cache: Path,
+    tmp_path: Path,
+    processes: Processes,
+) -> None:
+    """That it did was said all the same."""
+    fake_program(tmp_path / "bin", "ssh", "echo closed >&2; exit 255")
+    host.environ["PATH"] = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    state = with_disk(cache)
+    with refused(YclusterError, "was stopped while", "closed"):
+        ycluster._prepare_in_guest(host, state)
+    stand_in(processes, state.files)
+    with refused(YclusterError, "could not prepare itself", "closed"):
+        ycluster._prepare_in_guest(host, state)

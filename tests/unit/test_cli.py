@@ -1007,6 +1007,29 @@ def test_streams_that_are_closed_or_full_are_no_traceback(
     ran = shell(f'exec "$python" "$y" {argv} {streams}', home)
     assert "Traceback" not in ran.err and "Exception ignored" not in ran.err
     assert ran.code in (0, 1, 3)
+    assert (ran.code == 1) == ("stdout: " in ran.err), "which of them is told"
+
+
+def test_a_working_folder_that_is_gone_is_told_as_that(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    ran = shell(f'cd "{tmp_path}/gone" && rmdir ../gone && exec "$python" "$y" init', home)
+    told(ran, 1, "the working folder is gone")
+
+
+def test_what_a_verb_shows_in_the_end_is_the_cluster_that_it_was_about(
+    cli: Cli, cache: Path, timer: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was looked for a second time: by a config that had another name by then, among others."""
+    made(cache, expires_at=FAR_AHEAD, started_at=1)
+    arm = ycluster.arm_timers
+
+    def meanwhile(*args: Any, **options: Any) -> ycluster.State:
+        made(cache, "other")
+        return arm(*args, **options)
+
+    monkeypatch.setattr(ycluster, "arm_timers", meanwhile)
+    ran = cli("lifetime", "arm", "-o", "json")
+    assert ran.code == 0 and json.loads(ran.out)["name"] == "demo"
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

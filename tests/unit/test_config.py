@@ -311,6 +311,8 @@ def test_an_empty_word_for_a_folder_is_not_the_working_directory(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     told(cli("init", ""), 2, "DIR needs a directory")
+    told(cli("export", ""), 2, "BUNDLE_DIR needs a directory")
+    told(cli("schema", "--write", ""), 2, "--write needs a directory")
     assert list(tmp_path.iterdir()) == [tmp_path / "home"]
 
 
@@ -343,6 +345,28 @@ def test_a_cachedir_that_the_environment_names_is_not_blamed_on_the_config(
     ran = cli("config", "check", "-c", tmp_path)
     assert ran.code == 3 and "cacheDir: " not in ran.err
     assert FILE.name not in ran.err, "and no place in it is named"
+
+
+@pytest.mark.parametrize("name", ["null", "true", "on", "y", "no", "012", "1e3", "Dev 1"])
+def test_what_init_writes_has_the_name_of_the_folder(cli: Cli, tmp_path: Path, name: str) -> None:
+    """`name: null` was the name that there is without one, and the others were refused."""
+    assert cli("init", tmp_path / name).code == 0
+    shown = json.loads(cli("config", "show", "-c", tmp_path / name).out)
+    wanted = name.lower().replace(" ", "-")
+    assert (shown["name"], shown["context"]) == (wanted, wanted)
+
+
+def test_a_check_says_what_ends_a_cluster(cli: Cli, tmp_path: Path) -> None:
+    for lifetime, words, warned in (
+        ("{maxRun: 8h}", "lifetime 8h, then stop", None),
+        ("{maxRun: 8h, maxIdle: 1h}", "lifetime 8h or 1h unused, then stop", None),
+        ("{maxIdle: 1h}", "lifetime 1h unused, then stop", "while it is used"),
+        ("{}", "lifetime none", "nothing will end this cluster;"),
+    ):
+        (tmp_path / FILE.name).write_text(f"lifetime: {lifetime}\n")
+        ran = cli("config", "check", "-c", tmp_path)
+        assert ran.code == 0 and ran.out.endswith(f"{words}\n")
+        assert warned in ran.err if warned else not ran.err
 
 
 def test_init_at_a_file_is_refused(cli: Cli, tmp_path: Path) -> None:

@@ -1012,9 +1012,20 @@ def a_device(place: Path) -> Path:
     return Path("/dev/null")
 
 
+def a_file_that_is_no_kubeconfig(place: Path) -> Path:
+    (place / "config").write_text("clusters: [\n")
+    return place / "config"
+
+
+def a_second_file_that_is_a_fifo(place: Path) -> Path:
+    os.mkfifo(place / "second")
+    return place / "second"
+
+
 UNUSABLE = [
     a_link_to_a_file_for_reading, a_folder_for_reading, a_folder_to_be_made_in_one_for_reading,
     a_folder_that_is_closed, a_second_file_that_cannot_be_read, a_link_to_nowhere, a_device,
+    a_file_that_is_no_kubeconfig, a_second_file_that_is_a_fifo,
 ]  # fmt: skip
 WITH_UNUSABLE = """
 import os, sys

@@ -716,7 +716,9 @@ def test_the_host_block_gives_ssh_what_our_command_gives_it(
     demo = made(tmp_path / name, ssh_port=40315, ssh_user="dev")
     demo.files.host_pub.write_text("key")
     ycluster.remember_cache_dir(host, demo.files.cache_dir)
-    (tmp_path / "config").write_text(cli("ssh-config", "demo").out + "Host *\n  Port 1\n")
+    block = cli("ssh-config", "demo").out  # appended to a file without an end of its last line
+    others = "Host *\n  Port 1\n  ProxyCommand false\n"
+    (tmp_path / "config").write_text(f"Host else\n  User other{block}{others}")
     argv = ycluster.ssh_argv(demo)
     by_block, by_argv = (
         subprocess.check_output(["ssh", "-G", *words], text=True, timeout=30).splitlines()
