@@ -3593,9 +3593,17 @@ def _read_k3s_args(item: Item) -> tuple[str, ...]:
     return _K3S_ARGS.read(item)
 
 
+def _read_command(item: Item) -> str:
+    """A shell command, whose ${VAR} the shell fills in."""
+    text = item.string()
+    if "\0" in text:
+        raise ValueError("a command has no NUL")
+    return text
+
+
 _STRING = Kind(Item.text, {"type": "string"})
 _TEMPLATE = Kind(Item.template, {"type": "string"})
-_COMMAND = Kind(Item.string, {"type": "string"})  # whose ${VAR} the shell fills in
+_COMMAND = Kind(_read_command, {"type": "string"})
 _BOOL = Kind(Item.boolean, {"type": "boolean"})
 _PATH = Kind(_read_path, {"type": "string"}, _show_path)
 _FILE = Kind(_read_file, {"type": "string"}, str)
@@ -16071,6 +16079,9 @@ def prune_age(text: str) -> int:
 def prune(host: Host, older_than: int, form: str, *, yes: bool = False) -> int:
     """List what was not used for long; with `yes` remove just that, each after another look."""
     found, troubles = prunables(host, surveyed(host), older_than)
+    clock = _look("clock", "warning", _check_clock, host)
+    if clock.level != "ok":
+        troubles.append(f"{clock.text}: what was used lately may look old")
     for text in troubles:
         host.output.warn(text)
     shown, facts, failed = [], [], False
@@ -16284,16 +16295,27 @@ def _low_space(host: Host, survey: Survey) -> Iterator[Finding]:
 
 
 def _unclaimed_disks(host: Host, survey: Survey) -> Iterator[Finding]:
-    """Disks in a cacheDir of which no cluster knows. They may hold data: none is to be removed."""
+    """Disks, and memory, in a cacheDir of which no cluster knows. They may hold data."""
     if survey.unreadable:
         return  # a cluster whose state can't be read may claim any of them
     claimed = {os.path.realpath(state.data_disk) for state in survey.states if state.data_disk}
-    for place in own_places(host):
-        for disk in sorted(place.glob("*.qcow2")):
-            if not disk.with_suffix(".json").exists() and os.path.realpath(disk) not in claimed:
-                text = f"{disk}: no cluster claims it, and it may hold data"
-                remedy = f"ycluster import {shlex.quote(str(disk))} -c DIR   (makes a copy)"
-                yield Finding("disk", "warning", text, remedy)
+    places = own_places(host)
+    found = [path for place in places for path in sorted(place.iterdir())]
+    for path in found:
+        is_one = path.suffix in (".qcow2", ".memory") and path.is_file()
+        is_known = path.with_suffix(".json").exists() or os.path.realpath(path) in claimed
+        if is_one and not is_known:
+            text = f"{path}: no cluster claims it, and it may hold data"
+            yield Finding("disk", "warning", text, _way_out_of_unclaimed(host, path))
+
+
+def _way_out_of_unclaimed(host: Host, path: Path) -> str:
+    """What to do about a disk, or memory, that no cluster claims."""
+    if path.suffix == ".memory":
+        return f"rm {shlex.quote(str(path))}   (nothing can go on from it without its state file)"
+    if _is_disk_kept(host, Files(path.parent, path.stem)):
+        return f"ycluster provision -c DIR   (boots it, by a config with the name {path.stem})"
+    return f"ycluster import {shlex.quote(str(path))} -c DIR   (makes a copy)"
 
 
 def _lost_vms(host: Host, survey: Survey) -> Iterator[Finding]:

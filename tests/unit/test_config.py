@@ -536,6 +536,7 @@ def test_an_image_of_ones_own_has_no_digest_unless_given() -> None:
         ("cpuModel: host migratable\n", "1:11: cpuModel: "),
         ("sshUser: root user\n", "1:10: sshUser: "),
         ('cacheDir: "a\\nb"\n', "1:11: cacheDir: a path has no line break"),
+        ('lifetime: {onWarn: "a\\0b"}\n', "1:20: lifetime.onWarn: a command has no NUL"),
         ("nmae: demo\n", "1:1: nmae: no such key; did you mean 'name'?"),
         ("memroy: 1\n", "1:1: memroy: no such key; did you mean 'memory'?"),
         ("lifetime:\n  maxrun: 8h\n", "2:3: lifetime.maxrun: no such key; did you mean 'maxRun'?"),

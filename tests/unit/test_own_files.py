@@ -249,6 +249,25 @@ def test_doctor_does_not_call_a_data_disk_in_a_cachedir_unclaimed(
     ]
 
 
+def test_doctor_names_what_no_cluster_claims_where_there_is_none_any_more(
+    cli: Cli, cache: Path
+) -> None:
+    """With what to do about it: an import refuses a disk that builds on an image."""
+    files = made(cache, "kept").files
+    for path in (files.disk, files.ssh_key, files.ssh_pub):
+        path.write_text("data")
+    assert cli("teardown", "kept", "--keep-disk").code == 0
+    for name in ("alone.qcow2", "lost.memory"):
+        (cache / name).write_text("data")
+    found = json.loads(cli("doctor", "-o", "json").out)["findings"]
+    told = {one["text"].split(":")[0]: one["remedy"] for one in found if one["name"] == "disk"}
+    assert {Path(path).name: remedy.split()[:2] for path, remedy in told.items()} == {
+        "kept.qcow2": ["ycluster", "provision"],
+        "alone.qcow2": ["ycluster", "import"],
+        "lost.memory": ["rm", str(cache / "lost.memory")],
+    }
+
+
 @pytest.mark.parametrize(
     "suffix",
     [".reap.failed", ".pid", ".qmp", "-console.log", ".memory", ".memory.part", "-hostkey", ".reap.log", ".qcow2"],
