@@ -159,6 +159,7 @@ AT_EARLY = 120.0  # A job of at(1) starts up to a minute early; it then waits, a
 CLOCK_STEP = 30.0  # If the wall clock is set by less than this, deadlines stay where they are.
 NOTICE_TIMEOUT = 60.0  # For the command lifetime.onWarn.
 WAKE_AFTER = 5.0  # After this wait for a lock, a holder that is stopped (SIGSTOP) is continued.
+MANY_FILES = 10_000  # A cacheDir has dozens; in one with more, such as a home, nobody looks at all.
 CONSOLE_SIZE = 16 << 20  # Bytes; the watcher cuts a console log that is larger.
 CONSOLE_KEPT = 1 << 18  # Bytes at its end, which are kept then.
 EVENTS_SIZE = 1 << 20  # Bytes; a larger log of events is set aside and a new one begun.
@@ -1502,12 +1503,18 @@ def mark_used(host: Host, path: Path) -> None:
         os.utime(path, (now, now), follow_symlinks=False)
 
 
-def files_below(folder: Path) -> list[Path]:
-    """The files in a folder and the folders in it, and those that links lead to. Raises OSError."""
-    found = []
+def files_below(folder: Path) -> Iterator[Path]:
+    """The files in a folder, then those in the folders in it, and what links to files lead to.
+
+    Raises OSError where one can't be looked into, or where there is no end of them.
+    """
+    seen = 0
     for place, _, names in os.walk(folder, onerror=_raise):
-        found += [Path(place, name) for name in sorted(names)]
-    return [path for path in found if path.is_file()]
+        seen += len(names)
+        if seen > MANY_FILES:
+            raise OSError(errno.EFBIG, f"it has more than {MANY_FILES} files in it", str(folder))
+        paths = [Path(place, name) for name in sorted(names)]
+        yield from [path for path in paths if path.is_file()]
 
 
 def _raise(error: OSError) -> NoReturn:
@@ -10711,9 +10718,10 @@ def built_on(host: Host, disk: Path) -> list[Path]:
     this = identity(disk)
     found: list[Path] = []
     for place in own_places(host):
-        # Nobody can look there: a teardown doesn't wait until somebody can.
+        # Nobody can look there, or not into all of it: a teardown does not wait for that. What was
+        # found before is in the list.
         with contextlib.suppress(OSError):
-            found += [path for path in files_below(place) if _builds_on(path, this)]
+            found.extend(path for path in files_below(place) if _builds_on(path, this))
     return found
 
 

@@ -97,13 +97,16 @@ def test_a_cluster_that_was_off_for_long_is_torn_down(cli: Cli, cache: Path) -> 
 
 @pytest.mark.parametrize("verb", ["prune --yes", "teardown demo", "lifetime reap demo"])
 def test_a_disk_that_another_builds_on_goes_with_no_cluster(
-    cli: Cli, cache: Path, tmp_path: Path, verb: str
+    cli: Cli, cache: Path, verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A snapshot that its user has made beside it was lost with it."""
     due = {"expires_at": int(NOW - DAY), "on_expiry": "teardown", "ending": "teardown"}
     files = old(cache, **due).files
     between = overlay(cache.parent / "between", str(files.disk))
     snapshot = overlay(cache / "snapshot.qcow2", str(between))
+    for number in range(4):
+        filled(cache / "many" / str(number))
+    monkeypatch.setattr(ycluster, "MANY_FILES", len(tree(cache)) - 2)  # it is found before
     ran = cli(*verb.split())
     assert ran.code == 0 and files.disk.exists()
     assert files.sidecar.exists() == ("prune" in verb)
@@ -244,9 +247,9 @@ def test_an_image_that_a_state_names_stays(cli: Cli, cache: Path) -> None:
     assert pruned(cli, "--yes") == []
 
 
-@pytest.mark.parametrize("why", ["no disk", "unreadable", "odd base", "place"])
+@pytest.mark.parametrize("why", ["no disk", "unreadable", "odd base", "place", "many"])
 def test_images_and_releases_stay_where_nobody_can_tell_who_uses_them(
-    cli: Cli, home: Path, cache: Path, host: Clocked, why: str
+    cli: Cli, home: Path, cache: Path, host: Clocked, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = filled(cache / "images" / IMAGE)
     state = old(cache, days=5)
@@ -256,6 +259,8 @@ def test_images_and_releases_stay_where_nobody_can_tell_who_uses_them(
         state.files.sidecar.write_text("{")
     elif why == "odd base":
         overlay(cache / "other", "nbd://server/disk")
+    elif why == "many":
+        monkeypatch.setattr(ycluster, "MANY_FILES", 3)
     else:
         (home / "open").mkdir()
         ycluster.remember_cache_dir(host, home / "open")
