@@ -5874,6 +5874,7 @@ class Decision(Record):
     do: str
     why: str
     end: End | None = None
+    again: int | None = None  # when to decide again about what is due, in seconds since the epoch
 
 
 class Moment(Record):
@@ -5974,11 +5975,13 @@ def end_time(state: State) -> float:
     return min(time_of(state, event) for event in ENDS)
 
 
-def decide(state: State, clock: Clock) -> Decision:
+def decide(state: State, clock: Clock, *, was_held: bool = False) -> Decision:
     """Decide what `reap` does about an adjusted state, by nothing but the state and the clock.
 
-    The timer that asks may be stale, early or late. In doubt nothing is torn down: the clock of
-    another boot can't be checked, so after a reboot of the host a teardown is only a stop.
+    The timer that asks may be stale, early or late. `was_held`: it was due and held when it was last
+    looked at; once nothing holds it any more its user is warned, and has a while. In doubt nothing
+    is torn down: the clock of another boot can't be checked, so after a reboot of the host a
+    teardown is only a stop.
     """
     nothing = _why_nothing(state)
     if nothing:
@@ -5988,7 +5991,11 @@ def decide(state: State, clock: Clock) -> Decision:
         return _before_the_end(state, clock.now)
     why = _why_due(state, due, clock.now)
     if state.holds:
-        return Decision("held", f"{why}; held by {hold_words(state.holds)}", due)
+        why = f"{why}; held by {hold_words(state.holds)}"
+        return Decision("held", why, due, again=int(clock.now + HOLD_LOOK))
+    if was_held:
+        why = f"{why}; its last hold has ended"
+        return Decision("warn", why, due, again=int(clock.now + HOLD_GRACE))
     action = ACTIONS[state.on_expiry]
     if action.in_doubt != action.name and state.boot_id not in ("", clock.boot_id):
         doubt = "by a clock that may be wrong, as the host was rebooted; its disk is kept"
@@ -13881,12 +13888,10 @@ def reap(
         if _runs_without_end(host, saved):
             saved = _with_deadline(host, saved)
         state = _without_ended_holds(host, _with_look(host, saved, files))
-        decision = decide(state, host.clock())
-        if decision.do in ACTIONS and saved.holds and saved.retry_at:  # it was held until now
-            decision = replace(decision, do="warn", why=f"{decision.why}; its last hold has ended")
-            state = replace(state, retry_at=int(host.now() + HOLD_GRACE))
-        if decision.do == "held":
-            state = replace(state, retry_at=int(host.now() + HOLD_LOOK))
+        was_held = bool(saved.holds) and saved.retry_at is not None
+        decision = decide(state, host.clock(), was_held=was_held)
+        if decision.again is not None:
+            state = replace(state, retry_at=decision.again)
         if decision.do == "nothing":
             host.output.say(f"{state.name}: no expiry is due: {decision.why}")
         elif decision.do not in ACTIONS:
