@@ -5978,10 +5978,10 @@ def end_time(state: State) -> float:
 def decide(state: State, clock: Clock, *, was_held: bool = False) -> Decision:
     """Decide what `reap` does about an adjusted state, by nothing but the state and the clock.
 
-    The timer that asks may be stale, early or late. `was_held`: it was due and held when it was last
-    looked at; once nothing holds it any more its user is warned, and has a while. In doubt nothing
-    is torn down: the clock of another boot can't be checked, so after a reboot of the host a
-    teardown is only a stop.
+    The timer that asks may be stale, early or late. `was_held`: it was due and held when it was
+    looked at last; once nothing holds it any more its user is warned, and has a while. In doubt
+    nothing is torn down: the clock of another boot can't be checked, so after a reboot of the host
+    a teardown is only a stop.
     """
     nothing = _why_nothing(state)
     if nothing:
