@@ -1910,7 +1910,11 @@ def parse_time(text: str, *, earliest: int = 0) -> int:
     date, clock, fraction, zone = match.groups()
     if zone in ("Z", "z"):
         zone = "+00:00"
-    seconds = int(datetime.fromisoformat(f"{date}T{clock}{zone}").timestamp())
+    try:
+        moment = datetime.fromisoformat(f"{date}T{clock}{zone}")
+    except ValueError:
+        raise ValueError(f"{text!r}: there is no such time") from None
+    seconds = int(moment.timestamp())
     if fraction and fraction.strip("0"):
         seconds += 1
     if not earliest <= seconds <= _LATEST:
