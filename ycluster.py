@@ -5363,6 +5363,18 @@ def _dropped_fields(copy: str, data: Mapping[str, Any], path: Path) -> dict[str,
     return {name: value for name, value in kept.items() if name not in gone}
 
 
+def last_saved(files: Files) -> State | None:
+    """The state that ycluster saved last, by the copy; None where there is none of this cluster."""
+    text = _text_of(files.copy)
+    try:
+        kept = json.loads(text)
+        if kept["loginKey"] != _login_key(files.sidecar):
+            return None
+        return decode_state(text, files.sidecar)
+    except (StateError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+
+
 def _login_key(sidecar: Path) -> str:
     """A digest of the key that logs in to a cluster; empty where there is none yet."""
     try:
@@ -6284,15 +6296,15 @@ def anchored(state: State, clock: Clock) -> State:
     """
     length = budget(state.max_run)
     expires_at = None if length is None else _end_of(length, clock)
-    return replace(
+    fresh = replace(
         _due_at(watched_from(state, clock, 0.0), expires_at, clock),
         started_at=int(clock.now),
         warned=None,
         timers=() if state.disarmed else state.timers,
         reaped=None,
-        ran_with="",
         prepared="",
     )
+    return bounded_holds(fresh, clock)
 
 
 def stopped(state: State) -> State:
@@ -6314,7 +6326,7 @@ def recounted(state: State, clock: Clock) -> State:
         expires_at = _end_of(length, clock)
         state = replace(state, reaped=None)
     state = replace(_due_at(state, expires_at, clock), warned=None)
-    return within_total(state, clock)
+    return bounded_holds(within_total(state, clock), clock)
 
 
 def within_total(state: State, clock: Clock) -> State:
@@ -6648,6 +6660,15 @@ def unit_name(files: Files, moment: int, nonce: str) -> str:
     return f"{_unit_stem(files)}-{moment}-{nonce}"
 
 
+def state_of_job(text: str) -> str:
+    """The state file that a timer of this description is for; empty where that can't be told.
+
+    As shlex.quote writes it. A path with a quote in it is not read: nobody judges its timer.
+    """
+    found = re.search(r"""--state (?:'([^'"\\]+)'|([^\s'"\\]+)) --by """, text)
+    return "" if found is None else found[1] or found[2]
+
+
 def _unit_stem(files: Files) -> str:
     """What the names of all units begin with that are for a cluster in this place."""
     place = sha256_of(os.fsencode(files.sidecar))[:8]
@@ -6748,7 +6769,11 @@ class SystemdTimer(Timer):
         files: Files,
         timer: ArmedTimer,
     ) -> None:
-        """Stop the unit."""
+        """Stop the unit, unless it is of the cluster of which this one is a copy."""
+        if not timer.id.startswith(f"{_unit_stem(files)}-"):  # of before its cacheDir was moved
+            other = state_of_job(self.job_text(host, timer.id))
+            if other and os.path.lexists(other):
+                return
         self._stop(host, timer.id)
 
     def _stop(self, host: Host, unit: str) -> None:
@@ -12730,6 +12755,7 @@ def _boot(host: Host, state: State) -> State:
     """Start the VM from its disk, with a fresh budget."""
     warn_of_little_memory(host, state)
     fresh = anchored(with_choice(host, state), host.clock())
+    fresh = replace(fresh, ran_with="")
     return _run_with_deadline(host, state, fresh, _run_from_disk)
 
 
@@ -12878,9 +12904,9 @@ def start(
     _check_host(host)
     hand_over(host, spare=files)
     with opened(host, files) as state:
-        state = _settled(host, state)
+        state = found = _settled(host, state)
         if discard_memory:
-            state = _discarded(host, state)
+            state = replace(state, suspended=None)
         now = status_of(host, state)
         if now == "paused":
             raise wrong_state(state, now)
@@ -12897,6 +12923,8 @@ def start(
             _check_bootable(state)
             _check_ports(host, state)
             say_changes(host, changes)
+            if discard_memory:
+                _discard_memory(host, found)
             state = _boot(host, state)
         else:
             host.output.say(f"{state.name} already runs")
@@ -12983,7 +13011,7 @@ def stop(host: Host, files: Files, *, discard_memory: bool = False) -> None:
     with opened(host, files) as state:
         state = _settled(host, state)
         if discard_memory:
-            state = _discarded(host, state)
+            state = _discard_memory(host, state)
         if status_of(host, state) == "suspended":
             why = f"{state.name} is suspended: what ran in it is in {files.memory}"
             hint = f"`ycluster start --name {state.name}` goes on with it; "
@@ -13198,6 +13226,8 @@ def _settled(host: Host, state: State) -> State:
     """
     files = state.files
     if not running(host, files):
+        if state.suspended is None and files.memory.exists():
+            state = _with_its_memory(host, state)
         _remove_memory(files, whole=state.suspended is None)
         return state
     if state.suspended is None or not files.memory.exists():
@@ -13211,6 +13241,21 @@ def _settled(host: Host, state: State) -> State:
     host.output.warn(f"{state.name} runs; its memory file is out of date, and is removed")
     _remove_memory(files, whole=True)
     return save_state(replace(state, suspended=None))
+
+
+def _with_its_memory(host: Host, state: State) -> State:
+    """The state with what was saved last of its memory, of which it knows nothing.
+
+    It came back from a backup; or a suspend was killed between the copy of the state and the state.
+    Whether the memory still goes with the disk is looked at before it is loaded.
+    """
+    kept = last_saved(state.files)
+    if kept is None or kept.suspended is None:
+        return state
+    host.output.warn(
+        f"{state.name}: its state file is older than {state.files.memory}, which is kept"
+    )
+    return save_state(replace(state, suspended=kept.suspended))
 
 
 def _remove_memory(files: Files, *, whole: bool) -> None:
@@ -13233,8 +13278,8 @@ def _settle_vm(host: Host, files: Files) -> None:
     _remove_memory(files, whole=True)
 
 
-def _discarded(host: Host, state: State) -> State:
-    """The state of a suspended cluster without its memory: its disk is as after a power cut."""
+def _discard_memory(host: Host, state: State) -> State:
+    """Remove the memory of a suspended cluster: its disk is then as after a power cut."""
     if state.suspended is None:
         return state
     size = mebibytes(state.files.memory) if state.files.memory.exists() else "nothing"
@@ -13254,8 +13299,7 @@ def _go_on(host: Host, state: State) -> State:
     fault = memory_fault(host, state)
     if fault:
         raise _not_loaded(state, fault)
-    kept = {name: getattr(state, name) for name in ("ran_with", "prepared")}
-    fresh = replace(anchored(with_choice(host, state), host.clock()), **kept)
+    fresh = anchored(with_choice(host, state), host.clock())
     fresh = _run_with_deadline(host, state, fresh, _run_from_memory)
     host.output.say(f"{state.name} goes on where it was suspended")
     return fresh
@@ -13321,7 +13365,7 @@ def _resume(
         if vm is None:
             raise wrong_state(state, "stopped")
         halted = vm_status(host, state.files) != "running"
-        changed, changes = reconfigured(state, config, host.clock(), runs=True)
+        changed, changes = _by_config(host, state, config, runs=True)
         if run_budget:
             changed = recounted_for_one_run(changed, run_budget, host.clock())
         if changed != state:
@@ -13381,6 +13425,9 @@ def teardown(host: Host, files: Files, *, keep_disk: bool = False) -> None:
             state = State(name=files.name, cache_dir=str(files.cache_dir))
         if known:
             state = _settled(host, state)
+        if keep_disk and state.suspended:
+            text = "its memory is not kept, so the disk is as after a power cut"
+            host.output.warn(f"{state.name}: {text}")
         _halt(host, state)
         removed = _erase(host, state, keep_disk=keep_disk or not known)
     host.output.say(f"{files.name} is torn down; removed: {' '.join(removed)}")
@@ -13421,9 +13468,20 @@ def _erase(host: Host, state: State, *, keep_disk: bool = False) -> list[str]:
     keep_disk = keep_disk or _is_built_on(host, files)
     first = _going_first(state, keep_disk=keep_disk)
     removed = [path.name for path in first if files.remove(path)]
-    leave_kubeconfig(host, state)
+    _leave_names(host, state)
     cancel_timers(host, state)
     return removed + [path.name for path in files.going("last") if files.remove(path)]
+
+
+def _leave_names(host: Host, state: State) -> None:
+    """Take a cluster's names out of the kubeconfig, unless a copy of its cacheDir has them, too."""
+    mine = (state.name, state.context, state.kubeconfig)
+    for files, other in readable(host) if state.kubeconfig else ():
+        if files != state.files and (other.name, other.context, other.kubeconfig) == mine:
+            text = f"its names stay in {state.kubeconfig}, for {files.sidecar} has the same"
+            host.output.warn(f"{state.name}: {text}")
+            return
+    leave_kubeconfig(host, state)
 
 
 def _is_built_on(host: Host, files: Files) -> bool:
@@ -14100,7 +14158,7 @@ def _expire(
     it acts, and expires_at is cleared only at the end, so the next firing decides the same again. A
     teardown removes the program and the state file last, so that this timer can finish it.
     """
-    action, end = ACTIONS[decision.do], decision.end
+    action, end = _action_of(host, state, decision), decision.end
     assert end is not None
     again = int(host.now() + retry_delay(host.now() - end.at))
     ending = _ending(host, state, action)
@@ -14114,8 +14172,8 @@ def _expire(
     except Exception as error:
         raise _failed(host, state, action, by, "failed", again, error) from error
     # What has stopped costs nothing to run, and must not cost a disk: a guest that powered itself
-    # off, or a stop by the sibling, which leaves its deadline in the state file.
-    if not how and not ending:
+    # off, or had just been suspended; or a stop by the sibling, which leaves its deadline in there.
+    if not how and (not ending or state.suspended is not None):
         action = ACTIONS[action.in_doubt]
     how = how or NOT_RUNNING
     reaped = Reaped(int(host.now()), action.name, by, how, end.cause)
@@ -14141,6 +14199,20 @@ def _end(host: Host, state: State, action: Action) -> tuple[str, Action, State]:
     if action.name == "suspend" and state.suspended is None:
         return how, ACTIONS["stop"], state  # see `_suspend_or_stop`
     return how, action, state
+
+
+def _action_of(host: Host, state: State, decision: Decision) -> Action:
+    """The action that is decided on; one that erases nothing where the state is out of date.
+
+    It came back from a backup, and is older than the last start.
+    """
+    action, kept = ACTIONS[decision.do], last_saved(state.files)
+    is_older = kept is not None and (kept.started_at or 0) > (state.started_at or 0)
+    if not action.erases or not is_older:
+        return action
+    text = "its state file is older than its last start, so its disk is kept"
+    host.output.warn(f"{state.name}: {text}")
+    return ACTIONS[action.in_doubt]
 
 
 def _ending(host: Host, state: State, action: Action) -> str:
@@ -14530,7 +14602,7 @@ def arm(host: Host, which: Selector) -> None:
             _require_budget(host, state)
         say_changes(host, changes)
         if state.disarmed:
-            state = replace(state, timers=())
+            state = watched_from(replace(state, timers=()), host.clock())
             if _used_up(state, host.now()):  # while nothing was to end it
                 state = recounted(state, host.clock())
         # Anew: there may be a better backend by now.
@@ -14781,17 +14853,26 @@ def _bring_up(
     if which.config and before in ("absent", "imported"):
         provision(host, which.config, own_name=which.name, run_budget=run_budget)
     elif before == "paused":
+        if current(host, files).counts:
+            run_budget = _no_budget_of_its_own(host, files, before, run_budget)
         resume(host, which, run_budget=run_budget)
     else:
-        if run_budget and before not in OFF:
-            text = "runs already, and keeps its deadline: no --max-run for it"
-            host.output.say(f"{files.name} {text}")
-            run_budget = ""
+        if before not in OFF:
+            run_budget = _no_budget_of_its_own(host, files, before, run_budget)
         start(host, which, run_budget=run_budget)
     state = current(host, files)
     if before not in ("absent", "imported", *OFF):  # it may be booting for somebody else
         wait_ready(host, state, timeout=READY_TIMEOUT, stages=RESTORED_STAGES)
     return state
+
+
+def _no_budget_of_its_own(host: Host, files: Files, before: str, run_budget: str) -> str:
+    """The budget of a run in a cluster that ran, or was paused, before: none but the cluster's."""
+    if run_budget:
+        verb_now = "is paused" if before == "paused" else "runs already"
+        text = f"{verb_now}, and keeps its deadline: no --max-run for it"
+        host.output.say(f"{files.name} {text}")
+    return ""
 
 
 def _run_of(state: State) -> str:
@@ -15043,7 +15124,7 @@ class Watcher:
         if not self.readable:
             return self.vm is not None
         if not agenda(self.known):
-            return False
+            return self.vm is not None and _runs_without_end(self.host, self.known)
         # Whoever starts a VM has the cluster's lock until it runs, and then this is asked again.
         return not self._stands_by(self.known) or self.vm is not None
 
@@ -15105,6 +15186,8 @@ class Watcher:
         wake, end = wake_time(state), end_time(state)
         if self._stands_by(state):
             wake = end + WATCH_GRACE
+        if not agenda(state):  # it runs all the same, see `_is_needed`
+            wake = self.host.now()
         failed, again = self.failed
         wake = max(wake, again) if end == failed else wake
         if wake > self.host.now():
@@ -16005,16 +16088,9 @@ def stale_timers(host: Host, survey: Survey, backend: Timer) -> Iterator[tuple[s
     known = {timer.id for state in survey.states for timer in state.timers}
     ours = {str(state.files.sidecar) for state in survey.states}
     for ident in sorted(set(backend.jobs(host)) - known):
-        found = re.search(_STATE_OF_JOB, backend.job_text(host, ident))
-        if found is None:
-            continue
-        path = found[1] or found[2]
-        if path in ours or _is_gone(Path(path)):
+        path = state_of_job(backend.job_text(host, ident))
+        if path and (path in ours or _is_gone(Path(path))):
             yield ident, Path(path)
-
-
-# What shlex.quote makes of a path. One with a quote in it is not read: nobody judges its timer.
-_STATE_OF_JOB = r"""--state (?:'([^'"\\]+)'|([^\s'"\\]+)) --by """
 
 
 def _is_gone(sidecar: Path) -> bool:

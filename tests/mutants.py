@@ -1908,7 +1908,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "what has stopped is not torn down",
-        "if not how and not ending:",
+        "if not how and (not ending or state.suspended is not None):",
         "if False:",
         "test_vm.py::test_an_expiry_tears_nothing_down_that_it_finds_stopped",
     ),
@@ -2117,8 +2117,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a run keeps the deadline of what ran before",
-        "if run_budget and before not in OFF:",
-        "if False:",
+        "        if before not in OFF:\n            run_budget =",
+        "        if False:\n            run_budget =",
         "test_hold.py::test_a_run_never_shortens_the_life_of_a_cluster_that_ran_before",
     ),
     (
@@ -2418,6 +2418,78 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "test_hold.py::test_a_run_never_shortens_the_life_of_a_cluster_that_ran_before",
     ),
     (
+        "a teardown of a copy leaves the names of the original",
+        "    _leave_names(host, state)\n",
+        "    leave_kubeconfig(host, state)\n",
+        "test_k3s.py::test_a_teardown_of_a_copy_leaves_the_names_of_the_original",
+    ),
+    (
+        "a guest that had just been suspended is not torn down",
+        "if not how and (not ending or state.suspended is not None):",
+        "if not how and not ending:",
+        "test_suspend.py::test_a_guest_that_had_just_been_suspended_is_not_torn_down_at_its_deadline",
+    ),
+    (
+        "a state of before the suspend costs no memory",
+        "            state = _with_its_memory(host, state)\n",
+        "            pass\n",
+        "test_suspend.py::test_a_state_that_came_back_from_before_the_suspend_costs_no_memory",
+    ),
+    (
+        "a memory that nobody knows of goes",
+        "    if kept is None or kept.suspended is None:\n        return state\n",
+        "    if kept is None or kept.suspended is None:\n        return replace(state, suspended=Suspended(1, '', '', {}))\n",
+        "test_suspend.py::test_a_memory_that_no_state_knows_of_goes",
+    ),
+    (
+        "a start that is refused has discarded nothing",
+        "            state = replace(state, suspended=None)\n        now = status_of",
+        "            state = _discard_memory(host, state)\n        now = status_of",
+        "test_suspend.py::test_a_start_that_is_refused_has_discarded_nothing",
+    ),
+    (
+        "a resume keeps the machine",
+        '        prepared="",\n    )\n    return bounded_holds(fresh, clock)',
+        "        ran_with='',\n    )\n    return bounded_holds(fresh, clock)",
+        "test_timers.py::test_what_a_resume_starts_anew_is_the_budget_and_not_the_machine",
+    ),
+    (
+        "a start bounds the holds of before",
+        "    return bounded_holds(fresh, clock)",
+        "    return fresh",
+        "test_hold.py::test_a_hold_without_an_end_gets_one_with_the_budget_of_a_start",
+    ),
+    (
+        "a state of before the last start tears nothing down",
+        "if not action.erases or not is_older:",
+        "if True:",
+        "test_timers.py::test_a_state_that_came_back_from_before_the_last_start_tears_nothing_down",
+    ),
+    (
+        "a watcher stays beside a VM that runs without an end",
+        "return self.vm is not None and _runs_without_end(self.host, self.known)",
+        "return False",
+        "test_timers.py::test_a_watcher_stays_beside_a_vm_whose_state_says_that_it_is_stopped",
+    ),
+    (
+        "what was disarmed counts as used once it is armed again",
+        "state = watched_from(replace(state, timers=()), host.clock())",
+        "state = replace(state, timers=())",
+        "test_timers.py::test_what_was_disarmed_counts_as_used_once_it_is_armed_again",
+    ),
+    (
+        "a copy of a cacheDir takes away no timer of the original",
+        "            if other and os.path.lexists(other):\n",
+        "            if False:\n",
+        "test_timers.py::test_a_copy_of_a_cachedir_takes_away_no_timer_of_the_original",
+    ),
+    (
+        "a run leaves the deadline of what was paused",
+        "        if current(host, files).counts:\n",
+        "        if False:\n",
+        "test_hold.py::test_a_run_in_a_cluster_that_its_user_had_paused_leaves_the_deadline_as_it_was",
+    ),
+    (
         "what is armed again after its deadline gets a fresh budget",
         "            if _used_up(state, host.now()):  # while nothing was to end it\n",
         "            if False:\n",
@@ -2467,8 +2539,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "doctor takes no guard for a leftover",
-        "if path in ours or _is_gone(Path(path)):",
-        "if True:",
+        "if path and (path in ours or _is_gone(Path(path))):",
+        "if path:",
         "test_telling.py::test_doctor_finds_what_is_left_over",
     ),
     (
@@ -2801,8 +2873,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "the timer of a path that can't be read is left",
-        "path = found[1] or found[2]",
-        "path = (found[1] or found[2]).split(' --by ')[0]",
+        'return "" if found is None else found[1] or found[2]',
+        "return re.search(\"--state '?(.*?)'? --by \", text)[1]",
         "test_prune.py::test_a_timer_of_a_cluster_that_cannot_be_read_stays_whatever_its_folder_is_called",
     ),
     (

@@ -112,8 +112,8 @@ if wants e2e; then
     # CPUs busy to be seen, test_idle, comes when the former is done.
     lanes=(
         'tests/e2e/test_quickstart.py tests/e2e/test_stubborn.py tests/e2e/test_crashes.py tests/e2e/test_run.py'
-        'tests/e2e/test_real_host.py tests/e2e/test_idle.py'
-        'tests/e2e/test_appliance.py tests/e2e/test_guest.py tests/e2e/test_suspend.py'
+        'tests/e2e/test_real_host.py tests/e2e/test_guest.py tests/e2e/test_idle.py'
+        'tests/e2e/test_appliance.py tests/e2e/test_suspend.py'
     )
     rest=()
     for lane in "${lanes[@]}"; do

@@ -223,7 +223,7 @@ def test_the_log_of_events_is_as_documented(
     monkeypatch.setattr(ycluster, "_check_room", lambda host, files, vm: None)
     monkeypatch.setattr(ycluster, "standing_still", lambda *args: contextlib.nullcontext(Mute()))
     state.files.qmp.touch()
-    ycluster._discarded(host, ycluster._suspend(host, state, ycluster.Vm(1, -1)))
+    ycluster._discard_memory(host, ycluster._suspend(host, state, ycluster.Vm(1, -1)))
     host.time += 1300
     ycluster.reap(host, state.files, by="memory")
     ycluster.extend(host, state.files, ycluster.HowFar(by=10**9))

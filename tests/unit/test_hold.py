@@ -1096,3 +1096,35 @@ def test_a_cluster_that_runs_is_waited_for(
     monkeypatch.setattr(ycluster, "wait_ready", lambda *args, **options: asked.append(options))
     assert runs("--", "true").code == 0
     assert asked
+
+
+@pytest.mark.parametrize("way", ["running", "stopped"])
+def test_a_hold_without_an_end_gets_one_with_the_budget_of_a_start(
+    live: Live, processes: Processes, way: str
+) -> None:
+    """It was taken where there was no budget, and outlived each that came after."""
+    live.starts(lifetime="", max_idle="", warn="")
+    holder = processes.start("")
+    assert held(live.host, live.files, pid=holder.pid).until is None
+    if way == "running":
+        changed = ycluster.recounted_for_one_run(live.state, "1h", live.host.clock())
+        ycluster.save_state(changed)
+    else:
+        live.processes.started[0].kill()
+        live.processes.started[0].wait()
+        ycluster.stop(live.host, live.files)
+        ycluster._boot(live.host, ycluster.for_one_run(live.state, "1h"))
+    [hold] = live.state.holds
+    assert hold.until == live.state.expires_at == live.host.time + HOUR
+
+
+def test_a_run_in_a_cluster_that_its_user_had_paused_leaves_the_deadline_as_it_was(
+    runs: Runs,
+) -> None:
+    """It was paused again with what was left of the run's budget, and then stopped."""
+    runs.is_brought_to("paused")
+    before = runs.state
+    runs.edit("{maxRun: 50s}")
+    ran = runs("--max-run", "50s", "--", "true")
+    assert ran.code == 0 and "keeps its deadline" in ran.err and runs.now == "paused"
+    assert (runs.state.expires_at, runs.state.run_budget) == (before.expires_at, "")

@@ -631,6 +631,23 @@ def test_names_are_removed_under_that_lock(
 
 
 @needs_kubectl
+def test_a_teardown_of_a_copy_leaves_the_names_of_the_original(
+    home: Path, user: Host, demo: State, tmp_path: Path
+) -> None:
+    """Its state names the same context, in the same kubeconfig."""
+    merged = ycluster.merge_kubeconfig(user, demo)
+    before = config_of(home).read_text()
+    ycluster.remember_cache_dir(user, demo.files.cache_dir)
+    copy = ycluster.Files(tmp_path / "copy", demo.name)
+    shutil.copytree(demo.cache_dir, copy.cache_dir)
+    copy.cache_dir.chmod(0o700)
+    ycluster.teardown(user, copy)
+    assert config_of(home).read_text() == before and not copy.sidecar.exists()
+    ycluster.teardown(user, merged.files)
+    assert not read(user, config_of(home))["clusters"]
+
+
+@needs_kubectl
 def test_a_lock_of_somebody_elses_is_waited_for(home: Path, user: Host, demo: State) -> None:
     lock = config_of(home, WORK).with_name("config.lock")
     lock.touch()

@@ -6,13 +6,25 @@ import errno
 import io
 import os
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from unit_support import NOW, Cli, Clocked, Memory, Processes, made, monitor, stand_in, told
+from unit_support import (
+    NOW,
+    Cli,
+    Clocked,
+    Memory,
+    Processes,
+    made,
+    monitor,
+    stand_in,
+    told,
+    with_disk,
+)
 
 import ycluster
 from ycluster import Clock, Files, Host, HowFar, Output, State, Suspended, YclusterError, replace
@@ -242,3 +254,69 @@ def test_the_program_that_failed_first_is_the_cause(script: str) -> None:
 
     with pytest.raises(ycluster.ProgramFailed):
         beside()
+
+
+# --- what would cost a memory
+
+
+def suspended(cache: Path, **fields: Any) -> State:
+    """A cluster with what ran in it in a file."""
+    state = with_disk(cache, started_at=int(NOW), image="/i", suspended=KEPT, **fields)
+    state.files.memory.write_text("what ran in it")
+    return state
+
+
+@pytest.mark.parametrize("verb", ["stop", "resume", "start", "suspend", "pause"])
+def test_a_state_that_came_back_from_before_the_suspend_costs_no_memory(
+    cli: Cli, cache: Path, timer: Memory, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """Whatever verb came first removed it, in silence."""
+    monkeypatch.setattr(ycluster, "_check_host", lambda host: None)
+    before = with_disk(cache, started_at=int(NOW), image="/i")
+    yesterday = before.files.sidecar.read_bytes()
+    state = suspended(cache)
+    state.files.sidecar.write_bytes(yesterday)
+    ran = cli(verb, "demo")
+    assert state.files.memory.exists() and f"older than {state.files.memory}" in ran.err
+    assert ycluster.load_state(state.files).suspended == KEPT
+    assert cli("stop", "demo", "--discard-memory").code == 0 and not state.files.memory.exists()
+
+
+def test_a_memory_that_no_state_knows_of_goes(cli: Cli, cache: Path, timer: Memory) -> None:
+    """It is of before the last start, and would be the ruin of the disk."""
+    state = suspended(cache)
+    ycluster.save_state(replace(state, suspended=None))
+    assert cli("stop", "demo").code == 0 and not state.files.memory.exists()
+
+
+@pytest.mark.parametrize("why, code", [("usage", 2), ("disk", 4), ("port", 5)])
+def test_a_start_that_is_refused_has_discarded_nothing(
+    cli: Cli, cache: Path, timer: Memory, monkeypatch: pytest.MonkeyPatch, why: str, code: int
+) -> None:
+    monkeypatch.setattr(ycluster, "_check_host", lambda host: None)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1] if why == "port" else 0
+        state = suspended(cache, max_total="12h", ssh_port=port)
+        if why == "disk":
+            state.files.disk.unlink()
+        budget = ["--max-run", "20h"] if why == "usage" else []
+        assert cli("start", "demo", "--discard-memory", *budget).code == code
+    assert state.files.memory.exists() and ycluster.load_state(state.files).suspended == KEPT
+
+
+def test_a_guest_that_had_just_been_suspended_is_not_torn_down_at_its_deadline(
+    host: Clocked, cache: Path, timer: Memory, processes: Processes
+) -> None:
+    """Its suspend was killed after the state had been saved; its QEMU was taken for a VM that runs."""
+    due = {"expires_at": int(NOW) - 5, "boot_id": host.boot_id(), "on_expiry": "teardown"}
+    state = suspended(cache, **due, booted_at=round(host.clock().booted))
+    vm = qemu(processes, state.files, "postmigrate")
+    ycluster.reap(host, state.files, by="memory")
+    after = ycluster.load_state(state.files)
+    assert vm.wait(10) is not None and state.files.memory.exists() and state.files.disk.exists()
+    assert after.suspended and after.suspended.at == KEPT.at and after.expires_at is None
+
+
+def test_a_teardown_that_keeps_the_disk_alone_says_what_that_is(cli: Cli, cache: Path) -> None:
+    state = suspended(cache)
+    told(cli("teardown", "demo", "--keep-disk"), 0, "after a power cut", state.files.disk)

@@ -38,6 +38,7 @@ from unit_support import (
     stand_in,
     tree,
     wait_for,
+    with_disk,
 )
 
 import ycluster
@@ -475,9 +476,10 @@ def test_a_systemd_that_ends_at_the_logout_is_no_guard(home: Path, lingers: str)
 
 
 def test_a_systemd_timer_is_taken_away_and_not_the_reap_that_runs(home: Path, cache: Path) -> None:
-    host, timer = Says(home, ""), ArmedTimer("systemd", "unit", DEADLINE)
-    ycluster.SystemdTimer().cancel(host, Files(cache, "demo"), timer)
-    assert host.ran == [["systemctl", "--user", "stop", "unit.timer"]]
+    host, files = Says(home, ""), Files(cache, "demo")
+    unit = ycluster.unit_name(files, DEADLINE, "abcd")
+    ycluster.SystemdTimer().cancel(host, files, ArmedTimer("systemd", unit, DEADLINE))
+    assert host.ran == [["systemctl", "--user", "stop", f"{unit}.timer"]]
 
 
 @pytest.mark.parametrize("atd", [True, False], ids=["atd runs", "no atd"])
@@ -1666,3 +1668,83 @@ def test_a_vm_that_was_continued_behind_our_back_gets_a_deadline(live: Live) -> 
     ycluster.reap(live.host, live.files, by="hand")
     assert live.state.expires_at == live.host.time + 8 * 3600
     assert list(live.timer.standing.values()) == [live.state.expires_at]
+
+
+def test_what_a_resume_starts_anew_is_the_budget_and_not_the_machine(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A memory that was written after it would have been loaded with another accelerator."""
+    launch = live.launch
+    monkeypatch.setattr(
+        ycluster, "launch", lambda *words: ycluster.replace(launch(*words), ran_with="kvm")
+    )
+    live.starts(lifetime="1h", max_idle="", warn="", on_expiry="pause")
+    live.fires()
+    assert live.state.expires_at is None
+    ycluster.resume(live.host, ycluster.Selector(state_file=live.files.sidecar))
+    assert (live.state.ran_with, live.state.started_at) == ("kvm", live.host.time)
+
+
+def test_a_state_that_came_back_from_before_the_last_start_tears_nothing_down(live: Live) -> None:
+    """Its deadline is another run's."""
+    live.starts(lifetime="8h", max_idle="", warn="", on_expiry="teardown")
+    yesterday = live.files.sidecar.read_bytes()
+    live.host.time += 9 * 3600
+    for process in live.processes.started:
+        process.kill()
+        process.wait()
+    ycluster.stop(live.host, live.files)
+    ycluster._boot(live.host, live.state)
+    live.files.sidecar.write_bytes(yesterday)
+    ycluster.reap(live.host, live.files, by="memory")
+    assert live.files.disk.exists() and not live.runs
+    assert "older than its last start" in live.host.log.getvalue()
+
+
+def test_a_watcher_stays_beside_a_vm_whose_state_says_that_it_is_stopped(live: Live) -> None:
+    """It came back from when it was; and the VM gets a deadline."""
+    live.starts(lifetime="8h", max_idle="", warn="")
+    ycluster.save_state(ycluster.stopped(ycluster.replace(live.state, timers=())))
+    watcher = ycluster.Watcher(live.host, live.files, "watcher")
+    assert not watcher._has_ended(None)
+    watcher._act()
+    assert live.state.expires_at == live.host.time + 8 * 3600
+    ycluster.disarm(live.host, live.files)
+    assert watcher._has_ended(None), "and not where it was disarmed"
+
+
+def test_what_was_disarmed_counts_as_used_once_it_is_armed_again(live: Live) -> None:
+    """It ended at once, six minutes after the disarm."""
+    live.starts(lifetime="", max_idle="30m", warn="10m")
+    while live.host.time - NOW < 25 * 60:
+        live.fires()
+    ycluster.disarm(live.host, live.files)
+    live.host.time += 6 * 60
+    ycluster.arm(live.host, ycluster.Selector(state_file=live.files.sidecar))
+    assert ycluster.unused_end(live.state) == live.host.time + 30 * 60
+
+
+def test_a_copy_of_a_cachedir_takes_away_no_timer_of_the_original(
+    cli: Cli, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its state names the same unit; that of a cacheDir that was moved goes."""
+    ahead = int(NOW) + 10**8
+    (tmp_path / "bin").mkdir()
+    calls, shown = tmp_path / "calls", tmp_path / "shown"
+    script = f'#!/bin/sh\necho "$@" >>{calls}; case "$*" in *show*) cat {shown};; esac\n'
+    (tmp_path / "bin" / "systemctl").write_text(script)
+    (tmp_path / "bin" / "systemctl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    files = with_disk(cache, expires_at=ahead, started_at=1).files
+    unit = ycluster.unit_name(files, ahead, "abcd")
+    timers = (ArmedTimer("systemd", unit, ahead),)
+    ycluster.save_state(ycluster.replace(ycluster.load_state(files), timers=timers))
+    shown.write_text(f"argv[]=/bin/sh x.sh lifetime reap --state {files.sidecar} --by systemd ;")
+    for name in ("copy", "other"):
+        shutil.copytree(cache, tmp_path / name)
+        (tmp_path / name).chmod(0o700)
+    assert cli("stop", "--state", tmp_path / "copy" / "demo.json").code == 0
+    assert f"stop {unit}.timer" not in calls.read_text()
+    files.sidecar.unlink()
+    assert cli("stop", "--state", tmp_path / "other" / "demo.json").code == 0
+    assert f"stop {unit}.timer" in calls.read_text()
