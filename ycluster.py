@@ -5365,13 +5365,12 @@ def _dropped_fields(copy: str, data: Mapping[str, Any], path: Path) -> dict[str,
 
 def last_saved(files: Files) -> State | None:
     """The state that ycluster saved last, by the copy; None where there is none of this cluster."""
-    text = _text_of(files.copy)
     try:
-        kept = json.loads(text)
-        if kept["loginKey"] != _login_key(files.sidecar):
+        kept = json.loads(_text_of(files.copy))
+        if kept.pop("loginKey") != _login_key(files.sidecar):
             return None
-        return decode_state(text, files.sidecar)
-    except (StateError, ValueError, LookupError, TypeError, RecursionError):
+        return decode_state(to_json(kept), files.sidecar)
+    except (StateError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
 
 
@@ -13244,7 +13243,7 @@ def _settled(host: Host, state: State) -> State:
 
 
 def _with_its_memory(host: Host, state: State) -> State:
-    """The state with what was saved last of its memory, of which it knows nothing.
+    """The state that was saved last, where that knows of its memory, and this one does not.
 
     It came back from a backup; or a suspend was killed between the copy of the state and the state.
     Whether the memory still goes with the disk is looked at before it is loaded.
@@ -13255,7 +13254,7 @@ def _with_its_memory(host: Host, state: State) -> State:
     host.output.warn(
         f"{state.name}: its state file is older than {state.files.memory}, which is kept"
     )
-    return save_state(replace(state, suspended=kept.suspended))
+    return save_state(replace(kept, cache_dir=state.cache_dir))
 
 
 def _remove_memory(files: Files, *, whole: bool) -> None:
