@@ -15619,8 +15619,8 @@ def _status_lines(host: Host, state: State, shown: Mapping[str, Any]) -> list[Li
     if shown["warnsAt"]:
         made.append(_row("warning:", local_time(time_of(state, WARNING))))
     if state.retry_at is not None and not shown["holds"]:
-        again = f"again at {local_time(state.retry_at)}"
-        text = f"the {state.on_expiry} is under way, or failed; {again}"
+        # It is under way, or has failed; or its last hold has ended, and its user was warned.
+        text = f"the {state.on_expiry} comes, or is tried again, at {local_time(state.retry_at)}"
         made.append(_row("retry:", text, RED))
     if state.reaped is not None:
         made.append(_row("expired:", last_expiry(state)[2:]))
