@@ -206,7 +206,8 @@ class Record:
         missing = ... in own.values()
         if too_many_or_twice or unknown or missing:
             names = ", ".join(fields)
-            raise TypeError(f"{type(self).__name__} has the fields {names}, not {values} {named}")
+            given_all = f"{values} {named}"
+            raise TypeError(f"{type(self).__name__} has the fields {names}, not {given_all}")
 
     def __setattr__(self, name: str, value: object) -> None:
         what = type(self).__name__
@@ -1217,7 +1218,9 @@ def catches(pid: int, number: signal.Signals) -> bool:
     """Whether a process handles a signal, which would else end it."""
     status = kernel_text(Path(f"/proc/{pid}/status"))
     found = re.search(r"(?m)^SigCgt:\s*([0-9a-f]+)$", status)
-    return found is not None and bool(int(found[1], 16) >> (number - 1) & 1)
+    if found is None:
+        return False
+    return bool(int(found[1], 16) >> (number - 1) & 1)
 
 
 STOPPED = ("T", "t")  # states of a process that runs again when it is continued: SIGSTOP, a tracer
@@ -1506,19 +1509,17 @@ def mark_used(host: Host, path: Path) -> None:
 def files_below(folder: Path) -> Iterator[Path]:
     """The files in a folder, then those in the folders in it, and what links to files lead to.
 
-    Raises OSError where one can't be looked into, or where there is no end of them.
+    A folder below that can't be looked into, such as lost+found, is passed over. Raises OSError
+    where the folder itself can't, or where there is no end of them.
     """
+    os.scandir(folder).close()
     seen = 0
-    for place, _, names in os.walk(folder, onerror=_raise):
+    for place, _, names in os.walk(folder):
         seen += len(names)
         if seen > MANY_FILES:
             raise OSError(errno.EFBIG, f"it has more than {MANY_FILES} files in it", str(folder))
         paths = [Path(place, name) for name in sorted(names)]
         yield from [path for path in paths if path.is_file()]
-
-
-def _raise(error: OSError) -> NoReturn:
-    raise error
 
 
 def size_of(path: Path) -> int:
@@ -1966,7 +1967,8 @@ def _clock_time(text: str) -> tuple[int, int] | None:
     match = re.fullmatch(_CLOCK_12, text)
     if match:
         afternoon = 12 if match[3].lower() == "p" else 0
-        return int(match[1]) % 12 + afternoon, int(match[2] or 0)
+        hour, minute = int(match[1]), int(match[2] or 0)
+        return hour % 12 + afternoon, minute
     return None
 
 
@@ -5285,7 +5287,8 @@ _FIELDS = _fields_of_state()
 def _unreadable(path: Path, why: object) -> StateError:
     stop = shlex.join(["ycluster", "stop", "--state", str(path)])
     way_out = f"`{stop}` shuts its guest down, if that still runs"
-    return StateError(f"{path}: {why!s:.200}", hint=f"fix {path}, or move it away; {way_out}")
+    hint = f"fix {path}, or move it away; {way_out}"
+    return StateError(f"{path}: {why!s:.200}", hint=hint)
 
 
 def decode_state(text: str, path: Path, copy: Callable[[], str] = str) -> State:
@@ -6166,7 +6169,8 @@ def _percent(before: Idle, look: Look, now: float) -> int | None:
     spent = look.cpu - before.cpu / 1000
     if spent < 0:  # another QEMU, which somebody has started meanwhile
         return None
-    return min(round(100 * spent / max(1.0, now - before.seen)), 10**6)
+    span = max(1.0, now - before.seen)
+    return min(round(100 * spent / span), 10**6)
 
 
 def _use_seen(
@@ -6247,8 +6251,13 @@ def hold_until(state: State, at_most: int, clock: Clock) -> int | None:
 
 
 def bounded_holds(state: State, clock: Clock) -> State:
-    """The state with its holds within limits that have changed: by one maxRun, and by maxTotal."""
+    """The state with its holds within limits that have changed: by one maxRun, and by maxTotal.
+
+    Where all of maxTotal has passed they end with a fresh budget: no change ends one at once.
+    """
     length, latest = budget(state.max_run), latest_end(state, clock)
+    if latest is not None and latest <= clock.now and length is not None:
+        latest = _end_of(length, clock)
     holds = []
     for hold in state.holds:
         limits = [] if latest is None else [latest]
@@ -6736,7 +6745,8 @@ class SystemdTimer(Timer):
         # A calendar time that has passed by the time systemd reads it never fires.
         ahead = max(moment, int(host.now()) + 3)
         calendar = utc_text(ahead, "%Y-%m-%d %H:%M:%S UTC")
-        environment = [f"--setenv={name}={value}" for name, value in host.child_env().items()]
+        child_env = host.child_env()
+        environment = [f"--setenv={name}={value}" for name, value in child_env.items()]
         return [
             "systemd-run", "--user", "--quiet", "--collect",
             f"--unit={unit}", f"--description=expiry of the ycluster cluster {files.name}",
@@ -8203,7 +8213,8 @@ def with_ports(host: Host, state: State) -> State:
 def chosen_ports(usernet: str) -> dict[int, int]:
     """The host ports in an answer to `info usernet`, by the guest's."""
     pattern = r"TCP\[HOST_FORWARD\]\s+[0-9]+\s+\S+\s+([0-9]{1,5})\s+\S+\s+([0-9]{1,5})\b"
-    found = ((int(guest), int(port)) for port, guest in re.findall(pattern, usernet))
+    pairs = re.findall(pattern, usernet)
+    found = [(int(guest), int(port)) for port, guest in pairs]
     return {guest: port for guest, port in found if 0 < port < 65536}
 
 
@@ -9547,7 +9558,8 @@ class BootWait:
         if "Permission denied" in self.reason:
             which = f"{state.ssh_user} and {state.files.ssh_pub.name}"
             hint = f"cloud-init has not run in the guest, or has not let in {which}\n{hint}"
-        return TimedOut(f"{state.name}: {bound}; {console_tail(state.files)}", hint=hint)
+        shown = console_tail(state.files)
+        return TimedOut(f"{state.name}: {bound}; {shown}", hint=hint)
 
     def check(self) -> None:
         """Raise if QEMU has ended, or its guest does not run."""
@@ -10751,20 +10763,25 @@ def built_on(host: Host, disk: Path) -> list[Path]:
     if not disk.is_file():
         return []
     this = identity(disk)
-    found: list[Path] = []
+    return [path for path, bases in bases_of_all(host) if this in bases]
+
+
+def bases_of_all(host: Host) -> list[tuple[Path, set[tuple[int, int]]]]:
+    """What each file in the cacheDirs builds on, by `identity`; those alone that do."""
+    found: list[tuple[Path, set[tuple[int, int]]]] = []
     for place in own_places(host):
         # Nobody can look there, or not into all of it: a teardown does not wait for that. What was
         # found before is in the list.
         with contextlib.suppress(OSError):
-            found.extend(path for path in files_below(place) if _builds_on(path, this))
-    return found
+            found.extend((path, _bases_of(path)) for path in files_below(place))
+    return [(path, bases) for path, bases in found if bases]
 
 
-def _builds_on(path: Path, this: tuple[int, int]) -> bool:
+def _bases_of(path: Path) -> set[tuple[int, int]]:
     try:
-        return this in files_built_on([path])
+        return files_built_on([path])
     except (OSError, ValueError):
-        return False  # A disk that can't be read can't be booted.
+        return set()  # A disk that can't be read can't be booted.
 
 
 def identity(path: Path) -> tuple[int, int]:
@@ -10814,7 +10831,8 @@ def _image_meant(config: QemuConfig, path: Path) -> str:
 def parse_size(text: str) -> int:
     """Bytes of a size as qemu-img writes it: 20G, 512M, 1073741824."""
     shifts = {"K": 10, "M": 20, "G": 30, "T": 40}
-    return int(text.rstrip("KMGTkmgt")) << shifts.get(text[-1:].upper(), 0)
+    number = int(text.rstrip("KMGTkmgt"))
+    return number << shifts.get(text[-1:].upper(), 0)
 
 
 # What a text that tells where a VMDK disk lies begins with; QEMU takes either for one.
@@ -10902,7 +10920,8 @@ def _refuse_qcow2(head: bytes) -> None:
     def number(first: int, length: int) -> int:
         return int.from_bytes(head[first : first + length], "big")
 
-    version, backing, encryption = number(4, 4), number(8, 8), number(32, 4)
+    version = number(4, 4)
+    backing, encryption = number(8, 8), number(32, 4)
     has_data_file = version > 2 and head[79] & 4
     if version == 1:
         hint = WHOLE.replace("convert", "convert -f qcow")
@@ -11440,7 +11459,8 @@ def ovf(
     for number, (kind, name, more) in enumerate(hardware, start=1):
         facts = (*more, ("ElementName", name), ("InstanceID", number), ("ResourceType", kind))
         # The schema wants them sorted.
-        lines = [f"<rasd:{key}>{escape(str(value))}</rasd:{key}>" for key, value in sorted(facts)]
+        texts = [(key, escape(str(value))) for key, value in sorted(facts)]
+        lines = [f"<rasd:{key}>{text}</rasd:{key}>" for key, text in texts]
         items += "      <Item>\n        " + "\n        ".join(lines) + "\n      </Item>\n"
     return OVF.format(
         name=escape(state.name),
@@ -11464,7 +11484,8 @@ def _write_ova(host: Host, state: State, target: Path) -> None:
     capacity = disk_info(host, state.files.disk, "qcow2")["virtual-size"]
     size = disk.stat().st_size
     write_file(envelope, ovf(state, disk.name, size, capacity).encode())
-    sums = [f"SHA256({file.name})= {digest_of(host, file)}\n" for file in (envelope, disk)]
+    digests = [(file.name, digest_of(host, file)) for file in (envelope, disk)]
+    sums = [f"SHA256({name})= {digest}\n" for name, digest in digests]
     write_file(manifest, "".join(sums).encode())
     parts = (envelope, manifest, disk)
     argv = [
@@ -12097,6 +12118,27 @@ def cluster_lock(
             host.locked.discard(files.lock)
 
 
+def _newest(host: Host, state: State) -> State:
+    """The state, or what was saved last where that is of a later start, or knows of a memory.
+
+    The state file came back from a backup, or a save was killed between the copy and the state
+    file. Its deadline is another run's; and a memory of which it does not know would be removed.
+    """
+    kept = last_saved(state.files)
+    if kept is None:
+        return state
+    is_of_a_later_start = (kept.started_at or 0) > (state.started_at or 0)
+    has_a_memory = kept.suspended is not None and state.suspended is None
+    if not is_of_a_later_start and not has_a_memory:
+        return state
+    text = "is older than what was saved last, which counts"
+    host.output.warn(f"{state.name}: {state.files.sidecar} {text}")
+    kept = replace(kept, cache_dir=state.cache_dir)
+    with contextlib.suppress(OSError, YclusterError):  # on a full disk it counts all the same
+        save_state(kept)
+    return kept
+
+
 @contextlib.contextmanager
 def opened(
     host: Host,
@@ -12107,7 +12149,7 @@ def opened(
     """The state of an existing cluster, under its lock, by the clock of now."""
     load_state(files)  # where there is none, this raises before a lock file is made
     with cluster_lock(host, files, patience=patience):
-        saved = load_state(files)  # again: it may have been changed while we waited
+        saved = _newest(host, load_state(files))  # again: it may have been changed while we waited
         remember_again(host, files.cache_dir)
         state = adjusted(saved, host.clock())
         step = (state.expires_at or 0) - (saved.expires_at or 0)
@@ -12876,7 +12918,8 @@ def say_deadline(host: Host, state: State) -> None:
     word = ACTIONS[state.on_expiry].ends
     if state.expires_at is not None:
         left = state.expires_at - host.now()
-        when = f"in {in_words(left)}" if left > 0 else f"{in_words(left)} ago"
+        span = in_words(left)
+        when = f"in {span}" if left > 0 else f"{span} ago"
         at = local_time(state.expires_at)
         host.output.say(f"  {word} at {at}, {when}; {by}")
         word = "or"
@@ -12954,6 +12997,8 @@ def _by_config(
     if runs and is_sooner and host.holder is not None:
         changes.append("it ran before, and keeps its deadline; the next start counts anew")
         state = replace(state, expires_at=was, warned=before.warned)
+    if runs and host.holder is not None:
+        state = replace(state, holds=before.holds)
     return state, changes
 
 
@@ -13225,8 +13270,6 @@ def _settled(host: Host, state: State) -> State:
     """
     files = state.files
     if not running(host, files):
-        if state.suspended is None and files.memory.exists():
-            state = _with_its_memory(host, state)
         _remove_memory(files, whole=state.suspended is None)
         return state
     if state.suspended is None or not files.memory.exists():
@@ -13240,21 +13283,6 @@ def _settled(host: Host, state: State) -> State:
     host.output.warn(f"{state.name} runs; its memory file is out of date, and is removed")
     _remove_memory(files, whole=True)
     return save_state(replace(state, suspended=None))
-
-
-def _with_its_memory(host: Host, state: State) -> State:
-    """The state that was saved last, where that knows of its memory, and this one does not.
-
-    It came back from a backup; or a suspend was killed between the copy of the state and the state.
-    Whether the memory still goes with the disk is looked at before it is loaded.
-    """
-    kept = last_saved(state.files)
-    if kept is None or kept.suspended is None:
-        return state
-    host.output.warn(
-        f"{state.name}: its state file is older than {state.files.memory}, which is kept"
-    )
-    return save_state(replace(kept, cache_dir=state.cache_dir))
 
 
 def _remove_memory(files: Files, *, whole: bool) -> None:
@@ -13438,9 +13466,9 @@ def teardown(host: Host, files: Files, *, keep_disk: bool = False) -> None:
 
 def _say_its_image(host: Host, files: Files) -> None:
     """Name the image that a kept disk builds on: prune looks into the cacheDirs alone."""
-    if not files.disk.is_file():
-        return
-    image = backing_of(files.disk)
+    image = None
+    with contextlib.suppress(OSError):  # it is gone, or can't be read
+        image = backing_of(files.disk)
     if image:
         why = f"which `ycluster prune` keeps for a disk in {files.cache_dir}, and for no other"
         host.output.say(f"  {files.disk.name} builds on {image}, {why}")
@@ -13968,13 +13996,16 @@ def reap(
 
 
 def _runs_without_end(host: Host, state: State) -> bool:
-    """Whether a VM that has a limit runs, and nothing is on its agenda.
+    """Whether the guest of a VM that has a limit executes, and that has no place on its agenda.
 
     Its expiry had paused it, and QEMU's monitor was told to continue it; or its state was edited.
     """
-    if state.disarmed or not state.has_limit or agenda(state):
+    is_whole = state.expires_at is not None or budget(state.max_run) is None
+    if state.disarmed or not state.has_limit or (is_whole and agenda(state)):
         return False
-    return status_of(host, state) not in (*OFF, "paused", "unseen")
+    if not process_stat(state.files.pidfile)[0]:  # which is told at once, wherever it may run
+        return False
+    return status_of(host, state) in ("running", "asleep", "busy", "unresponsive")
 
 
 def say_when(host: Host, text: str) -> None:
@@ -14157,7 +14188,7 @@ def _expire(
     it acts, and expires_at is cleared only at the end, so the next firing decides the same again. A
     teardown removes the program and the state file last, so that this timer can finish it.
     """
-    action, end = _action_of(host, state, decision), decision.end
+    action, end = ACTIONS[decision.do], decision.end
     assert end is not None
     again = int(host.now() + retry_delay(host.now() - end.at))
     ending = _ending(host, state, action)
@@ -14198,20 +14229,6 @@ def _end(host: Host, state: State, action: Action) -> tuple[str, Action, State]:
     if action.name == "suspend" and state.suspended is None:
         return how, ACTIONS["stop"], state  # see `_suspend_or_stop`
     return how, action, state
-
-
-def _action_of(host: Host, state: State, decision: Decision) -> Action:
-    """The action that is decided on; one that erases nothing where the state is out of date.
-
-    It came back from a backup, and is older than the last start.
-    """
-    action, kept = ACTIONS[decision.do], last_saved(state.files)
-    is_older = kept is not None and (kept.started_at or 0) > (state.started_at or 0)
-    if not action.erases or not is_older:
-        return action
-    text = "its state file is older than its last start, so its disk is kept"
-    host.output.warn(f"{state.name}: {text}")
-    return ACTIONS[action.in_doubt]
 
 
 def _ending(host: Host, state: State, action: Action) -> str:
@@ -14260,7 +14277,8 @@ def _failed(
     """The error of an expiry that did not go through; it is in the log of events, too."""
     log_event(host, state, "failed", action=action.name, by=by, error=str(error))
     when = local_time(again)
-    return YclusterError(f"{state.name}: {action.name} {what}, again at {when}: {error}")
+    text = f"{action.name} {what}, again at {when}: {error}"
+    return YclusterError(f"{state.name}: {text}")
 
 
 def _freeze(host: Host, state: State) -> str:
@@ -14342,8 +14360,10 @@ def _reap_each(
 def _needs_reap(host: Host, state: State) -> bool:
     """Whether something is due, or no timer is armed for what may end it."""
     moments = agenda(state)
+    if _runs_without_end(host, state):
+        return True
     if not moments:
-        return _runs_without_end(host, state)
+        return False
     if moments[0].at <= host.now():
         return True
     armed = {(timer.event, timer.deadline) for timer in state.timers}
@@ -15876,10 +15896,11 @@ class Prunable(Record):
 
 def _unused_clusters(host: Host, survey: Survey, age: int) -> Iterator[Prunable]:
     """What a teardown would remove of each cluster that was off for long."""
+    built_upon = {base for _, bases in bases_of_all(host) for base in bases}
     for state in survey.states:
         unused = _unused_since(host, state, age)
         files = state.files
-        if unused is None or built_on(host, files.disk):
+        if unused is None or (files.disk.is_file() and identity(files.disk) in built_upon):
             continue
         name = f"{state.name} (in {state.cache_dir})"
         going = [*_going_first(state, keep_disk=False), *files.going("last")]
@@ -16633,7 +16654,8 @@ def init(host: Host, directory: Path) -> None:
     own = 0o666 & ~host.umask
     directory.mkdir(parents=True, exist_ok=True)
     if not os.path.lexists(directory / schema):
-        write_file(directory / schema, f"{to_json(schema_for('qemu'))}\n".encode(), mode=own)
+        schema_text = to_json(schema_for("qemu"))
+        write_file(directory / schema, f"{schema_text}\n".encode(), mode=own)
     write_file(file, text.encode(), mode=own)
     way_on = f"`ycluster provision -c {shown}` makes the cluster"
     host.output.say(f"{file} is written, its schema beside it; {way_on}")

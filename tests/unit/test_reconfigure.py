@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from unit_support import NOW, Cli, Memory, Processes, Ran, missing, told
+from unit_support import NOW, Cli, Memory, Processes, Ran, missing, told, wait_for
 
 import ycluster
 from ycluster import ArmedTimer, Clock, Files, Hold, Host, PortForward, QemuConfig, State, replace
@@ -299,6 +299,9 @@ def test_a_hold_without_an_end_gets_one_with_the_budget() -> None:
         short.until,
         int(NOW) + 8 * HOUR,
     ]
+    overdue = replace(state, lifetime="30m", expires_at=int(NOW) - HOUR // 2, holds=(late,))
+    changed, _ = reconfigured(overdue, runs=True, lifetime={"maxRun": "30m", "maxTotal": "40m"})
+    assert changed.holds[0].until == int(NOW) + HOUR // 2, "no edit ends one at once"
 
 
 def test_a_max_idle_that_is_edited_counts_from_now_and_one_that_is_the_same_as_before() -> None:
@@ -361,6 +364,7 @@ class Edited:
         ycluster.save_state(replace(self.state, expires_at=self.began + 8 * HOUR))
         if frozen:
             process.send_signal(signal.SIGSTOP)
+            wait_for("a stop", lambda: ycluster.process_stat(process.pid)[1] == "T")
 
     def run(self, verb: str) -> Ran:
         return self.cli(*verb.split(), "-c", self.folder)

@@ -34,6 +34,7 @@ from unit_support import (
     folded,
     made,
     missing,
+    monitor,
     refused,
     stand_in,
     tree,
@@ -1668,6 +1669,11 @@ def test_a_vm_that_was_continued_behind_our_back_gets_a_deadline(live: Live) -> 
     ycluster.reap(live.host, live.files, by="hand")
     assert live.state.expires_at == live.host.time + 8 * 3600
     assert list(live.timer.standing.values()) == [live.state.expires_at]
+    looked = ycluster.replace(live.state, expires_at=None, max_idle="1h")
+    looked = ycluster.watched_from(looked, live.host.clock())
+    assert ycluster._needs_reap(live.host, ycluster.save_state(looked)), "a look alone is no end"
+    ycluster.reap(live.host, live.files, by="hand")
+    assert live.state.expires_at == live.host.time + 8 * 3600
 
 
 def test_what_a_resume_starts_anew_is_the_budget_and_not_the_machine(
@@ -1697,8 +1703,27 @@ def test_a_state_that_came_back_from_before_the_last_start_tears_nothing_down(li
     ycluster._boot(live.host, live.state)
     live.files.sidecar.write_bytes(yesterday)
     ycluster.reap(live.host, live.files, by="memory")
-    assert live.files.disk.exists() and not live.runs
-    assert "older than its last start" in live.host.log.getvalue()
+    assert live.runs and "older than what was saved last" in live.host.log.getvalue()
+    assert live.state.expires_at == live.host.time + 8 * 3600
+
+
+def test_a_clock_that_was_set_back_makes_no_state_out_of_date(live: Live) -> None:
+    """Its times move along, and those of the copy are of before."""
+    live.starts(lifetime="8h", max_idle="", warn="", on_expiry="teardown")
+    live.host.set_clock(-120)
+    live.host.time += 8 * 3600 + 1
+    ycluster.reap(live.host, live.files, by="memory")
+    assert not live.files.disk.exists()
+
+
+def test_a_vm_that_a_full_disk_holds_up_stays_as_its_expiry_has_left_it(live: Live) -> None:
+    """QEMU calls its state io-error, and not paused."""
+    held_up = monitor("io-error").replace('{"stop": "paused", "cont": "running"}', "{}")
+    assert held_up != monitor("io-error")
+    live.monitor = held_up
+    live.starts(lifetime="8h", max_idle="", warn="0", on_expiry="pause")
+    live.fires()
+    assert live.state.reaped and not ycluster._needs_reap(live.host, live.state)
 
 
 def test_a_watcher_stays_beside_a_vm_whose_state_says_that_it_is_stopped(live: Live) -> None:
