@@ -225,7 +225,8 @@ class Record:
         return hash((type(self), *vars(self).values()))
 
     def __repr__(self) -> str:
-        fields = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        values = vars(self).items()
+        fields = ", ".join(f"{name}={value!r}" for name, value in values)
         return f"{type(self).__name__}({fields})"
 
 
@@ -579,7 +580,8 @@ class Steps:
         now = self.monotonic()
         self.last = now
         self.output.draw("")
-        self.output.say(f"  {_step_name(what)} ({now - self.began:.1f} s)")
+        spent = now - self.began
+        self.output.say(f"  {_step_name(what)} ({spent:.1f} s)")
 
 
 def _step_name(what: str | Callable[[], str]) -> str:
@@ -730,7 +732,8 @@ class Host:
     def clock(self) -> Clock:
         """Look at the time."""
         now, uptime = self.now(), self.uptime()
-        return Clock(now, now - uptime, self.boot_id(), max(0.0, uptime - self.monotonic()))
+        slept = max(0.0, uptime - self.monotonic())
+        return Clock(now, now - uptime, self.boot_id(), slept)
 
     def sleep(self, seconds: float) -> None:
         """Sleep; not at all if the span is negative."""
@@ -4485,7 +4488,8 @@ def invisible_characters(config: Config) -> Iterator[str]:
     text = config.file.read_text("utf-8")
     if text.isascii():
         return
-    left: list[tuple[str, Node]] = [("", parse_yaml(text, str(config.file)))]
+    root = parse_yaml(text, str(config.file))
+    left: list[tuple[str, Node]] = [("", root)]
     while left:
         path, node = left.pop(0)
         value = node.value
@@ -8958,7 +8962,8 @@ def k3s_config(args: Sequence[str]) -> dict[str, Any]:
     for arg in args:
         name, equals, value = arg.lstrip("-").partition("=")
         values.setdefault(name, []).append(value if equals else True)
-    return {name: found if len(found) > 1 else found[0] for name, found in values.items()}
+    one_each = {name: found[0] for name, found in values.items() if len(found) == 1}
+    return {**values, **one_each}
 
 
 # How cloud-init tells a part's kind (docs.cloud-init.io, "User-data formats").
@@ -13989,7 +13994,8 @@ def reap(
                 is_one_of_many = saved.retry_at is not None
             state = _arm_again(host, state, decision, by, is_one_of_many=is_one_of_many)
         else:
-            say_when(host, f"{state.name}: {decision.why}: {decision.do} (by {by})")
+            text = f"{decision.why}: {decision.do} (by {by})"
+            say_when(host, f"{state.name}: {text}")
             _expire(host, state, decision, by)
     if decision.do == "warn":  # without the lock: whoever is warned may want to extend
         _warn(host, state, decision)
@@ -14573,7 +14579,8 @@ def set_deadline(
     by, state = _move_deadline(host, files, how_far, "set", dry_run=dry_run)
     done = "would be set" if dry_run else "set"
     way = "later" if by >= 0 else "earlier"
-    host.output.say(f"{state.name}: {done} {in_words(by)} {way}")
+    span = in_words(by)
+    host.output.say(f"{state.name}: {done} {span} {way}")
     say_deadline(host, state)
 
 
@@ -15735,7 +15742,8 @@ def _enforcement_lines(state: State, shown: Mapping[str, Any]) -> list[Line]:
     if shown["chosen"]:
         way_out = "`YCLUSTER_TIMER=auto ycluster lifetime arm` takes the best"
         made.append(_row("  chosen:", f"{shown['chosen']}, by YCLUSTER_TIMER; {way_out}"))
-    made += [_row(f"  {what}:", how) for what, how in shown["survives"].items()]
+    survives = shown["survives"].items()
+    made += [_row(f"  {what}:", how) for what, how in survives]
     if shown["improve"]:
         better = f"`{shown['improve']}`, then `ycluster lifetime arm`"
         made.append(_row("  better:", better))
@@ -16267,7 +16275,8 @@ def _prune_facts(item: Prunable, end: PruneEnd) -> dict[str, Any]:
 
 
 def _say_what_next(host: Host, age: int, found: Sequence[Prunable], *, yes: bool) -> None:
-    span = f"{age // 3600}h" if age % 3600 == 0 else f"{age}s"
+    is_whole = age % 3600 == 0
+    span = f"{age // 3600}h" if is_whole else f"{age}s"
     option = "" if age == PRUNE_AGE else f" --older-than {span}"
     if not found:
         host.output.say(f"nothing was unused for {in_words(age)}")
@@ -17220,7 +17229,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _told_apart(words: Sequence[str], code: int) -> int:
     """The exit code of a failure of ours, where the command's own may be any, as for docker run."""
     path = [word for word in words if word.partition("=")[0] not in COMMON.names]
-    runs = path[:1] == ["run"] or path[:2] == ["lifetime", "hold"]
+    holds_it = path[:2] == ["lifetime", "hold"]
+    runs = holds_it or path[:1] == ["run"]
     if not runs or code in (0, 126, 127, Interrupted.exit_code):
         return code
     return OWN_FAILURE

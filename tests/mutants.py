@@ -83,8 +83,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     # --- 3 output
     (
         "a message leaves no live line behind it",
-        'self.output.draw("")\n        self.output.say(f"  {_step',
-        'self.output.say(f"  {_step',
+        'self.output.draw("")\n        spent = now',
+        'spent = now',
         "test_timers.py::test_the_output_of_a_live_terminal_is_wiped",
     ),
     (
