@@ -5374,7 +5374,8 @@ def last_saved(files: Files) -> State | None:
     """The state that ycluster saved last, by the copy; None where there is none of this cluster."""
     try:
         kept = json.loads(_text_of(files.copy))
-        if kept.pop("loginKey") != _login_key(files.sidecar):
+        is_of_it = kept.pop("loginKey") == _login_key(files.sidecar)
+        if kept["name"] != files.name or not is_of_it:
             return None
         return decode_state(to_json(kept), files.sidecar)
     except (StateError, ValueError, LookupError, TypeError, AttributeError, RecursionError):

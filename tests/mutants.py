@@ -84,7 +84,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     (
         "a message leaves no live line behind it",
         'self.output.draw("")\n        spent = now',
-        'spent = now',
+        "spent = now",
         "test_timers.py::test_the_output_of_a_live_terminal_is_wiped",
     ),
     (

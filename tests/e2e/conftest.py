@@ -138,13 +138,16 @@ class Cluster:
         """Write a near deadline into the sidecar; no verb shortens one.
 
         Under the lock, as a verb would: a timer of before may have read the sidecar, and be about to write it.
+        And into its copy: of the two the later start counts.
         """
         moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + seconds))
         beside = self.file(".edited")
         with self.file(".lock").open("a") as lock:
             wait_for("the lock", lambda: is_locked_now(lock))
-            beside.write_text(json.dumps({**self.sidecar(), "expiresAt": moment, **fields}))
-            beside.replace(self.file(".json"))
+            for path in (self.file(".ycluster.state"), self.file(".json")):
+                saved = json.loads(path.read_text())
+                beside.write_text(json.dumps({**saved, "expiresAt": moment, **fields}))
+                beside.replace(path)
 
     def qemu(self) -> list[int]:
         """The pids of QEMUs that run this cluster, found without ycluster's help."""
