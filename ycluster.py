@@ -1422,10 +1422,7 @@ def working_folder_is_there() -> bool:
 
 def working_folder() -> Path:
     """The user's working folder, or / where that is gone."""
-    try:
-        return Path.cwd()
-    except OSError:
-        return Path("/")
+    return Path.cwd() if working_folder_is_there() else Path("/")
 
 
 def keep_owner(made: int | Path, like: Path) -> None:
@@ -1480,7 +1477,8 @@ def write_file(
     """
     if holds(path, data, mode):
         return
-    beside = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
+    nonce = os.urandom(4).hex()
+    beside = path.with_name(f".{path.name}.{nonce}.tmp")
     fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(fd, "wb") as file:
@@ -5354,17 +5352,9 @@ _OF_EXPIRY = frozenset(("retryAt", "ending", "reaped"))
 
 
 def _dropped_fields(copy: str, data: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The fields of ours in the copy of a state, which the sibling's save has dropped.
-
-    None where the copy is of an earlier cluster of this name: each has a login key of its own.
-    """
-    try:
-        kept = json.loads(copy)
-        if kept["name"] != data["name"] or kept["loginKey"] != _login_key(path):
-            return {}
-    except (ValueError, LookupError, TypeError, RecursionError):  # there is none, or half of one
-        return {}
-    gone = {*_SIBLINGS, "loginKey"}
+    """The fields of ours in the copy of a state, which the sibling's save has dropped."""
+    kept = _fields_in_copy(copy, data.get("name"), path)
+    gone = set(_SIBLINGS)
     if kept.get("expiresAt") != data.get("expiresAt"):
         gone |= _OF_EXPIRY
     return {name: value for name, value in kept.items() if name not in gone}
@@ -5372,14 +5362,24 @@ def _dropped_fields(copy: str, data: Mapping[str, Any], path: Path) -> dict[str,
 
 def last_saved(files: Files) -> State | None:
     """The state that ycluster saved last, by the copy; None where there is none of this cluster."""
+    kept = _fields_in_copy(_text_of(files.copy), files.name, files.sidecar)
     try:
-        kept = json.loads(_text_of(files.copy))
-        is_of_it = kept.pop("loginKey") == _login_key(files.sidecar)
-        if kept["name"] != files.name or not is_of_it:
-            return None
-        return decode_state(to_json(kept), files.sidecar)
-    except (StateError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return decode_state(to_json(kept), files.sidecar) if kept else None
+    except StateError:
         return None
+
+
+def _fields_in_copy(copy: str, name: object, path: Path) -> dict[str, Any]:
+    """What the copy of a state holds; empty where it is of an earlier cluster, or half of one.
+
+    Each cluster has a login key of its own.
+    """
+    try:
+        kept: dict[str, Any] = json.loads(copy)
+        is_of_it = kept["name"] == name and kept.pop("loginKey") == _login_key(path)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return {}
+    return kept if is_of_it else {}
 
 
 def _login_key(sidecar: Path) -> str:
@@ -9225,8 +9225,9 @@ def ssh_block(state: State) -> str:
     """
     address, port = state.ssh_at
     place = {"HostName": address, "Port": str(port), "User": state.ssh_user}
+    options = {**place, **_ssh_options(state), "ProxyCommand": "none"}
     lines = ["", f"Host {state.name}"]
-    for name, value in {**place, **_ssh_options(state), "ProxyCommand": "none"}.items():
+    for name, value in options.items():
         lines.append(f"  {name} {value}")
     return "\n".join(lines)
 
@@ -11286,7 +11287,8 @@ def make_data_disk(host: Host, path: Path, size: str) -> None:
     if path.exists():
         return
     make_folder(path.parent)
-    part = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
+    nonce = os.urandom(4).hex()
+    part = path.with_name(f".{path.name}.{nonce}.part")
     argv = [
         "virt-format", "--format=qcow2", "-a", str(part),
         "--partition=none", "--filesystem=ext4", f"--label={DATA_LABEL}",
@@ -12308,7 +12310,8 @@ def _with_new_deadline(
         lines.append(_counted_from(state, clock))
     if not {"lifetime", "max_total"}.isdisjoint(changed):
         state = bounded_holds(within_total(state, clock), clock)
-        if state.expires_at is not None and state.expires_at == latest_end(state, clock):
+        latest = latest_end(state, clock)
+        if latest is not None and state.expires_at == latest:
             lines.append("the deadline is where maxTotal ends, and can't be later")
     if "max_idle" in changed:
         state = watched_from(state, clock)
@@ -12998,13 +13001,13 @@ def _by_config(
     at work in it.
     """
     state, changes = reconfigured(before, config, host.clock(), runs=runs)
+    if not runs or host.holder is None:
+        return state, changes
+    state = replace(state, holds=before.holds)
     was, now = before.expires_at, state.expires_at
-    is_sooner = was is not None and now is not None and now < was
-    if runs and is_sooner and host.holder is not None:
+    if was is not None and now is not None and now < was:
         changes.append("it ran before, and keeps its deadline; the next start counts anew")
         state = replace(state, expires_at=was, warned=before.warned)
-    if runs and host.holder is not None:
-        state = replace(state, holds=before.holds)
     return state, changes
 
 
@@ -13510,7 +13513,8 @@ def _leave_names(host: Host, state: State) -> None:
     """Take a cluster's names out of the kubeconfig, unless a copy of its cacheDir has them, too."""
     mine = (state.name, state.context, state.kubeconfig)
     for files, other in readable(host) if state.kubeconfig else ():
-        if files != state.files and (other.name, other.context, other.kubeconfig) == mine:
+        its = (other.name, other.context, other.kubeconfig)
+        if files != state.files and its == mine:
             text = f"its names stay in {state.kubeconfig}, for {files.sidecar} has the same"
             host.output.warn(f"{state.name}: {text}")
             return
@@ -14010,7 +14014,7 @@ def _runs_without_end(host: Host, state: State) -> bool:
     is_whole = state.expires_at is not None or budget(state.max_run) is None
     if state.disarmed or not state.has_limit or (is_whole and agenda(state)):
         return False
-    if not process_stat(state.files.pidfile)[0]:  # which is told at once, wherever it may run
+    if not process_stat(state.files.pidfile)[0]:  # asked first: what is out of sight takes long
         return False
     return status_of(host, state) in ("running", "asleep", "busy", "unresponsive")
 
@@ -14284,8 +14288,8 @@ def _failed(
     """The error of an expiry that did not go through; it is in the log of events, too."""
     log_event(host, state, "failed", action=action.name, by=by, error=str(error))
     when = local_time(again)
-    text = f"{action.name} {what}, again at {when}: {error}"
-    return YclusterError(f"{state.name}: {text}")
+    text = f"{action.name} {what}, again at {when}"
+    return YclusterError(f"{state.name}: {text}: {error}")
 
 
 def _freeze(host: Host, state: State) -> str:
@@ -14877,29 +14881,22 @@ def _bring_up(
 
     It is named by its config.
     """
+    ran = before not in ("absent", "imported", *OFF)  # somebody else may be at work in it
+    if run_budget and ran and (before != "paused" or current(host, files).counts):
+        now = "is paused" if before == "paused" else "runs already"
+        text = f"{now}, and keeps its deadline: no --max-run for it"
+        host.output.say(f"{files.name} {text}")
+        run_budget = ""
     if which.config and before in ("absent", "imported"):
         provision(host, which.config, own_name=which.name, run_budget=run_budget)
     elif before == "paused":
-        if current(host, files).counts:
-            run_budget = _no_budget_of_its_own(host, files, before, run_budget)
         resume(host, which, run_budget=run_budget)
     else:
-        if before not in OFF:
-            run_budget = _no_budget_of_its_own(host, files, before, run_budget)
         start(host, which, run_budget=run_budget)
     state = current(host, files)
-    if before not in ("absent", "imported", *OFF):  # it may be booting for somebody else
+    if ran:  # it may be booting
         wait_ready(host, state, timeout=READY_TIMEOUT, stages=RESTORED_STAGES)
     return state
-
-
-def _no_budget_of_its_own(host: Host, files: Files, before: str, run_budget: str) -> str:
-    """The budget of a run in a cluster that ran, or was paused, before: none but the cluster's."""
-    if run_budget:
-        verb_now = "is paused" if before == "paused" else "runs already"
-        text = f"{verb_now}, and keeps its deadline: no --max-run for it"
-        host.output.say(f"{files.name} {text}")
-    return ""
 
 
 def _run_of(state: State) -> str:
@@ -15648,7 +15645,8 @@ def _status_lines(host: Host, state: State, shown: Mapping[str, Any]) -> list[Li
         made.append(_row("warning:", local_time(time_of(state, WARNING))))
     if state.retry_at is not None and not shown["holds"]:
         # It is under way, or has failed; or its last hold has ended, and its user was warned.
-        text = f"the {state.on_expiry} comes, or is tried again, at {local_time(state.retry_at)}"
+        again = local_time(state.retry_at)
+        text = f"the {state.on_expiry} comes, or is tried again, at {again}"
         made.append(_row("retry:", text, RED))
     if state.reaped is not None:
         made.append(_row("expired:", last_expiry(state)[2:]))
@@ -15905,11 +15903,14 @@ class Prunable(Record):
 
 def _unused_clusters(host: Host, survey: Survey, age: int) -> Iterator[Prunable]:
     """What a teardown would remove of each cluster that was off for long."""
-    built_upon = {base for _, bases in bases_of_all(host) for base in bases}
+    built_upon: set[tuple[int, int]] = set()
+    for _, bases in bases_of_all(host):
+        built_upon |= bases
     for state in survey.states:
         unused = _unused_since(host, state, age)
         files = state.files
-        if unused is None or (files.disk.is_file() and identity(files.disk) in built_upon):
+        is_base = files.disk.is_file() and identity(files.disk) in built_upon
+        if unused is None or is_base:
             continue
         name = f"{state.name} (in {state.cache_dir})"
         going = [*_going_first(state, keep_disk=False), *files.going("last")]
@@ -16421,15 +16422,18 @@ def _unclaimed_disks(host: Host, survey: Survey) -> Iterator[Finding]:
     """Disks, and memory, in a cacheDir of which no cluster knows. They may hold data."""
     if survey.unreadable:
         return  # a cluster whose state can't be read may claim any of them
-    claimed = {os.path.realpath(state.data_disk) for state in survey.states if state.data_disk}
+    data_disks = [state.data_disk for state in survey.states if state.data_disk]
+    claimed = set(map(os.path.realpath, data_disks))
     places = own_places(host)
     found = [path for place in places for path in sorted(place.iterdir())]
     for path in found:
         is_one = path.suffix in (".qcow2", ".memory") and path.is_file()
-        is_known = path.with_suffix(".json").exists() or os.path.realpath(path) in claimed
+        has_state_file = path.with_suffix(".json").exists()
+        is_known = has_state_file or os.path.realpath(path) in claimed
         if is_one and not is_known:
             text = f"{path}: no cluster claims it, and it may hold data"
-            yield Finding("disk", "warning", text, _way_out_of_unclaimed(host, path))
+            remedy = _way_out_of_unclaimed(host, path)
+            yield Finding("disk", "warning", text, remedy)
 
 
 def _way_out_of_unclaimed(host: Host, path: Path) -> str:
