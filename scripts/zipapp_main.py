@@ -40,11 +40,12 @@ def load(path):
     """Read code that `keep` has written. Raises OSError unless it is there, ours and complete."""
     if not is_ours(os.lstat(os.path.dirname(path))):
         raise OSError(path)
-    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
-        if not is_ours(os.fstat(file.fileno())):
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    with open(fd, "rb", buffering=0) as file:  # A buffer would copy it all, which takes as long.
+        if not is_ours(os.fstat(fd)):
             raise OSError(path)
-        checksum = file.read(8)
-        data = file.read()
+        whole = memoryview(file.read())
+    checksum, data = whole[:8], whole[8:]
     if source_hash(data) != checksum:
         raise OSError(path)
     code = marshal.loads(data)  # type: types.CodeType
@@ -97,7 +98,8 @@ def compiled(source):
     # type: (bytes) -> types.CodeType
     """The code of the module: as an earlier run has kept it, else compiled now and kept."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    name = source_hash(source + sys.version.encode()).hex()
+    # Of each by itself: to add one to the other would copy the source, which takes as long.
+    name = source_hash(source_hash(source) + sys.version.encode()).hex()
     path = os.path.join(cache, "ycluster", name)
     has_cache = os.path.isabs(cache)  # Without a HOME that can be used, the path is relative.
     if has_cache:
@@ -112,6 +114,29 @@ def compiled(source):
     return code
 
 
+def quoted(path):
+    # type: (bytes) -> str
+    """What `Path.as_uri` calls; see `import_pathlib`."""
+    from urllib.parse import quote_from_bytes
+
+    return quote_from_bytes(path)
+
+
+def import_pathlib():
+    # type: () -> None
+    """Import pathlib without urllib.parse, which takes longer than pathlib itself.
+
+    Before Python 3.13 pathlib imports it at once, and needs one function of it in `Path.as_uri`
+    alone. So it gets a module that has this function, for as long as its import takes.
+    """
+    name = "urllib.parse"
+    if name not in sys.modules:
+        sys.modules[name] = types.ModuleType(name)
+        sys.modules[name].__dict__["quote_from_bytes"] = quoted
+        __import__("pathlib")
+        del sys.modules[name]
+
+
 def main():
     # type: () -> None
     """Import the module by hand and run it."""
@@ -119,6 +144,7 @@ def main():
     module = types.ModuleType("ycluster")
     module.__dict__.update(__file__=MODULE, __loader__=loader)
     sys.modules["ycluster"] = module
+    import_pathlib()
     gc.disable()  # Loading makes many objects and no garbage; looking for some takes 1 ms.
     exec(compiled(loader.get_data(MODULE)), module.__dict__)
     gc.freeze()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Iterator
 from importlib.util import source_hash
 from pathlib import Path
 
@@ -195,9 +196,8 @@ def test_an_older_python_gets_one_line(program: Program) -> None:
     assert (ran.returncode, ran.stderr) == (1, "ycluster: needs Python 3.9 or later; this is 3.8\n")
 
 
-def test_every_python_at_hand_runs_it_with_no_site_packages_or_gets_one_line(
-    program: Program, tmp_path: Path
-) -> None:
+def pythons() -> Iterator[tuple[str, bool]]:
+    """The Pythons at hand, and whether each is new enough."""
     versions = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
     for python in [
         Path(sys.executable),
@@ -209,10 +209,31 @@ def test_every_python_at_hand_runs_it_with_no_site_packages_or_gets_one_line(
             text=True,
             capture_output=True,
         ).stdout
-        if re.fullmatch(r"\(3, (9|\d\d)\)\n", said):
-            check(run(program.path, str(python), "-I", "-S", HOME=str(tmp_path)))
-        elif re.fullmatch(r"\(\d, \d\)\n", said):
-            ran = run(program.path, str(python))
+        if re.fullmatch(r"\(\d, \d+\)\n", said):
+            yield str(python), bool(re.fullmatch(r"\(3, (9|\d\d)\)\n", said))
+
+
+def test_pathlib_comes_without_the_parser_of_urls_and_writes_urls_all_the_same(
+    program: Program, tmp_path: Path
+) -> None:
+    (tmp_path / "y-cluster-provision.yaml").write_text("image: an image.img\n")
+    show = (str(program.path), "config", "show", "-c", str(tmp_path))
+    for python, is_new_enough in pythons():
+        if is_new_enough:
+            loaded = run(program.path, python, "-SX", "importtime", HOME=str(tmp_path)).stderr
+            assert " pathlib\n" in loaded and "urllib.parse" not in loaded
+            shown = subprocess.run([python, *show], text=True, capture_output=True, check=True)
+            assert f"file://{tmp_path}/an%20image.img" in shown.stdout
+
+
+def test_every_python_at_hand_runs_it_with_no_site_packages_or_gets_one_line(
+    program: Program, tmp_path: Path
+) -> None:
+    for python, is_new_enough in pythons():
+        if is_new_enough:
+            check(run(program.path, python, "-I", "-S", HOME=str(tmp_path)))
+        else:
+            ran = run(program.path, python)
             assert (ran.returncode, ran.stdout) == (1, "") and ran.stderr.startswith(
                 "ycluster: needs Python 3.9 or later; "
             )
