@@ -1947,7 +1947,8 @@ def parse_until(text: str, now: float) -> int:
     dated = re.fullmatch(_LOCAL_TIME, text)
     if dated:
         year, month, day, hour, minute = map(int, dated.groups())
-        parse_time(f"{dated[1]}-{dated[2]}-{dated[3]}T{dated[4]}:{dated[5]}:00Z")  # as a check
+        day_and_time = f"{dated[1]}-{dated[2]}-{dated[3]}T{dated[4]}:{dated[5]}"
+        parse_time(f"{day_and_time}:00Z")  # as a check
         return int(time.mktime((year, month, day, hour, minute, 0, 0, 0, -1)))
     clock = _clock_time(text)
     if clock is None:
@@ -3120,7 +3121,8 @@ class Item(Record):
         unseen = invisible_in(self.node.value)
         if unseen:
             why = f"{why}; an invisible character is in it, {unseen}"
-        self.problems.append((self.node.line, self.node.column, f"{named}: {why}"))
+        line, column = self.node.line, self.node.column
+        self.problems.append((line, column, f"{named}: {why}"))
 
     def read(self, kind: Kind[Value]) -> Value:
         """The value; or WRONG, after a problem with it has been added."""
@@ -6029,7 +6031,7 @@ def decide(state: State, clock: Clock, *, was_held: bool = False) -> Decision:
 def _why_nothing(state: State) -> str:
     """Why nothing can come to be due; empty where something can."""
     if state.disarmed:
-        return "disarmed by hand; `ycluster lifetime arm` arms it again"
+        return f"disarmed by hand; `ycluster lifetime arm --name {state.name}` arms it again"
     if not state.has_limit:
         return "it has no lifetime budget"
     return "" if agenda(state) else "not armed"
@@ -6424,7 +6426,7 @@ def moved(state: State, how_far: HowFar, clock: Clock) -> State:
         hint = f"`ycluster stop --name {state.name}` stops it now"
         raise UsageError(f"{local_time(expires_at)} has passed", hint=hint)
     if expires_at > clock.now + 100 * 365 * 86400:
-        hint = "`ycluster lifetime disarm` means never"
+        hint = f"`ycluster lifetime disarm --name {state.name}` means never"
         raise UsageError("that is more than a hundred years from now", hint=hint)
     _check_cap(state, expires_at, clock)
     state = _due_at(state, expires_at, clock)
@@ -6440,8 +6442,8 @@ def _no_deadline(state: State) -> YclusterError:
         return YclusterError(f"{state.name} is suspended, and has no deadline", hint=hint)
     wakes = "resume" if state.reaped and state.reaped.action == "pause" else "start"
     why = f"{state.name}: no deadline is set, so there is none to move{last_expiry(state)}"
-    hint = f"`ycluster {wakes}` gives a fresh budget; `ycluster lifetime arm -c DIR` applies the "
-    hint += "lifetime.maxRun of its config"
+    hint = f"`ycluster {wakes} --name {state.name}` gives a fresh budget; "
+    hint += "`ycluster lifetime arm -c DIR` applies the lifetime.maxRun of its config"
     return YclusterError(why, hint=hint)
 
 
@@ -6452,7 +6454,8 @@ def _check_cap(state: State, expires_at: int, clock: Clock) -> None:
         return
     if expires_at > max(cap, state.expires_at or 0):
         limit = f"{local_time(cap)} (lifetime.maxTotal: {state.max_total} from the start)"
-        hint = f"up to there: `ycluster lifetime extend --until {format_time(cap)}`"
+        up_to = f"--until {format_time(cap)} --name {state.name}"
+        hint = f"up to there: `ycluster lifetime extend {up_to}`"
         raise YclusterError(f"{state.name}: the deadline can't be later than {limit}", hint=hint)
 
 
@@ -7122,11 +7125,33 @@ def arm_timers(
             refused.append(f"{backend.name}: {error}")
             continue
         return swap_timers(host, state, armed)
-    save_state(replace(state, timers=()))
-    why = f"{state.name}: no timer can be armed, so nothing would act on its deadline"
-    hint = "without YCLUSTER_TIMER any timer will do; a cluster that runs already keeps its "
-    hint += "deadline\nby `ycluster lifetime reap --all` from a scheduler of your own, such as cron"
-    raise PrerequisiteError(f"{why} ({'; '.join(refused)})", hint=hint)
+    left = _timers_left(host, state, moments)
+    save_state(replace(state, timers=left))
+    raise _not_armed(state, left, "; ".join(refused))
+
+
+def _timers_left(host: Host, state: State, moments: Sequence[Moment]) -> tuple[ArmedTimer, ...]:
+    """Those timers of before that still act: each fires by its moment, and then decides afresh."""
+    latest = {moment.event: moment.at for moment in moments}
+    return tuple(
+        timer
+        for timer in state.timers
+        if host.now() < timer.deadline <= latest.get(timer.event, 0)
+        and _is_there(host, state, timer)
+    )
+
+
+def _not_armed(state: State, left: Sequence[ArmedTimer], refused: str) -> PrerequisiteError:
+    """The error where no backend takes the deadline; `left`: the timers that act all the same."""
+    hint = "without YCLUSTER_TIMER any timer will do"
+    if any(timer.event in ENDS for timer in left):
+        why = f"the timer of before, {left[0].backend}, stays"
+    else:
+        why = "so nothing would act on its deadline"
+        hint += "; a cluster that runs already keeps its deadline\n"
+        hint += "by `ycluster lifetime reap --all` from a scheduler of your own, such as cron"
+    message = f"{state.name}: no timer can be armed, {why}"
+    return PrerequisiteError(f"{message} ({refused})", hint=hint)
 
 
 def is_watched(host: Host, state: State) -> bool:
@@ -7726,7 +7751,10 @@ def measured_use(host: Host, files: Files) -> tuple[int | None, float | None] | 
         with find_vm(host, files) as vm:
             if vm is None:
                 return None
-            return _connections(host, files), cpu_time(vm.pid)
+            seconds = cpu_time(vm.pid)
+            if vm_status(host, files) == "paused":
+                return 0, seconds  # QEMU lists who has given up until the guest goes on
+            return _connections(host, files), seconds
     except YclusterError:  # it runs, and can't be seen from here
         return None, None
 
@@ -8170,7 +8198,7 @@ def _spawn_qemu(host: Host, state: State, accel: str) -> None:
     files = state.files
     fd = take_flock(host, files.vm_lock, timeout=5)
     if fd is None:
-        hint = "`ycluster status` shows more"
+        hint = f"`ycluster status --name {state.name}` shows more"
         raise YclusterError(f"{state.name}: its QEMU already runs", hint=hint)
     with descriptor(fd):
         remove(files.qmp)
@@ -8959,12 +8987,14 @@ def k3s_config(args: Sequence[str]) -> dict[str, Any]:
 
     Source: docs.k3s.io/installation/configuration, "Configuration File".
     """
-    values: dict[str, list[Any]] = {}
+    values: dict[str, Any] = {}
     for arg in args:
         name, equals, value = arg.lstrip("-").partition("=")
         values.setdefault(name, []).append(value if equals else True)
-    one_each = {name: found[0] for name, found in values.items() if len(found) == 1}
-    return {**values, **one_each}
+    for name, found in values.items():
+        if len(found) == 1:
+            values[name] = found[0]
+    return values
 
 
 # How cloud-init tells a part's kind (docs.cloud-init.io, "User-data formats").
@@ -11467,8 +11497,10 @@ def ovf(
     for number, (kind, name, more) in enumerate(hardware, start=1):
         facts = (*more, ("ElementName", name), ("InstanceID", number), ("ResourceType", kind))
         # The schema wants them sorted.
-        texts = [(key, escape(str(value))) for key, value in sorted(facts)]
-        lines = [f"<rasd:{key}>{text}</rasd:{key}>" for key, text in texts]
+        lines = []
+        for key, value in sorted(facts):
+            text = escape(str(value))
+            lines.append(f"<rasd:{key}>{text}</rasd:{key}>")
         items += "      <Item>\n        " + "\n        ".join(lines) + "\n      </Item>\n"
     return OVF.format(
         name=escape(state.name),
@@ -11809,9 +11841,9 @@ def boot_budget(text: str) -> int:
 
 def own_budget(text: str) -> str:
     """A budget on the command line, as Go writes it; "0" for none. Raises UsageError."""
-    if text in ("", "0"):  # "" is what argparse has where none is given
+    if text == "0":
         return text
-    nanoseconds = positive_duration(text)
+    nanoseconds = positive_duration(_given("--max-run", text, "duration"))
     return format_duration(nanoseconds) if "d" in text else text
 
 
@@ -12173,7 +12205,7 @@ MAX_RUN = argument(
     dest="run_budget",
     metavar="D",
     type=own_budget,
-    default="",
+    default=SUPPRESS,
     help='the budget of this one run, such as 2h; "0": none',
 )
 DISCARD_MEMORY = argument(
@@ -13741,8 +13773,9 @@ def _check_export(
     check_backing(state, state.files.disk)
     _check_bundle(host, bundle)
     if state.prepared != "done":
-        text = "is not prepared; its disk knows this network. `ycluster prepare-export` fixes it"
-        host.output.warn(f"{state.name} {text}")
+        way_out = f"`ycluster prepare-export --name {state.name}` fixes it"
+        why = "is not prepared; its disk knows this network"
+        host.output.warn(f"{state.name} {why}. {way_out}")
     if state.data_disk:
         host.output.warn(f"the data disk {state.data_disk} is not part of the bundle")
 
@@ -14639,6 +14672,8 @@ def arm(host: Host, which: Selector) -> None:
         # Anew: there may be a better backend by now.
         state = with_choice(host, _with_deadline(host, state))
         state = arm_timers(host, state, renew=True)
+    if state.has_limit:
+        host.output.say(f"{state.name} is armed")
     say_deadline(host, state)
 
 
@@ -14799,10 +14834,11 @@ def run_with(
     Whatever becomes of it, the clean-up follows; if this is killed, the deadline does. Its stdout
     is the command's alone, so what came of it goes to a file.
     """
-    words = _words(command)
-    which = Selector(config=directory, name=own_name or "")
-    files = files_of(host, own_config(host, directory, own_name))
-    with _summed_up(host, files, summary) as facts:
+    with _summed_up(host, summary) as facts:
+        words = _words(command)
+        which = Selector(config=directory, name=own_name or "")
+        files = files_of(host, own_config(host, directory, own_name))
+        facts.update(name=files.name, cacheDir=str(files.cache_dir))
         if has_state(files):
             _check_mode(host, files)
             if then == "suspend":
@@ -14821,13 +14857,27 @@ def run_with(
     return int(facts["exitStatus"]) or (OWN_FAILURE if facts["error"] else 0)
 
 
+# The summary of a run of which nothing is known yet; docs/json.md says what each means.
+_SUMMARY: Mapping[str, Any] = {
+    "version": 1,
+    "name": "",
+    "cacheDir": "",
+    "seconds": 0,
+    "state": "",
+    "before": "",
+    "exitStatus": None,
+    "undone": "",
+    "error": "",
+}
+
+
 @contextlib.contextmanager
-def _summed_up(host: Host, files: Files, place: Path | None) -> Iterator[dict[str, Any]]:
+def _summed_up(host: Host, place: Path | None) -> Iterator[dict[str, Any]]:
     """Have what the block notes of a run written to a file at its end, whatever that is.
 
     The file is emptied first: that of an earlier run says nothing of this one.
     """
-    facts = {"before": "", "exitStatus": None, "undone": "", "error": ""}
+    facts = dict(_SUMMARY)
     if place is None:
         yield facts
         return
@@ -14844,10 +14894,14 @@ def _summed_up(host: Host, files: Files, place: Path | None) -> Iterator[dict[st
             facts["error"] = str(error)
             raise
         finally:
-            about = {"version": 1, "name": files.name, "cacheDir": str(files.cache_dir)}
-            took = {"seconds": int(host.monotonic() - began), "state": _state_now(host, files)}
+            took = host.monotonic() - began
+            facts["seconds"] = int(took)
+            if facts["name"]:
+                cache_dir = Path(facts["cacheDir"])
+                files = Files(cache_dir, facts["name"])
+                facts["state"] = _state_now(host, files)
             try:
-                os.write(fd, masked(to_json({**about, **took, **facts}) + "\n").encode())
+                os.write(fd, masked(to_json(facts) + "\n").encode())
             except OSError as error:  # which costs no status of the command's
                 host.output.warn(f"{place}: {error.strerror}")
 
@@ -15734,17 +15788,18 @@ def _better_timer(host: Host, backend: Timer) -> str:
 def _enforcement_lines(state: State, shown: Mapping[str, Any]) -> list[Line]:
     if state.disarmed:
         return [_row("timer:", "disarmed by hand", YELLOW)]
+    arm = f"ycluster lifetime arm --name {state.name}"
     made = [_row("timer:", shown["backend"])]
     if not shown["armed"]:
-        text = f"NONE, {shown['trouble']}: `ycluster lifetime arm` fixes it"
+        text = f"NONE, {shown['trouble']}: `{arm}` fixes it"
         made = [_row("timer:", text, RED)]
     if shown["chosen"]:
-        way_out = "`YCLUSTER_TIMER=auto ycluster lifetime arm` takes the best"
+        way_out = f"`YCLUSTER_TIMER=auto {arm}` takes the best"
         made.append(_row("  chosen:", f"{shown['chosen']}, by YCLUSTER_TIMER; {way_out}"))
     survives = shown["survives"].items()
     made += [_row(f"  {what}:", how) for what, how in survives]
     if shown["improve"]:
-        better = f"`{shown['improve']}`, then `ycluster lifetime arm`"
+        better = f"`{shown['improve']}`, then `{arm}`"
         made.append(_row("  better:", better))
     return made
 
@@ -16622,7 +16677,7 @@ STARTER = """\
 name: {name}
 context: {name}  # the name by which kubectl knows it
 lifetime:
-  maxRun: 8h             # from each start; `ycluster lifetime extend 1h` gives more
+  maxRun: 8h             # from each start; `ycluster lifetime extend 1h --name {name}` gives more
   onExpiry: stop         # or suspend, which keeps what runs; pause, its memory; teardown, nothing
   # maxIdle: 2h          # ends it sooner, when nobody has used it for so long
 # memory: 8G
@@ -16662,7 +16717,8 @@ def init(host: Host, directory: Path) -> None:
     name = words.strip("-")[:63].strip("-") or "dev"
     schema = "y-cluster-provision.schema.json"
     file = directory / CONFIG_NAMES[0]
-    shown = shlex.quote(str(directory))
+    path = str(directory)
+    shown = shlex.quote(f"./{path}" if path.startswith("-") else path)
     text = STARTER.format(name=_yaml_name(name), folder=shown, schema=schema)
     os.umask(host.umask)  # it is the user's, and no secret
     own = 0o666 & ~host.umask

@@ -809,8 +809,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a timer that is saved is not taken for one that stands",
-        "        and _is_there(host, state, timer)\n    )",
-        "    )",
+        "        and _is_there(host, state, timer)\n    )\n    return ()",
+        "    )\n    return ()",
         "test_timers.py::test_a_timer_that_got_lost_is_armed_again",
     ),
     (
@@ -863,9 +863,39 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "where nothing can be armed the deadline is saved",
-        "save_state(replace(state, timers=()))\n    why",
-        "why",
+        "save_state(replace(state, timers=left))\n    raise",
+        "raise",
         "test_timers.py::test_where_nothing_works_the_deadline_is_saved_and_it_says_so",
+    ),
+    (
+        "where nothing can be armed a timer of before that acts stays",
+        "    left = _timers_left(host, state, moments)",
+        "    left = ()",
+        "test_timers.py::test_where_nothing_works_a_timer_of_before_that_still_acts_stays",
+    ),
+    (
+        "where nothing can be armed a timer that comes too late is none",
+        "timer.deadline <= latest.get(timer.event, 0)",
+        "timer.deadline",
+        "test_timers.py::test_where_nothing_works_a_timer_of_before_that_still_acts_stays",
+    ),
+    (
+        "what is paused is used by nobody",
+        'if vm_status(host, files) == "paused":\n                return 0, seconds',
+        "if False:\n                return 0, seconds",
+        "test_idle.py::test_a_vm_is_measured_by_its_monitor_and_its_process",
+    ),
+    (
+        "an empty --max-run is an unset variable",
+        '_given("--max-run", text, "duration")',
+        'text or "1h"',
+        "test_cli.py::test_an_empty_budget_is_not_taken_for_none_that_is_given",
+    ),
+    (
+        "a run that does not begin empties the summary of the one before",
+        "    with _summed_up(host, summary) as facts:\n        words = _words(command)",
+        "    words = _words(command)\n    with _summed_up(host, summary) as facts:",
+        "test_hold.py::test_a_run_that_has_not_begun_is_summed_up_too",
     ),
     (
         "a warning's timer goes with the other",
@@ -1586,8 +1616,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "of two clusters none is guessed",
-        "if len(found) == 1:",
-        "if found:",
+        "if len(found) == 1:\n        return",
+        "if found:\n        return",
         "test_cli.py::test_when_it_is_not_clear_the_clusters_are_listed",
     ),
     (

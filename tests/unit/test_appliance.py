@@ -1013,7 +1013,7 @@ def test_an_unprepared_disk_is_exported_with_a_warning(
     prepared_host(cache, prepared="", data_disk="/d.qcow2")
     ran = cli("export", tmp_path / "b")
     assert ran.code == 0
-    assert missing(ran.err, "warning: demo", "`ycluster prepare-export`", "/d.qcow2") == []
+    assert missing(ran.err, "warning: demo", "`ycluster prepare-export --name", "/d.qcow2") == []
 
 
 def test_a_start_forgets_that_the_disk_was_prepared(cache: Path) -> None:

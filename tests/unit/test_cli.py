@@ -139,6 +139,15 @@ def test_a_negative_value_is_not_told_as_missing(cli: Cli, argv: str, word: str)
     told(cli(*argv.split()), 2, f"{word}: a duration is positive")
 
 
+@pytest.mark.parametrize("verb", ["provision -c x", "run -c x", "start demo", "resume demo"])
+def test_an_empty_budget_is_not_taken_for_none_that_is_given(cli: Cli, verb: str) -> None:
+    """A script whose variable is not set would run by the config's. (25)"""
+    code = 125 if verb.startswith("run") else 2
+    told(cli(*verb.split(), "--max-run", ""), code, "--max-run needs a duration", "unset variable")
+    given = ycluster.parse_args([*verb.split(), "--max-run", "0"])
+    assert given["run_budget"] == "0" and "run_budget" not in ycluster.parse_args(verb.split())
+
+
 def test_help_is_shown_whatever_else_is_wrong(cli: Cli) -> None:
     assert cli("lifetime", "extend", "-1h", "--help").code == 0
 
@@ -868,7 +877,7 @@ def test_verbs_that_need_a_running_vm_say_what_to_do(
 def test_a_disarmed_cluster_keeps_its_deadline_and_is_left_alone(cli: Cli, cache: Path) -> None:
     state = made(cache, expires_at=LONG_AGO)
     assert cli("lifetime", "disarm").code == 0
-    told(cli("lifetime", "reap"), 0, "demo:", "disarmed", "`ycluster lifetime arm`")
+    told(cli("lifetime", "reap"), 0, "demo:", "disarmed", "`ycluster lifetime arm --name demo`")
     after = ycluster.load_state(state.files)
     assert after.expires_at == LONG_AGO and after.disarmed
     assert "disarmed" in cli("list").out

@@ -369,6 +369,13 @@ def test_a_check_says_what_ends_a_cluster(cli: Cli, tmp_path: Path) -> None:
         assert warned in ran.err if warned else not ran.err
 
 
+def test_what_init_advises_can_be_pasted_for_a_name_with_a_dash_first(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told(cli("init", "--", "-x"), 0, "`ycluster provision -c ./-x`")
+
+
 def test_init_at_a_file_is_refused(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "note").write_text("mine")
     for place in (tmp_path / "note", tmp_path / "note" / "dev"):

@@ -710,6 +710,22 @@ def test_a_run_that_fails_is_summed_up_too(runs: Runs) -> None:
     assert (written["state"], written["exitStatus"], written["undone"]) == ("running", 0, "")
 
 
+@pytest.mark.parametrize("wrong", ["config", "folder", "command"])
+def test_a_run_that_has_not_begun_is_summed_up_too(runs: Runs, wrong: str) -> None:
+    """A summary of an earlier run would tell of its success. (25)"""
+    place = runs.folder / "summary.json"
+    place.write_text('{"exitStatus": 0}')
+    if wrong == "config":
+        runs.folder.joinpath("y-cluster-provision.yaml").write_text("memory: much\n")
+    folder = runs.folder / "nowhere" if wrong == "folder" else runs.folder
+    words = ["--"] if wrong == "command" else ["--", "true"]
+    assert runs.cli("run", "-c", folder, "--summary", place, *words).code == 125
+    written = json.loads(place.read_text())
+    assert written.keys() == documented("ycluster run --summary FILE").keys()
+    assert (written["exitStatus"], written["name"], written["state"]) == (None, "", "")
+    assert written["error"]
+
+
 def test_a_summary_that_can_not_be_written_costs_no_cluster(runs: Runs) -> None:
     """It is opened first. (25)"""
     ran = runs("--summary", runs.folder / "nowhere" / "x", "--", "true")

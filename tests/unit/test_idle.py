@@ -590,6 +590,10 @@ def test_a_vm_is_measured_by_its_monitor_and_its_process(
     process = stand_in(processes, files, USED)
     connections, cpu = ycluster.measured_use(host, files) or (None, None)
     assert connections == 1 and cpu is not None and 0 <= cpu < 60
+    ycluster.ask_qemu(host, files, "stop")  # QEMU then lists for ever who has given up
+    assert ycluster.measured_use(host, files) == (0, ycluster.cpu_time(process.pid))
+    ycluster.ask_qemu(host, files, "cont")
+    assert (ycluster.measured_use(host, files) or (None,))[0] == 1
     (files.qmp).unlink()
     assert ycluster.measured_use(host, files) == (None, ycluster.cpu_time(process.pid))
 

@@ -98,7 +98,10 @@ def test_decide(fields: dict[str, object], late: float, do: str) -> None:
         ({"expires_at": int(NOW) - 90}, "due since 1m 30s"),
         ({"expires_at": None}, "not armed"),
         ({"expires_at": None, "lifetime": "0"}, "it has no lifetime budget"),
-        ({"timers": (DISARMED,)}, "disarmed by hand; `ycluster lifetime arm` arms it again"),
+        (
+            {"timers": (DISARMED,)},
+            "disarmed by hand; `ycluster lifetime arm --name demo` arms it again",
+        ),
     ],
     ids=["early", "late", "not armed", "no budget", "disarmed"],
 )
@@ -234,7 +237,7 @@ def test_no_extension_passes_the_cap_and_the_error_names_it() -> None:
     assert extended(one, HOUR * 10**9, at(NOW)).expires_at == int(NOW) + 6 * HOUR
     with refused(ycluster.YclusterError, "maxTotal", "6h") as caught:
         extended(one, HOUR * 10**9 + 1, at(NOW))
-    assert f"--until {ycluster.format_time(NOW + 6 * HOUR)}`" in caught.value.hint
+    assert f"--until {ycluster.format_time(NOW + 6 * HOUR)} " in caught.value.hint
     with pytest.raises(ycluster.YclusterError, match="maxTotal"):
         extended(one, 0, at(NOW), until=int(NOW) + 7 * HOUR)
     assert extended(one, 0, at(NOW), until=int(NOW) + 6 * HOUR).expires_at == int(NOW) + 6 * HOUR
@@ -283,7 +286,7 @@ def test_extend_needs_a_deadline() -> None:
     with refused(ycluster.YclusterError, "deadline") as caught:
         extended(state(), HOUR * 10**9, at(NOW))
     assert caught.value.exit_code == 1
-    assert missing(caught.value.hint, "`ycluster start`", "lifetime.maxRun") == []
+    assert missing(caught.value.hint, "`ycluster start --name demo`", "lifetime.maxRun") == []
 
 
 @pytest.mark.parametrize(

@@ -322,6 +322,26 @@ def test_what_a_verb_does_not_need_it_does_not_import(verb: str, tmp_path: Path)
     assert not loaded & {*heavy, "traceback", "typing", "urllib.request"}
 
 
+def test_an_advised_command_names_the_cluster_that_it_is_about() -> None:
+    """A bare one acts on another cluster where there are several."""
+    texts = [ast.unparse(node) for node in NODES if isinstance(node, (ast.JoinedStr, ast.Constant))]
+    one = (ycluster.ONE, ycluster.ONE_BY_OPTION, ycluster.ONE_OR_CONFIG)
+    verbs = "|".join(
+        path
+        for path in ycluster.VERBS
+        if any(item in one for item in ycluster.declared(path).arguments)
+    )
+    advised = {
+        found
+        for text in texts
+        for found in re.findall(rf"`(?:\w+=\w+ )?ycluster (?:{verbs})(?: [^`]*)?`", text)
+        if not text.startswith("'# Written by ")  # into a disk
+    }
+    names_one = r" (--name|-c|--state|--context|\{|'?\+|dev|NAME)"
+    assert len(advised) > 20
+    assert {text for text in advised if not re.search(names_one, text)} == set()
+
+
 def test_there_are_no_mutable_globals() -> None:
     mutable = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)
     loose = [

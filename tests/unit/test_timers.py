@@ -323,6 +323,33 @@ def test_where_nothing_works_the_deadline_is_saved_and_it_says_so(
     assert (saved.expires_at, saved.timer) == (DEADLINE, None) and "reap --all" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    "fires, stays",
+    [(DEADLINE, True), (DEADLINE - 60, True), (DEADLINE + 1, False), (int(NOW), False)],
+    ids=["in time", "early", "late", "fired"],
+)
+def test_where_nothing_works_a_timer_of_before_that_still_acts_stays(
+    host: Clocked,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    log: list[str],
+    fires: int,
+    stays: bool,
+) -> None:
+    """One that comes early decides afresh; one that is late would be taken for the guard that it is not. (25)"""
+    chosen = Memory("a", log, unusable="no daemon")
+    other = Memory("b", log)
+    use(monkeypatch, chosen, other)
+    monkeypatch.setitem(host.environ, "YCLUSTER_TIMER", "a")
+    before = ArmedTimer("b", other.arm(host, Files(cache, "demo"), fires), fires)
+    with refused(ycluster.PrerequisiteError, "a: no daemon") as caught:
+        arm_timers(host, made(cache, expires_at=DEADLINE, timers=(before,)), renew=True)
+    saved = ycluster.load_state(Files(cache, "demo"))
+    assert saved.timers == ((before,) if stays else ())
+    assert ("the timer of before, b, stays" in str(caught.value)) is stays
+    assert ("reap --all" in caught.value.hint) is not stays
+
+
 def test_an_old_timer_that_cannot_be_cancelled_is_no_obstacle(
     host: Clocked, cache: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]
 ) -> None:
