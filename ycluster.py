@@ -1822,7 +1822,12 @@ def parse_duration(text: str) -> int:
 
 
 def _invalid_duration(text: str) -> ValueError:
-    return ValueError(f'invalid duration "{text}"')
+    return ValueError(f"invalid duration {_quoted(text)}")
+
+
+def _quoted(text: str) -> str:
+    """A text in double quotes, in one line whatever is in it."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _parse_term(
@@ -1842,9 +1847,10 @@ def _parse_term(
     if number > _OVERFLOW:
         raise _invalid_duration(text)
     if not unit:
-        raise ValueError(f'missing unit in duration "{text}"')
+        raise ValueError(f"missing unit in duration {_quoted(text)}")
     if unit not in _UNITS:
-        raise ValueError(f'unknown unit "{unit}" in duration "{text}"')
+        unknown = _quoted(unit)
+        raise ValueError(f"unknown unit {unknown} in duration {_quoted(text)}")
     return number * _UNITS[unit] + _parse_fraction(fraction[1:], _UNITS[unit])
 
 
@@ -3040,12 +3046,19 @@ _MEANT = (
 LIFETIME_SPANS = ("maxRun", "warn", "maxTotal", "maxIdle")
 _SPAN_NAMES = "|".join(LIFETIME_SPANS)
 _SPAN_PATH = rf"lifetime(\.({_SPAN_NAMES}))?|{_SPAN_NAMES}|ttl|timeout"
-_SPANS = (  # texts that are no Go durations, and the ones that were probably meant
-    ("([0-9]+) *(?:hours?|hrs?|H)", r"\1h"),
-    ("([0-9]+) *(?:minutes?|mins?|M)", r"\1m"),
-    ("([0-9]+) *(?:seconds?|secs?|S)", r"\1s"),
-    ("([0-9]{1,3}):([0-5][0-9])", r"\1h\2m"),
+# A number with its unit as people write them, in the place of a Go duration.
+_SPAN_TERM = (
+    r"(?i:([0-9]{1,6}(?:\.[0-9]{1,3})?)\s*"
+    "(weeks?|w|days?|d|hours?|hrs?|h|minutes?|mins?|m|seconds?|secs?|s)(?![a-z]))"
+    r"(?:,? and |[\s,]*)"
 )
+_SPAN_SECONDS = {
+    "w": 7 * 86400,
+    "d": 86400,
+    "h": 3600,
+    "m": 60,
+    "s": 1,
+}
 
 
 def line_to_write(path: str, value: object) -> str:
@@ -3070,32 +3083,39 @@ def _span_advice(path: str, text: str) -> str:
     """Advice for a duration of the lifetime, wherever it stands."""
     key = path.rpartition(".")[2]
     if re.fullmatch("(?i:never|none|no|off|false|unlimited|infinite|forever)", text):
-        return f"leave {key} out"
+        return 'write `warn: "0"`' if key == "warn" else f"leave {key} out"
     is_in_place = path.startswith("lifetime.")
     name = key if key in LIFETIME_SPANS else "maxRun"
-    lines = [f"{name}: {span}" for span in _spans_meant(text)]
+    meant = _spans_meant(text)
+    lines = [f"{name}: {span}" for span in meant or ["8h"]]
     if not is_in_place:
         lines = [f"lifetime: {{{line}}}" for line in lines]
-    return "write " + " or ".join(f"`{line}`" for line in lines)
+    shown = " or ".join(f"`{line}`" for line in lines)
+    return f"write {shown}" if meant else f"for example {shown}"
 
 
 def _spans_meant(text: str) -> list[str]:
-    """The Go duration that was probably meant by a text; two where nobody can tell which."""
+    """The Go durations that may be meant by a text; none where nobody can tell."""
+    text = text.strip().lstrip("-+")
     with contextlib.suppress(ValueError):  # then it is none yet
-        if parse_duration(text.lstrip("-+")):
-            return [text.lstrip("-+")]
-    days = re.fullmatch("([0-9]{1,4}) *(?:d|days?)", text)
-    if days:
-        return [f"{int(days[1]) * 24}h"]
+        if parse_duration(text):
+            return [text]
     if re.fullmatch("[0-9]{1,6}", text):
         number = int(text)
         is_hours = number >= 60 and number % 60 == 0
         return [f"{number}m", f"{number // 60 if is_hours else number}h"]
-    for pattern, meant in _SPANS:
-        found = re.fullmatch(pattern, text)
-        if found:
-            return [found.expand(meant)]
-    return ["8h"]
+    clock = re.fullmatch("([0-9]{1,3}):([0-5][0-9])", text)
+    if clock:
+        return [f"{clock[1]}h{clock[2]}m"]
+    if not re.fullmatch(f"({_SPAN_TERM})+", text):
+        return []
+    seconds = 0.0
+    for count, unit in re.findall(_SPAN_TERM, text):
+        letter = unit[0].lower()
+        seconds += float(count) * _SPAN_SECONDS[letter]
+    whole = format_duration(round(seconds) * 10**9)
+    short = re.sub("(?<=m)0s$", "", whole)  # 36h for 36h0m0s
+    return [re.sub("(?<=h)0m$", "", short)]
 
 
 class Item(Record):
@@ -3643,7 +3663,7 @@ _DURATION = _text(
     positive_budget,
     pattern=r"^(|0|\+?((\d+(\.\d*)?|\.\d+)(ns|us|\u00b5s|\u03bcs|ms|s|m|h))+)$",
 )
-_HOST_PORT = _number(0, 65535, "a TCP port; empty or 0: QEMU chooses")
+_HOST_PORT = _number(0, 65535, "a TCP port; 0: QEMU chooses")
 _GUEST_PORT = _number(1, 65535, "a TCP port")
 _RESOURCES = shape({"cpu": _STRING, "memory": _STRING})
 _GATEWAY = shape(
@@ -4290,7 +4310,7 @@ def _raise_problems(problems: Sequence[Problem], path: Path, provider: str) -> N
         lines.append(f"{len(problems)} problems in {path.name}")
     for line, column, why in sorted(problems):
         lines.append(f"{path}:{line}:{column}: {why}")
-    is_advised = all(re.search("; (write `|leave )", why) for _, _, why in problems)
+    is_advised = all(re.search("; (write `|leave |for example `)", why) for _, _, why in problems)
     which = provider if provider in CONFIGS else "common"
     hint = "" if is_advised else f"`ycluster schema {which}` describes every key"
     raise ConfigError("\n".join(lines), hint=hint)
