@@ -6248,7 +6248,8 @@ def unused_words(state: State, now: float) -> str:
 
 def _warns_of_unused(state: State, now: float) -> bool:
     """Whether to warn that it ends if it stays unused: at the last look before `warn`, once."""
-    limit, lead, end = budget(state.max_idle), budget(state.warn), unused_end(state)
+    limit, lead = budget(state.max_idle), budget(state.warn)
+    end = unused_end(state)
     if limit is None or lead is None or end is None or state.idle is None:
         return False
     if lead >= limit or state.idle.warned == end or state.retry_at:
@@ -7754,6 +7755,10 @@ _IN_OUR_WORDS = {
 }
 
 
+# QEMU's run state of a guest that stands still: the host had no room for what it wrote to a disk.
+# `cont` has it write again: it goes on, or comes to this state again.
+NO_ROOM = "io-error"
+
 # A TCP connection into the guest in slirp's list, which is what `info usernet` shows: the guest's
 # address comes last. With TIME_WAIT and the like nobody is there any more.
 _CONNECTION = (
@@ -7798,9 +7803,12 @@ def ask_usernet(host: Host, files: Files) -> str:
 
 def pause_vm(host: Host, files: Files, vm: Vm) -> str:
     """Freeze the guest's CPUs, its memory kept; returns how it was done."""
-    if vm_status(host, files) == "paused":
+    now = vm_status(host, files)
+    if now == "paused":
         return "was paused"
     try:
+        if now == NO_ROOM:
+            ask_qemu(host, files, "cont")
         ask_qemu(host, files, "stop")
     except QmpError:
         # There is no monitor, or none that answers: the sibling's way.
@@ -7830,6 +7838,7 @@ class StopStep(Record):
     name: str
     act: Callable[[], object]
     patience: float
+    drops: bool = False  # whether what the guest has not written yet is lost
 
 
 def stop_vm(
@@ -7837,11 +7846,14 @@ def stop_vm(
     files: Files,
     vm: Vm,
     ssh_poweroff: Callable[[], object],
+    *,
+    erases: bool = False,
 ) -> str:
     """Power the guest off, gently first, and return the name of the step that did it.
 
     Killing QEMU drops what the guest wrote last. Bounded: under three minutes. Raises YclusterError
-    when QEMU outlives even SIGKILL.
+    when QEMU outlives even SIGKILL; and before anything is dropped of a guest that could write it
+    if there were room for it, unless its disk goes anyway (`erases`).
     """
     steps = Steps(host.output, host.monotonic)
     _continue(vm)
@@ -7849,20 +7861,34 @@ def stop_vm(
     escalation = (
         StopStep("guest-shutdown", partial(_powerdown, host, files, vm, steps), 2.0),
         StopStep("ssh poweroff", ssh_poweroff, 20.0),
-        StopStep("QMP quit", partial(ask_qemu, host, files, "quit"), 10.0),
-        StopStep("SIGTERM", partial(send_signal, vm.pidfd, signal.SIGTERM), 10.0),
-        StopStep("SIGKILL", partial(send_signal, vm.pidfd, signal.SIGKILL), 10.0),
+        StopStep("QMP quit", partial(ask_qemu, host, files, "quit"), 10.0, drops=True),
+        StopStep("SIGTERM", partial(send_signal, vm.pidfd, signal.SIGTERM), 10.0, drops=True),
+        StopStep("SIGKILL", partial(send_signal, vm.pidfd, signal.SIGKILL), 10.0, drops=True),
     )
     for step in escalation:
+        if step.drops and not erases:
+            _refuse_without_room(host, files)
         began = host.monotonic()
         if _ends_by(host, vm, step, steps):
             steps.done(f"{files.name} is off by {step.name}")
             return step.name
         took = host.monotonic() - began
-        host.output.warn(f"{files.name}: {step.name} did not end it in {took:.0f} s")
+        what = f"{step.name} did not end it in {took:.0f} s"
+        host.output.warn(f"{files.name}: {what}")
     why = f"{files.name}: QEMU (pid {vm.pid}) is alive after SIGKILL"
     hint = "it hangs in the kernel: `sudo dmesg` may say where; a reboot of the host ends it"
     raise YclusterError(why, hint=hint)
+
+
+def _refuse_without_room(host: Host, files: Files) -> None:
+    """Raise where the guest stands still, as there is no room for what it writes."""
+    if vm_status(host, files) == NO_ROOM:
+        hint = "make room, then stop it again: `ycluster prune` lists what can go;\n"
+        hint += f"`ycluster teardown {files.name}` gives up what it has not written"
+        raise YclusterError(f"{files.name}: {NO_ROOM_WORDS}, so it can't shut down", hint=hint)
+
+
+NO_ROOM_WORDS = "its guest stands still, as a disk of it has no room for what it writes"
 
 
 def _continue(vm: Vm) -> None:
@@ -7898,10 +7924,10 @@ def _powerdown(
 ) -> None:
     """Press the ACPI power button until the guest goes; one that boots misses the first press."""
     with Qmp.connect(files.qmp, host.monotonic, timeout=5.0) as qmp:
-        with contextlib.suppress(QmpError):  # a guest that is not paused needs no `cont`
-            qmp.execute("cont")  # one that is can't see the button
         until = host.monotonic() + POWERDOWN_TIMEOUT
         while host.monotonic() < until:
+            with contextlib.suppress(QmpError):  # a guest that is not paused needs no `cont`
+                qmp.execute("cont")  # one that is, or has no room, can't see the button
             qmp.execute("system_powerdown")
             if _gone_soon(vm, steps):
                 return
@@ -8332,7 +8358,10 @@ def misfits(then: Mapping[str, Any], now: Mapping[str, str]) -> list[str]:
     no fewer features of its CPU than it had.
     """
     known = then.keys() & now.keys()
-    others = [what for what in known if not _goes_with(what, str(then[what]), now[what])]
+    others = []
+    for what in known:
+        if not _goes_with(what, str(then[what]), now[what]):
+            others.append(what)
     others += then.keys() ^ now.keys()
     return sorted(others)
 
@@ -8395,7 +8424,8 @@ _FLUSH_TIMEOUT = 60.0
 def _stand_still(qmp: Qmp, name: str) -> bool:
     """Stop the guest's CPUs; returns whether they ran. Raises where no memory can be had of it."""
     now = run_state(qmp.execute("query-status", timeout=_FLUSH_TIMEOUT))
-    if now == "postmigrate":  # a suspend was cut off; QEMU writes a memory twice only so
+    # A suspend was cut off, and QEMU writes a memory twice only so; or `stop` would do nothing.
+    if now in ("postmigrate", NO_ROOM):
         qmp.execute("cont", timeout=_FLUSH_TIMEOUT)
     elif now not in ("running", "paused"):
         raise YclusterError(f"{name}: its QEMU is {now}, so it can't be suspended")
@@ -8577,7 +8607,7 @@ def _load(host: Host, qmp: Qmp, state: State) -> None:
             host.sleep(0.02)
     except QmpError as error:  # QEMU ends where it can't make sense of what it reads
         raise YclusterError(f"{name}: QEMU could not read its memory: {error}") from None
-    if now != "paused":
+    if now not in ("paused", NO_ROOM):
         raise YclusterError(f"{name}: QEMU is {now} after it has read its memory")
     steps.done(f"memory of {name}")
 
@@ -12240,6 +12270,7 @@ WAYS_OUT: Mapping[str, tuple[str, str]] = {
     "paused": ("resume", "wakes it"),
     "suspended": ("start", "goes on where it was"),
     "running": ("stop", "stops it"),
+    NO_ROOM: ("resume", "lets it go on, once there is room on its disk"),
 }
 
 
@@ -13011,7 +13042,7 @@ def start(
         if discard_memory:
             state = replace(state, suspended=None)
         now = status_of(host, state)
-        if now == "paused":
+        if now in ("paused", NO_ROOM):
             raise wrong_state(state, now)
         runs = now not in OFF
         state, changes = _by_config(host, state, config, runs=runs)
@@ -13181,7 +13212,7 @@ def _one_at_a_time(host: Host, state: State) -> Iterator[None]:
         yield
 
 
-def _halt(host: Host, state: State) -> str:
+def _halt(host: Host, state: State, *, erases: bool = False) -> str:
     """Stop the VM; returns the step that ended it, empty where nothing ran.
 
     One that stands still beside its memory file is ended as it is: nothing of it is lost.
@@ -13190,7 +13221,7 @@ def _halt(host: Host, state: State) -> str:
         if _is_memory_kept(host, state.files):
             _end_still(host, state)
             return MEMORY_STEP
-        return _stop_guest(host, state)
+        return _stop_guest(host, state, erases=erases)
 
 
 MEMORY_STEP = "memory file"  # how a VM has ended of which its memory is left
@@ -13207,7 +13238,7 @@ def _is_memory_kept(host: Host, files: Files) -> bool:
         return False
 
 
-def _stop_guest(host: Host, state: State) -> str:
+def _stop_guest(host: Host, state: State, *, erases: bool) -> str:
     files = state.files
 
     def poweroff() -> object:
@@ -13221,7 +13252,7 @@ def _stop_guest(host: Host, state: State) -> str:
             if vm is None:
                 break
             host.output.say(f"stopping {state.name} (pid {vm.pid})")
-            how = stop_vm(host, files, vm, poweroff)
+            how = stop_vm(host, files, vm, poweroff, erases=erases)
     if how or is_claimed(files):
         with contextlib.suppress(OSError):  # stale, they do no harm; on a read-only disk they stay
             remove(files.pidfile)
@@ -13481,6 +13512,8 @@ def _used_up(state: State, now: float) -> bool:
 def _wake(host: Host, state: State, vm: Vm) -> None:
     resume_vm(host, state.files, vm)
     now = vm_status(host, state.files)
+    if now == NO_ROOM:
+        raise YclusterError(f"{state.name}: {NO_ROOM_WORDS}", hint="make room, and try again")
     if now != "running":
         why = f"{state.name} could not be continued: its state is {now}"
         raise YclusterError(why, hint=f"see {state.files.console}")
@@ -13516,7 +13549,7 @@ def teardown(host: Host, files: Files, *, keep_disk: bool = False) -> None:
         if keep_disk and state.suspended:
             text = "its memory is not kept, so the disk is as after a power cut"
             host.output.warn(f"{state.name}: {text}")
-        _halt(host, state)
+        _halt(host, state, erases=not keep_disk)
         removed = _erase(host, state, keep_disk=keep_disk or not known)
     host.output.say(f"{files.name} is torn down; removed: {' '.join(removed)}")
     kept = _kept(state) if known else files.unclaimed()
@@ -14360,8 +14393,10 @@ def _suspend_or_stop(host: Host, state: State) -> str:
             _suspend(host, state, vm)
             return MEMORY_STEP
     except (YclusterError, OSError) as error:
-        host.output.warn(f"{state.name}: it can't be suspended, and is stopped: {error}")
-    return _halt(host, state)
+        why = " ".join(str(error).split())
+    host.output.warn(f"{state.name}: it can't be suspended, and is stopped: {why}")
+    how = _halt(host, state)
+    return how and f"{how}, as it could not be suspended: {why}"
 
 
 # How each of ACTIONS ends a run; what is left on disk is the same for all that do not erase it.
@@ -14369,7 +14404,7 @@ END_BY: Mapping[str, Callable[[Host, State], str]] = {
     "stop": _halt,
     "pause": _freeze,
     "suspend": _suspend_or_stop,
-    "teardown": _halt,
+    "teardown": partial(_halt, erases=True),
 }
 
 
@@ -15582,6 +15617,7 @@ STATE_COLOURS = {
     "suspended": DIM,
     "paused": YELLOW,
     "unresponsive": RED,
+    NO_ROOM: RED,
     "unseen": YELLOW,
 }
 
@@ -15737,6 +15773,9 @@ def _state_words(host: Host, shown: Mapping[str, Any]) -> str:
         words += f"; its memory takes {suspended['bytes'] >> 20} MiB"
     elif shown["accel"] and now not in OFF:
         words = words or f"({shown['accel']})"
+    if now == NO_ROOM:
+        way_out = f"make room, then `ycluster resume --name {shown['name']}`"
+        return f"{now}: {NO_ROOM_WORDS}; {way_out}"
     return f"{now} {words}".rstrip()
 
 
@@ -16484,6 +16523,12 @@ def _lost_disks(host: Host, state: State) -> Iterator[Finding]:
             yield finding
 
 
+def _without_room(host: Host, state: State) -> Iterator[Finding]:
+    if status_of(host, state) == NO_ROOM:
+        remedy = f"ycluster resume --name {state.name}   (once there is room)"
+        yield Finding(state.name, "failure", NO_ROOM_WORDS, remedy)
+
+
 def _low_space(host: Host, survey: Survey) -> Iterator[Finding]:
     for place in survey.places:
         found = os.statvfs(place)
@@ -16546,6 +16591,7 @@ CLUSTER_CHECKS: tuple[Callable[[Host, State], Iterator[Finding]], ...] = (
     _unenforced,
     _taken_ports,
     _lost_disks,
+    _without_room,
 )
 SURVEY_CHECKS: tuple[Callable[[Host, Survey], Iterator[Finding]], ...] = (
     _low_space,

@@ -994,7 +994,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a resume lets the guest go on",
-        'ask_qemu(host, files, "cont")',
+        'if files.qmp.exists():\n        ask_qemu(host, files, "cont")',
         "pass",
         "test_vm.py::test_a_guest_is_paused_by_its_monitor_and_goes_on",
     ),
@@ -1841,9 +1841,39 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "test_cli.py::test_stop_of_a_stopped_cluster_is_done_already_and_clears_its_deadline",
     ),
     (
+        "a guest that has no room for what it writes is not cut off",
+        "        if step.drops and not erases:\n",
+        "        if False:\n",
+        "test_vm.py::test_a_guest_without_room_is_not_cut_off_before_it_has_written",
+    ),
+    (
+        "a guest that gets room while it is stopped goes on to its end",
+        'qmp.execute("cont")  # one that is, or',
+        'until - host.monotonic() > 99 and qmp.execute("cont")  # one that is, or',
+        "test_vm.py::test_a_guest_that_gets_room_while_it_is_stopped_shuts_down",
+    ),
+    (
+        "a guest without room is suspended",
+        'if now in ("postmigrate", NO_ROOM):',
+        'if now in ("postmigrate",):',
+        "test_suspend.py::test_a_suspend_that_fails_ends_its_migration_before_the_guest_goes_on",
+    ),
+    (
+        "a memory of a guest without room can be loaded",
+        'if now not in ("paused", NO_ROOM):\n        raise YclusterError(f"{name}: QEMU is',
+        'if now != "paused":\n        raise YclusterError(f"{name}: QEMU is',
+        "test_suspend.py::test_the_memory_of_a_guest_without_room_is_loaded",
+    ),
+    (
+        "a start says that a guest stands still for want of room",
+        'if now in ("paused", NO_ROOM):\n            raise wrong_state',
+        'if now == "paused":\n            raise wrong_state',
+        "test_vm.py::test_what_a_guest_without_room_needs_is_told",
+    ),
+    (
         "a stop goes on until nothing of the cluster runs",
-        "how = stop_vm(host, files, vm, poweroff)",
-        "how = stop_vm(host, files, vm, poweroff)\n            break",
+        "how = stop_vm(host, files, vm, poweroff, erases=erases)",
+        "how = stop_vm(host, files, vm, poweroff, erases=erases)\n            break",
         "test_vm.py::test_stop_goes_on_until_no_process_of_the_cluster_is_left",
     ),
     (
@@ -1868,8 +1898,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a paused guest that does not go on is told",
-        'now = vm_status(host, state.files)\n    if now != "running":',
-        "now = vm_status(host, state.files)\n    if False:",
+        'hint="make room, and try again")\n    if now != "running":',
+        'hint="make room, and try again")\n    if False:',
         "test_vm.py::test_resume_fails_where_the_guest_does_not_go_on",
     ),
     (

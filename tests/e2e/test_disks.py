@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
-from conftest import Cluster, Program, need, wait_for
+from conftest import Cluster, Program, need, running, wait_for
 from sabotage import boot, forget, obedient_image, ours, strace, unwatch
 
 
@@ -189,6 +189,51 @@ def test_an_expiry_on_a_disk_that_became_read_only_still_stops_the_vm_and_others
     assert vm.file(".qcow2").exists() is (action == "stop") or not vm.sidecar().get("expiresAt")
     forget(vm)
     forget(other)
+
+
+# Real mode, loaded at 0000:7C00; the ports are those of sabotage.py. It fills the third disk, 32 KiB at a time from
+# the BIOS's ROM, by the packet at 0x7D00.
+WRITER = bytes.fromhex(
+    "FA 31C0 8ED8 8ED0 BC007C BA0206 B80001 EF"  # the power button is to be noted
+    "FB BE007D B282 B80043 CD13"  # again: int 13h, extended write to disk 82h
+    "66 8306087D40"  # add dword [0x7D08], 64
+    "BA0006 ED F6C401 74E6"  # not pressed: again
+    "BA0406 B80020 EF EBDD"  # off
+)
+PACKET = bytes.fromhex("1000 4000 0000 00F0 0000000000000000")
+
+
+def test_a_guest_whose_disk_has_no_room_is_suspended_and_goes_on_once_there_is_some(
+    new_cluster: Callable[..., Cluster], workshop: Path, mounted: Callable[[Path, str], Path]
+) -> None:
+    """QEMU lets it stand still; what it has in memory is kept. (25)"""
+    image = workshop / "writer.img"
+    sector = bytearray(WRITER.ljust(510, b"\0") + b"\x55\xaa")
+    sector[0x100:0x110] = PACKET
+    image.write_bytes(sector.ljust(1 << 20, b"\0"))
+    place = mounted(workshop / "small", "8m")
+    disk = place / "data.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", disk, "64M"], check=True)
+    vm = new_cluster("brimful", image, on_expiry="suspend")
+    with open(vm.directory / "y-cluster-provision.yaml", "a") as config:
+        config.write(f"dataDisk: {disk}\n")
+    running(vm)
+    wait_for("a full disk", lambda: vm.status()["state"] == "io-error", 120)
+    assert "room" in vm.run("status").stdout
+    assert "has no room" in vm.program.run("doctor", code=None).stdout
+    assert "room" in vm.run("resume", code=1).stderr
+    vm.set_deadline(3)
+    vm.run("lifetime", "arm", YCLUSTER_TIMER="watcher")
+    wait_for("the suspend", lambda: vm.status()["state"] == "suspended", 120)
+    start = vm.program.spawn("start", "-c", vm.directory, YCLUSTER_TIMER="watcher")
+    wait_for("a full disk again", lambda: vm.status()["state"] == "io-error", 120)
+    start.kill()
+    start.communicate()
+    subprocess.run(["mount", "-o", "remount,size=128m", place], check=True)
+    vm.run("resume")
+    wait_for("a disk that is written to", lambda: disk.stat().st_blocks << 9 > 32 << 20, 120)
+    assert "off by guest-shutdown" in vm.run("stop").stderr
+    forget(vm)
 
 
 def test_a_home_that_cannot_be_written_to_costs_a_warning_and_no_cluster(

@@ -421,6 +421,82 @@ def test_a_rung_that_fails_leads_to_the_next(
     assert missing(impatient.log.getvalue(), "warning: demo: ssh poweroff") == []
 
 
+# A guest that stands still for want of room, and gets none; and one that gets some after a while.
+FULL = monitor("io-error", ends_at='what == "quit"').replace(
+    '{"stop": "paused", "cont": "running"}', "{}"
+)
+FREED = MONITOR.replace('"status": "running"}', '"status": "io-error"}').replace(
+    '"cont": "running"',
+    '"cont": "running" if open("asked").read().count("cont") > 1 else "io-error"',
+)
+
+
+def test_a_guest_without_room_is_not_cut_off_before_it_has_written(
+    files: Files, processes: Processes, impatient: Clocked
+) -> None:
+    """What it has in memory alone would be lost, of files that it has closed. (25)"""
+    process = qemu(processes, files, FULL)
+    assert ycluster.vm_status(HERE, files) == "io-error"
+    with refused(YclusterError, "room", "shut down") as caught:
+        stopped_by(impatient, files, process)
+    assert missing(caught.value.hint, "prune", "`ycluster teardown demo`") == []
+    assert process.poll() is None and "quit" not in (files.cache_dir / "asked").read_text()
+    with find_vm(HERE, files) as vm:
+        assert vm and stop_vm(impatient, files, vm, lambda: None, erases=True) == "QMP quit"
+
+
+@pytest.mark.parametrize("action, ends", [("stop", False), ("suspend", False), ("teardown", True)])
+def test_an_expiry_waits_until_there_is_room_unless_the_disk_goes_anyway(
+    files: Files, processes: Processes, impatient: Clocked, timer: Memory, action: str, ends: bool
+) -> None:
+    """It is tried again; the guest uses no CPU meanwhile. (25)"""
+    process = qemu(processes, files, FULL)
+    files.disk.touch()
+    made(files.cache_dir, started_at=1, expires_at=int(impatient.now()) - 1, on_expiry=action)
+    if ends:
+        ycluster.reap(impatient, files, by="memory")
+        assert process.wait(10) == 0 and not files.disk.exists()
+        return
+    with refused(YclusterError, "again at", "room"):
+        ycluster.reap(impatient, files, by="memory")
+    after = ycluster.load_state(files)
+    assert process.poll() is None and after.retry_at and timer.standing
+
+
+def test_a_guest_that_gets_room_while_it_is_stopped_shuts_down(
+    files: Files, processes: Processes, impatient: Clocked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ycluster, "POWERDOWN_TIMEOUT", 100.0)
+    process = qemu(processes, files, FREED)
+    assert ycluster.vm_status(HERE, files) == "io-error"
+    assert stopped_by(impatient, files, process)[0] == "guest-shutdown"
+
+
+def test_a_guest_without_room_can_be_paused(
+    files: Files, processes: Processes, host: Clocked
+) -> None:
+    qemu(processes, files, monitor("io-error"))
+    with find_vm(HERE, files) as vm:
+        assert vm and ycluster.pause_vm(host, files, vm) == "QMP stop"
+    assert ycluster.vm_status(host, files) == "paused"
+
+
+def test_what_a_guest_without_room_needs_is_told(
+    cli: Cli, files: Files, processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its state is a word of QEMU's; `start` would say that it runs. (25)"""
+    monkeypatch.setattr(ycluster.Host, "which", lambda self, program: None)
+    qemu(processes, files, FULL)
+    files.disk.touch()
+    made(files.cache_dir, started_at=1, expires_at=int(time.time()) + 999)
+    assert missing(cli("status").out, "io-error", "room", "`ycluster resume --name demo`") == []
+    told(cli("resume"), 1, "room")
+    monkeypatch.setattr(ycluster, "_check_host", lambda host: None)
+    told(cli("start"), 1, "io-error", "`ycluster resume --name demo`", "room")
+    [finding] = ycluster._without_room(HERE, ycluster.load_state(files))
+    assert "room" in finding.text and "resume --name demo" in finding.remedy
+
+
 def test_a_vm_that_ignores_sigterm_is_killed(
     files: Files, processes: Processes, impatient: Clocked
 ) -> None:
