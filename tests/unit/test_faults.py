@@ -853,7 +853,8 @@ def test_a_second_try_stands_before_the_first_and_only_a_success_takes_it_away(
     state = made(cache, expires_at=LONG_AGO, on_expiry="teardown")
     stand_in(processes, state.files)
 
-    def stubborn(*args: object) -> str:
+    def stubborn(*args: object, erases: bool) -> str:
+        assert erases
         seen.append(ycluster.load_state(state.files).retry_at)
         assert [*timer.standing.values()] == [seen[-1]]
         raise ycluster.YclusterError("QEMU is alive")
@@ -1000,7 +1001,7 @@ def test_every_verb_leaves_files_and_directories_private(
             monkeypatch.setattr(
                 ycluster,
                 "stop_vm",
-                lambda host, files, vm, ssh: os.kill(vm.pid, signal.SIGKILL) or "x",
+                lambda host, files, vm, ssh, erases: os.kill(vm.pid, signal.SIGKILL) or "x",
             )
             monkeypatch.setattr(
                 ycluster, "find_vm", waits_for_the_dead(ycluster.find_vm, processes)

@@ -188,7 +188,9 @@ class World:
         self.still.discard(files)
         self.effect()
 
-    def stop_vm(self, host: Host, files: Files, vm: Vm, poweroff: object) -> str:
+    def stop_vm(
+        self, host: Host, files: Files, vm: Vm, poweroff: object, *, erases: bool = False
+    ) -> str:
         self.effect()
         if self.stubborn:
             raise YclusterError("QEMU is alive after SIGKILL")
