@@ -1027,10 +1027,22 @@ class Host:
         except (YclusterError, OSError):
             return None
 
+    def lift_cpu_limit(self) -> int | None:
+        """Have no program that is started from here on killed for the CPU time that it has used.
+
+        Returns the seconds at which the kernel does so all the same; None where it never does.
+        """
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+        resource.setrlimit(resource.RLIMIT_CPU, (hard, hard))
+        return None if hard == resource.RLIM_INFINITY else hard
+
     def spawn(self, argv: Sequence[str], log: Path) -> None:
         """Start a program that outlives this one; its output is appended to `log`."""
         import subprocess
 
+        self.lift_cpu_limit()
         self.output.debug(shlex.join(argv) + " &")
         try:
             fd = open_own(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -1439,10 +1451,10 @@ def keep_owner(made: int | Path, like: Path) -> None:
             os.chown(made, status.st_uid, status.st_gid)
 
 
-def make_folder(path: Path) -> None:
+def make_folder(path: Path, mode: int = 0o700) -> None:
     """Make a private folder, and those above it, unless they are there."""
     missing = [part for part in (path, *path.parents) if not os.path.lexists(part)]
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.mkdir(mode=mode, parents=True, exist_ok=True)
     for part in reversed(missing):
         with descriptor(os.open(part, os.O_RDONLY | os.O_DIRECTORY)) as fd:
             keep_owner(fd, part.parent)
@@ -4414,7 +4426,22 @@ def used_registries(config: Config) -> Mapping[str, Any]:
 def warnings_of(config: Config) -> list[str]:
     """What is not wrong with the file, and may not be what its user thinks."""
     empty = [f"{config.file} has no key in it: each has its default"] if has_no_key(config) else []
-    return [*empty, *ignored_keys(config), *idle_keys(config), *invisible_characters(config)]
+    return [
+        *empty,
+        *_open_to_others(config),
+        *ignored_keys(config),
+        *idle_keys(config),
+        *invisible_characters(config),
+    ]
+
+
+def _open_to_others(config: Config) -> Iterator[str]:
+    """A warning where anybody may write to the file: its onWarn is a command."""
+    for place in (config.file, config.file.parent):
+        mode = os.stat(place).st_mode
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            way_out = f"`chmod o-w {shlex.quote(str(place))}`"
+            yield f"{place}: anybody can write to it, and what it says runs as you; {way_out}"
 
 
 def ignored_keys(config: Config) -> list[str]:
@@ -5766,7 +5793,7 @@ def _way_into(host: Host, place: Path, error: OSError) -> str:
     owner = os.stat(path).st_uid
     if owner == os.getuid():
         return f"`chmod u+rwx {shlex.quote(str(path))}` opens it"
-    if host.home() in path.parents:
+    if host.home() in path.parents and os.stat(host.home()).st_uid == os.getuid():
         return f"`sudo chown -R {host.user()} {shlex.quote(str(path))}` gives it back"
     return f"it belongs to uid {owner}"
 
@@ -6508,6 +6535,7 @@ IMPORTED_LATER = (
     "array",  # by socket.send_fds
     "datetime",
     "hashlib",
+    "resource",
     "shutil",
     "socket",
     "subprocess",
@@ -6584,10 +6612,16 @@ def timer_argv(files: Files, backend: str, *verb: str) -> list[str]:
 def timer_script(files: Files, backend: str, *verb: str) -> tuple[str, str]:
     """What a timer runs some day, as shell text: a guard, and the command that it lets run.
 
-    The cacheDir may be removed by then, and in /tmp another user may have made it again. So the
-    shell goes there, sees that the folder is its user's own, and runs what lies in that very one.
+    The cacheDir may be removed by then, and in /tmp another user may have made it again; or others
+    may write to it by now. So the shell goes there, sees that the folder is its user's own and
+    theirs alone, as `check_folder` does, and runs what lies in that very one.
     """
-    guard = f"cd -P {shlex.quote(str(files.cache_dir))} && [ -O . ]"
+    owners = "".join(f" ! -uid {uid}" for uid in sorted(_trusted_owners()))
+    own = "[ -O . ]"
+    if len(_trusted_owners()) > 1:
+        own = f"! find . -prune{owners} | grep -q ."
+    shut = "! find . -prune -perm /022 | grep -q ."
+    guard = f"cd -P {shlex.quote(str(files.cache_dir))} && {own} && {shut}"
     launcher = ["/bin/sh", f"./{files.launcher.name}"]
     return guard, shlex.join([*launcher, *_lifetime_words(files, backend, verb)])
 
@@ -8242,6 +8276,10 @@ def free_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup
 def _spawn_qemu(host: Host, state: State, accel: str) -> None:
     """Run QEMU until it is a daemon. It inherits the VM lock, and holds it as long as it lives."""
     files = state.files
+    limit = host.lift_cpu_limit()
+    if limit is not None:
+        why = f"the VM is killed after {limit} s of CPU time, and what it has in memory is lost"
+        host.output.warn(f"{why}: `ulimit -Ht` is the limit of this session")
     fd = take_flock(host, files.vm_lock, timeout=5)
     if fd is None:
         hint = f"`ycluster status --name {state.name}` shows more"
@@ -8496,6 +8534,7 @@ def _write_part(host: Host, state: State, qmp: Qmp) -> str:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     packed = "zstd" if host.which("zstd") else ""
     with descriptor(os.open(files.memory_part, flags, 0o600)) as fd:
+        keep_owner(fd, files.cache_dir)
         if packed:
             with host.beside([packed, "-q", "-1", "-T0", "-c"], stdout=fd) as pipe:
                 qmp.give(_PIPE, pipe.fileno())
@@ -10097,6 +10136,7 @@ def _fetch_k3s_file(
         if fault:
             remove(part)
             raise ConfigError(f"{url}: {fault}", hint=K3S_HINT)
+    keep_owner(part, folder)
     part.replace(path)
     return True
 
@@ -10785,6 +10825,7 @@ def fetch_image(host: Host, config: QemuConfig, cache_dir: Path) -> Path:
             remove(part)
             raise
         part.chmod(0o400)
+        keep_owner(part, images)
         mark_used(host, part)  # what is resumed and has nothing missing may be old
         return part.replace(images / digest)
 
@@ -11376,6 +11417,7 @@ def make_data_disk(host: Host, path: Path, size: str) -> None:
     try:
         host.run(["qemu-img", "create", "-q", "-f", "qcow2", str(part), size], timeout=120)
         guestfs(host, f"data disk {path} of {size}", *argv)
+        keep_owner(part, path.parent)
         with contextlib.suppress(FileExistsError):  # another's came first, and may be in use
             os.link(part, path)  # unlike a rename, this replaces nothing
     finally:
@@ -12649,8 +12691,19 @@ def _check_host(host: Host) -> None:
     except OSError as error:
         hint = "Linux 5.3 or later is needed"
         raise PrerequisiteError(f"pidfd_open: {error.strerror}", hint=hint) from None
+    if not _sees_itself():
+        hint = "`mount -t proc proc /proc` mounts it; nothing could be stopped without it"
+        raise PrerequisiteError("/proc is not that of these processes", hint=hint)
     chosen_timer(host)
     refuse_sudo(host, host.state_home())
+
+
+def _sees_itself() -> bool:
+    """Whether /proc is there, and of the PID namespace of this process."""
+    try:
+        return os.readlink("/proc/self") == str(os.getpid())
+    except OSError:
+        return False
 
 
 def _can_start(host: Host, files: Files) -> bool:
@@ -13784,7 +13837,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     missing = [above for above in folder.parents if not os.path.lexists(above)]
     try:
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(folder.parent)
             part.mkdir(mode=0o700)
         except OSError as error:
             if error.filename == str(part) and error.errno == errno.EEXIST:
@@ -13797,6 +13850,8 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         try:
             yield part
             part.rename(folder)
+            for path in (folder, *folder.iterdir()):
+                keep_owner(path, folder.parent)
         finally:
             remove_folder(part)
     except BaseException:
@@ -13916,6 +13971,7 @@ def import_disk(host: Host, disk: Path, directory: Path) -> None:
             # The mark first: if this is killed between the two, the next provision asks for a disk.
             save_state(replace(state_from_config(config, files.cache_dir), imported=str(disk)))
             made.replace(files.disk)
+            keep_owner(files.disk, files.cache_dir)
         finally:
             files.remove(files.incoming)
     remember_cache_dir(host, files.cache_dir)
@@ -16786,9 +16842,10 @@ def init(host: Host, directory: Path) -> None:
     path = str(directory)
     shown = shlex.quote(f"./{path}" if path.startswith("-") else path)
     text = STARTER.format(name=_yaml_name(name), folder=shown, schema=schema)
-    os.umask(host.umask)  # it is the user's, and no secret
-    own = 0o666 & ~host.umask
-    directory.mkdir(parents=True, exist_ok=True)
+    umask = host.umask | 0o002  # it is no secret; but what it says, runs as its user
+    os.umask(umask)
+    own = 0o666 & ~umask
+    make_folder(directory, 0o777)
     if not os.path.lexists(directory / schema):
         schema_text = to_json(schema_for("qemu"))
         write_file(directory / schema, f"{schema_text}\n".encode(), mode=own)

@@ -2291,9 +2291,33 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a timer looks whose folder it is",
-        "&& [ -O . ]",
-        "&& :",
+        'own = "[ -O . ]"',
+        'own = ":"',
         "test_faults.py::test_a_timer_runs_nothing_of_a_folder_that_another_user_has_made_again",
+    ),
+    (
+        "a timer looks whether others can write to the folder",
+        'shut = "! find . -prune -perm /022 | grep -q ."',
+        'shut = ":"',
+        "test_faults.py::test_a_timer_runs_nothing_of_a_folder_that_another_user_has_made_again",
+    ),
+    (
+        "a timer of root takes the folder of HOME's owner",
+        "if len(_trusted_owners()) > 1:\n        own",
+        "if False:\n        own",
+        "test_faults.py::test_a_timer_of_root_runs_in_the_folder_of_the_user_whose_home_it_has",
+    ),
+    (
+        "no VM is started where its process could not be seen",
+        'return os.readlink("/proc/self") == str(os.getpid())',
+        "return True",
+        "test_cli.py::test_without_its_own_proc_no_vm_is_started",
+    ),
+    (
+        "a limit of CPU time is lifted as far as it can be",
+        "resource.setrlimit(resource.RLIMIT_CPU, (hard, hard))",
+        "pass",
+        "test_host.py::test_what_outlives_a_command_is_not_killed_by_the_limit_of_its_shell",
     ),
     (
         "a launcher runs the copy beside it",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
-from conftest import Cluster, booting, running, wait_for
+from conftest import Cluster, Program, booting, need, running, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +33,31 @@ def test_the_end_of_qemu_during_a_boot_is_told_with_the_consoles_last_words(
     assert str(doomed.file("-console.log")) in told
     assert doomed.status()["state"] == "stopped"
     doomed.run("teardown")
+
+
+def test_root_in_a_users_place_leaves_all_that_it_makes_to_that_user(
+    new_cluster: Callable[..., Cluster], blank_image: Path, workshop: Path
+) -> None:
+    """As in a container, whose HOME may be anybody's: a memory of root's could be loaded by nobody else. (25)"""
+    need(os.geteuid() == 0, "needs root, to make another user's files")
+    home, bundle = workshop / "a user", workshop / "a user" / "bundles" / "one"
+    home.mkdir()
+    os.chown(home, 1000, 1000)
+    made = new_cluster("theirs", blank_image)
+    theirs = Cluster(Program(made.program.path, home), made.directory, home / "cache", "theirs")
+    config = theirs.directory / "y-cluster-provision.yaml"
+    config.write_text(config.read_text().replace(str(made.cache), str(theirs.cache)))
+    running(theirs)
+    theirs.run("suspend")
+    assert theirs.file(".memory").exists()
+    theirs.run("stop", "--discard-memory")
+    theirs.run("export", bundle)
+    assert (bundle / "theirs.qcow2").exists() or list(bundle.iterdir())
+    theirs.program.run("init", home / "new")
+    files = [path for path in (home, *home.rglob("*")) if not path.is_symlink()]
+    roots = [path for path in files if path.stat().st_uid != 1000]
+    theirs.run("teardown")
+    assert roots == []
 
 
 def test_a_kernel_that_panics_is_told_at_once(

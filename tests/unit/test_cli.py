@@ -890,6 +890,25 @@ def test_arm_without_a_budget_says_where_to_set_it(cli: Cli, cache: Path, lifeti
     told(ran, 1, "maxRun", lines=3)
 
 
+@pytest.mark.parametrize("proc", ["of another namespace", "not mounted"])
+def test_without_its_own_proc_no_vm_is_started(
+    cli: Cli, cache: Path, monkeypatch: pytest.MonkeyPatch, proc: str
+) -> None:
+    """A process that can't be seen can't be ended. (25)"""
+
+    def readlink(path: str) -> str:
+        if proc == "not mounted":
+            raise FileNotFoundError(path)
+        return "1"
+
+    monkeypatch.setattr(ycluster.Host, "which", lambda self, program: "/bin/true")
+    made(cache).files.disk.touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(ycluster.os, "readlink", readlink)
+        ran = cli("start")
+    told(ran, 5, "/proc", "mount -t proc")
+
+
 def test_start_without_a_disk_is_refused(
     cli: Cli, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -376,6 +376,37 @@ def test_what_init_advises_can_be_pasted_for_a_name_with_a_dash_first(
     told(cli("init", "--", "-x"), 0, "`ycluster provision -c ./-x`")
 
 
+@pytest.mark.parametrize("place, mode, warned", [("file", 0o666, True), ("folder", 0o777, True), ("folder", 0o1777, False), ("file", 0o664, False)])  # fmt: skip
+def test_a_config_that_anybody_can_write_to_is_warned_about(
+    cli: Cli, tmp_path: Path, place: str, mode: int, warned: bool
+) -> None:
+    """Its onWarn runs as its user. (25)"""
+    folder = tmp_path / "conf"
+    folder.mkdir()
+    file = folder / "y-cluster-provision.yaml"
+    file.write_text("name: demo\n")
+    (file if place == "file" else folder).chmod(mode)
+    ran = cli("config", "check", "-c", folder)
+    assert ran.code == 0 and ("chmod o-w" in ran.err) is warned
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to make another user's files")
+def test_what_init_makes_is_its_users_and_not_writable_by_others(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By sudo it was root's; under a umask of 0 anybody's. (25)"""
+    os.chown(tmp_path, 1000, 1000)
+    monkeypatch.setattr(ycluster.Host, "umask", 0, raising=False)
+    before = os.umask(0)
+    try:
+        assert cli("init", tmp_path / "a" / "dev").code == 0
+    finally:
+        os.umask(before)
+    made = [tmp_path / "a", *(tmp_path / "a").rglob("*")]
+    assert len(made) == 4 and {path.stat().st_uid for path in made} == {1000}
+    assert [path for path in made if path.stat().st_mode & 0o002] == []
+
+
 def test_init_at_a_file_is_refused(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "note").write_text("mine")
     for place in (tmp_path / "note", tmp_path / "note" / "dev"):

@@ -653,8 +653,17 @@ def systemd_job(host: Host, schedulers: Path, files: Files) -> list[str]:
     return words[1 : words.index(str(schedulers / "systemctl"))]
 
 
+def runs(job: str) -> bool:
+    """Whether what a timer starts is run."""
+    env = {"PATH": "/usr/bin:/bin"}
+    done = subprocess.run(["/bin/sh", "-s"], input=job, text=True, cwd="/", env=env)
+    return done.returncode == 0
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to make another user's files")
-@pytest.mark.parametrize("remade", ["a folder", "a link to their folder", "not at all"])
+@pytest.mark.parametrize(
+    "remade", ["a folder", "a link to their folder", "not at all", "but others may write to it"]
+)
 def test_a_timer_runs_nothing_of_a_folder_that_another_user_has_made_again(
     schedulers: Path, home: Path, tmp_path: Path, remade: str
 ) -> None:
@@ -667,19 +676,37 @@ def test_a_timer_runs_nothing_of_a_folder_that_another_user_has_made_again(
     ycluster.AtTimer().arm(host, files, FAR_AHEAD)
     jobs.append((schedulers / "stdin").read_text())
     for job in jobs:
-        assert subprocess.run(["/bin/sh", "-s"], input=job, text=True, cwd="/").returncode == 0
+        assert runs(job)
         Path(f"{files.launcher}.argv").unlink()  # so it runs, as long as the folder is ours
     files.log.unlink()
     theirs = place.rename(tmp_path / "theirs")
-    if remade == "a folder":
+    if remade in ("a folder", "but others may write to it"):
         theirs.rename(place)
         theirs = place
     elif remade == "a link to their folder":
         place.symlink_to(theirs)
-    os.chown(theirs, 1000, 1000)
+    if remade == "but others may write to it":
+        theirs.chmod(0o770)
+    else:
+        os.chown(theirs, 1000, 1000)
     for job in jobs:
-        assert subprocess.run(["/bin/sh", "-s"], input=job, text=True, cwd="/").returncode != 0
+        assert not runs(job)
     assert [path.name for path in theirs.iterdir()] == [files.launcher.name]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to make another user's files")
+@pytest.mark.parametrize("owner", [0, 1000, 1001])
+def test_a_timer_of_root_runs_in_the_folder_of_the_user_whose_home_it_has(
+    schedulers: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: int
+) -> None:
+    """As in a container: all that root makes there belongs to that user. (25)"""
+    os.chown(home, 1000, 1000)
+    monkeypatch.setenv("HOME", str(home))
+    host, files = Host({"PATH": str(schedulers)}, Clocked(home).output), Files(tmp_path, "demo")
+    stub_of(files)
+    job = systemd_job(host, schedulers, files)[-1]
+    os.chown(tmp_path, owner, owner)
+    assert runs(job) is (owner in (0, 1000))
 
 
 def test_what_a_timer_has_started_runs_the_copy_of_the_folder_that_it_looked_at(

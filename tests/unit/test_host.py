@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
-from unit_support import Clocked
+from unit_support import PROGRAM, Clocked
 
 import ycluster
 from ycluster import Host
@@ -33,6 +36,30 @@ def test_a_program_that_fails_is_an_error_unless_its_caller_looks_itself(real: H
         assert caught.value.returncode == code
         assert real.run(["sh", "-c", f"exit {code}"], timeout=60, check=False).returncode == code
     assert real.attempt(["sh", "-c", "echo half; exit 1"], timeout=60) is None
+
+
+def test_what_outlives_a_command_is_not_killed_by_the_limit_of_its_shell(tmp_path: Path) -> None:
+    """QEMU and its watcher inherit `ulimit -t`; one of a login shell killed them in mid-work. (25)"""
+    code = f"""
+import sys; sys.path.insert(0, {str(PROGRAM.parent)!r})
+import io, ycluster
+host = ycluster.Host({{"PATH": "/usr/bin:/bin"}}, ycluster.Output(io.StringIO(), io.StringIO()))
+print(host.lift_cpu_limit())
+host.spawn(["sh", "-c", "ulimit -St"], ycluster.Path({str(tmp_path / "log")!r}))
+"""
+    limits = {"ulimit -St 60": "None unlimited", "ulimit -St 60; ulimit -Ht 600": "600 600"}
+    for limit, left in limits.items():
+        (tmp_path / "log").unlink(missing_ok=True)
+        argv = ["sh", "-c", f'{limit}; exec "$0" -c "$1"', sys.executable, code]
+        said = subprocess.run(argv, text=True, capture_output=True, check=True).stdout
+        until = time.monotonic() + 60
+        while not (shown := read(tmp_path / "log")) and time.monotonic() < until:
+            time.sleep(0.02)
+        assert f"{said}{shown}".split() == left.split()
+
+
+def read(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
 
 
 QEMU_ARGV = ["qemu-system-x86_64", "-blockdev", '{"driver": "qcow2", "x": {"y": 1}}', "-S"]
