@@ -15093,37 +15093,56 @@ def _undo(host: Host, files: Files, brought: str) -> tuple[str, str]:
             state = load_state(files)
             if state.reaped is not None and brought == _run_of(state):
                 host.output.warn(_expired_early(state, state.reaped, "while the command ran"))
-            return _undo_run(host, state, brought), ""
+            return _undo_run(host, state, brought)
     except (YclusterError, OSError) as error:
         trouble = f"the clean-up failed: {error}"
         host.output.warn(f"{files.name}: {trouble}")
         return "", trouble
 
 
-def _undo_run(host: Host, state: State, brought: str) -> str:
-    """Undo what `run` did, where the run of now is what it brought up, and nobody else's."""
+def _undo_run(host: Host, state: State, brought: str) -> tuple[str, str]:
+    """Undo what `run` did, where the run of now is what it brought up, and nobody else's.
+
+    Returns as `_undo`.
+    """
     assert host.holder is not None
     mine = [hold for hold in state.holds if _is_of_this_process(hold)]
     others = [hold for hold in _with_holds(host, state).holds if hold not in mine]
     undo = mine[0].undo if mine else host.holder.undo
     if undo in ("", "leave"):
-        return ""
+        return "", ""
     if not mine and brought != _run_of(state):
         why = "it is not what this run has brought up" if brought else "it did not come up"
         host.output.warn(f"{state.name} is left as it is: {why}")
-        return ""
+        return "", ""
     if others:
         host.output.warn(f"{state.name} is left running: held by {hold_words(others)}")
         _hand_on(state, others, undo)
+        return "", ""
+    return _undo_by(host, state, undo)
+
+
+def _undo_by(host: Host, state: State, undo: str) -> tuple[str, str]:
+    """Undo by a verb what a `run` did; returns as `_undo`."""
+    trouble = ""
+    is_off = status_of(host, state) in OFF  # it may have expired, or somebody has stopped it
+    if is_off:
+        trouble = _found_off(host, state)
+    if not is_off or undo == "teardown":
+        _UNDO_BY[undo](host, state.files)
+        return undo, ""
+    lost = trouble if undo == "suspend" else ""  # what ran in it was to be kept
+    return "", lost
+
+
+def _found_off(host: Host, state: State) -> str:
+    """What ended a VM that is off, if that was neither a verb nor an expiry, which is told."""
+    if not state.counts:
         return ""
-    _UNDO_BY[undo](host, state.files)
-    return undo
-
-
-def _unless_off(end: Callable[[Host, Files], None], host: Host, files: Files) -> None:
-    """End a run by a verb; it may have expired, or somebody has stopped it."""
-    if status_of(host, current(host, files)) not in OFF:
-        end(host, files)
+    trouble = "its VM was killed, or its guest powered off, before the command ended"
+    host.output.warn(f"{state.name}: {trouble}")
+    swap_timers(host, stopped(state), ())
+    return trouble
 
 
 def _hand_on(state: State, others: Sequence[Hold], undo: str) -> None:
@@ -15135,9 +15154,9 @@ def _hand_on(state: State, others: Sequence[Hold], undo: str) -> None:
 
 
 _UNDO_BY: Mapping[str, Callable[[Host, Files], None]] = {
-    "stop": partial(_unless_off, stop),
-    "suspend": partial(_unless_off, suspend),
-    "pause": partial(_unless_off, pause),
+    "stop": stop,
+    "suspend": suspend,
+    "pause": pause,
     "teardown": teardown,
 }
 

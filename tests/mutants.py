@@ -892,6 +892,12 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "test_cli.py::test_an_empty_budget_is_not_taken_for_none_that_is_given",
     ),
     (
+        "a run tells that its VM was killed under its command",
+        "        trouble = _found_off(host, state)",
+        "        pass",
+        "test_hold.py::test_a_run_tells_that_its_vm_was_killed_under_its_command",
+    ),
+    (
         "a run that does not begin empties the summary of the one before",
         "    with _summed_up(host, summary) as facts:\n        words = _words(command)",
         "    words = _words(command)\n    with _summed_up(host, summary) as facts:",

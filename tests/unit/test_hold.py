@@ -901,6 +901,28 @@ def test_an_expiry_under_the_command_of_a_run_is_told_at_its_end(
     assert "demo was stopped" in ran.err and "while the command ran" in ran.err
 
 
+@pytest.mark.parametrize("before", ["missing", "stopped", "suspended"])
+def test_a_run_tells_that_its_vm_was_killed_under_its_command(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    """It said that it had suspended it again; what ran in it was lost. (25)"""
+    runs.is_brought_to(before)
+    attend = Host.attend
+
+    def killed(host: Host, argv: Any, extra: Any) -> int:
+        del runs.world.vms[runs.files]
+        return attend(host, argv, extra)
+
+    monkeypatch.setattr(Host, "attend", killed)
+    ran, written = summary(runs, "--", "true")
+    assert "killed" in ran.err and ran.code == (125 if before == "suspended" else 0)
+    assert ("killed" in written["error"]) is (before == "suspended")
+    assert written["undone"] == ("teardown" if before == "missing" else "")
+    assert runs.now == ("missing" if before == "missing" else "stopped")
+    if before != "missing":
+        assert not runs.state.counts and not runs.state.timers
+
+
 @pytest.mark.parametrize("then", ["leave", None])
 def test_each_job_can_have_a_cluster_of_its_own_by_one_config(runs: Runs, then: str | None) -> None:
     """The name goes into its files and its context, and the config's own cluster is not touched."""
