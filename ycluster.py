@@ -6058,7 +6058,8 @@ def decide(state: State, clock: Clock, *, was_held: bool = False) -> Decision:
     nothing = _why_nothing(state)
     if nothing:
         return Decision("nothing", nothing)
-    due = next((end for end in ends_of(state) if _is_due(state, end, clock.now)), None)
+    ends = ends_of(state)
+    due = next((end for end in ends if _is_due(state, end, clock.now)), None)
     if due is None:
         return _before_the_end(state, clock.now)
     why = _why_due(state, due, clock.now)
@@ -7055,7 +7056,8 @@ class WatcherTimer(Timer):
 
 def _is_fit(pid: int, files: Files) -> bool:
     """Whether a process watches the cluster in its place, and is not stopped."""
-    return process_stat(pid)[1] not in STOPPED and watched(pid) == str(files.sidecar)
+    its_state = process_stat(pid)[1]
+    return its_state not in STOPPED and watched(pid) == str(files.sidecar)
 
 
 def watched(pid: int) -> str:
@@ -7159,7 +7161,10 @@ def arm_timers(
     where no backend takes the deadline, which is saved all the same.
     """
     now = host.now()
-    moments = [moment for moment in agenda(state) if moment.event in ENDS or moment.at > now]
+    moments = []
+    for moment in agenda(state):
+        if moment.event in ENDS or moment.at > now:
+            moments.append(moment)
     if not moments:
         return swap_timers(host, state, ())
     backends = timers_for(host, state)
@@ -9272,7 +9277,8 @@ def make_keys(host: Host, state: State) -> None:
 
 def write_known_hosts(state: State) -> None:
     """Have ssh expect the host key that the guest got with its seed, and no other."""
-    algorithm, key = read_own(state.files.host_pub).decode("ascii").split()[:2]
+    words = read_own(state.files.host_pub).decode("ascii").split()
+    algorithm, key = words[:2]
     known_host = f"{state.name} {algorithm} {key}\n"
     write_file(state.files.known_hosts, known_host.encode())
 
@@ -9495,7 +9501,8 @@ def set_guest_clock(host: Host, state: State) -> None:
 
 def _clock_command(host: Host) -> str:
     """The command that sets the guest's clock, and prints by how many seconds it was off."""
-    return shlex.join(["sudo", "sh", "-c", GUEST_CLOCK, "clock", str(int(host.now()))])
+    now = str(int(host.now()))
+    return shlex.join(["sudo", "sh", "-c", GUEST_CLOCK, "clock", now])
 
 
 def _say_clock(host: Host, state: State, off: str | None) -> None:
@@ -9900,7 +9907,8 @@ def _basic(user: str, password: str) -> str:
     """The value of an Authorization header (RFC 7617)."""
     import base64
 
-    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode("ascii")
+    both = f"{user}:{password}".encode()
+    return "Basic " + base64.b64encode(both).decode("ascii")
 
 
 def _opener() -> Any:
@@ -10071,7 +10079,8 @@ def check_k3s_source(host: Host, config: QemuConfig) -> None:
     """
     if config.k3s.install != "airgap" or not config.k3s.source.startswith("file:"):
         return
-    folder, kept = path_of_url(config.k3s.source), k3s_cache(host) / config.k3s.version
+    folder = path_of_url(config.k3s.source)
+    kept = k3s_cache(host) / config.k3s.version
     missing = [name for name in K3S_FILES if not (kept / name).is_file()]
     with blamed_on(config, "k3s", "source"):
         if missing and not folder.is_dir():
@@ -10668,7 +10677,10 @@ def _leave_context(host: Host, file: Path, context: str) -> None:
     except (YclusterError, ValueError):  # one of them is broken
         views = {}
     real = os.path.realpath(file)
-    others = [view for path, view in views.items() if os.path.realpath(path) != real]
+    others = []
+    for path, view in views.items():
+        if os.path.realpath(path) != real:
+            others.append(view)
     known = len(others) < len(views)
     if known and _current_context(others) in ("", _current_context(views.values())):
         _kubectl(host, file, "unset", "current-context")
@@ -11278,17 +11290,39 @@ def disks_of(state: State) -> Iterator[tuple[str, Path]]:
 
 
 def check_formats(state: State) -> None:
-    """Raise StateError where a disk is there and is no qcow2: QEMU refuses it."""
+    """Raise StateError where a disk is there that QEMU refuses: no qcow2, or a corrupt one."""
     for which, disk in disks_of(state):
         if disk.is_file() and not is_qcow2(disk):
             why = f"{state.name}: its {which} {disk} is damaged: it is no qcow2"
             raise StateError(why, hint="put a copy of it in its place")
+    check_marks(state)
+
+
+def check_marks(state: State) -> None:
+    """Raise StateError where QEMU has marked a disk as corrupt."""
+    for which, disk in disks_of(state):
+        if disk.is_file() and _is_marked_corrupt(disk):
+            check = shlex.join(["qemu-img", "check", "-r", "all", str(disk)])
+            hint = f"make a copy of it first; then `{check}` repairs what can be repaired"
+            why = f"{state.name}: its {which} {disk} is damaged: QEMU has marked it as corrupt"
+            raise StateError(why, hint=hint)
 
 
 def is_qcow2(disk: Path) -> bool:
     """Whether a disk begins as a qcow2 does."""
     with open(disk, "rb") as file:
         return file.read(len(QCOW2)) == QCOW2
+
+
+def _is_marked_corrupt(disk: Path) -> bool:
+    """Whether QEMU has found the structure of a qcow2 damaged; it then opens it no more to write.
+
+    Source: docs/interop/qcow2.txt of QEMU, "incompatible_features".
+    """
+    with open(disk, "rb") as file:
+        head = file.read(80)
+    is_new = int.from_bytes(head[4:8], "big") >= 3  # version 2 has no such mark
+    return is_new and bool(int.from_bytes(head[72:80], "big") & 2)
 
 
 def check_backing(state: State, disk: Path) -> None:
@@ -13163,6 +13197,7 @@ def _check_bootable(state: State) -> None:
     _refuse_start(state)  # again: it may have been stopped meanwhile
     _require_disk(state)
     check_disks(state)
+    check_marks(state)
 
 
 def _require_disk(state: State) -> None:
@@ -17121,6 +17156,9 @@ def _words_of(host: Host, arguments: Sequence[Argument], options: bool) -> list[
     """The names of those that are options; or else the words that the others can be."""
     if not options:
         placed = [item for item in arguments if not item.is_option]
+        has_command = any(item.dest == "command" for item in placed)
+        if has_command and BY_NAME in arguments:
+            placed.append(BY_PLACE)  # see `_take_name`
         return [word for item in placed for word in _values_of(host, item)]
     names = [name for item in arguments if item.is_option for name in item.names]
     return ["-h", "--help", *names]
@@ -17130,7 +17168,7 @@ def _path_in(words: Sequence[str]) -> str:
     """The verb, or the group of verbs, that words lead to."""
     path = ""
     for word in words:
-        longer = f"{path} {word}".strip()
+        longer = f"{path} {word}" if path else ALIASES.get(word, word)
         if longer in GROUPS or longer in VERBS:
             path = longer
     return path

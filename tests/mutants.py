@@ -851,8 +851,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "the warning's timer comes with the deadline's",
-        "if moment.event in ENDS or moment.at > now]",
-        "if moment.event in ENDS]",
+        "if moment.event in ENDS or moment.at > now:\n            moments",
+        "if moment.event in ENDS:\n            moments",
         "test_timers.py::test_the_warning_has_a_timer_of_its_own_which_comes_second_and_goes_with_the_first",
     ),
     (
@@ -1803,6 +1803,12 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "    if not state.is_half_made:\n        yield ",
         "    if False:\n        yield ",
         "test_appliance.py::test_a_disk_that_is_gone_or_none_is_told_by_list_and_doctor",
+    ),
+    (
+        "a disk that QEMU has marked as corrupt is told before anything is dropped",
+        "if disk.is_file() and _is_marked_corrupt(disk):",
+        "if False:",
+        "test_appliance.py::test_a_disk_that_is_marked_as_corrupt_is_told_by_doctor_and_start",
     ),
     (
         "a disk that is no qcow2 is told by doctor",

@@ -1420,6 +1420,28 @@ def test_a_disk_that_is_gone_or_none_is_told_by_list_and_doctor(
     assert by_doctor() == ["failure"] and missing(cli("list").err, which, lost, "is gone") == []
 
 
+def test_a_disk_that_is_marked_as_corrupt_is_told_by_doctor_and_start(
+    cli: Cli, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """QEMU refuses it, and by then the memory was dropped. (25)"""
+    monkeypatch.setattr(ycluster, "_check_host", lambda host: None)
+    state = with_disk(cache, image="x", started_at=1)
+    disk = qcow2(state.files.disk, "1M")
+    state.files.memory.write_bytes(b"what ran in it")
+    kept = ycluster.Suspended(at=1, packed="", digest="", fits={})
+    ycluster.save_state(ycluster.replace(state, suspended=kept))
+    with open(disk, "r+b") as file:
+        file.seek(79)
+        file.write(b"\x02")
+    ran = cli("start", "demo", "--discard-memory")
+    told(ran, 4, str(disk), "corrupt", "qemu-img check -r all", "copy")
+    assert state.files.memory.exists()
+    found = json.loads(cli("doctor", "-o", "json").out)["findings"]
+    assert [one["level"] for one in found if "corrupt" in one["text"]] == ["failure"]
+    subprocess.run(["qemu-img", "check", "-q", "-r", "all", disk], check=True)
+    ycluster.check_formats(ycluster.load_state(state.files))
+
+
 def test_an_import_that_cannot_save_its_mark_leaves_no_disk_that_nobody_claims(
     cli: Cli, cache: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

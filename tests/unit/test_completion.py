@@ -62,6 +62,12 @@ def env(home: Path, cache: Path, tmp_path: Path) -> dict[str, str]:
         (["stop", "--name", "x"], []),
         (["teardown", ""], ["alpha", "beta"]),
         (["teardown", "b"], ["beta"]),
+        (["rm", "b"], ["beta"]),
+        (["ls", "-o", "j"], ["json"]),
+        (["ssh", "a"], ["alpha"]),
+        (["lifetime", "hold", ""], ["alpha", "beta"]),
+        (["lifetime", "extend", "a"], []),
+        (["run", "a"], []),
         (["completion", ""], ["bash", "fish", "words", "zsh"]),
         (["ssh", "--name", "alpha", "--", "st"], []),  # the guest's words are its own
         (["stop", "-c", ""], []),  # the shell knows of folders
