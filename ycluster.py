@@ -5867,11 +5867,16 @@ def log_event(
             os.write(fd, line)  # in one go, so that the lines of two commands never mix
 
 
+NOT_RUNNING = "was not running"  # how a VM has ended that an expiry has found off
+
+
 def last_expiry(state: State) -> str:
     """What a cluster's last expiry did, as the end of a sentence; empty where there was none."""
     reaped = state.reaped
     if reaped is None:
         return ""
+    if reaped.how == NOT_RUNNING and not ACTIONS[reaped.action].erases:
+        return f": it was off already when its end came, {local_time(reaped.at)}"
     done = f"{ACTIONS[reaped.action].done} {local_time(reaped.at)}"
     cause = f" by its {state.max_run} budget"
     if reaped.cause == UNUSED:
@@ -13313,7 +13318,6 @@ def _halt(host: Host, state: State, *, erases: bool = False) -> str:
 
 
 MEMORY_STEP = "memory file"  # how a VM has ended of which its memory is left
-NOT_RUNNING = "was not running"  # and how one that an expiry has found off
 
 
 def _is_memory_kept(host: Host, files: Files) -> bool:
