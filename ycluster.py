@@ -16638,6 +16638,8 @@ def _lost_disks(host: Host, state: State) -> Iterator[Finding]:
 
 
 def _without_room(host: Host, state: State) -> Iterator[Finding]:
+    if not process_stat(state.files.pidfile)[0]:  # first: what is out of sight takes long
+        return
     if status_of(host, state) == NO_ROOM:
         remedy = f"ycluster resume --name {state.name}   (once there is room)"
         yield Finding(state.name, "failure", NO_ROOM_WORDS, remedy)

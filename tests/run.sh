@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # THE test command: lint, unit tests, the same on every other Python at hand, then the e2e tests against dist/ycluster.
 #   tests/run.sh                            everything
-#   tests/run.sh lint|unit|matrix|e2e ...   one part; what follows goes to pytest
+#   tests/run.sh lint|unit|slow|matrix|e2e ...   one part; what follows goes to pytest
+#   (with something for pytest, `unit` has the slow ones, too)
 # A part that this host lacks is skipped with its reason; with CI=true it is a failure.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -10,7 +11,7 @@ python=${PYTHON:-python3}
 cache=${YCLUSTER_BUILD_CACHE:-${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/ycluster-build}
 export YCLUSTER_BUILD_CACHE=$cache PYTHONDONTWRITEBYTECODE=1
 part=all
-if (($#)) && [[ $1 =~ ^(lint|unit|matrix|e2e)$ ]]; then part=$1 && shift; fi
+if (($#)) && [[ $1 =~ ^(lint|unit|slow|matrix|e2e)$ ]]; then part=$1 && shift; fi
 wants() { [[ $part == all || $part == "$1" ]]; }
 title() { printf '\n\033[1m=== %s\033[0m (%d s)\n' "$*" "$SECONDS"; }
 
@@ -74,19 +75,30 @@ if wants lint; then
     fi
 fi
 
-long=(tests/unit/test_{faults,histories,timers,vm}.py)
-foreign=(tests/unit/test_{appliance,bounds,completion,k3s,machine}.py)
+# Which unit tests run beside which: those of the slow ones mostly wait.
+one=(tests/unit/test_{access,cli,config,hold,idle,state}.py)
+processes=(tests/unit/test_{faults,histories,tap,timers,vm}.py)
+programs=(tests/unit/test_{appliance,bounds,completion,k3s,machine}.py)
 
-if wants unit; then
+if wants unit && (($#)); then
     title 'unit tests'
-    if (($#)); then
-        unit "${pytest[@]}" tests/unit "$@"
-    else # in two lanes, and beside them what waits for kubectl, shells and QEMU's programs
-        beside 'unit tests, the rest' unit "${pytest[@]}" -q tests/unit "${long[@]/#/--ignore=}" "${foreign[@]/#/--ignore=}"
-        beside 'unit tests that take long' unit "${pytest[@]}" -q "${long[@]}"
-        beside 'unit tests with programs of others' unit "${pytest[@]}" -q "${foreign[@]}"
-        collect
-    fi
+    unit "${pytest[@]}" tests/unit "$@"
+elif wants unit; then
+    title 'unit tests, in two lanes'
+    slow=("${processes[@]}" "${programs[@]}")
+    beside 'one lane' unit "${pytest[@]}" -q "${one[@]}"
+    beside 'the other' unit "${pytest[@]}" -q tests/unit "${one[@]/#/--ignore=}" "${slow[@]/#/--ignore=}"
+    collect
+fi
+
+if [[ $part == slow ]] && (($#)); then
+    title 'slow unit tests'
+    unit "${pytest[@]}" "${processes[@]}" "${programs[@]}" "$@"
+elif wants slow && ! (($#)); then
+    title 'unit tests that wait: for processes, and for programs of others'
+    beside 'with processes' unit "${pytest[@]}" -q "${processes[@]}"
+    beside 'with programs of others: kubectl, shells, those of QEMU' unit "${pytest[@]}" -q "${programs[@]}"
+    collect
 fi
 
 if wants matrix; then
@@ -94,7 +106,7 @@ if wants matrix; then
     title "unit tests with ${matrix[*]:-no other Python: there is none at hand}"
     for other in "${matrix[@]}"; do
         # The oldest and the newest run all. Those between leave out what mostly waits for other programs.
-        some=("${foreign[@]/#/--ignore=}")
+        some=("${programs[@]/#/--ignore=}")
         [[ $other == "${matrix[0]}" || $other == "${matrix[-1]}" ]] && some=()
         tools=$(environment "$other" "${requirements[@]:0:2}")
         beside "$other" unit env YCLUSTER_EXAMPLES=quick "$tools/bin/python" -m pytest -p no:cacheprovider -q tests/unit "${some[@]}" "$@"
