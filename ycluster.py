@@ -1440,15 +1440,20 @@ def working_folder() -> Path:
 def keep_owner(made: int | Path, like: Path) -> None:
     """Give what root has made, a descriptor or a path, to whom the file or folder `like` belongs.
 
-    So root, in a user's place, keeps its user from nothing.
+    So root, in a user's place, keeps its user from nothing. Another user is given nothing.
     """
     if os.geteuid() != 0:
         return
     # Where there are no other owners (a user namespace, some file systems) it stays root's.
     with contextlib.suppress(OSError):
-        status = os.lstat(like)
-        if status.st_uid != os.stat(made).st_uid:
-            os.chown(made, status.st_uid, status.st_gid)
+        to = os.lstat(like)
+        now = os.lstat(made) if isinstance(made, Path) else os.fstat(made)
+        if to.st_uid == now.st_uid or to.st_uid not in _trusted_owners():
+            return
+        if isinstance(made, Path):
+            os.chown(made, to.st_uid, to.st_gid, follow_symlinks=False)
+        else:
+            os.fchown(made, to.st_uid, to.st_gid)
 
 
 def make_folder(path: Path, mode: int = 0o700) -> None:
@@ -1456,7 +1461,7 @@ def make_folder(path: Path, mode: int = 0o700) -> None:
     missing = [part for part in (path, *path.parents) if not os.path.lexists(part)]
     path.mkdir(mode=mode, parents=True, exist_ok=True)
     for part in reversed(missing):
-        with descriptor(os.open(part, os.O_RDONLY | os.O_DIRECTORY)) as fd:
+        with descriptor(os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)) as fd:
             keep_owner(fd, part.parent)
 
 
@@ -3098,7 +3103,7 @@ def _span_advice(path: str, text: str) -> str:
         return 'write `warn: "0"`' if key == "warn" else f"leave {key} out"
     is_in_place = path.startswith("lifetime.")
     name = key if key in LIFETIME_SPANS else "maxRun"
-    meant = _spans_meant(text)
+    meant = [span for span in _spans_meant(text) if _is_limit(span)]
     lines = [f"{name}: {span}" for span in meant or ["8h"]]
     if not is_in_place:
         lines = [f"lifetime: {{{line}}}" for line in lines]
@@ -3106,12 +3111,19 @@ def _span_advice(path: str, text: str) -> str:
     return f"write {shown}" if meant else f"for example {shown}"
 
 
+def _is_limit(span: str) -> bool:
+    """Whether a text is a Go duration, and a positive one."""
+    try:
+        return parse_duration(span) > 0
+    except ValueError:
+        return False
+
+
 def _spans_meant(text: str) -> list[str]:
     """The Go durations that may be meant by a text; none where nobody can tell."""
     text = text.strip().lstrip("-+")
-    with contextlib.suppress(ValueError):  # then it is none yet
-        if parse_duration(text):
-            return [text]
+    if _is_limit(text):
+        return [text]
     if re.fullmatch("[0-9]{1,6}", text):
         number = int(text)
         is_hours = number >= 60 and number % 60 == 0
@@ -6622,11 +6634,12 @@ def timer_script(files: Files, backend: str, *verb: str) -> tuple[str, str]:
     may write to it by now. So the shell goes there, sees that the folder is its user's own and
     theirs alone, as `check_folder` does, and runs what lies in that very one.
     """
-    owners = "".join(f" ! -uid {uid}" for uid in sorted(_trusted_owners()))
     own = "[ -O . ]"
     if len(_trusted_owners()) > 1:
-        own = f"! find . -prune{owners} | grep -q ."
-    shut = "! find . -prune -perm /022 | grep -q ."
+        owners = " -o ".join(f"-prune -user {uid}" for uid in sorted(_trusted_owners()))
+        own = f"find . {owners} | grep -q ."
+    # Without `find` this one lets it run: then the deadline counts for more.
+    shut = "! find . -prune -perm -020 -o -prune -perm -002 | grep -q ."
     guard = f"cd -P {shlex.quote(str(files.cache_dir))} && {own} && {shut}"
     launcher = ["/bin/sh", f"./{files.launcher.name}"]
     return guard, shlex.join([*launcher, *_lifetime_words(files, backend, verb)])
@@ -7209,8 +7222,9 @@ def _timers_left(host: Host, state: State, moments: Sequence[Moment]) -> tuple[A
 def _not_armed(state: State, left: Sequence[ArmedTimer], refused: str) -> PrerequisiteError:
     """The error where no backend takes the deadline; `left`: the timers that act all the same."""
     hint = "without YCLUSTER_TIMER any timer will do"
-    if any(timer.event in ENDS for timer in left):
-        why = f"the timer of before, {left[0].backend}, stays"
+    acting = [timer.backend for timer in left if timer.event in ENDS]
+    if acting:
+        why = f"the timer of before, {acting[0]}, stays"
     else:
         why = "so nothing would act on its deadline"
         hint += "; a cluster that runs already keeps its deadline\n"
@@ -7821,7 +7835,7 @@ def measured_use(host: Host, files: Files) -> tuple[int | None, float | None] | 
             if vm is None:
                 return None
             seconds = cpu_time(vm.pid)
-            if vm_status(host, files) == "paused":
+            if vm_status(host, files) in ("paused", NO_ROOM):
                 return 0, seconds  # QEMU lists who has given up until the guest goes on
             return _connections(host, files), seconds
     except YclusterError:  # it runs, and can't be seen from here
@@ -7909,9 +7923,12 @@ def stop_vm(
         StopStep("SIGTERM", partial(send_signal, vm.pidfd, signal.SIGTERM), 10.0, drops=True),
         StopStep("SIGKILL", partial(send_signal, vm.pidfd, signal.SIGKILL), 10.0, drops=True),
     )
+    is_stuck = _stays_without_room(host, files)
     for step in escalation:
         if step.drops and not erases:
             _refuse_without_room(host, files)
+        if is_stuck and not step.drops and files.disk.exists():
+            continue  # it can't see them
         began = host.monotonic()
         if _ends_by(host, vm, step, steps):
             steps.done(f"{files.name} is off by {step.name}")
@@ -7924,9 +7941,19 @@ def stop_vm(
     raise YclusterError(why, hint=hint)
 
 
+def _stays_without_room(host: Host, files: Files) -> bool:
+    """Whether the guest has no room for what it writes, also when it is told to write again."""
+    if vm_status(host, files) != NO_ROOM:
+        return False
+    with contextlib.suppress(QmpError):  # it is looked at again in any case
+        ask_qemu(host, files, "cont")
+    host.sleep(2.0)
+    return vm_status(host, files) == NO_ROOM
+
+
 def _refuse_without_room(host: Host, files: Files) -> None:
     """Raise where the guest stands still, as there is no room for what it writes."""
-    if vm_status(host, files) == NO_ROOM:
+    if files.disk.exists() and vm_status(host, files) == NO_ROOM:
         hint = "make room, then stop it again: `ycluster prune` lists what can go;\n"
         hint += f"`ycluster teardown {files.name}` gives up what it has not written"
         raise YclusterError(f"{files.name}: {NO_ROOM_WORDS}, so it can't shut down", hint=hint)
@@ -9718,6 +9745,9 @@ class BootWait:
         status = vm_status(self.host, self.state.files)
         if status == "stopped":
             return "QEMU ended"
+        if status == NO_ROOM:
+            way_on = f"make room, then `ycluster resume --name {self.state.name}` goes on"
+            return f"{NO_ROOM_WORDS} ({way_on})"
         # A monitor that is in use, or slow to answer, proves nothing about the guest.
         if status not in ("running", "busy", "unresponsive"):
             return f"it is {status}"
@@ -11326,8 +11356,9 @@ def _is_marked_corrupt(disk: Path) -> bool:
     """
     with open(disk, "rb") as file:
         head = file.read(80)
-    is_new = int.from_bytes(head[4:8], "big") >= 3  # version 2 has no such mark
-    return is_new and bool(int.from_bytes(head[72:80], "big") & 2)
+    version = int.from_bytes(head[4:8], "big")
+    is_marked = int.from_bytes(head[72:80], "big") & 2
+    return head.startswith(QCOW2) and version >= 3 and bool(is_marked)
 
 
 def check_backing(state: State, disk: Path) -> None:
@@ -12150,7 +12181,7 @@ def has_remains(host: Host, files: Files) -> bool:
 
 def _by_state(files: Files) -> str:
     """The words that select a cluster whatever others there are."""
-    return f"--state {shlex.quote(str(files.sidecar))}   (in {files.cache_dir})"
+    return f"--state {shlex.quote(str(files.sidecar))}   # in {files.cache_dir}"
 
 
 def _selectors(found: Sequence[Files]) -> list[str]:
@@ -12159,7 +12190,7 @@ def _selectors(found: Sequence[Files]) -> list[str]:
     return [
         _by_state(files)
         if names.count(files.name) > 1
-        else f"--name {shlex.quote(files.name)}   (in {files.cache_dir})"
+        else f"--name {shlex.quote(files.name)}   # in {files.cache_dir}"
         for files in found
     ]
 
@@ -13587,14 +13618,21 @@ def _resume(
             state = anchored(for_one_run(state, ""), host.clock())
         try:
             state = _with_timers(host, state)  # before the guest runs
+            if halted:
+                _wake(host, state, vm)
         except BaseException:
             if halted:
-                saved = load_state(paused.files)
-                swap_timers(host, replace(paused, timers=saved.timers), paused.timers)
+                _take_back(host, paused)
             raise
-        if halted:
-            _wake(host, state, vm)
         return halted, state
+
+
+def _take_back(host: Host, paused: State) -> None:
+    """After a resume that failed: the deadline is that of before, and its timers stand."""
+    saved = load_state(paused.files)
+    state = swap_timers(host, replace(paused, timers=saved.timers), paused.timers)
+    with contextlib.suppress(YclusterError):  # why the resume has failed says more
+        arm_timers(host, state)
 
 
 def _used_up(state: State, now: float) -> bool:
@@ -13641,7 +13679,7 @@ def teardown(host: Host, files: Files, *, keep_disk: bool = False) -> None:
         if keep_disk and state.suspended:
             text = "its memory is not kept, so the disk is as after a power cut"
             host.output.warn(f"{state.name}: {text}")
-        _halt(host, state, erases=not keep_disk)
+        _halt(host, state, erases=known and not keep_disk)
         removed = _erase(host, state, keep_disk=keep_disk or not known)
     host.output.say(f"{files.name} is torn down; removed: {' '.join(removed)}")
     kept = _kept(state) if known else files.unclaimed()
@@ -13888,9 +13926,9 @@ def _new_folder(folder: Path) -> Iterator[Path]:
             raise UsageError(why, hint="name a folder that can be made") from None
         try:
             yield part
-            part.rename(folder)
-            for path in (folder, *folder.iterdir()):
+            for path in (*part.iterdir(), part):  # the folder last: until then nobody else is in it
                 keep_owner(path, folder.parent)
+            part.rename(folder)
         finally:
             remove_folder(part)
     except BaseException:
@@ -14494,12 +14532,18 @@ def _suspend_or_stop(host: Host, state: State) -> str:
     return how and f"{how}, as it could not be suspended: {why}"
 
 
+def _halt_for_good(host: Host, state: State) -> str:
+    """Stop a VM whose disk goes, unless another one builds on that; a data disk always stays."""
+    stays = bool(state.data_disk) or bool(built_on(host, state.files.disk))
+    return _halt(host, state, erases=not stays)
+
+
 # How each of ACTIONS ends a run; what is left on disk is the same for all that do not erase it.
 END_BY: Mapping[str, Callable[[Host, State], str]] = {
     "stop": _halt,
     "pause": _freeze,
     "suspend": _suspend_or_stop,
-    "teardown": partial(_halt, erases=True),
+    "teardown": _halt_for_good,
 }
 
 
@@ -15170,7 +15214,7 @@ def _undo_by(host: Host, state: State, undo: str) -> tuple[str, str]:
     if not is_off or undo == "teardown":
         _UNDO_BY[undo](host, state.files)
         return undo, ""
-    lost = trouble if undo == "suspend" else ""  # what ran in it was to be kept
+    lost = trouble if undo in ("suspend", "pause") else ""  # what ran in it was to be kept
     return "", lost
 
 
@@ -15442,10 +15486,14 @@ class Watcher:
         try:
             reap_in_time(self.host, self.files, by=self.by, patience=LOCK_BOUND)
         except Exception:  # The state, which has the time of the next try, may not be saved.
-            now = self.host.now()
-            self.failed = (end, now + retry_delay(now - end, WATCH_INTERVAL))
+            self._try_later(end)
             raise
         return self.host.now() + 1  # soon, as there may be nothing left to wait for
+
+    def _try_later(self, end: float) -> None:
+        """Note when to try an end again that has failed: ever later."""
+        now = self.host.now()
+        self.failed = (end, now + retry_delay(now - end, WATCH_INTERVAL))
 
     def _act_without_files(self, state: State, *, asked: bool) -> float:
         """The same for a VM whose state can't be read, by what was known of it."""
@@ -15455,14 +15503,21 @@ class Watcher:
         if asked:
             self._stop_without_files(state, vm, "it is to be stopped")
             return host.now() + 1
-        if end_time(state) > host.now():
-            return end_time(state)
+        wake = end_time(state)
+        failed, again = self.failed
+        wake = max(wake, again) if wake == failed else wake
+        if wake > host.now():
+            return wake
         self.known = _without_ended_holds(
             host, _with_look(host, state, where_now(vm.pid, self.files))
         )
         decision = decide(self.known, host.clock())
         if decision.do in ACTIONS and decision.end is not None:
-            how = self._stop_without_files(state, vm, f"it is {decision.why}")
+            try:
+                how = self._stop_without_files(state, vm, f"it is {decision.why}")
+            except YclusterError:
+                self._try_later(end_time(state))
+                raise
             reaped = Reaped(int(host.now()), "stop", self.by, how, decision.end.cause)
             _tell_expiry(host, state, reaped, decision.end.at)
         return host.now() + 1
@@ -16641,7 +16696,7 @@ def _without_room(host: Host, state: State) -> Iterator[Finding]:
     if not process_stat(state.files.pidfile)[0]:  # first: what is out of sight takes long
         return
     if status_of(host, state) == NO_ROOM:
-        remedy = f"ycluster resume --name {state.name}   (once there is room)"
+        remedy = f"ycluster resume --name {state.name}   # once there is room"
         yield Finding(state.name, "failure", NO_ROOM_WORDS, remedy)
 
 
@@ -16651,7 +16706,7 @@ def _low_space(host: Host, survey: Survey) -> Iterator[Finding]:
         free = found.f_bavail * found.f_frsize >> 30
         if free < 10:
             text = f"{place} has {free} GiB left; a disk grows to its diskSize"
-            yield Finding("room", "warning", text, "ycluster list   (shows whose disks are there)")
+            yield Finding("room", "warning", text, "ycluster list   # shows whose disks are there")
 
 
 def _unclaimed_disks(host: Host, survey: Survey) -> Iterator[Finding]:
@@ -17027,10 +17082,11 @@ def _located(error: ConfigError) -> list[dict[str, Any]]:
     "config show",
     "the effective config as JSON",
     CONFIG,
+    forms("json"),
     example="ycluster config show -c examples/dev",
 )
-def config_show(host: Host, directory: Path) -> None:
-    """Print the config with its defaults filled in."""
+def config_show(host: Host, directory: Path, form: str) -> None:
+    """Print the config with its defaults filled in; the only `form` is json."""
     host.output.data(to_json(show_config(load_config(directory, host.home))))
 
 

@@ -251,7 +251,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "root leaves the owner as it was",
-        "os.chown(made, status.st_uid, status.st_gid)",
+        "os.fchown(made, to.st_uid, to.st_gid)",
         "pass",
         "test_own_files.py::test_root_leaves_the_owner_of_all_that_it_writes",
     ),
@@ -880,8 +880,32 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "test_timers.py::test_where_nothing_works_a_timer_of_before_that_still_acts_stays",
     ),
     (
+        "root gives nothing to a user whose home it has not",
+        "if to.st_uid == now.st_uid or to.st_uid not in _trusted_owners():",
+        "if to.st_uid == now.st_uid:",
+        "test_own_files.py::test_root_gives_nothing_to_a_user_whose_home_it_has_not",
+    ),
+    (
+        "a teardown at a deadline cuts no guest off from a data disk",
+        "stays = bool(state.data_disk)",
+        "stays = False",
+        "test_vm.py::test_a_teardown_cuts_no_guest_off_from_a_disk_that_stays",
+    ),
+    (
+        "a teardown cuts no guest off from a disk that it keeps",
+        "_halt(host, state, erases=known and not keep_disk)",
+        "_halt(host, state, erases=True)",
+        "test_vm.py::test_a_teardown_cuts_no_guest_off_from_a_disk_that_stays",
+    ),
+    (
+        "a resume that finds no room takes its fresh budget back",
+        "                _take_back(host, paused)",
+        "                pass",
+        "test_vm.py::test_what_a_guest_without_room_needs_is_told",
+    ),
+    (
         "what is paused is used by nobody",
-        'if vm_status(host, files) == "paused":\n                return 0, seconds',
+        'if vm_status(host, files) in ("paused", NO_ROOM):\n                return 0, seconds',
         "if False:\n                return 0, seconds",
         "test_idle.py::test_a_vm_is_measured_by_its_monitor_and_its_process",
     ),
@@ -2219,8 +2243,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a deadline that nobody else can read is left to nobody",
-        "        if end_time(state) > host.now():\n            return end_time(state)\n",
-        "        if end_time(state) + WATCH_GRACE > host.now():\n            return end_time(state) + WATCH_GRACE\n",
+        "        wake = end_time(state)\n        failed",
+        "        wake = end_time(state) + WATCH_GRACE\n        failed",
         "test_timers.py::test_no_deadline_is_left_to_a_timer_that_cannot_read_it_either",
     ),
     (
@@ -2309,7 +2333,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a timer looks whether others can write to the folder",
-        'shut = "! find . -prune -perm /022 | grep -q ."',
+        'shut = "! find . -prune -perm -020 -o -prune -perm -002 | grep -q ."',
         'shut = ":"',
         "test_faults.py::test_a_timer_runs_nothing_of_a_folder_that_another_user_has_made_again",
     ),
@@ -3139,8 +3163,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a bundle gets its name last",
-        "yield part\n            part.rename(folder)",
-        "part.rename(folder)\n            yield folder",
+        "            yield part\n",
+        "            part.rename(folder)\n            yield folder\n            folder.rename(part)\n",
         "test_appliance.py::test_a_bundle_gets_its_name_once_its_checksums_are_in_it",
     ),
     (
@@ -3446,8 +3470,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a refused resume leaves the last expiry",
-        "            if halted:\n                saved = load",
-        "            if False:\n                saved = load",
+        "            if halted:\n                _take_back",
+        "            if False:\n                _take_back",
         "test_telling.py::test_a_resume_that_is_refused_forgets_nothing",
     ),
     (

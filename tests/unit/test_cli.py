@@ -558,7 +558,7 @@ def test_when_it_is_not_clear_the_clusters_are_listed(
     for name, context in zip(("first", "second"), contexts):
         made(cache, name, context=context)
     ran = cli("stop")
-    told(ran, 4, f"--name first (in {cache})", f"--name second (in {cache})", lines=3)
+    told(ran, 4, f"--name first # in {cache}", f"--name second # in {cache}", lines=3)
 
 
 @pytest.mark.parametrize("names", [("only",), ("a", "local")], ids=["the only one", "one is local"])
@@ -571,7 +571,7 @@ def test_teardown_never_guesses_and_lists_the_commands_to_paste(
     before = tree(cache)
     for argv in ("teardown", "teardown --keep-disk"):
         ran = cli(*argv.split())
-        commands = [f"ycluster teardown --name {name} (in {cache})" for name in names]
+        commands = [f"ycluster teardown --name {name} # in {cache}" for name in names]
         told(ran, 2, *commands, lines=1 + len(names))
         assert tree(cache) == before
     assert cli("status").code == 0

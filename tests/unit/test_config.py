@@ -396,6 +396,7 @@ def test_what_init_makes_is_its_users_and_not_writable_by_others(
 ) -> None:
     """By sudo it was root's; under a umask of 0 anybody's. (25)"""
     os.chown(tmp_path, 1000, 1000)
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(ycluster.Host, "umask", 0, raising=False)
     before = os.umask(0)
     try:
@@ -1225,6 +1226,9 @@ MISTAKES = [
     ('lifetime: {maxRun: "1 week, 2 days and 5 Minutes"}', "write `maxRun: 216h5m`"),
     ("lifetime: {maxRun: 90 mins}", "write `maxRun: 1h30m`"),
     ("lifetime: {maxRun: 0.5}", "for example `maxRun: 8h`"),
+    ("lifetime: {maxRun: 0 days}", "for example `maxRun: 8h`"),
+    ('lifetime: {maxRun: "0:00"}', "for example `maxRun: 8h`"),
+    ("lifetime: {maxRun: 999999 weeks}", "for example `maxRun: 8h`"),
     ("lifetime: {maxRun: 5 months}", "for example `maxRun: 8h`"),
     ("lifetime:\n  maxRun: |\n    8h", "write `maxRun: 8h`"),
     ('lifetime: {warn: "off"}', 'write `warn: "0"`'),

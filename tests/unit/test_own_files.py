@@ -154,6 +154,26 @@ def test_root_leaves_the_owner_of_all_that_it_writes(
     assert {path.lstat().st_uid for path in home.rglob("*")} == {ATTACKER}
 
 
+@needs_root
+def test_root_gives_nothing_to_a_user_whose_home_it_has_not(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing that a link leads to. (25)"""
+    theirs, made = tmp_path / "theirs", tmp_path / "made"
+    theirs.mkdir()
+    os.chown(theirs, ATTACKER, ATTACKER)
+    made.touch()
+    link = tmp_path / "link"
+    link.symlink_to(made)
+    for owner in (0, ATTACKER):
+        os.chown(home, owner, owner)
+        monkeypatch.setenv("HOME", str(home))
+        ycluster.keep_owner(link, theirs)
+        assert (link.lstat().st_uid, made.stat().st_uid) == (owner, 0)
+    ycluster.keep_owner(made, theirs)
+    assert made.stat().st_uid == ATTACKER
+
+
 def test_a_reap_with_nothing_due_writes_nothing_anew(cli: Cli, cache: Path, timer: Memory) -> None:
     """(21.3.2)"""
     files = made(cache, expires_at=FAR_AHEAD).files

@@ -1040,7 +1040,7 @@ def test_clusters_of_one_name_are_told_apart_by_words_that_work(
     ycluster.remember_cache_dir(Clocked(Path(os.environ["HOME"])), other)
     for argv in (("status", "twin"), ("lifetime", "status", "--name", "twin"), ("teardown",)):
         err = cli(*argv).err
-        ways = re.findall(r"(--state .*\.json'?)   \(in ", err, re.MULTILINE)
+        ways = re.findall(r"(--state .*\.json'?)   # in ", err, re.MULTILINE)
         assert len(ways) == 2, err
         for way, place in zip(ways, sorted((cache, other))):
             shown = json.loads(cli("status", *shlex.split(way), "-o", "json").out)
