@@ -904,6 +904,24 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "test_vm.py::test_what_a_guest_without_room_needs_is_told",
     ),
     (
+        "a watcher without a state tries a stop that fails ever later",
+        "                self._try_later(end_time(state))\n",
+        "                pass\n",
+        "test_timers.py::test_a_watcher_without_a_state_tries_a_stop_that_fails_ever_later",
+    ),
+    (
+        "a timer that got lost does not stay where none can be armed",
+        "latest.get(timer.event, 0)\n        and _is_there(host, state, timer)",
+        "latest.get(timer.event, 0)",
+        "test_timers.py::test_where_nothing_works_a_timer_of_before_that_still_acts_stays",
+    ),
+    (
+        "the limit of CPU time is lifted for QEMU",
+        "    limit = host.lift_cpu_limit()\n",
+        "    limit = None\n",
+        "test_machine.py::test_a_limit_of_cpu_time_is_lifted_for_qemu_or_told",
+    ),
+    (
         "what is paused is used by nobody",
         'if vm_status(host, files) in ("paused", NO_ROOM):\n                return 0, seconds',
         "if False:\n                return 0, seconds",

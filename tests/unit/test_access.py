@@ -135,6 +135,10 @@ def test_a_folder_that_is_another_users_is_given_back_where_it_is_in_the_home(
     remedies = {one["name"]: one["remedy"] for one in found}
     assert f"chown -R {host.user()} {cache}`" in remedies[str(cache)]
     assert "1000" in remedies[str(elsewhere)] and "chown" not in remedies[str(elsewhere)]
+    os.chown(home, 1000, 1000)  # and not where HOME itself is somebody else's
+    closed = PermissionError(13, "Permission denied")
+    host.environ["HOME"] = str(home)
+    assert "chown" not in ycluster._way_into(host, cache, closed)
 
 
 @pytest.fixture

@@ -639,6 +639,21 @@ def test_a_qemu_without_user_networking_is_named(
             check()
 
 
+@pytest.mark.parametrize("limit", [None, 600])
+def test_a_limit_of_cpu_time_is_lifted_for_qemu_or_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int | None
+) -> None:
+    """QEMU would be killed in mid-work. (25)"""
+    (tmp_path / ycluster.QEMU).write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / ycluster.QEMU).chmod(0o755)
+    host = Clocked(tmp_path, PATH=f"{tmp_path}:/usr/bin:/bin")
+    lifted = []
+    monkeypatch.setattr(Host, "lift_cpu_limit", lambda self: lifted.append(1) or limit)
+    with pytest.raises(ycluster.ProgramFailed):
+        ycluster._spawn_qemu(host, state(tmp_path), "tcg")
+    assert lifted == [1] and ("600 s of CPU time" in host.log.getvalue()) is (limit is not None)
+
+
 def test_a_vm_that_wants_more_memory_than_is_free_is_warned_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

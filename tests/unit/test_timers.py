@@ -324,9 +324,15 @@ def test_where_nothing_works_the_deadline_is_saved_and_it_says_so(
 
 
 @pytest.mark.parametrize(
-    "fires, stays",
-    [(DEADLINE, True), (DEADLINE - 60, True), (DEADLINE + 1, False), (int(NOW), False)],
-    ids=["in time", "early", "late", "fired"],
+    "fires, is_lost, stays",
+    [
+        (DEADLINE, False, True),
+        (DEADLINE, True, False),
+        (DEADLINE - 60, False, True),
+        (DEADLINE + 1, False, False),
+        (int(NOW), False, False),
+    ],
+    ids=["in time", "lost", "early", "late", "fired"],
 )
 def test_where_nothing_works_a_timer_of_before_that_still_acts_stays(
     host: Clocked,
@@ -334,6 +340,7 @@ def test_where_nothing_works_a_timer_of_before_that_still_acts_stays(
     monkeypatch: pytest.MonkeyPatch,
     log: list[str],
     fires: int,
+    is_lost: bool,
     stays: bool,
 ) -> None:
     """One that comes early decides afresh; one that is late would be taken for the guard that it is not. (25)"""
@@ -342,6 +349,8 @@ def test_where_nothing_works_a_timer_of_before_that_still_acts_stays(
     use(monkeypatch, chosen, other)
     monkeypatch.setitem(host.environ, "YCLUSTER_TIMER", "a")
     before = ArmedTimer("b", other.arm(host, Files(cache, "demo"), fires), fires)
+    if is_lost:
+        other.standing.clear()
     with refused(ycluster.PrerequisiteError, "a: no daemon") as caught:
         arm_timers(host, made(cache, expires_at=DEADLINE, timers=(before,)), renew=True)
     saved = ycluster.load_state(Files(cache, "demo"))
@@ -1435,6 +1444,39 @@ def test_no_deadline_is_left_to_a_timer_that_cannot_read_it_either(
     )
     watcher.run()
     assert ends <= asked[0] <= ends + ycluster.WATCH_INTERVAL
+
+
+def test_a_watcher_without_a_state_tries_a_stop_that_fails_ever_later(
+    host: Clocked,
+    cache: Path,
+    processes: Processes,
+    monkeypatch: pytest.MonkeyPatch,
+    log: list[str],
+) -> None:
+    """Each try tells the user's terminals. (25)"""
+    use(monkeypatch, Memory("memory", log))
+    ends = int(NOW) + 100
+    state = arm_timers(host, made(cache, expires_at=ends))
+    stand_in(processes, state.files)
+    watcher = ycluster.Watcher(host, state.files, "watcher")
+    watcher._look()
+    state.files.sidecar.write_text("rubbish")
+    watcher.readable = watcher._look()
+    tries: list[float] = []
+
+    def stuck(*args: object) -> str:
+        tries.append(host.time)
+        raise ycluster.YclusterError("no room")
+
+    monkeypatch.setattr(ycluster, "stop_vm", stuck)
+    host.time = float(ends)
+    while host.time < ends + 600:
+        with contextlib.suppress(ycluster.YclusterError):
+            host.time = watcher._act()
+            continue
+        host.time += ycluster.WATCH_INTERVAL
+    waits = [after - before for before, after in zip(tries, tries[1:])]
+    assert 4 < len(tries) < 30 and waits[-1] > 60, waits
 
 
 def test_a_watcher_that_stands_by_leaves_with_its_vm(
