@@ -14220,7 +14220,7 @@ def reap(
         else:
             text = f"{decision.why}: {decision.do} (by {by})"
             say_when(host, f"{state.name}: {text}")
-            _expire(host, state, decision, by)
+            _expire_or_tell(host, state, decision, by, is_first=saved.retry_at is None)
     if decision.do == "warn":  # without the lock: whoever is warned may want to extend
         _warn(host, state, decision)
 
@@ -14404,6 +14404,23 @@ def _run_alone(host: Host, command: str, env: Mapping[str, str], timeout: float)
             size = os.fstat(fd).st_size
             written = os.pread(fd, 4096, max(0, size - 4096)).decode("utf-8", "replace")
             raise ProgramFailed(argv, done.returncode, done.stderr or written)
+
+
+def _expire_or_tell(
+    host: Host,
+    state: State,
+    decision: Decision,
+    by: str,
+    *,
+    is_first: bool,
+) -> None:
+    """`_expire`; where the first try fails, the user's terminals are told that the VM runs on."""
+    try:
+        _expire(host, state, decision, by)
+    except YclusterError as error:
+        if is_first:
+            host.tell_terminals(f"ycluster: {error}")
+        raise
 
 
 def _expire(

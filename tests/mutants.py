@@ -922,6 +922,12 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "test_machine.py::test_a_limit_of_cpu_time_is_lifted_for_qemu_or_told",
     ),
     (
+        "an expiry that fails is told on the user's terminals",
+        "        if is_first:\n            host.tell_terminals",
+        "        if False:\n            host.tell_terminals",
+        "test_telling.py::test_a_reap_that_fails_is_in_the_log_too",
+    ),
+    (
         "what is paused is used by nobody",
         'if vm_status(host, files) in ("paused", NO_ROOM):\n                return 0, seconds',
         "if False:\n                return 0, seconds",
@@ -1531,8 +1537,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "the user's current context stays",
-        "    if is_first:",
-        "    if True:",
+        "\n    if is_first:",
+        "\n    if True:",
         "test_k3s.py::test_our_names_go_in_beside_the_users_and_come_out_again",
     ),
     (

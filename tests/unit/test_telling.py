@@ -187,9 +187,15 @@ def test_a_reap_that_fails_is_in_the_log_too(
         raise ycluster.YclusterError("immortal")
 
     monkeypatch.setitem(ycluster.END_BY, "stop", refuse)
+    told: list[str] = []
+    monkeypatch.setattr(ycluster.Host, "tell_terminals", lambda self, text: told.append(text))
     state = made(cache, expires_at=int(NOW))
-    with pytest.raises(ycluster.YclusterError):
-        ycluster.reap(host, state.files, by="at")
+    for _ in range(2):
+        with pytest.raises(ycluster.YclusterError):
+            ycluster.reap(host, state.files, by="at")
+        host.time += 3600
+    [once] = told  # on the user's terminals
+    assert missing(once, "demo", "immortal", "again at") == []
     assert events(home)[-1] | {"at": ""} == {
         "at": "", "event": "failed", "name": "demo", "cacheDir": str(cache), "action": "stop", "by": "at", "error": "immortal",
     }  # fmt: skip
