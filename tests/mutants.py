@@ -603,7 +603,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "a disarmed cluster is left alone",
         "if state.disarmed:\n        return []",
         "if False:\n        return []",
-        "test_lifetime.py::test_a_disarmed_cluster_is_never_acted_on",
+        "test_lifetime.py::test_it_wakes_to_warn_once_and_then_at_the_deadline",
     ),
     (
         "nothing is torn down after a reboot",
@@ -1026,7 +1026,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "whoever has a stale pid is left alone",
         "if os.path.realpath(files.pidfile) in map(os.path.realpath, named):",
         "if True:",
-        "test_vm.py::test_a_foreign_process_in_the_pidfile_is_never_taken_for_the_vm",
+        "test_vm.py::test_the_vm_of_another_cluster_is_not_ours",
     ),
     (
         "a VM that ends while it is looked for is none",
