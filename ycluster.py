@@ -6635,8 +6635,9 @@ def timer_script(files: Files, backend: str, *verb: str) -> tuple[str, str]:
     theirs alone, as `check_folder` does, and runs what lies in that very one.
     """
     own = "[ -O . ]"
-    if len(_trusted_owners()) > 1:
-        owners = " -o ".join(f"-prune -user {uid}" for uid in sorted(_trusted_owners()))
+    trusted = sorted(_trusted_owners())
+    if len(trusted) > 1:
+        owners = " -o ".join(f"-prune -user {uid}" for uid in trusted)
         own = f"find . {owners} | grep -q ."
     # Without `find` this one lets it run: then the deadline counts for more.
     shut = "! find . -prune -perm -020 -o -prune -perm -002 | grep -q ."
@@ -7927,7 +7928,7 @@ def stop_vm(
     for step in escalation:
         if step.drops and not erases:
             _refuse_without_room(host, files)
-        if is_stuck and not step.drops and files.disk.exists():
+        if is_stuck and not step.drops:
             continue  # it can't see them
         began = host.monotonic()
         if _ends_by(host, vm, step, steps):
@@ -7941,19 +7942,24 @@ def stop_vm(
     raise YclusterError(why, hint=hint)
 
 
+def _is_without_room(host: Host, files: Files) -> bool:
+    """Whether the guest stands still for want of room, and there still is a disk to write to."""
+    return files.disk.exists() and vm_status(host, files) == NO_ROOM
+
+
 def _stays_without_room(host: Host, files: Files) -> bool:
     """Whether the guest has no room for what it writes, also when it is told to write again."""
-    if vm_status(host, files) != NO_ROOM:
+    if not _is_without_room(host, files):
         return False
     with contextlib.suppress(QmpError):  # it is looked at again in any case
         ask_qemu(host, files, "cont")
     host.sleep(2.0)
-    return vm_status(host, files) == NO_ROOM
+    return _is_without_room(host, files)
 
 
 def _refuse_without_room(host: Host, files: Files) -> None:
     """Raise where the guest stands still, as there is no room for what it writes."""
-    if files.disk.exists() and vm_status(host, files) == NO_ROOM:
+    if _is_without_room(host, files):
         hint = "make room, then stop it again: `ycluster prune` lists what can go;\n"
         hint += f"`ycluster teardown {files.name}` gives up what it has not written"
         raise YclusterError(f"{files.name}: {NO_ROOM_WORDS}, so it can't shut down", hint=hint)
@@ -15496,8 +15502,7 @@ class Watcher:
             wake = end + WATCH_GRACE
         if not agenda(state):  # it runs all the same, see `_is_needed`
             wake = self.host.now()
-        failed, again = self.failed
-        wake = max(wake, again) if end == failed else wake
+        wake = self._after_failure(end, wake)
         if wake > self.host.now():
             return wake
         try:
@@ -15506,6 +15511,11 @@ class Watcher:
             self._try_later(end)
             raise
         return self.host.now() + 1  # soon, as there may be nothing left to wait for
+
+    def _after_failure(self, end: float, wake: float) -> float:
+        """When to act on an end: at `wake`, or later where that very end has failed before."""
+        failed, again = self.failed
+        return max(wake, again) if end == failed else wake
 
     def _try_later(self, end: float) -> None:
         """Note when to try an end again that has failed: ever later."""
@@ -15520,9 +15530,8 @@ class Watcher:
         if asked:
             self._stop_without_files(state, vm, "it is to be stopped")
             return host.now() + 1
-        wake = end_time(state)
-        failed, again = self.failed
-        wake = max(wake, again) if wake == failed else wake
+        end = end_time(state)
+        wake = self._after_failure(end, end)
         if wake > host.now():
             return wake
         self.known = _without_ended_holds(
@@ -15533,7 +15542,7 @@ class Watcher:
             try:
                 how = self._stop_without_files(state, vm, f"it is {decision.why}")
             except YclusterError:
-                self._try_later(end_time(state))
+                self._try_later(end)
                 raise
             reaped = Reaped(int(host.now()), "stop", self.by, how, decision.end.cause)
             _tell_expiry(host, state, reaped, decision.end.at)

@@ -905,7 +905,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a watcher without a state tries a stop that fails ever later",
-        "                self._try_later(end_time(state))\n",
+        "                self._try_later(end)\n",
         "                pass\n",
         "test_timers.py::test_a_watcher_without_a_state_tries_a_stop_that_fails_ever_later",
     ),
@@ -2219,14 +2219,14 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a watcher's reap that fails comes again ever later",
-        "wake = max(wake, again) if end == failed else wake",
-        "pass",
+        "return max(wake, again) if end == failed else wake",
+        "return wake",
         "test_timers.py::test_a_watcher_whose_reap_fails_tries_again_ever_later",
     ),
     (
         "a new deadline does not wait for that of before",
-        "wake = max(wake, again) if end == failed else wake",
-        "wake = max(wake, again)",
+        "return max(wake, again) if end == failed else wake",
+        "return max(wake, again)",
         "test_timers.py::test_a_watcher_whose_reap_fails_tries_again_ever_later",
     ),
     (
@@ -2267,8 +2267,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a deadline that nobody else can read is left to nobody",
-        "        wake = end_time(state)\n        failed",
-        "        wake = end_time(state) + WATCH_GRACE\n        failed",
+        "        wake = self._after_failure(end, end)\n",
+        "        wake = self._after_failure(end, end + WATCH_GRACE)\n",
         "test_timers.py::test_no_deadline_is_left_to_a_timer_that_cannot_read_it_either",
     ),
     (
@@ -2363,7 +2363,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a timer of root takes the folder of HOME's owner",
-        "if len(_trusted_owners()) > 1:\n        own",
+        "if len(trusted) > 1:\n        own",
         "if False:\n        own",
         "test_faults.py::test_a_timer_of_root_runs_in_the_folder_of_the_user_whose_home_it_has",
     ),

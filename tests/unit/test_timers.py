@@ -1423,6 +1423,18 @@ def test_a_watcher_stands_by_and_leaves_the_deadline_to_the_timer_for_a_while(
     assert ends + ycluster.WATCH_GRACE <= reaped.at <= ends + ycluster.WATCH_GRACE + 10
 
 
+def watcher_without_a_state(
+    host: Clocked, cache: Path, processes: Processes, ends: int
+) -> tuple[ycluster.Watcher, subprocess.Popen[bytes]]:
+    """One that has seen its VM, whose state file can't be read since; and the VM."""
+    state = arm_timers(host, made(cache, expires_at=ends))
+    vm = stand_in(processes, state.files)
+    watcher = ycluster.Watcher(host, state.files, "watcher")
+    watcher._look()
+    state.files.sidecar.write_text("rubbish")
+    return watcher, vm
+
+
 def test_no_deadline_is_left_to_a_timer_that_cannot_read_it_either(
     host: Clocked,
     cache: Path,
@@ -1433,11 +1445,7 @@ def test_no_deadline_is_left_to_a_timer_that_cannot_read_it_either(
     """Found by a random history: the files were removed, and systemd's timer had nothing to act on. (21.1.1)"""
     use(monkeypatch, Memory("memory", log))
     ends = int(NOW) + 100
-    state = arm_timers(host, made(cache, expires_at=ends))
-    vm = stand_in(processes, state.files)
-    watcher = ycluster.Watcher(host, state.files, "watcher")
-    watcher._look()
-    state.files.sidecar.write_text("rubbish")
+    watcher, vm = watcher_without_a_state(host, cache, processes, ends)
     asked = []
     monkeypatch.setattr(
         ycluster, "stop_vm", lambda *args: asked.append(host.time) or vm.kill() or vm.wait()
@@ -1456,11 +1464,7 @@ def test_a_watcher_without_a_state_tries_a_stop_that_fails_ever_later(
     """Each try tells the user's terminals. (25)"""
     use(monkeypatch, Memory("memory", log))
     ends = int(NOW) + 100
-    state = arm_timers(host, made(cache, expires_at=ends))
-    stand_in(processes, state.files)
-    watcher = ycluster.Watcher(host, state.files, "watcher")
-    watcher._look()
-    state.files.sidecar.write_text("rubbish")
+    watcher, _ = watcher_without_a_state(host, cache, processes, ends)
     watcher.readable = watcher._look()
     tries: list[float] = []
 
