@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Callable
 
@@ -51,7 +52,7 @@ def main() -> None:
         f"json.loads of {len(as_json) >> 10} KiB                       1.0   ({base * 1000:.1f} ms)"
     )
     for name, text in (("the same as JSON", as_json), ("the same as YAML", as_yaml)):
-        cost = seconds(lambda text=text: ycluster.read_config(text, path))
+        cost = seconds(partial(ycluster.read_config, text, path))
         print(
             f"read_config, {name:<18} {len(text) >> 10:4} KiB {cost / base:8.1f}   ({cost * 1000:.0f} ms)"
         )
@@ -63,7 +64,7 @@ def main() -> None:
         ("comments", "# x\n"),
     ):
         text = piece * ((1 << 20) // len(piece))
-        cost = seconds(lambda text=text: refused(text), 3)
+        cost = seconds(partial(refused, text), 3)
         print(
             f"a hostile 1 MiB of {name:<16} {cost / base:14.1f}   ({cost * 1000:.0f} ms: {refused(text)[:40]})"
         )

@@ -148,7 +148,7 @@ class Bench:
             "-F",
             "/dev/null",
             "-i",
-            self.cache / f"{NAME}-ssh",
+            str(self.cache / f"{NAME}-ssh"),
             "-p",
             str(self.port),
             "-o",

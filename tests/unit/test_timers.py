@@ -648,12 +648,15 @@ def test_the_watcher_has_a_session_of_its_own(watched: Files, cache: Path, home:
 
 
 def test_a_watcher_is_small(watched: Files, cache: Path, home: Path) -> None:
-    """One stands beside every VM: less than 15 MiB of its own. To compile the program takes 30. (21.1)"""
+    """One stands beside every VM: less than 12 MiB of its own. To compile the program takes 30. (21.1)
+
+    What it has written to is its own. Of what it only reads, the kernel counts what no other process happens to read.
+    """
     arm_watcher(cache, home, expires_at=int(time.time()) + 3600)
     (pid,) = watchers(watched)
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    own = sum(int(kib) for kib in re.findall(r"Private_(?:Clean|Dirty): +(\d+) kB", text))
-    assert 0 < own < 15 * 1024
+    (own,) = re.findall(r"Private_Dirty: +(\d+) kB", text)
+    assert 0 < int(own) < 12 * 1024
 
 
 @pytest.mark.parametrize("what", ["its job", "another's job"])
