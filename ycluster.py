@@ -1071,6 +1071,15 @@ class Host:
             extra["TERM"] = self.environ["TERM"]
         return _shell_status(subprocess.call(argv, env=self.child_env(extra)))
 
+    def check_command(self, program: str) -> None:
+        """Raise NotStarted where a command of the user's is not there, or is no program."""
+        import shutil
+
+        if shutil.which(program, path=os.pathsep.join(os.get_exec_path(self.environ))):
+            return
+        number = errno.EACCES if os.path.exists(program) else errno.ENOENT
+        raise NotStarted(program, OSError(number, os.strerror(number)))
+
     def become(self, argv: Sequence[str]) -> NoReturn:
         """Run a command of the user's in the place of this process, which keeps its pid.
 
@@ -14952,7 +14961,7 @@ def hold(
     command: Sequence[str],
 ) -> NoReturn:
     """Let this process hold the cluster, and become the command: what is killed holds nothing."""
-    words = _words(command)
+    words = _words(host, command)
     host.holder = Holder(tuple(words), at_most)
     with opened(host, files) as state:
         state = _settled(host, state)
@@ -14966,10 +14975,12 @@ def hold(
     host.become(words)
 
 
-def _words(command: Sequence[str]) -> list[str]:
+def _words(host: Host, command: Sequence[str]) -> list[str]:
+    """The words of a command that can be run, as far as one can tell before a cluster boots."""
     words = list(command[1:] if command[:1] == ["--"] else command)
     if not words:
         raise UsageError("what is to be run is missing", hint="it comes last: ... -- make test")
+    host.check_command(words[0])
     return words
 
 
@@ -15052,7 +15063,7 @@ def run_with(
     is the command's alone, so what came of it goes to a file.
     """
     with _summed_up(host, summary) as facts:
-        words = _words(command)
+        words = _words(host, command)
         which = Selector(config=directory, name=own_name or "")
         files = files_of(host, own_config(host, directory, own_name))
         facts.update(name=files.name, cacheDir=str(files.cache_dir))

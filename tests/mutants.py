@@ -947,8 +947,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a run that does not begin empties the summary of the one before",
-        "    with _summed_up(host, summary) as facts:\n        words = _words(command)",
-        "    words = _words(command)\n    with _summed_up(host, summary) as facts:",
+        "    with _summed_up(host, summary) as facts:\n        words = _words(host, command)",
+        "    words = _words(host, command)\n    with _summed_up(host, summary) as facts:",
         "test_hold.py::test_a_run_that_has_not_begun_is_summed_up_too",
     ),
     (
@@ -2324,6 +2324,12 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         'host.tell_terminals(f"ycluster: {text}")',
         "pass",
         "test_timers.py::test_a_watcher_ends_a_vm_whose_files_are_lost_at_the_deadline_it_knows",
+    ),
+    (
+        "what is to be run is looked for before a cluster boots",
+        "    host.check_command(words[0])\n",
+        "",
+        "test_hold.py::test_what_is_no_command_boots_nothing",
     ),
     (
         "a watcher does not compile the program itself",

@@ -63,8 +63,13 @@ def test_the_status_of_the_command_is_that_of_run(suspended: Cluster) -> None:
     assert suspended.status()["state"] == "suspended"
 
 
-def test_a_command_that_is_not_there_is_told_apart_and_undoes_as_much(suspended: Cluster) -> None:
-    suspended.run("run", "--", "no-such-command", code=127)
+def test_a_command_that_cannot_be_started_is_told_apart_and_undoes_as_much(
+    suspended: Cluster, tmp_path: Path
+) -> None:
+    command = tmp_path / "command"
+    command.write_text("#!/no/such/shell\n")
+    command.chmod(0o755)
+    suspended.run("run", "--", command, code=127)
     assert suspended.status()["state"] == "suspended"
 
 

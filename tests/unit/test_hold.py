@@ -696,8 +696,9 @@ def test_what_came_of_a_run_can_be_had_as_json(runs: Runs, before: str) -> None:
 def test_a_run_that_fails_is_summed_up_too(runs: Runs) -> None:
     """(25)"""
     runs.is_brought_to("stopped")
-    ran, written = summary(runs, "--", "no-such-command")
-    assert ran.code == 127 and missing(written.pop("error"), "no-such-command") == []
+    command = unfit(runs.folder, "#!/no/such/shell")
+    ran, written = summary(runs, "--", command)
+    assert ran.code == 127 and missing(written.pop("error"), str(command)) == []
     assert written == {
         "before": "stopped",
         "state": "stopped",
@@ -747,14 +748,34 @@ def test_what_is_asked_for_comes_after_the_command(
     assert len(runs.during) == 1 and runs.now == after
 
 
+def unfit(folder: Path, first_line: str) -> Path:
+    """A file that looks like a program, and can't be started as one."""
+    path = folder / "unfit"
+    path.write_text(first_line)
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize("before", ["missing", "stopped"])
+@pytest.mark.parametrize("first_line, code", [("#!/no/such/shell", 127), ("rubbish", 126)])
+def test_a_command_that_cannot_be_started_undoes_as_much(
+    runs: Runs, before: str, first_line: str, code: int
+) -> None:
+    runs.is_brought_to(before)
+    command = unfit(runs.folder, first_line)
+    ran = runs("--", command)
+    assert ran.code == code and missing(ran.err, str(command)) == [] and runs.now == before
+    assert len(runs.during) == 1
+
+
 @pytest.mark.parametrize("before", ["missing", "stopped"])
 @pytest.mark.parametrize("command, code", [("no-such-command", 127), ("/etc/passwd", 126)])
-def test_a_command_that_cannot_be_started_undoes_as_much(
-    runs: Runs, before: str, command: str, code: int
-) -> None:
+def test_what_is_no_command_boots_nothing(runs: Runs, before: str, command: str, code: int) -> None:
+    """A boot takes a minute, and a first one a download, to be told of a typo."""
     runs.is_brought_to(before)
     ran = runs("--", command)
     assert ran.code == code and missing(ran.err, command) == [] and runs.now == before
+    assert runs.during == []
 
 
 @pytest.mark.parametrize("before", ["missing", "stopped", "suspended"])
