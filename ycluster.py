@@ -147,6 +147,7 @@ GCP_PIPE = "gcloud compute instances describe NAME --format=json | ycluster life
 READY_TIMEOUT = 600.0  # A cold first boot without KVM takes one to five minutes.
 LOCK_BOUND = 20.0  # So long a deadline waits for a lock; a holder that hangs must not keep a VM.
 LOCK_TIMEOUT = 300.0  # Longer than a whole stop, so that a verb that waits gets its turn.
+ANSWER_TIMEOUT = 10.0  # of QEMU's monitor, where data or a deadline depends on what it says
 POWERDOWN_TIMEOUT = 100.0  # The guest's systemd gives a service 90 s to end.
 WATCH_INTERVAL = 5.0  # Between two looks of the watcher; so late may it act after a suspend.
 ASK_TO_STOP = signal.SIGUSR1  # asks a watcher to stop a VM whose state can't be read
@@ -1027,28 +1028,32 @@ class Host:
         except (YclusterError, OSError):
             return None
 
-    def lift_cpu_limit(self) -> int | None:
-        """Have no program that is started from here on killed for the CPU time that it has used.
+    @contextlib.contextmanager
+    def cpu_limit_lifted(self) -> Iterator[int | None]:
+        """Have no program that is started in the block killed for the CPU time that it has used.
 
-        Returns the seconds at which the kernel does so all the same; None where it never does.
+        Gives the seconds at which the kernel does so all the same; None where it never does. A
+        command of the user's, started after it, has the limit of the user's session.
         """
         import resource
 
-        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+        soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
         resource.setrlimit(resource.RLIMIT_CPU, (hard, hard))
-        return None if hard == resource.RLIM_INFINITY else hard
+        try:
+            yield None if hard == resource.RLIM_INFINITY else hard
+        finally:
+            resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
 
     def spawn(self, argv: Sequence[str], log: Path) -> None:
         """Start a program that outlives this one; its output is appended to `log`."""
         import subprocess
 
-        self.lift_cpu_limit()
         self.output.debug(shlex.join(argv) + " &")
         try:
             fd = open_own(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         except OSError:  # something else stands there: what is started matters more than its log
             fd = os.open(os.devnull, os.O_WRONLY)
-        with descriptor(fd) as to:
+        with descriptor(fd) as to, self.cpu_limit_lifted():
             subprocess.Popen(
                 argv,
                 stdin=subprocess.DEVNULL,
@@ -1077,7 +1082,8 @@ class Host:
 
         if shutil.which(program, path=os.pathsep.join(os.get_exec_path(self.environ))):
             return
-        number = errno.EACCES if os.path.exists(program) else errno.ENOENT
+        is_there = os.sep in program and os.path.exists(program)
+        number = errno.EACCES if is_there else errno.ENOENT
         raise NotStarted(program, OSError(number, os.strerror(number)))
 
     def become(self, argv: Sequence[str]) -> NoReturn:
@@ -5240,6 +5246,7 @@ class State(Record):
     warned: int | None = stored(_TIME, None)  # the deadline of which the user has been warned
     # The action of an expiry that is under way, if that erases, and found the VM running.
     ending: str = ""
+    failed: int | None = stored(_TIME, None)  # the end of which the user was told that it failed
     idle: Idle | None = stored(_IDLE, None)  # while it runs, with max_idle
     holds: tuple[Hold, ...] = stored(_HOLDS, ())  # of which some may have ended
 
@@ -6405,14 +6412,15 @@ def stopped(state: State) -> State:
 def recounted(state: State, clock: Clock) -> State:
     """The state of a running VM whose budget was changed: its deadline by the new one.
 
-    The budget counts from the start; where that deadline has passed, it is a fresh one, from now.
-    Neither is a start: what holds of the VM, and that it was disarmed by hand, stays.
+    The budget counts from the start. Where that deadline has passed, or the run has expired, it is
+    a fresh one, from now. Neither is a start: what holds of the VM, and that it was disarmed by
+    hand, stays.
     """
     length = budget(state.max_run)
     if length is None:
         return replace(state, expires_at=None, retry_at=None, ending="", warned=None)
     expires_at = (state.started_at or 0) + seconds_up(length)
-    if expires_at <= clock.now:
+    if expires_at <= clock.now or state.reaped is not None:
         expires_at = _end_of(length, clock)
         state = replace(state, reaped=None)
     state = replace(_due_at(state, expires_at, clock), warned=None)
@@ -7186,7 +7194,7 @@ def arm_timers(
 
     Those that are armed already are kept, unless `renew` says otherwise: one of them may have fired
     and run this very program, or a better backend may be there by now. Raises PrerequisiteError
-    where no backend takes the deadline, which is saved all the same.
+    where no backend takes the deadline, which is saved all the same. What is disarmed stays so.
     """
     now = host.now()
     moments = []
@@ -7194,7 +7202,7 @@ def arm_timers(
         if moment.event in ENDS or moment.at > now:
             moments.append(moment)
     if not moments:
-        return swap_timers(host, state, ())
+        return swap_timers(host, state, state.timers if state.disarmed else ())
     backends = timers_for(host, state)
     _stand_watch(host, state)
     kept = () if renew else _fit_timers(host, state, moments, backends)
@@ -7783,20 +7791,20 @@ def running(host: Host, files: Files) -> bool:
         return vm is not None
 
 
-def vm_status(host: Host, files: Files) -> str:
+def vm_status(host: Host, files: Files, *, patience: float = 2.0) -> str:
     """The state of a VM: `running`, `paused`, `stopped`, or another run state of QEMU's.
 
-    Else `busy`, while another ycluster talks to it; `unresponsive`; or `unseen`, where it runs out
-    of our sight.
+    Where its monitor does not answer in `patience` seconds: `busy`, while another ycluster works on
+    it; else `unresponsive`. `unseen`: it runs out of our sight.
     """
     try:
         with find_vm(host, files) as vm:
-            return _status_of(host, files, vm)
+            return _status_of(host, files, vm, patience)
     except YclusterError:
         return "unseen"
 
 
-def _status_of(host: Host, files: Files, vm: Vm | None) -> str:
+def _status_of(host: Host, files: Files, vm: Vm | None, patience: float) -> str:
     if vm is None:
         return "stopped"
     if process_stat(vm.pid)[1] == "T":
@@ -7804,13 +7812,16 @@ def _status_of(host: Host, files: Files, vm: Vm | None) -> str:
     if not files.qmp.exists():
         return "running"  # started by the sibling, which has no monitor
     try:
-        status = run_state(ask_qemu(host, files, "query-status", timeout=2.0))
+        status = run_state(ask_qemu(host, files, "query-status", timeout=patience))
         return _IN_OUR_WORDS.get(status, status)
     except QmpError:
         if exited(vm.pidfd, 0):
             return "stopped"
-        return "busy" if flock_held(files.lock) else "unresponsive"
+        is_ours = files.lock in host.locked
+        return "busy" if not is_ours and flock_held(files.lock) else "unresponsive"
 
+
+_MAY_RUN = ("running", "asleep", "busy", "unresponsive")  # states of a guest that may execute
 
 # Run states of QEMU's that would be misread: those around a suspend, in which the guest executes
 # nothing, and that of a guest which sleeps by its own will (ACPI S3).
@@ -7906,7 +7917,6 @@ class StopStep(Record):
     name: str
     act: Callable[[], object]
     patience: float
-    drops: bool = False  # whether what the guest has not written yet is lost
 
 
 def stop_vm(
@@ -7921,24 +7931,59 @@ def stop_vm(
 
     Killing QEMU drops what the guest wrote last. Bounded: under three minutes. Raises YclusterError
     when QEMU outlives even SIGKILL; and before anything is dropped of a guest that could write it
-    if there were room for it, unless its disk goes anyway (`erases`).
+    if there were room for it, unless none of its disks stays (`erases`).
     """
     steps = Steps(host.output, host.monotonic)
     _continue(vm)
     # `_powerdown` waits by itself; but QEMU may close its monitor just before it ends.
-    escalation = (
+    by_guest = (
         StopStep("guest-shutdown", partial(_powerdown, host, files, vm, steps), 2.0),
         StopStep("ssh poweroff", ssh_poweroff, 20.0),
-        StopStep("QMP quit", partial(ask_qemu, host, files, "quit"), 10.0, drops=True),
-        StopStep("SIGTERM", partial(send_signal, vm.pidfd, signal.SIGTERM), 10.0, drops=True),
-        StopStep("SIGKILL", partial(send_signal, vm.pidfd, signal.SIGKILL), 10.0, drops=True),
     )
-    is_stuck = _stays_without_room(host, files)
+    by_force = (
+        StopStep("QMP quit", partial(ask_qemu, host, files, "quit"), 10.0),
+        StopStep("SIGTERM", partial(send_signal, vm.pidfd, signal.SIGTERM), 10.0),
+        StopStep("SIGKILL", partial(send_signal, vm.pidfd, signal.SIGKILL), 10.0),
+    )
+    is_stuck = _stays_without_room(host, files)  # then it can't shut down
+    how = "" if is_stuck else _escalate(host, files, vm, by_guest, steps)
+    if how:
+        return how
+    if not erases and (is_stuck or vm_status(host, files, patience=ANSWER_TIMEOUT) == NO_ROOM):
+        hint = "make room, then stop it again: `ycluster prune` lists what can go;\n"
+        hint += f"`kill {vm.pid}` ends it as a power cut does, and what it has not written is lost"
+        raise YclusterError(f"{files.name}: {NO_ROOM_WORDS}, so it can't shut down", hint=hint)
+    how = _escalate(host, files, vm, by_force, steps)
+    if how:
+        return how
+    why = f"{files.name}: QEMU (pid {vm.pid}) is alive after SIGKILL"
+    hint = "it hangs in the kernel: `sudo dmesg` may say where; a reboot of the host ends it"
+    raise YclusterError(why, hint=hint)
+
+
+def _stays_without_room(host: Host, files: Files) -> bool:
+    """Whether the guest has no room for what it writes, also when it is told to write again."""
+    if vm_status(host, files) != NO_ROOM:
+        return False
+    with contextlib.suppress(QmpError):  # it is looked at again in any case
+        ask_qemu(host, files, "cont")
+    host.sleep(2.0)
+    # One that does not answer now has not gone on either, as far as one can tell.
+    return vm_status(host, files, patience=ANSWER_TIMEOUT) in (NO_ROOM, "busy", "unresponsive")
+
+
+NO_ROOM_WORDS = "its guest stands still, as a disk of it has no room for what it writes"
+
+
+def _escalate(
+    host: Host,
+    files: Files,
+    vm: Vm,
+    escalation: Sequence[StopStep],
+    steps: Steps,
+) -> str:
+    """The name of the first of these steps that ends QEMU; empty where none does."""
     for step in escalation:
-        if step.drops and not erases:
-            _refuse_without_room(host, files)
-        if is_stuck and not step.drops:
-            continue  # it can't see them
         began = host.monotonic()
         if _ends_by(host, vm, step, steps):
             steps.done(f"{files.name} is off by {step.name}")
@@ -7946,35 +7991,7 @@ def stop_vm(
         took = host.monotonic() - began
         what = f"{step.name} did not end it in {took:.0f} s"
         host.output.warn(f"{files.name}: {what}")
-    why = f"{files.name}: QEMU (pid {vm.pid}) is alive after SIGKILL"
-    hint = "it hangs in the kernel: `sudo dmesg` may say where; a reboot of the host ends it"
-    raise YclusterError(why, hint=hint)
-
-
-def _is_without_room(host: Host, files: Files) -> bool:
-    """Whether the guest stands still for want of room, and there still is a disk to write to."""
-    return files.disk.exists() and vm_status(host, files) == NO_ROOM
-
-
-def _stays_without_room(host: Host, files: Files) -> bool:
-    """Whether the guest has no room for what it writes, also when it is told to write again."""
-    if not _is_without_room(host, files):
-        return False
-    with contextlib.suppress(QmpError):  # it is looked at again in any case
-        ask_qemu(host, files, "cont")
-    host.sleep(2.0)
-    return _is_without_room(host, files)
-
-
-def _refuse_without_room(host: Host, files: Files) -> None:
-    """Raise where the guest stands still, as there is no room for what it writes."""
-    if _is_without_room(host, files):
-        hint = "make room, then stop it again: `ycluster prune` lists what can go;\n"
-        hint += f"`ycluster teardown {files.name}` gives up what it has not written"
-        raise YclusterError(f"{files.name}: {NO_ROOM_WORDS}, so it can't shut down", hint=hint)
-
-
-NO_ROOM_WORDS = "its guest stands still, as a disk of it has no room for what it writes"
+    return ""
 
 
 def _continue(vm: Vm) -> None:
@@ -8328,10 +8345,6 @@ def free_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup
 def _spawn_qemu(host: Host, state: State, accel: str) -> None:
     """Run QEMU until it is a daemon. It inherits the VM lock, and holds it as long as it lives."""
     files = state.files
-    limit = host.lift_cpu_limit()
-    if limit is not None:
-        why = f"the VM is killed after {limit} s of CPU time, and what it has in memory is lost"
-        host.output.warn(f"{why}: `ulimit -Ht` is the limit of this session")
     fd = take_flock(host, files.vm_lock, timeout=5)
     if fd is None:
         hint = f"`ycluster status --name {state.name}` shows more"
@@ -8344,13 +8357,23 @@ def _spawn_qemu(host: Host, state: State, accel: str) -> None:
             if not state.suspended:
                 os.ftruncate(console, 0)
         try:
-            host.run(qemu_argv(state, accel), timeout=60, cwd=files.cache_dir, pass_fds=(fd,))
+            _run_qemu(host, state, accel, fd)
         except ProgramFailed:
             check_user_network(host)
             raise
         files.qmp.chmod(0o600)
         for path in (files.qmp, files.pidfile):
             keep_owner(path, files.cache_dir)
+
+
+def _run_qemu(host: Host, state: State, accel: str, fd: int) -> None:
+    """Run QEMU with a VM lock, `fd`, that it inherits; until it is a daemon."""
+    argv, folder = qemu_argv(state, accel), state.files.cache_dir
+    with host.cpu_limit_lifted() as limit:
+        if limit is not None:
+            why = f"the VM is killed after {limit} s of CPU time, and what it has in memory is lost"
+            host.output.warn(f"{why}: `ulimit -Ht` is the limit of this session")
+        host.run(argv, timeout=60, cwd=folder, pass_fds=(fd,))
 
 
 def cut_console(files: Files) -> None:
@@ -8568,6 +8591,8 @@ def write_memory(host: Host, state: State, qmp: Qmp) -> Suspended:
 
 def _check_room(host: Host, files: Files, vm: Vm) -> None:
     """Raise where the memory can't have room. Zero pages take none, and zstd packs the others."""
+    if vm_status(host, files) == NO_ROOM:
+        raise YclusterError(f"{files.name}: {NO_ROOM_WORDS}", hint="make room, and try again")
     status = Path(f"/proc/{vm.pid}/status").read_text(encoding="utf-8")
     found = re.search(r"^VmRSS:\s+([0-9]+) kB$", status, re.MULTILINE)
     most = int(found[1]) << 10 if found else 0
@@ -8713,7 +8738,7 @@ def stands_still(host: Host, files: Files) -> bool:
     now = run_state(ask_qemu(host, files, "query-status", timeout=_FLUSH_TIMEOUT))
     with find_vm(host, files) as vm:
         reads = vm is not None and "-incoming" in command_line(vm.pid)
-    return now in ("postmigrate", "inmigrate") or (now == "paused" and reads)
+    return now in ("postmigrate", "inmigrate") or (now in ("paused", NO_ROOM) and reads)
 
 
 # === 15 guest =====================================================================================
@@ -12517,7 +12542,7 @@ def _with_new_deadline(
         lines.append("the new budget counts from the next start: this run has its own")
     elif "lifetime" in changed:
         state = recounted(state, clock)
-        lines.append(_counted_from(state, clock))
+        lines.append(_counted_from(state))
     if not {"lifetime", "max_total"}.isdisjoint(changed):
         state = bounded_holds(within_total(state, clock), clock)
         latest = latest_end(state, clock)
@@ -12540,12 +12565,12 @@ def _what_takes(how: str, state: State, differences: Sequence[Difference]) -> li
     return [f"{difference} {how}" for difference in differences]
 
 
-def _counted_from(state: State, clock: Clock) -> str:
+def _counted_from(state: State) -> str:
     if state.expires_at is None:
         return "no deadline any more" + ("" if state.max_idle else ": nothing will stop it")
     length = seconds_up(budget(state.max_run) or 0)
-    if (state.started_at or 0) + length <= clock.now:
-        return "the new budget counts from now, as it is used up since the start"
+    if state.expires_at > (state.started_at or 0) + length:
+        return "the new budget counts from now, as that from the start is used up"
     return "the new budget counts from the start, not from now"
 
 
@@ -13084,6 +13109,8 @@ def _with_timers(host: Host, state: State) -> State:
 
 
 def _with_deadline(host: Host, state: State) -> State:
+    if state.reaped is not None:  # That run is over, and so is a budget of it alone.
+        state = for_one_run(state, "")
     if state.expires_at is None and budget(state.max_run) is not None:
         return save_state(anchored(state, host.clock()))
     if state.idle is None and budget(state.max_idle) is not None:
@@ -13133,7 +13160,9 @@ def _expired_early(state: State, reaped: Reaped, when: str) -> str:
     """That an expiry has ended a run under what went on in it, in words."""
     done = ACTIONS[reaped.action].done
     at = local_time(reaped.at)
-    why = f"its maxIdle, {state.max_idle}" if reaped.cause == UNUSED else f"its {state.max_run}"
+    why = f"its {state.max_run}"
+    if reaped.cause == UNUSED:
+        why = f"its maxIdle, {state.max_idle}"
     return f"{state.name} was {done} at {at}, by {why}, {when}"
 
 
@@ -13360,7 +13389,15 @@ def _halt(host: Host, state: State, *, erases: bool = False) -> str:
         if _is_memory_kept(host, state.files):
             _end_still(host, state)
             return MEMORY_STEP
-        return _stop_guest(host, state, erases=erases)
+        return _stop_guest(host, state, erases=erases or not _disks(state))
+
+
+def _disks(state: State) -> list[Path]:
+    """The disks of a cluster that are there."""
+    disks = [state.files.disk]
+    if state.data_disk:
+        disks.append(Path(state.data_disk))
+    return [disk for disk in disks if disk.exists()]
 
 
 MEMORY_STEP = "memory file"  # how a VM has ended of which its memory is left
@@ -13398,6 +13435,12 @@ def _stop_guest(host: Host, state: State, *, erases: bool) -> str:
     return how
 
 
+def _freeze(host: Host, state: State) -> str:
+    """Pause the VM; returns how, empty where nothing ran."""
+    with _one_at_a_time(host, state), find_vm(host, state.files) as vm:
+        return pause_vm(host, state.files, vm) if vm else ""
+
+
 @verb(
     "pause",
     "freeze a cluster; its memory stays",
@@ -13409,10 +13452,8 @@ def pause(host: Host, files: Files) -> None:
     """Freeze the guest: its memory stays, its CPUs stand still. The deadline stays, too."""
     with opened(host, files) as state:
         state = _settled(host, state)
-        with find_vm(host, files) as vm:
-            if vm is None:
-                raise wrong_state(state, status_of(host, state))
-            pause_vm(host, files, vm)
+        if not _freeze(host, state):
+            raise wrong_state(state, status_of(host, state))
     host.output.say(f"{state.name} is paused")
     say_deadline(host, state)
 
@@ -13622,15 +13663,10 @@ def _resume(
         if vm is None:
             raise wrong_state(state, "stopped")
         halted = vm_status(host, state.files) != "running"
-        changed, changes = _by_config(host, state, config, runs=True)
-        if run_budget:
-            changed = recounted_for_one_run(changed, run_budget, host.clock())
-        if changed != state:
-            state = save_state(changed)  # also where it is disarmed, and no timer is armed
-        say_changes(host, changes)
-        paused = state
-        if halted and _used_up(state, host.now()):
-            state = anchored(for_one_run(state, ""), host.clock())
+        anew = halted and (state.reaped is not None or _used_up(state, host.now()))
+        paused = state = _budgeted(host, state, config, run_budget, anew=anew)
+        if anew:
+            state = anchored(state, host.clock())
         try:
             state = _with_timers(host, state)  # before the guest runs
             if halted:
@@ -13642,8 +13678,36 @@ def _resume(
         return halted, state
 
 
+def _budgeted(
+    host: Host,
+    state: State,
+    config: QemuConfig | None,
+    run_budget: str,
+    *,
+    anew: bool,
+) -> State:
+    """The state of a VM by its config and the budget of this run, saved.
+
+    `anew`: what ran until now has used its budget up, with one of its own.
+    """
+    changed, changes = _by_config(host, state, config, runs=True)
+    if anew:
+        changed = for_one_run(changed, run_budget)
+    elif run_budget:
+        changed = recounted_for_one_run(changed, run_budget, host.clock())
+    if changed != state:
+        state = save_state(changed)  # also where it is disarmed, and no timer is armed
+    say_changes(host, changes)
+    return state
+
+
 def _take_back(host: Host, paused: State) -> None:
-    """After a resume that failed: the deadline is that of before, and its timers stand."""
+    """After a resume that failed: the deadline is that of before, and its timers stand.
+
+    One that may run by now, as its monitor does not answer, keeps what ends it.
+    """
+    if vm_status(host, paused.files) in _MAY_RUN:
+        return
     saved = load_state(paused.files)
     state = swap_timers(host, replace(paused, timers=saved.timers), paused.timers)
     with contextlib.suppress(YclusterError):  # why the resume has failed says more
@@ -13656,9 +13720,13 @@ def _used_up(state: State, now: float) -> bool:
 
 def _wake(host: Host, state: State, vm: Vm) -> None:
     resume_vm(host, state.files, vm)
-    now = vm_status(host, state.files)
+    now = vm_status(host, state.files, patience=ANSWER_TIMEOUT)
     if now == NO_ROOM:
         raise YclusterError(f"{state.name}: {NO_ROOM_WORDS}", hint="make room, and try again")
+    if now == "unresponsive":
+        why = f"{state.name} was told to go on, and its monitor does not answer since"
+        hint = f"its deadline is set; `ycluster status {state.name}` shows whether it runs"
+        raise YclusterError(why, hint=hint)
     if now != "running":
         why = f"{state.name} could not be continued: its state is {now}"
         raise YclusterError(why, hint=f"see {state.files.console}")
@@ -13694,13 +13762,20 @@ def teardown(host: Host, files: Files, *, keep_disk: bool = False) -> None:
         if keep_disk and state.suspended:
             text = "its memory is not kept, so the disk is as after a power cut"
             host.output.warn(f"{state.name}: {text}")
-        _halt(host, state, erases=known and not keep_disk)
+        _halt(host, state, erases=known and not keep_disk and not _keeps_a_disk(host, state))
         removed = _erase(host, state, keep_disk=keep_disk or not known)
     host.output.say(f"{files.name} is torn down; removed: {' '.join(removed)}")
     kept = _kept(state) if known else files.unclaimed()
     if kept:
         host.output.say(f"  kept: {' '.join(map(str, kept))}")
         _say_its_image(host, files)
+
+
+def _keeps_a_disk(host: Host, state: State) -> bool:
+    """Whether a teardown leaves a disk: a data disk always, the other if another builds on it."""
+    boot_disk = state.files.disk
+    others = [disk for disk in _disks(state) if disk != boot_disk]
+    return bool(others) or bool(built_on(host, boot_disk))
 
 
 def _say_its_image(host: Host, files: Files) -> None:
@@ -13715,10 +13790,8 @@ def _say_its_image(host: Host, files: Files) -> None:
 
 def _kept(state: State) -> list[Path]:
     """What a teardown has kept of a cluster."""
-    disks = [state.files.disk, state.files.ssh_key]
-    if state.data_disk:
-        disks.append(Path(state.data_disk))
-    return [path for path in disks if path.exists()]
+    key = state.files.ssh_key
+    return [*_disks(state), key] if key.exists() else _disks(state)
 
 
 def _erase(host: Host, state: State, *, keep_disk: bool = False) -> list[str]:
@@ -13845,7 +13918,8 @@ def _halt_cleanly(host: Host, state: State) -> State:
         hint = (
             f"`ycluster start --name {state.name}` lets it repair its disk; then prepare it again"
         )
-        raise YclusterError(f"{state.name} did not shut down by itself ({how})", hint=hint)
+        how = how or "it was off already"
+        raise YclusterError(f"{state.name} did not shut down by itself: {how}", hint=hint)
     return state
 
 
@@ -14235,7 +14309,7 @@ def reap(
         else:
             text = f"{decision.why}: {decision.do} (by {by})"
             say_when(host, f"{state.name}: {text}")
-            _expire_or_tell(host, state, decision, by, is_first=saved.retry_at is None)
+            _expire_or_tell(host, state, decision, by)
     if decision.do == "warn":  # without the lock: whoever is warned may want to extend
         _warn(host, state, decision)
 
@@ -14250,7 +14324,7 @@ def _runs_without_end(host: Host, state: State) -> bool:
         return False
     if not process_stat(state.files.pidfile)[0]:  # asked first: what is out of sight takes long
         return False
-    return status_of(host, state) in ("running", "asleep", "busy", "unresponsive")
+    return status_of(host, state) in _MAY_RUN
 
 
 def say_when(host: Host, text: str) -> None:
@@ -14316,8 +14390,9 @@ def reap_in_time(
 
 
 def _end_without_lock(host: Host, files: Files) -> None:
-    """Stop or pause a VM that is due, whoever holds the cluster's lock. No file is touched."""
-    state = _with_holds(host, current(host, files))
+    """Stop or pause a VM that is due, whoever holds the cluster's lock. Nothing is saved."""
+    state = current(host, files)
+    state = _without_ended_holds(host, _with_look(host, state, files))
     decision = decide(state, host.clock())
     is_under_way = state.retry_at is not None and state.retry_at > host.now()
     if decision.do not in ACTIONS or is_under_way:  # an expiry has its own second try
@@ -14426,15 +14501,17 @@ def _expire_or_tell(
     state: State,
     decision: Decision,
     by: str,
-    *,
-    is_first: bool,
 ) -> None:
     """`_expire`; where the first try fails, the user's terminals are told that the VM runs on."""
+    end = decision.end
+    assert end is not None
     try:
         _expire(host, state, decision, by)
     except YclusterError as error:
-        if is_first:
+        if state.failed != end.at:
             host.tell_terminals(f"ycluster: {error}")
+            with contextlib.suppress(YclusterError, OSError):  # then they are told again
+                save_state(replace(load_state(state.files), failed=end.at))
         raise
 
 
@@ -14543,12 +14620,6 @@ def _failed(
     return YclusterError(f"{state.name}: {text}: {error}")
 
 
-def _freeze(host: Host, state: State) -> str:
-    """Pause the VM; returns how, empty where nothing ran."""
-    with _one_at_a_time(host, state), find_vm(host, state.files) as vm:
-        return pause_vm(host, state.files, vm) if vm else ""
-
-
 def _suspend_or_stop(host: Host, state: State) -> str:
     """Suspend the VM; one that can't be, is stopped: it must not outlive its deadline."""
     try:
@@ -14561,13 +14632,13 @@ def _suspend_or_stop(host: Host, state: State) -> str:
         why = " ".join(str(error).split())
     host.output.warn(f"{state.name}: it can't be suspended, and is stopped: {why}")
     how = _halt(host, state)
-    return how and f"{how}, as it could not be suspended: {why}"
+    if how in ("", MEMORY_STEP):  # its memory is whole: only what came after has failed
+        return how
+    return f"{how}, as it could not be suspended: {why}"
 
 
 def _halt_for_good(host: Host, state: State) -> str:
-    """Stop a VM whose disk goes, unless another one builds on that; a data disk always stays."""
-    stays = bool(state.data_disk) or bool(built_on(host, state.files.disk))
-    return _halt(host, state, erases=not stays)
+    return _halt(host, state, erases=not _keeps_a_disk(host, state))
 
 
 # How each of ACTIONS ends a run; what is left on disk is the same for all that do not erase it.
@@ -14652,7 +14723,7 @@ def hand_over(host: Host, *, spare: Files) -> None:
             continue
         try:
             state = current(host, files)
-            if _needs_reap(host, state) and not flock_held(files.lock):
+            if _needs_reap(host, state):
                 _reap_apart(host, state)
         except Exception as error:
             if os.path.lexists(files.sidecar):
@@ -14660,7 +14731,22 @@ def hand_over(host: Host, *, spare: Files) -> None:
 
 
 def _reap_apart(host: Host, state: State) -> None:
-    """Start a reap of the cluster that outlives this command, and say so."""
+    """Start a reap of the cluster that outlives this command, and say so.
+
+    Nothing of it may be written into the folder of a cluster that is being torn down.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(cluster_lock(host, state.files, patience=0.0))
+        except Busy:
+            return
+        except (YclusterError, OSError):  # no lock can be had, as on a full disk
+            host.output.debug(f"{state.name}: reaped without its lock")
+        if os.path.lexists(state.files.sidecar):
+            _spawn_reap(host, state)
+
+
+def _spawn_reap(host: Host, state: State) -> None:
     files = state.files
     try:
         install_program(host, files)
@@ -14688,6 +14774,8 @@ def _why_reap(state: State, now: float) -> str:
         return "whether it is used is to be looked at"
     if time_of(state, WARNING) <= now:
         return "its user is to be warned of its deadline"
+    if state.expires_at is None and budget(state.max_run) is not None:
+        return "it runs without a deadline"
     return "no timer is armed for its deadline"
 
 
@@ -14977,7 +15065,9 @@ def hold(
 
 def _words(host: Host, command: Sequence[str]) -> list[str]:
     """The words of a command that can be run, as far as one can tell before a cluster boots."""
-    words = list(command[1:] if command[:1] == ["--"] else command)
+    words = list(command)
+    if words[:1] == ["--"]:
+        del words[0]
     if not words:
         raise UsageError("what is to be run is missing", hint="it comes last: ... -- make test")
     host.check_command(words[0])
@@ -15254,9 +15344,11 @@ def _undo_by(host: Host, state: State, undo: str) -> tuple[str, str]:
 
 def _found_off(host: Host, state: State) -> str:
     """What ended a VM that is off, if that was neither a verb nor an expiry, which is told."""
-    if not state.counts:
-        return ""
     trouble = "its VM was killed, or its guest powered off, before the command ended"
+    if not state.has_limit and not state.suspended:  # then a verb leaves no trace
+        trouble = "it was stopped, or its VM killed, before the command ended"
+    elif not state.counts:
+        return ""
     host.output.warn(f"{state.name}: {trouble}")
     swap_timers(host, stopped(state), ())
     return trouble
@@ -15548,11 +15640,16 @@ class Watcher:
         self.known = _without_ended_holds(
             host, _with_look(host, state, where_now(vm.pid, self.files))
         )
-        decision = decide(self.known, host.clock())
+        was_held = bool(state.holds) and state.retry_at is not None
+        decision = decide(self.known, host.clock(), was_held=was_held)
+        if decision.again is not None:
+            self.known = replace(self.known, retry_at=decision.again)
+        if decision.do == "warn":
+            _warn(host, self.known, decision)
         if decision.do in ACTIONS and decision.end is not None:
             try:
                 how = self._stop_without_files(state, vm, f"it is {decision.why}")
-            except YclusterError:
+            except Exception:
                 self._try_later(end)
                 raise
             reaped = Reaped(int(host.now()), "stop", self.by, how, decision.end.cause)
@@ -15568,18 +15665,23 @@ class Watcher:
 
     def _stop_without_files(self, state: State, vm: Vm, cause: str) -> str:
         """Stop the VM, whatever the expiry would be: nothing goes. Returns how."""
-        import tempfile
-
-        host = self.host
+        host, files = self.host, where_now(vm.pid, self.files)
         text = f"{state.name}: its state file is lost or can't be read, and {cause}: stopping it"
         say_when(host, text)
         host.tell_terminals(f"ycluster: {text}")
+        is_gone = not _disks(replace(state, cache_dir=str(files.cache_dir)))
+        poweroff = partial(self._poweroff_without_files, state)
+        return stop_vm(host, files, vm, poweroff, erases=is_gone)
+
+    def _poweroff_without_files(self, state: State) -> None:
+        """Have the guest power itself off, by a login from the copies that are held."""
+        import tempfile
+
         with tempfile.TemporaryDirectory(prefix="ycluster-") as folder:
             for name, content in self.login.items():
                 write_file(Path(folder, name), content)
             login = ssh_argv(replace(state, cache_dir=folder), "sudo sync; sudo poweroff")
-            poweroff = partial(host.run, login, timeout=30)
-            return stop_vm(host, where_now(vm.pid, self.files), vm, poweroff)
+            self.host.run(login, timeout=30)
 
 
 # --- looking: data first, then rows of it for people, and one way to show either
@@ -15752,7 +15854,9 @@ def ended_words(shown: Mapping[str, Any], now: float) -> str:
     if reaped["how"] == NOT_RUNNING or shown["remainingSeconds"] is not None:
         return ""
     passed = now - parse_time(reaped["at"])
-    ago = f"{in_words(passed - passed % 60 if passed > 60 else passed)} ago"
+    if passed > 60:
+        passed -= passed % 60
+    ago = f"{in_words(passed)} ago"
     if reaped["cause"] == UNUSED:
         return f"{ago}, unused for {shown['maxIdle']}"
     return f"{ago} by its budget"
@@ -16103,7 +16207,7 @@ def ssh(host: Host, files: Files, command: Sequence[str], *, print_only: bool = 
         host.output.data(shlex.join(ssh_argv(state, *words)))
         return 0
     now = status_of(host, state)
-    if now in (*OFF, "paused"):
+    if now in (*OFF, "paused", NO_ROOM):
         raise wrong_state(state, now)
     host.need({"ssh": "openssh-client"})
     repair_login(state)

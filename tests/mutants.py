@@ -2332,6 +2332,24 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "test_hold.py::test_what_is_no_command_boots_nothing",
     ),
     (
+        "a resume after its expiry counts a budget of its own from now",
+        "anew = halted and (state.reaped is not None or _used_up(changed, host.now()))",
+        "anew = halted and _used_up(changed, host.now())",
+        "test_timers.py::test_what_its_expiry_has_paused_goes_on_with_a_fresh_budget",
+    ),
+    (
+        "an edited budget of what its expiry has paused counts from now",
+        "if expires_at <= clock.now or state.reaped is not None:",
+        "if expires_at <= clock.now:",
+        "test_reconfigure.py::test_what_its_expiry_has_paused_gets_the_whole_of_an_edited_budget",
+    ),
+    (
+        "a budget of one run is over with it",
+        '    if state.reaped is not None:  # That run is over, and so is a budget of it alone.\n        state = for_one_run(state, "")\n',
+        "",
+        "test_timers.py::test_what_its_expiry_has_paused_is_armed_by_the_budget_of_its_config",
+    ),
+    (
         "a watcher does not compile the program itself",
         'exec "$python" -I -S -c {lean} "$program" "$@"',
         'exec "$python" -I -S "$program" "$@"',

@@ -407,6 +407,21 @@ def test_a_running_cluster_gets_the_lifetime_of_its_config_and_timers_for_it(
     assert "->" not in edited.run("lifetime arm").err.replace("memory: 4096 -> 1024", "")
 
 
+@pytest.mark.parametrize("verb", ["lifetime arm", "resume"])
+def test_what_its_expiry_has_paused_gets_the_whole_of_an_edited_budget(
+    edited: Edited, verb: str
+) -> None:
+    """It had what was left of it since the start."""
+    edited.runs(frozen=True)
+    reaped = ycluster.Reaped(int(time.time()), "pause", "hand", "QMP stop", ycluster.DEADLINE)
+    ycluster.save_state(replace(edited.state, expires_at=None, reaped=reaped))
+    edited.edit(lifetime={"maxRun": "4h", "onExpiry": "pause", "warn": "0"})
+    before = int(time.time())
+    told(edited.run(verb), 0, "lifetime.maxRun: 8h -> 4h", "the new budget counts from now")
+    assert edited.state.expires_at is not None
+    assert before + 4 * HOUR <= edited.state.expires_at <= time.time() + 4 * HOUR + 1
+
+
 @pytest.mark.parametrize("verb", ["start", "lifetime arm", "resume"])
 def test_a_budget_that_is_taken_out_of_the_config_takes_deadline_and_timers_along(
     edited: Edited, timer: Memory, verb: str

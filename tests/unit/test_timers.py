@@ -1767,6 +1767,29 @@ def test_what_a_resume_starts_anew_is_the_budget_and_not_the_machine(
     assert (live.state.ran_with, live.state.started_at) == ("kvm", live.host.time)
 
 
+@pytest.mark.parametrize("run_budget, seconds", [("30m", 1800), ("", 3600), ("2h", 7200)])
+def test_what_its_expiry_has_paused_goes_on_with_a_fresh_budget(
+    live: Live, run_budget: str, seconds: int
+) -> None:
+    """`--max-run` counts from then, too, and one of before is over with its run."""
+    live.starts(lifetime="1h", run_budget="10m", max_idle="", warn="", on_expiry="pause")
+    live.fires()
+    live.host.time += 300
+    which = ycluster.Selector(state_file=live.files.sidecar)
+    ycluster.resume(live.host, which, run_budget=run_budget)
+    assert live.state.expires_at == live.host.time + seconds
+    assert live.state.started_at == live.host.time  # from which maxTotal counts
+    assert live.state.reaped is None and live.state.run_budget == run_budget
+
+
+def test_what_its_expiry_has_paused_is_armed_by_the_budget_of_its_config(live: Live) -> None:
+    live.starts(lifetime="1h", run_budget="10m", max_idle="", warn="", on_expiry="pause")
+    live.fires()
+    live.host.time += 300
+    ycluster.arm(live.host, ycluster.Selector(state_file=live.files.sidecar))
+    assert live.state.expires_at == live.host.time + 3600
+
+
 def test_a_state_that_came_back_from_before_the_last_start_tears_nothing_down(live: Live) -> None:
     """Its deadline is another run's."""
     live.starts(lifetime="8h", max_idle="", warn="", on_expiry="teardown")

@@ -442,7 +442,7 @@ def test_a_guest_without_room_is_not_cut_off_before_it_has_written(
     assert ycluster.vm_status(HERE, files) == "io-error"
     with refused(YclusterError, "room", "shut down") as caught:
         stopped_by(impatient, files, process)
-    assert missing(caught.value.hint, "prune", "`ycluster teardown demo`") == []
+    assert missing(caught.value.hint, "prune", f"`kill {process.pid}`") == []
     assert process.poll() is None and "quit" not in (files.cache_dir / "asked").read_text()
     with find_vm(HERE, files) as vm:
         assert vm and stop_vm(impatient, files, vm, lambda: None, erases=True) == "QMP quit"
@@ -453,7 +453,25 @@ def test_a_guest_without_room_whose_disk_was_removed_can_be_stopped(
 ) -> None:
     """To make room; it comes once QEMU has closed it."""
     process = qemu(processes, files, FULL)
-    assert stopped_by(impatient, files, process) == ("QMP quit", 0)
+    assert ycluster._halt(impatient, made(files.cache_dir)) == "QMP quit"
+    assert process.wait(10) == 0
+
+
+@pytest.mark.parametrize("look", [1, 3])
+def test_a_guest_without_room_whose_monitor_is_late_is_not_cut_off(
+    files: Files, processes: Processes, home: Path, monkeypatch: pytest.MonkeyPatch, look: int
+) -> None:
+    """A look has two seconds; the one before anything is dropped has longer."""
+    slow = FULL if look == 1 else FREED
+    wait = f"open('asked').read().count('query-status') == {look} and time.sleep(2.5)"
+    line = 'what = request["execute"]'
+    slow = slow.replace(line, f"{line}\n                import time; {wait}")
+    monkeypatch.setattr(ycluster, "POWERDOWN_TIMEOUT", 1.0)
+    process = qemu(processes, files, slow.replace("> 1", "> 99"))
+    host = Host({"HOME": str(home)}, Clocked(home).output)  # in real time
+    with refused(YclusterError, "room"):
+        stopped_by(host, files, process)
+    assert process.poll() is None and "quit" not in (files.cache_dir / "asked").read_text()
 
 
 def test_a_teardown_cuts_no_guest_off_from_a_disk_that_stays(
@@ -464,14 +482,67 @@ def test_a_teardown_cuts_no_guest_off_from_a_disk_that_stays(
     files.disk.touch()
     with refused(YclusterError, "room"):
         ycluster.teardown(impatient, files)
-    state = made(files.cache_dir, data_disk=str(tmp_path / "data.qcow2"))
-    with refused(YclusterError, "room"):
-        ycluster._halt_for_good(impatient, state)
+    data = tmp_path / "data.qcow2"
+    data.touch()
+    state = made(files.cache_dir, data_disk=str(data))
+    for boot_disk_is_there in (True, False):
+        if not boot_disk_is_there:
+            files.disk.unlink()
+        with refused(YclusterError, "room"):
+            ycluster._halt_for_good(impatient, state)
+        with refused(YclusterError, "room"):
+            ycluster._halt(impatient, state)
+        with refused(YclusterError, "room"):
+            ycluster.teardown(impatient, files)
+    data.unlink()
+    files.disk.touch()
     with refused(YclusterError, "room"):
         ycluster.teardown(impatient, files, keep_disk=True)
     assert process.poll() is None
-    ycluster.teardown(impatient, files)  # by hand: what is not written is given up
+    ycluster.teardown(impatient, files)  # what it has not written goes with its disk
     assert process.wait(10) == 0 and not files.disk.exists()
+
+
+def test_a_failed_resume_leaves_disarmed_what_was(
+    cli: Cli, files: Files, processes: Processes, timer: Memory
+) -> None:
+    """Its deadline had passed, and the next reap would have torn it down."""
+    process = qemu(processes, files, FULL)
+    files.disk.touch()
+    past = int(time.time()) - 100
+    made(files.cache_dir, started_at=1, expires_at=past, on_expiry="teardown")
+    assert cli("lifetime", "disarm").code == 0
+    told(cli("resume"), 1, "room")
+    assert ycluster.load_state(files).disarmed
+    assert cli("lifetime", "reap").code == 0
+    assert process.poll() is None and files.disk.exists()
+
+
+@pytest.mark.parametrize("disarmed", [False, True])
+def test_a_resume_whose_monitor_does_not_answer_since_keeps_what_ends_it(
+    cli: Cli,
+    files: Files,
+    processes: Processes,
+    timer: Memory,
+    monkeypatch: pytest.MonkeyPatch,
+    disarmed: bool,
+) -> None:
+    """The guest runs: without its new deadline it would run for ever."""
+    line = 'what = request["execute"]'
+    deaf = f"{line}\n                if what == 'query-status' and 'cont' in open('asked').read():"
+    qemu(processes, files, monitor("paused").replace(line, f"{deaf} import time; time.sleep(99)"))
+    monkeypatch.setattr(ycluster, "ANSWER_TIMEOUT", 0.5)
+    now = int(time.time())
+    if disarmed:
+        made(files.cache_dir, started_at=1, expires_at=now + 5000)
+        assert cli("lifetime", "disarm").code == 0
+    else:
+        made(files.cache_dir, started_at=1, reaped=ycluster.Reaped(now, "pause", "at", "QMP stop"))
+    told(cli("resume"), 1, "monitor", "`ycluster status demo`")
+    after = ycluster.load_state(files)
+    assert after.disarmed == disarmed
+    if not disarmed:
+        assert after.expires_at and after.expires_at >= now + 8 * 3600 and timer.standing
 
 
 @pytest.mark.parametrize("action, ends", [("stop", False), ("suspend", False), ("teardown", True)])
@@ -905,7 +976,7 @@ def test_resume_wakes_a_guest_that_stopped_by_itself_and_gives_it_a_deadline(
     made(files.cache_dir)
     woken: list[int] = []
     monkeypatch.setattr(
-        ycluster, "vm_status", lambda host, files: "running" if woken else "io-error"
+        ycluster, "vm_status", lambda host, files, **_: "running" if woken else "io-error"
     )
     monkeypatch.setattr(ycluster, "resume_vm", lambda host, files, vm: woken.append(vm.pid))
     monkeypatch.setattr(
@@ -943,7 +1014,7 @@ def test_resume_fails_where_the_guest_does_not_go_on(
 ) -> None:
     qemu(processes, files)
     made(files.cache_dir, lifetime="")
-    monkeypatch.setattr(ycluster, "vm_status", lambda host, files: "internal-error")
+    monkeypatch.setattr(ycluster, "vm_status", lambda host, files, **_: "internal-error")
     monkeypatch.setattr(ycluster, "resume_vm", lambda host, files, vm: None)
     with refused(YclusterError, "demo", "internal-error"):
         ycluster.resume(host, ycluster.Selector(state_file=files.sidecar))
