@@ -300,6 +300,27 @@ def test_the_next_command_leaves_a_busy_cluster_to_whoever_works_on_it(
     assert [log for _, log in started[1:]] == [busy.files.log, other.files.log]
 
 
+def test_nothing_is_left_in_the_folder_of_a_cluster_that_is_torn_down_meanwhile(
+    host: Clocked,
+    cache: Path,
+    timer: Memory,
+    started: list[object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its copy of the program stood in the way of the next provision of its name."""
+    made(cache, expires_at=int(NOW) - 5)
+    needs_reap = ycluster._needs_reap
+
+    def torn_down(host: Host, state: State) -> bool:
+        due = needs_reap(host, state)
+        ycluster.teardown(host, state.files)
+        return due
+
+    monkeypatch.setattr(ycluster, "_needs_reap", torn_down)
+    ycluster.hand_over(host, spare=Files(cache, "own"))
+    assert started == [] and [path.name for path in cache.iterdir()] == []
+
+
 @pytest.mark.parametrize(
     "fields, words",
     [

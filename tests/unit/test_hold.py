@@ -769,10 +769,17 @@ def test_a_command_that_cannot_be_started_undoes_as_much(
 
 
 @pytest.mark.parametrize("before", ["missing", "stopped"])
-@pytest.mark.parametrize("command, code", [("no-such-command", 127), ("/etc/passwd", 126)])
-def test_what_is_no_command_boots_nothing(runs: Runs, before: str, command: str, code: int) -> None:
+@pytest.mark.parametrize(
+    "command, code",
+    [("no-such-command", 127), ("build", 127), ("./build", 126), ("/etc/passwd", 126)],
+)
+def test_what_is_no_command_boots_nothing(
+    runs: Runs, before: str, command: str, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A boot takes a minute, and a first one a download, to be told of a typo."""
     runs.is_brought_to(before)
+    monkeypatch.chdir(runs.folder)
+    Path("build").mkdir()  # no command is looked for here
     ran = runs("--", command)
     assert ran.code == code and missing(ran.err, command) == [] and runs.now == before
     assert runs.during == []
@@ -942,6 +949,27 @@ def test_a_run_tells_that_its_vm_was_killed_under_its_command(
     assert runs.now == ("missing" if before == "missing" else "stopped")
     if before != "missing":
         assert not runs.state.counts and not runs.state.timers
+
+
+@pytest.mark.parametrize("before", ["stopped", "suspended"])
+def test_a_run_without_a_budget_tells_that_its_vm_was_off_under_its_command(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    """No deadline shows that it was not stopped by a verb; what was to be suspended is lost."""
+    runs.edit('{maxRun: "0"}')
+    runs.is_brought_to(before)
+    attend = Host.attend
+
+    def killed(host: Host, argv: Any, extra: Any) -> int:
+        del runs.world.vms[runs.files]
+        return attend(host, argv, extra)
+
+    monkeypatch.setattr(Host, "attend", killed)
+    ran, written = summary(runs, "--", "true")
+    assert "stopped, or its VM killed" in ran.err and ran.code == (
+        125 if before == "suspended" else 0
+    )
+    assert bool(written["error"]) is (before == "suspended") and runs.now == "stopped"
 
 
 @pytest.mark.parametrize("then", ["leave", None])

@@ -109,7 +109,9 @@ def test_a_deadline_of_a_vm_that_stands_still_beside_its_memory_can_be_moved(cac
         ("postmigrate", (), True),
         ("inmigrate", ("-incoming", "defer"), True),
         ("paused", ("-incoming", "defer"), True),
+        ("io-error", ("-incoming", "defer"), True),
         ("paused", (), False),
+        ("io-error", (), False),
         ("running", ("-incoming", "defer"), False),
     ],
 )

@@ -189,7 +189,8 @@ def test_a_reap_that_fails_is_in_the_log_too(
     monkeypatch.setitem(ycluster.END_BY, "stop", refuse)
     told: list[str] = []
     monkeypatch.setattr(ycluster.Host, "tell_terminals", lambda self, text: told.append(text))
-    state = made(cache, expires_at=int(NOW))
+    # A look of before has found it held, and after the hold it had its grace.
+    state = made(cache, expires_at=int(NOW), retry_at=int(NOW) - 5)
     for _ in range(2):
         with pytest.raises(ycluster.YclusterError):
             ycluster.reap(host, state.files, by="at")

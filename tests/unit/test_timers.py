@@ -822,6 +822,24 @@ def test_a_deadline_waits_for_no_lock_that_is_held_without_end(
     assert ycluster.load_state(state.files).expires_at == int(NOW) - 5
 
 
+def test_a_cluster_whose_lock_is_held_is_looked_at_for_its_use_without_it(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With maxIdle alone a verb that hangs kept it running for ever."""
+    live.starts(max_idle="30m", warn="")
+    while not live.state.idle or live.state.idle.used + 1800 > live.host.time + 600:
+        live.fires()
+    live.host.time = live.state.idle.used + 1800.0
+
+    def held(host: Host, files: Files, **_: Any) -> None:
+        raise ycluster.Busy("demo: another ycluster is working on it")
+
+    monkeypatch.setattr(ycluster, "reap", held)
+    with pytest.raises(ycluster.Busy):
+        ycluster.reap_in_time(live.host, live.files, by="systemd", patience=7.0)
+    assert not live.runs
+
+
 @pytest.mark.parametrize("end, how", [("_halt", "guest-shutdown"), ("_freeze", "SIGSTOP")])
 def test_of_two_that_stop_a_vm_the_second_waits(
     host: Clocked, cache: Path, processes: Processes, end: str, how: str
@@ -1245,9 +1263,13 @@ def test_a_watcher_ends_a_vm_whose_files_are_lost_at_the_deadline_it_knows(
     vm = stand_in(processes, files)
     logins = []
 
-    def stop(host: Host, of: Files, held: ycluster.Vm, poweroff: Any) -> str:
-        key = next(word for word in poweroff.args[0] if "IdentityFile=" in word).partition("=")[2]
+    def log_in(host: Host, argv: list[str], **_: Any) -> None:
+        key = next(word for word in argv if "IdentityFile=" in word).partition("=")[2]
         logins.append((Path(key).read_text(), Path(key).stat().st_mode & 0o777))
+
+    def stop(host: Host, of: Files, held: ycluster.Vm, poweroff: Any, **_: Any) -> str:
+        monkeypatch.setattr(Host, "run", log_in)
+        poweroff()
         assert host.now() >= ends and held.pid == vm.pid
         vm.kill()
         vm.wait()
@@ -1277,6 +1299,62 @@ def test_a_watcher_ends_a_vm_whose_files_are_lost_at_the_deadline_it_knows(
     assert lost == "folder" or files.disk.read_text() == "demo.qcow2"
     assert len(shown) == 1 and "demo" in shown[0]  # the user's terminals are told (21.1.1)
     assert len(host.log.getvalue().splitlines()) <= 4
+
+
+def test_a_watcher_needs_no_room_to_stop_a_vm_whose_files_are_lost(
+    host: Clocked, cache: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where /tmp is full, it can't log in: the other steps follow."""
+
+    def full(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Host, "tell_terminals", lambda self, text: None)
+    monkeypatch.setattr("tempfile.mkdtemp", full)
+    files = Files(cache, "demo")
+    made(cache, expires_at=int(NOW) - 5, timers=(ArmedTimer("watcher", "watch", int(NOW) - 5),))
+    vm = stand_in(processes, files)
+    watcher = ycluster.Watcher(host, files, "watcher")
+    assert watcher._look()
+    shutil.rmtree(cache)
+    watcher.run()
+    assert vm.wait(10) is not None
+
+
+def test_a_hold_of_a_vm_whose_files_are_lost_is_looked_at_again_later_and_has_its_grace(
+    host: Clocked, cache: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was looked at each second, and the VM ended with the hold."""
+    shown: list[str] = []
+    monkeypatch.setattr(Host, "tell_terminals", lambda self, text: shown.append(text))
+    files, me = Files(cache, "demo"), processes.start("")
+    hold = ycluster.Hold(
+        pid=me.pid,
+        began=ycluster.process_start(me.pid),
+        boot=host.boot_id(),
+        since=int(NOW),
+        until=None,
+        command="make",
+        undo="",
+    )
+    due = int(NOW) - 5
+    made(cache, expires_at=due, holds=(hold,), timers=(ArmedTimer("watcher", "watch", due),))
+    vm = stand_in(processes, files)
+    watcher = ycluster.Watcher(host, files, "watcher")
+    assert not watcher._has_ended(None)
+    shutil.rmtree(cache)
+    assert not watcher._has_ended(None)
+    watcher._act()
+    assert watcher._act() == int(NOW) + ycluster.HOLD_LOOK
+    me.kill()
+    me.wait()
+    host.time += ycluster.HOLD_LOOK
+    watcher._act()
+    assert vm.poll() is None and len(shown) == 1 and "will be stopped" in shown[0]
+    assert watcher._act() == int(host.now()) + ycluster.HOLD_GRACE
+    host.time += ycluster.HOLD_GRACE
+    watcher._act()
+    assert vm.wait(10) is not None
 
 
 def test_a_watcher_that_is_asked_stops_a_vm_whose_files_are_lost_before_its_deadline(

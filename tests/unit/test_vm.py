@@ -459,18 +459,16 @@ def test_a_guest_without_room_whose_disk_was_removed_can_be_stopped(
 
 @pytest.mark.parametrize("look", [1, 3])
 def test_a_guest_without_room_whose_monitor_is_late_is_not_cut_off(
-    files: Files, processes: Processes, home: Path, monkeypatch: pytest.MonkeyPatch, look: int
+    files: Files, processes: Processes, impatient: Clocked, look: int
 ) -> None:
-    """A look has two seconds; the one before anything is dropped has longer."""
+    """A look has two seconds; the one before anything is dropped has longer. (Here a 60th of that.)"""
     slow = FULL if look == 1 else FREED
-    wait = f"open('asked').read().count('query-status') == {look} and time.sleep(2.5)"
+    wait = f"open('asked').read().count('query-status') == {look} and time.sleep(0.08)"
     line = 'what = request["execute"]'
     slow = slow.replace(line, f"{line}\n                import time; {wait}")
-    monkeypatch.setattr(ycluster, "POWERDOWN_TIMEOUT", 1.0)
     process = qemu(processes, files, slow.replace("> 1", "> 99"))
-    host = Host({"HOME": str(home)}, Clocked(home).output)  # in real time
     with refused(YclusterError, "room"):
-        stopped_by(host, files, process)
+        stopped_by(impatient, files, process)
     assert process.poll() is None and "quit" not in (files.cache_dir / "asked").read_text()
 
 
@@ -516,6 +514,38 @@ def test_a_failed_resume_leaves_disarmed_what_was(
     assert ycluster.load_state(files).disarmed
     assert cli("lifetime", "reap").code == 0
     assert process.poll() is None and files.disk.exists()
+
+
+def test_a_cluster_whose_vm_does_not_answer_is_not_busy_with_the_verb_that_asks(
+    host: Clocked, files: Files, processes: Processes, home: Path
+) -> None:
+    qemu(processes, files)
+    files.qmp.touch()
+    with ycluster.cluster_lock(host, files):
+        assert ycluster.vm_status(host, files) == "unresponsive"
+        other = Host({"HOME": str(home)}, host.output)
+        assert ycluster.vm_status(other, files) == "busy"
+
+
+def test_a_pause_waits_for_a_stop_that_is_under_way_without_the_lock(
+    host: Clocked,
+    files: Files,
+    processes: Processes,
+    timer: Memory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """QEMU was stopped in the middle of its guest's shutdown, and then killed."""
+    qemu(processes, files, MONITOR)
+    made(files.cache_dir, expires_at=int(host.now()) + 60)
+    seen = []
+
+    def paused(host: Host, files: Files, vm: object) -> str:
+        seen.append(ycluster.flock_held(files.stop_lock))
+        return "QMP stop"
+
+    monkeypatch.setattr(ycluster, "pause_vm", paused)
+    ycluster.pause(host, files)
+    assert seen == [True]
 
 
 @pytest.mark.parametrize("disarmed", [False, True])
@@ -596,7 +626,12 @@ def test_what_a_guest_without_room_needs_is_told(
     assert (after.expires_at, after.started_at) == (before.expires_at, before.started_at)
     assert after.timers and timer.standing, "and no fresh budget"
     monkeypatch.setattr(ycluster, "_check_host", lambda host: None)
-    told(cli("start"), 1, "io-error", "`ycluster resume --name demo`", "room")
+    for verb in ("start", "ssh"):
+        told(cli(verb), 1, "io-error", "`ycluster resume --name demo`", "room")
+    with find_vm(HERE, files) as vm, refused(YclusterError, "room") as caught:
+        assert vm
+        ycluster._check_room(HERE, files, vm)
+    assert "stop" not in caught.value.hint, "which is refused, too"
     [finding] = ycluster._without_room(HERE, ycluster.load_state(files))
     assert "room" in finding.text and "resume --name demo" in finding.remedy
 
