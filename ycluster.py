@@ -8591,8 +8591,6 @@ def write_memory(host: Host, state: State, qmp: Qmp) -> Suspended:
 
 def _check_room(host: Host, files: Files, vm: Vm) -> None:
     """Raise where the memory can't have room. Zero pages take none, and zstd packs the others."""
-    if vm_status(host, files) == NO_ROOM:
-        raise YclusterError(f"{files.name}: {NO_ROOM_WORDS}", hint="make room, and try again")
     status = Path(f"/proc/{vm.pid}/status").read_text(encoding="utf-8")
     found = re.search(r"^VmRSS:\s+([0-9]+) kB$", status, re.MULTILINE)
     most = int(found[1]) << 10 if found else 0
@@ -8600,8 +8598,9 @@ def _check_room(host: Host, files: Files, vm: Vm) -> None:
     free = disk.f_bavail * disk.f_frsize
     if free < (most // 4 if host.which("zstd") else most):
         why = f"{files.name}: its memory takes up to {most >> 20} MiB, and {files.cache_dir} has "
-        hint = "`ycluster prune` lists what can go; "
-        hint += f"`ycluster stop {files.name}` needs no room, and loses what runs in it"
+        hint = "`ycluster prune` lists what can go"
+        if vm_status(host, files) != NO_ROOM:
+            hint += f"; `ycluster stop {files.name}` needs no room, and loses what runs in it"
         raise YclusterError(f"{why}{free >> 20} MiB left", hint=hint)
 
 

@@ -121,7 +121,7 @@ class World:
     def find_vm(self, host: Host, files: Files) -> Iterator[Vm | None]:
         yield Vm(1, -1) if files in self.vms else None
 
-    def vm_status(self, host: Host, files: Files) -> str:
+    def vm_status(self, host: Host, files: Files, **_: float) -> str:
         return self.vms.get(files, "stopped")
 
     def launch(self, host: Host, state: State) -> State:

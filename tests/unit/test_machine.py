@@ -648,10 +648,19 @@ def test_a_limit_of_cpu_time_is_lifted_for_qemu_or_told(
     (tmp_path / ycluster.QEMU).chmod(0o755)
     host = Clocked(tmp_path, PATH=f"{tmp_path}:/usr/bin:/bin")
     lifted = []
-    monkeypatch.setattr(Host, "lift_cpu_limit", lambda self: lifted.append(1) or limit)
-    with pytest.raises(ycluster.ProgramFailed):
+
+    @contextlib.contextmanager
+    def lift(self: Host) -> Iterator[int | None]:
+        lifted.append("lifted")
+        yield limit
+        lifted.append("as before")
+
+    monkeypatch.setattr(Host, "cpu_limit_lifted", lift)
+    (tmp_path / ycluster.QEMU).write_text(f"#!/bin/sh\necho >{tmp_path}/ran\n")
+    with pytest.raises(FileNotFoundError, match="qmp"):
         ycluster._spawn_qemu(host, state(tmp_path), "tcg")
-    assert lifted == [1] and ("600 s of CPU time" in host.log.getvalue()) is (limit is not None)
+    assert lifted == ["lifted", "as before"] and (tmp_path / "ran").exists()
+    assert ("600 s of CPU time" in host.log.getvalue()) is (limit is not None)
 
 
 def test_a_vm_that_wants_more_memory_than_is_free_is_warned_of(

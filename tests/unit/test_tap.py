@@ -294,7 +294,7 @@ def tap_folder(tmp_path: Path, text: str = CONFIG) -> Path:
 
 @pytest.mark.parametrize(
     "verb",
-    ["start", "start --max-run 1h", "start -c tap", "start -c user", "run -c tap -- true", "run -c user -- true", "suspend"],
+    ["start", "start --max-run 1h", "start -c tap", "start -c user", "run -c tap -- /bin/true", "run -c user -- /bin/true", "suspend"],
 )  # fmt: skip
 def test_what_would_have_to_start_it_is_not_implemented_and_changes_nothing(
     cli: Cli, cache: Path, home: Path, tmp_path: Path, timer: Memory, verb: str,

@@ -1529,7 +1529,7 @@ def test_no_deadline_is_left_to_a_timer_that_cannot_read_it_either(
     watcher, vm = watcher_without_a_state(host, cache, processes, ends)
     asked = []
     monkeypatch.setattr(
-        ycluster, "stop_vm", lambda *args: asked.append(host.time) or vm.kill() or vm.wait()
+        ycluster, "stop_vm", lambda *args, **_: asked.append(host.time) or vm.kill() or vm.wait()
     )
     watcher.run()
     assert ends <= asked[0] <= ends + ycluster.WATCH_INTERVAL
@@ -1549,7 +1549,7 @@ def test_a_watcher_without_a_state_tries_a_stop_that_fails_ever_later(
     watcher.readable = watcher._look()
     tries: list[float] = []
 
-    def stuck(*args: object) -> str:
+    def stuck(*args: object, **_: object) -> str:
         tries.append(host.time)
         raise ycluster.YclusterError("no room")
 

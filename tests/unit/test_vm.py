@@ -628,7 +628,8 @@ def test_what_a_guest_without_room_needs_is_told(
     monkeypatch.setattr(ycluster, "_check_host", lambda host: None)
     for verb in ("start", "ssh"):
         told(cli(verb), 1, "io-error", "`ycluster resume --name demo`", "room")
-    with find_vm(HERE, files) as vm, refused(YclusterError, "room") as caught:
+    monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result([0] * 10))
+    with find_vm(HERE, files) as vm, refused(YclusterError, "MiB left") as caught:
         assert vm
         ycluster._check_room(HERE, files, vm)
     assert "stop" not in caught.value.hint, "which is refused, too"
