@@ -4702,7 +4702,8 @@ def schema_for(which: str) -> dict[str, Any]:
 # holds `.vm.lock`, so that a running VM is seen without its pidfile, and two can't start. The
 # watcher holds `.watch.lock`, so that a cluster has one; `armed` asks whether that lock is held.
 # `.stop.lock` is held while the VM is stopped, paused or suspended: `.lock` would not do, as an
-# expiry does not wait for a verb that hangs with it.
+# expiry does not wait for a verb that hangs with it. Whoever takes one while it has another does so
+# in this order: `.watch.lock`, `.lock`, and then `.stop.lock`, `.vm.lock` or `claim_lock`.
 # Downloads have locks of their own: `images/.lock` in a cacheDir, `.lock` beside a release of k3s.
 # `claim_lock` is the user's: under it a cluster takes its context, and its names in a kubeconfig.
 
@@ -4763,7 +4764,7 @@ class Files(Record):
     log = OwnFile(".reap.log")  # the output of the timers
     incoming = OwnFile(IMPORT_FOLDER)  # a folder, while a disk is imported
     kubeconfig = OwnFile("-kubeconfig")  # the cluster's own, to be merged into the user's
-    certificates = OwnFile("-certificates")  # a folder, from which kubectl embeds them
+    certificates = OwnFile("-certificates")  # a folder: the user's kubeconfig leads there
 
     # What the Go sibling makes for the first boot.
     sibling_seed = OwnFile("-seed.img")
@@ -5866,6 +5867,11 @@ def _event_log(host: Host) -> Path:
     return host.state_home() / "events.jsonl"
 
 
+def _full_log(log: Path) -> Path:
+    """What becomes of a log of events that is full."""
+    return log.with_name("events.1.jsonl")
+
+
 def log_event(
     host: Host,
     state: State,
@@ -5874,7 +5880,7 @@ def log_event(
 ) -> None:
     """Add a line of JSON to the user's log of events, best effort.
 
-    A full log becomes events.1.jsonl, in the place of the one before it.
+    A full log becomes `_full_log`, in the place of the one before it.
     """
     about = {
         "at": format_time(host.now()),
@@ -5890,7 +5896,7 @@ def log_event(
         refuse_sudo(host, log)
         own_folder(log.parent)
         if log.exists() and log.stat().st_size > EVENTS_SIZE:
-            log.replace(log.with_name("events.1.jsonl"))
+            log.replace(_full_log(log))
         with descriptor(open_own(log, appending)) as fd:
             os.write(fd, line)  # in one go, so that the lines of two commands never mix
 
@@ -5927,14 +5933,18 @@ def last_teardown(host: Host, name: str = "", place: str = "") -> str:
 def _last_events(host: Host) -> Iterator[State]:
     """The clusters in the log, newest first."""
     try:
-        text = read_own(_event_log(host), 2 * EVENTS_SIZE, last=True)
-        lines = text.decode("utf-8", "replace").splitlines()
-    except (OSError, YclusterError):  # nothing has been logged yet
+        log = _event_log(host)
+    except YclusterError:  # no home: then nothing is logged
         return
-    for line in reversed(lines):
-        state = _state_after(line)
-        if state is not None:
-            yield state
+    for path in (log, _full_log(log)):
+        try:
+            text = read_own(path, 2 * EVENTS_SIZE, last=True)
+        except (OSError, YclusterError):  # there is none yet
+            continue
+        for line in reversed(text.decode("utf-8", "replace").splitlines()):
+            state = _state_after(line)
+            if state is not None:
+                yield state
 
 
 def _state_after(line: str) -> State | None:
@@ -5958,8 +5968,9 @@ def _state_after(line: str) -> State | None:
 
 
 # === 9 lifetime decisions =========================================================================
-# Everything that is decided about deadlines. Pure: the time comes in as an argument, a state or a
-# `Decision` goes out. What acts on it is in section 19; section 10 has the timers that wake it.
+# Everything that is decided about deadlines, but for what an edited config changes: that is
+# `reconfigured`, in 19. Pure: the time comes in as an argument, a state or a `Decision` goes out.
+# What acts on it is in section 19; section 10 has the timers that wake it.
 # A deadline is an absolute time by the wall clock; where that clock is set, it moves along.
 
 
@@ -7609,8 +7620,9 @@ def _send_with_descriptor(sock: Any, line: bytes, fd: int) -> None:
 
 # === 13 VM process ================================================================================
 # Is a cluster's VM running, under which pid, is it really ours; and how it is paused and stopped.
-# A pid alone proves nothing. A process is ours if QEMU's argv names our pidfile; QEMU holds the VM
-# lock as long as it lives. Signals go to a pidfd, which can't come to mean another process.
+# A pid alone proves nothing. A process is ours if QEMU's argv names our pidfile, or it has the VM
+# lock open, as QEMU has as long as it lives: see `is_qemu_of`. Signals go to a pidfd, which can't
+# come to mean another process.
 
 
 class Vm(Record):
@@ -11900,6 +11912,21 @@ def _more(entries: Sequence[bytes]) -> bytes:
 # and `sweep`, which carry expiries out. A verb is a short story: load under the lock, decide, act.
 # What always holds: the deadline is saved, and its timer armed, before a guest gets to run; and
 # nothing of the user's is removed but by a verb whose help promises it.
+# Its parts, each under a heading of these words, and where to begin to read in it:
+#   how a verb is declared      `verb`
+#   which cluster               `Selector`, `find_cluster`
+#   opening a cluster           `opened`: the state, under the cluster's lock
+#   a config that was edited    `reconfigured`
+#   life and death of a VM      `_run_with_deadline`: save, arm, then run; `_halt`; `_erase`
+#   suspend                     `_suspend`, `_run_from_memory`; `_settled`, after one was cut off
+#   a disk that leaves          `prepare_export`, `export`; and one that comes: `import_disk`
+#   lifetime                    `reap`: a look, `decide`, `_expire`; `hand_over`; `extend`, `arm`
+#   a command, and a cluster    `run_with`, `_undo`; `hold`
+#   watching                    `Watcher`
+#   looking                     `describe`, and the rows that `show_as` makes of it
+#   prune                       `PRUNED`: a row a kind
+#   doctor                      `CLUSTER_CHECKS`, and the checks of the host beside it
+#   Compute Engine, the config, completion, help, the parser: a verb or two each
 
 # --- how a verb is declared
 
@@ -13428,10 +13455,15 @@ def _stop_guest(host: Host, state: State, *, erases: bool) -> str:
             host.output.say(f"stopping {state.name} (pid {vm.pid})")
             how = stop_vm(host, files, vm, poweroff, erases=erases)
     if how or is_claimed(files):
-        with contextlib.suppress(OSError):  # stale, they do no harm; on a read-only disk they stay
-            remove(files.pidfile)
-            remove(files.qmp)
+        _forget_process(files)
     return how
+
+
+def _forget_process(files: Files) -> None:
+    """Remove what named a QEMU that has ended. On a read-only disk it stays, and does no harm."""
+    for path in (files.pidfile, files.qmp):
+        with contextlib.suppress(OSError):  # see above
+            remove(path)
 
 
 def _freeze(host: Host, state: State) -> str:
@@ -13458,6 +13490,10 @@ def pause(host: Host, files: Files) -> None:
 
 
 # --- suspend
+# What becomes of a memory file: `start`, or `resume`, loads it and removes it, and then the guest
+# goes on; `teardown`, and `start` or `stop` with --discard-memory, remove it; `stop` alone, and
+# what exports a disk, refuse. No expiry comes, as nothing runs. Whatever else works on the cluster
+# finishes first what was cut off, by `_settled`.
 @verb(
     "suspend",
     "write a cluster's memory to disk and end its VM; start goes on where it was",
@@ -13518,8 +13554,7 @@ def _end_still(host: Host, state: State) -> None:
         if not exited(vm.pidfd, 10):
             send_signal(vm.pidfd, signal.SIGKILL)
             exited(vm.pidfd, 10)
-    remove(files.pidfile)
-    remove(files.qmp)
+    _forget_process(files)
 
 
 def _stamped(state: State) -> State:
@@ -14392,6 +14427,7 @@ def _end_without_lock(host: Host, files: Files) -> None:
     """Stop or pause a VM that is due, whoever holds the cluster's lock. Nothing is saved."""
     state = current(host, files)
     state = _without_ended_holds(host, _with_look(host, state, files))
+    # No grace after a hold: it would be given at each try, as nothing is saved.
     decision = decide(state, host.clock())
     is_under_way = state.retry_at is not None and state.retry_at > host.now()
     if decision.do not in ACTIONS or is_under_way:  # an expiry has its own second try
@@ -15411,11 +15447,14 @@ def watch_all(host: Host) -> NoReturn:
 def _watched_words(states: Sequence[State]) -> str:
     """What is watched, in words that change when a cluster or a deadline does."""
     count = "1 cluster" if len(states) == 1 else f"{len(states)} clusters"
-    deadlines = {state.name: deadline_of(state) for state in states if not state.disarmed}
-    ends = sorted((at, name) for name, at in deadlines.items() if at is not None)
+    ends = []
+    for state in states:
+        deadline = deadline_of(state)
+        if deadline is not None and not state.disarmed:
+            ends.append((deadline, state.name))
     if not ends:
         return f"watching {count}; no deadline is set"
-    at, name = ends[0]
+    at, name = min(ends)
     return f"watching {count}; the next deadline is that of {name}, at {local_time(at)}"
 
 
@@ -16294,13 +16333,15 @@ class Survey(Record):
 
 def surveyed(host: Host) -> Survey:
     """The clusters of now."""
-    clusters = discover(host)
-    states, unreadable = [], []
-    for files in clusters:
+    clusters, states, unreadable = [], [], []
+    for files in discover(host):
         try:
             states.append(current(host, files))
         except (YclusterError, OSError) as error:
+            if not os.path.lexists(files.sidecar):  # it was torn down meanwhile
+                continue
             unreadable.append((files.name, error))
+        clusters.append(files)
     return Survey(tuple(clusters), tuple(states), tuple(unreadable))
 
 

@@ -2464,6 +2464,30 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "test_timers.py::test_a_cluster_whose_lock_is_held_is_looked_at_for_its_use_without_it",
     ),
     (
+        "watch tells the next deadline of clusters that share a name",
+        "    ends = []\n    for state in states:\n        deadline = deadline_of(state)",
+        "    ends = []\n    for state in {state.name: state for state in states}.values():\n        deadline = deadline_of(state)",
+        "test_telling.py::test_watch_all_says_what_it_watches_whenever_that_changes",
+    ),
+    (
+        "what is torn down meanwhile is not unreadable",
+        "            if not os.path.lexists(files.sidecar):  # it was torn down meanwhile\n                continue\n",
+        "",
+        "test_prune.py::test_a_cluster_that_is_torn_down_meanwhile_is_none_that_cannot_be_read",
+    ),
+    (
+        "a stale pidfile is no failure",
+        "        with contextlib.suppress(OSError):  # see above\n            remove(path)",
+        "        remove(path)",
+        "test_suspend.py::test_on_a_read_only_disk_what_stood_still_is_ended_all_the_same",
+    ),
+    (
+        "a full log tells of a teardown, too",
+        "for path in (log, _full_log(log)):",
+        "for path in (log,):",
+        "test_telling.py::test_a_teardown_is_told_of_when_the_log_has_just_become_full",
+    ),
+    (
         "a watcher does not compile the program itself",
         'exec "$python" -I -S -c {lean} "$program" "$@"',
         'exec "$python" -I -S "$program" "$@"',

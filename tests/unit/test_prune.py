@@ -522,3 +522,23 @@ def test_doctor_points_to_it_where_there_is_much_or_something_left_over(
     found = findings(cli)[1]["unused"]
     assert (found["level"], found["remedy"]) == ("warning", "ycluster prune")
     assert "2.0 GiB" in found["text"] and image.exists()
+
+
+def test_a_cluster_that_is_torn_down_meanwhile_is_none_that_cannot_be_read(
+    host: Clocked, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """prune then listed no image, and doctor a failure."""
+    here, gone, broken = made(cache, "here"), made(cache, "gone"), made(cache, "broken")
+    broken.files.sidecar.write_text("{")
+    broken.files.copy.write_text("{")
+    current = ycluster.current
+
+    def torn_down(host: Host, files: Files) -> State:
+        gone.files.sidecar.unlink(missing_ok=True)
+        return current(host, files)
+
+    monkeypatch.setattr(ycluster, "current", torn_down)
+    survey = ycluster.surveyed(host)
+    assert [state.name for state in survey.states] == ["here"]
+    assert [name for name, _ in survey.unreadable] == ["broken"]
+    assert {files.name for files in survey.clusters} == {here.name, "broken"}

@@ -93,6 +93,21 @@ def test_the_docstring_maps_every_section() -> None:
     assert [(int(number), name.rstrip()) for number, name in lines] == list(enumerate(SECTIONS, 1))
 
 
+def test_the_parts_of_the_commands_are_mapped() -> None:
+    """Each heading, in its order; and what is named as the place to begin is there."""
+    begin = next(line for line, text in BANNERS if " 19 commands " in text)
+    lines = SOURCE.splitlines()[begin:]
+    stop = lines.index("")
+    parts = [line[4:30].strip() for line in lines[:stop] if line.startswith("#   ")]
+    headings = [line[6:] for line in lines if line.startswith("# --- ")]
+    alone = [part for part in parts if not part.startswith("Compute Engine")]
+    assert len(alone) > 10
+    for part, heading in zip(alone, headings):
+        assert heading.startswith(part), (part, heading)
+    named = {name for line in lines[:stop] for name in re.findall(r"`(\w+)`", line)}
+    assert not {name for name in named if name not in GLOBALS}
+
+
 def test_each_section_uses_only_what_stands_above_it() -> None:
     names = list(global_names(TREE, frozenset()))
     ahead = [

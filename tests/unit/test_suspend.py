@@ -103,6 +103,22 @@ def test_a_deadline_of_a_vm_that_stands_still_beside_its_memory_can_be_moved(cac
 # --- what QEMU says
 
 
+def test_on_a_read_only_disk_what_stood_still_is_ended_all_the_same(
+    cache: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pidfile that stays there was told as a failure of the end."""
+    state = made(cache, suspended=KEPT)
+    state.files.memory.write_text("what ran in it")
+    vm = qemu(processes, state.files, "postmigrate")
+
+    def read_only(path: Path) -> bool:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(ycluster, "remove", read_only)
+    ycluster._end_still(HERE, state)
+    assert vm.wait(10) == 0
+
+
 @pytest.mark.parametrize(
     "guest, more, proven",
     [

@@ -553,6 +553,17 @@ def test_a_resume_that_is_refused_forgets_nothing(
     assert re.search("(?m)^state: +paused 35m ago by its budget$", cli("status").out)
 
 
+def test_a_teardown_is_told_of_when_the_log_has_just_become_full(
+    host: Clocked, home: Path, cache: Path, timer: Memory, cli: Cli
+) -> None:
+    state = made(cache, expires_at=int(NOW) - 5, on_expiry="teardown", ending="teardown")
+    ycluster.reap(host, state.files, by="hand")
+    assert "torn down" in cli("status", "--name", "demo").err
+    log = home / ".local/state/ycluster/events.jsonl"
+    log.rename(log.with_name("events.1.jsonl"))
+    assert "torn down" in cli("status", "--name", "demo").err
+
+
 def test_watch_all_says_what_it_watches_whenever_that_changes(
     host: Clocked, cache: Path, timer: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -561,10 +572,15 @@ def test_watch_all_says_what_it_watches_whenever_that_changes(
     class Enough(Exception):
         pass
 
+    def another(cache_dir: Path) -> Path:
+        cache_dir.mkdir(mode=0o700, parents=True)
+        return cache_dir
+
     steps = iter(
         [
             lambda: made(cache, "a", expires_at=SOON, started_at=1),
             lambda: made(cache, "b", context="b"),
+            lambda: made(another(host.sibling_home()), "a", expires_at=SOON + 9, started_at=1),
             lambda: None,
             lambda: None,
             lambda: setattr(host, "time", SOON + 1),
@@ -586,7 +602,8 @@ def test_watch_all_says_what_it_watches_whenever_that_changes(
         "0 clusters; no deadline is set",
         f"1 cluster; the next deadline is that of a, at {until}",
         f"2 clusters; the next deadline is that of a, at {until}",
-        "2 clusters; no deadline is set",
+        f"3 clusters; the next deadline is that of a, at {until}",
+        f"3 clusters; the next deadline is that of a, at {ycluster.local_time(SOON + 9)}",
     ]
 
 
