@@ -457,18 +457,33 @@ def test_a_guest_without_room_whose_disk_was_removed_can_be_stopped(
     assert process.wait(10) == 0
 
 
-@pytest.mark.parametrize("look", [1, 3])
-def test_a_guest_without_room_whose_monitor_is_late_is_not_cut_off(
-    files: Files, processes: Processes, impatient: Clocked, look: int
-) -> None:
-    """A look has two seconds; the one before anything is dropped has longer. (Here a 60th of that.)"""
-    slow = FULL if look == 1 else FREED
-    wait = f"open('asked').read().count('query-status') == {look} and time.sleep(0.08)"
+def late(code: str, seconds: float, when: str) -> str:
+    """A monitor that answers so late, when that is true, what it is asked of the guest's state."""
     line = 'what = request["execute"]'
-    slow = slow.replace(line, f"{line}\n                import time; {wait}")
-    process = qemu(processes, files, slow.replace("> 1", "> 99"))
+    wait = f"what == 'query-status' and {when} and time.sleep({seconds})"
+    return code.replace(line, f"{line}\n                import time; {wait}")
+
+
+def test_a_guest_that_had_no_room_and_answers_no_more_is_not_cut_off(
+    files: Files, processes: Processes, impatient: Clocked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ycluster, "ANSWER_TIMEOUT", 0.2)
+    process = qemu(processes, files, late(FULL, 0.5, "open('asked').read().count('cont')"))
     with refused(YclusterError, "room"):
         stopped_by(impatient, files, process)
+    assert process.poll() is None and "quit" not in (files.cache_dir / "asked").read_text()
+
+
+def test_before_a_guest_is_cut_off_its_monitor_has_long_to_say_that_it_has_no_room(
+    files: Files, processes: Processes, impatient: Clocked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any other look has two seconds. It shut down, and then had none."""
+    monkeypatch.setattr(ycluster, "ANSWER_TIMEOUT", 600.0)  # ten of real time
+    is_late = files.cache_dir / "late"
+    code = late(FREED.replace("> 1", "> 99"), 0.5, "os.path.exists('late')")
+    process = qemu(processes, files, code)
+    with refused(YclusterError, "room"):
+        stopped_by(impatient, files, process, is_late.touch)
     assert process.poll() is None and "quit" not in (files.cache_dir / "asked").read_text()
 
 
