@@ -6017,7 +6017,7 @@ def adjusted(state: State, clock: Clock) -> State:
         state = replace(state, idle=idle)
     holds = [_shifted(hold, step, "since", "until") for hold in state.holds]
     state = replace(state, booted_at=booted_at, holds=tuple(holds))
-    return _shifted(state, step, "started_at", "retry_at", "warned", "expires_at")
+    return _shifted(state, step, "started_at", "retry_at", "warned", "failed", "expires_at")
 
 
 def _shifted(record: AnyRecord, step: int, *names: str) -> AnyRecord:

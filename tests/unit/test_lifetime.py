@@ -368,12 +368,11 @@ def test_a_clock_that_is_set_twice_is_followed_twice(one: int, other: int) -> No
 
 
 def test_every_moment_of_the_state_moves_along() -> None:
-    begun = replace(anchored(state(), at(NOW)), retry_at=int(NOW) + 60)
+    moments = {"retry_at": int(NOW) + 60, "warned": LATER, "failed": LATER}
+    begun = replace(anchored(state(), at(NOW)), **moments)
     moved = adjusted(begun, at(NOW, stepped=-5 * HOUR))
-    for before, after in [
-        (begun.expires_at, moved.expires_at), (begun.retry_at, moved.retry_at), (begun.started_at, moved.started_at),
-    ]:  # fmt: skip
-        assert before is not None and after == before - 5 * HOUR
+    for name in ("expires_at", "started_at", *moments):
+        assert getattr(moved, name) == getattr(begun, name) - 5 * HOUR, name
 
 
 def test_a_clock_at_the_beginning_or_the_end_of_time_gives_a_state_that_can_be_saved() -> None:
