@@ -934,17 +934,18 @@ class Host:
             raise PrerequisiteError(f"{argv[0]}: no such program on PATH")
         if env is None:
             env = self.child_env()
-        return subprocess.Popen(
-            [program, *argv[1:]],
-            stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            encoding="utf-8",
-            errors="surrogateescape",  # as Python decodes paths
-            cwd=cwd or "/",
-            env=dict(env),
-            pass_fds=pass_fds,
-        )
+        with self._cpu_limit_lifted():
+            return subprocess.Popen(
+                [program, *argv[1:]],
+                stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                encoding="utf-8",
+                errors="surrogateescape",  # as Python decodes paths
+                cwd=cwd or "/",
+                env=dict(env),
+                pass_fds=pass_fds,
+            )
 
     def _communicate(
         self,
@@ -990,14 +991,15 @@ class Host:
         program = self.which(argv[0])
         if program is None:
             raise PrerequisiteError(f"{argv[0]}: no such program on PATH")
-        process = subprocess.Popen(
-            [program, *argv[1:]],
-            stdin=subprocess.PIPE if stdin is None else stdin,
-            stdout=subprocess.PIPE if stdout is None else stdout,
-            stderr=subprocess.PIPE,
-            bufsize=0,
-            env=self.child_env(),
-        )
+        with self._cpu_limit_lifted():
+            process = subprocess.Popen(
+                [program, *argv[1:]],
+                stdin=subprocess.PIPE if stdin is None else stdin,
+                stdout=subprocess.PIPE if stdout is None else stdout,
+                stderr=subprocess.PIPE,
+                bufsize=0,
+                env=self.child_env(),
+            )
         ours, errors = process.stdin or process.stdout, process.stderr
         assert ours is not None and errors is not None
         with ours, errors:
@@ -1028,19 +1030,25 @@ class Host:
         except (YclusterError, OSError):
             return None
 
-    @contextlib.contextmanager
-    def cpu_limit_lifted(self) -> Iterator[int | None]:
-        """Have no program that is started in the block killed for the CPU time that it has used.
+    def cpu_limit(self) -> int | None:
+        """After so many seconds of CPU time the kernel ends any program of ours; None: never."""
+        import resource
 
-        Gives the seconds at which the kernel does so all the same; None where it never does. A
-        command of the user's, started after it, has the limit of the user's session.
+        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+        return None if hard == resource.RLIM_INFINITY else hard
+
+    @contextlib.contextmanager
+    def _cpu_limit_lifted(self) -> Iterator[None]:
+        """Have no program of ours that is started in the block end at the limit of the session.
+
+        A command of the user's is to have it.
         """
         import resource
 
         soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
         resource.setrlimit(resource.RLIMIT_CPU, (hard, hard))
         try:
-            yield None if hard == resource.RLIM_INFINITY else hard
+            yield
         finally:
             resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
 
@@ -1053,7 +1061,7 @@ class Host:
             fd = open_own(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         except OSError:  # something else stands there: what is started matters more than its log
             fd = os.open(os.devnull, os.O_WRONLY)
-        with descriptor(fd) as to, self.cpu_limit_lifted():
+        with descriptor(fd) as to, self._cpu_limit_lifted():
             subprocess.Popen(
                 argv,
                 stdin=subprocess.DEVNULL,
@@ -1630,6 +1638,17 @@ def refuse_sudo(host: Host, path: Path) -> None:
         user = host.environ.get("SUDO_USER") or f"uid {caller}"
         hint = "run it without sudo; or with `sudo -H`, for clusters of root's own"
         raise PrerequisiteError(f"{part} is {user}'s, and this is root, by sudo", hint=hint)
+
+
+def is_gone(path: Path) -> bool:
+    """Whether there certainly is nothing at a path; where that can't be seen, there may be."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:  # a file server that is away, say
+        return False
+    return False
 
 
 def remove(path: Path) -> bool:
@@ -6423,15 +6442,14 @@ def stopped(state: State) -> State:
 def recounted(state: State, clock: Clock) -> State:
     """The state of a running VM whose budget was changed: its deadline by the new one.
 
-    The budget counts from the start. Where that deadline has passed, or the run has expired, it is
-    a fresh one, from now. Neither is a start: what holds of the VM, and that it was disarmed by
-    hand, stays.
+    The budget counts from the start; where that deadline has passed, it is a fresh one, from now.
+    Neither is a start: what holds of the VM, and that it was disarmed by hand, stays.
     """
     length = budget(state.max_run)
     if length is None:
         return replace(state, expires_at=None, retry_at=None, ending="", warned=None)
     expires_at = (state.started_at or 0) + seconds_up(length)
-    if expires_at <= clock.now or state.reaped is not None:
+    if expires_at <= clock.now:
         expires_at = _end_of(length, clock)
         state = replace(state, reaped=None)
     state = replace(_due_at(state, expires_at, clock), warned=None)
@@ -6464,6 +6482,15 @@ def for_one_run(state: State, run_budget: str) -> State:
         why = f"--max-run {given} is more than lifetime.maxTotal, {state.max_total}"
         raise UsageError(why, hint="give less, or raise maxTotal in the config")
     return replace(state, run_budget=run_budget)
+
+
+def after_expiry(state: State) -> State:
+    """The state of a VM that its expiry has paused, as it goes on: by the config's own budget.
+
+    That of one run is over with it, unless there is no other.
+    """
+    by_config = for_one_run(state, "")
+    return by_config if by_config.has_limit else state
 
 
 def recounted_for_one_run(state: State, run_budget: str, clock: Clock) -> State:
@@ -7936,14 +7963,13 @@ def stop_vm(
     files: Files,
     vm: Vm,
     ssh_poweroff: Callable[[], object],
-    *,
-    erases: bool = False,
+    may_cut_off: Callable[[], bool] | None = None,
 ) -> str:
     """Power the guest off, gently first, and return the name of the step that did it.
 
     Killing QEMU drops what the guest wrote last. Bounded: under three minutes. Raises YclusterError
     when QEMU outlives even SIGKILL; and before anything is dropped of a guest that could write it
-    if there were room for it, unless none of its disks stays (`erases`).
+    if there were room for it, unless it `may_cut_off`, which is asked then alone.
     """
     steps = Steps(host.output, host.monotonic)
     _continue(vm)
@@ -7961,7 +7987,8 @@ def stop_vm(
     how = "" if is_stuck else _escalate(host, files, vm, by_guest, steps)
     if how:
         return how
-    if not erases and (is_stuck or vm_status(host, files, patience=ANSWER_TIMEOUT) == NO_ROOM):
+    is_stuck = is_stuck or vm_status(host, files, patience=ANSWER_TIMEOUT) == NO_ROOM
+    if is_stuck and not (may_cut_off and may_cut_off()):
         hint = "make room, then stop it again: `ycluster prune` lists what can go;\n"
         hint += f"`kill {vm.pid}` ends it as a power cut does, and what it has not written is lost"
         raise YclusterError(f"{files.name}: {NO_ROOM_WORDS}, so it can't shut down", hint=hint)
@@ -8357,6 +8384,10 @@ def free_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup
 def _spawn_qemu(host: Host, state: State, accel: str) -> None:
     """Run QEMU until it is a daemon. It inherits the VM lock, and holds it as long as it lives."""
     files = state.files
+    limit = host.cpu_limit()
+    if limit is not None:
+        why = f"the VM is killed after {limit} s of CPU time, and what it has in memory is lost"
+        host.output.warn(f"{why}: `ulimit -Ht` is the limit of this session")
     fd = take_flock(host, files.vm_lock, timeout=5)
     if fd is None:
         hint = f"`ycluster status --name {state.name}` shows more"
@@ -8369,23 +8400,13 @@ def _spawn_qemu(host: Host, state: State, accel: str) -> None:
             if not state.suspended:
                 os.ftruncate(console, 0)
         try:
-            _run_qemu(host, state, accel, fd)
+            host.run(qemu_argv(state, accel), timeout=60, cwd=files.cache_dir, pass_fds=(fd,))
         except ProgramFailed:
             check_user_network(host)
             raise
         files.qmp.chmod(0o600)
         for path in (files.qmp, files.pidfile):
             keep_owner(path, files.cache_dir)
-
-
-def _run_qemu(host: Host, state: State, accel: str, fd: int) -> None:
-    """Run QEMU with a VM lock, `fd`, that it inherits; until it is a daemon."""
-    argv, folder = qemu_argv(state, accel), state.files.cache_dir
-    with host.cpu_limit_lifted() as limit:
-        if limit is not None:
-            why = f"the VM is killed after {limit} s of CPU time, and what it has in memory is lost"
-            host.output.warn(f"{why}: `ulimit -Ht` is the limit of this session")
-        host.run(argv, timeout=60, cwd=folder, pass_fds=(fd,))
 
 
 def cut_console(files: Files) -> None:
@@ -12564,7 +12585,9 @@ def _with_new_deadline(
 ) -> tuple[State, list[str]]:
     """The state of a running VM in which these fields have changed, and a line on its deadline."""
     lines = []
-    if "lifetime" in changed and state.run_budget:
+    if "lifetime" in changed and state.reaped is not None:  # what goes on has a fresh one
+        lines.append(_counted_from(state))
+    elif "lifetime" in changed and state.run_budget:
         lines.append("the new budget counts from the next start: this run has its own")
     elif "lifetime" in changed:
         state = recounted(state, clock)
@@ -12592,10 +12615,11 @@ def _what_takes(how: str, state: State, differences: Sequence[Difference]) -> li
 
 
 def _counted_from(state: State) -> str:
-    if state.expires_at is None:
+    length = budget(state.max_run)
+    if length is None:
         return "no deadline any more" + ("" if state.max_idle else ": nothing will stop it")
-    length = seconds_up(budget(state.max_run) or 0)
-    if state.expires_at > (state.started_at or 0) + length:
+    from_start = (state.started_at or 0) + seconds_up(length)
+    if state.expires_at is None or state.expires_at > from_start:
         return "the new budget counts from now, as that from the start is used up"
     return "the new budget counts from the start, not from now"
 
@@ -13135,12 +13159,10 @@ def _with_timers(host: Host, state: State) -> State:
 
 
 def _with_deadline(host: Host, state: State) -> State:
-    if state.reaped is not None:  # That run is over, and so is a budget of it alone.
-        state = for_one_run(state, "")
     if state.expires_at is None and budget(state.max_run) is not None:
         return save_state(anchored(state, host.clock()))
     if state.idle is None and budget(state.max_idle) is not None:
-        return save_state(watched_from(state, host.clock()))
+        return save_state(watched_from(replace(state, reaped=None), host.clock()))
     return state
 
 
@@ -13373,7 +13395,8 @@ def _stop_lost(host: Host, files: Files) -> None:
             def no_login() -> NoReturn:
                 raise YclusterError("what logs in to it is not known")
 
-            stop_vm(host, where_now(vm.pid, files), vm, no_login)
+            now = where_now(vm.pid, files)
+            stop_vm(host, now, vm, no_login, partial(is_gone, now.disk))
     host.output.say(f"{files.name} is stopped")
 
 
@@ -13415,15 +13438,15 @@ def _halt(host: Host, state: State, *, erases: bool = False) -> str:
         if _is_memory_kept(host, state.files):
             _end_still(host, state)
             return MEMORY_STEP
-        return _stop_guest(host, state, erases=erases or not _disks(state))
+        return _stop_guest(host, state, erases=erases)
 
 
-def _disks(state: State) -> list[Path]:
-    """The disks of a cluster that are there."""
-    disks = [state.files.disk]
+def _loses_nothing(host: Host, state: State, *, erases: bool) -> bool:
+    """Whether no disk stays of a guest without room: it is gone, or it is to go (`erases`)."""
     if state.data_disk:
-        disks.append(Path(state.data_disk))
-    return [disk for disk in disks if disk.exists()]
+        return False
+    disk = state.files.disk
+    return is_gone(disk) or (erases and not built_on(host, disk))
 
 
 MEMORY_STEP = "memory file"  # how a VM has ended of which its memory is left
@@ -13453,7 +13476,8 @@ def _stop_guest(host: Host, state: State, *, erases: bool) -> str:
             if vm is None:
                 break
             host.output.say(f"stopping {state.name} (pid {vm.pid})")
-            how = stop_vm(host, files, vm, poweroff, erases=erases)
+            may_cut_off = partial(_loses_nothing, host, state, erases=erases)
+            how = stop_vm(host, files, vm, poweroff, may_cut_off)
     if how or is_claimed(files):
         _forget_process(files)
     return how
@@ -13696,17 +13720,17 @@ def _resume(
             return False, state
         if vm is None:
             raise wrong_state(state, "stopped")
-        halted = vm_status(host, state.files) != "running"
-        anew = halted and (state.reaped is not None or _used_up(state, host.now()))
-        paused = state = _budgeted(host, state, config, run_budget, anew=anew)
-        if anew:
-            state = anchored(state, host.clock())
+        now = vm_status(host, state.files)
+        halted = now != "running"
+        paused, anew = _budgeted(host, state, config, run_budget, halted=halted)
+        state = anchored(paused, host.clock()) if anew else paused
         try:
             state = _with_timers(host, state)  # before the guest runs
             if halted:
                 _wake(host, state, vm)
         except BaseException:
-            if halted:
+            # One that stood still, and may run by now, keeps what ends it.
+            if halted and (now in _MAY_RUN or vm_status(host, state.files) not in _MAY_RUN):
                 _take_back(host, paused)
             raise
         return halted, state
@@ -13718,30 +13742,28 @@ def _budgeted(
     config: QemuConfig | None,
     run_budget: str,
     *,
-    anew: bool,
-) -> State:
+    halted: bool,
+) -> tuple[State, bool]:
     """The state of a VM by its config and the budget of this run, saved.
 
-    `anew`: what ran until now has used its budget up, with one of its own.
+    And whether what ran until now has used its budget up, so that it goes on with a fresh one.
     """
-    changed, changes = _by_config(host, state, config, runs=True)
+    before = after_expiry(state) if halted and state.reaped is not None else state
+    changed, changes = _by_config(host, before, config, runs=True)
+    is_over = state.reaped is not None or _used_up(changed, host.now())
+    anew = halted and is_over and not state.disarmed
     if anew:
-        changed = for_one_run(changed, run_budget)
+        changed = for_one_run(changed, run_budget) if run_budget else after_expiry(changed)
     elif run_budget:
         changed = recounted_for_one_run(changed, run_budget, host.clock())
     if changed != state:
         state = save_state(changed)  # also where it is disarmed, and no timer is armed
     say_changes(host, changes)
-    return state
+    return state, anew
 
 
 def _take_back(host: Host, paused: State) -> None:
-    """After a resume that failed: the deadline is that of before, and its timers stand.
-
-    One that may run by now, as its monitor does not answer, keeps what ends it.
-    """
-    if vm_status(host, paused.files) in _MAY_RUN:
-        return
+    """After a resume that failed: the deadline is that of before, and its timers stand."""
     saved = load_state(paused.files)
     state = swap_timers(host, replace(paused, timers=saved.timers), paused.timers)
     with contextlib.suppress(YclusterError):  # why the resume has failed says more
@@ -13759,7 +13781,7 @@ def _wake(host: Host, state: State, vm: Vm) -> None:
         raise YclusterError(f"{state.name}: {NO_ROOM_WORDS}", hint="make room, and try again")
     if now == "unresponsive":
         why = f"{state.name} was told to go on, and its monitor does not answer since"
-        hint = f"its deadline is set; `ycluster status {state.name}` shows whether it runs"
+        hint = f"`ycluster status {state.name}` shows whether it runs, and until when"
         raise YclusterError(why, hint=hint)
     if now != "running":
         why = f"{state.name} could not be continued: its state is {now}"
@@ -13796,20 +13818,13 @@ def teardown(host: Host, files: Files, *, keep_disk: bool = False) -> None:
         if keep_disk and state.suspended:
             text = "its memory is not kept, so the disk is as after a power cut"
             host.output.warn(f"{state.name}: {text}")
-        _halt(host, state, erases=known and not keep_disk and not _keeps_a_disk(host, state))
+        _halt(host, state, erases=known and not keep_disk)
         removed = _erase(host, state, keep_disk=keep_disk or not known)
     host.output.say(f"{files.name} is torn down; removed: {' '.join(removed)}")
     kept = _kept(state) if known else files.unclaimed()
     if kept:
         host.output.say(f"  kept: {' '.join(map(str, kept))}")
         _say_its_image(host, files)
-
-
-def _keeps_a_disk(host: Host, state: State) -> bool:
-    """Whether a teardown leaves a disk: a data disk always, the other if another builds on it."""
-    boot_disk = state.files.disk
-    others = [disk for disk in _disks(state) if disk != boot_disk]
-    return bool(others) or bool(built_on(host, boot_disk))
 
 
 def _say_its_image(host: Host, files: Files) -> None:
@@ -13824,8 +13839,10 @@ def _say_its_image(host: Host, files: Files) -> None:
 
 def _kept(state: State) -> list[Path]:
     """What a teardown has kept of a cluster."""
-    key = state.files.ssh_key
-    return [*_disks(state), key] if key.exists() else _disks(state)
+    disks = [state.files.disk, state.files.ssh_key]
+    if state.data_disk:
+        disks.append(Path(state.data_disk))
+    return [path for path in disks if path.exists()]
 
 
 def _erase(host: Host, state: State, *, keep_disk: bool = False) -> list[str]:
@@ -14425,9 +14442,9 @@ def reap_in_time(
 
 def _end_without_lock(host: Host, files: Files) -> None:
     """Stop or pause a VM that is due, whoever holds the cluster's lock. Nothing is saved."""
-    state = current(host, files)
-    state = _without_ended_holds(host, _with_look(host, state, files))
-    # No grace after a hold: it would be given at each try, as nothing is saved.
+    # No look, and no grace after a hold: as nothing is saved, each try would begin anew. The verb
+    # that has the lock is a use, too.
+    state = _with_holds(host, current(host, files))
     decision = decide(state, host.clock())
     is_under_way = state.retry_at is not None and state.retry_at > host.now()
     if decision.do not in ACTIONS or is_under_way:  # an expiry has its own second try
@@ -14546,7 +14563,7 @@ def _expire_or_tell(
         if state.failed != end.at:
             host.tell_terminals(f"ycluster: {error}")
             with contextlib.suppress(YclusterError, OSError):  # then they are told again
-                save_state(replace(load_state(state.files), failed=end.at))
+                save_state(replace(_newest(host, load_state(state.files)), failed=end.at))
         raise
 
 
@@ -14672,16 +14689,12 @@ def _suspend_or_stop(host: Host, state: State) -> str:
     return f"{how}, as it could not be suspended: {why}"
 
 
-def _halt_for_good(host: Host, state: State) -> str:
-    return _halt(host, state, erases=not _keeps_a_disk(host, state))
-
-
 # How each of ACTIONS ends a run; what is left on disk is the same for all that do not erase it.
 END_BY: Mapping[str, Callable[[Host, State], str]] = {
     "stop": _halt,
     "pause": _freeze,
     "suspend": _suspend_or_stop,
-    "teardown": _halt_for_good,
+    "teardown": partial(_halt, erases=True),
 }
 
 
@@ -14772,7 +14785,8 @@ def _reap_apart(host: Host, state: State) -> None:
     """
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(cluster_lock(host, state.files, patience=0.0))
+            lock, sidecar = state.files.lock, state.files.sidecar
+            stack.enter_context(locked(host, lock, timeout=0.0, belongs_to=sidecar))
         except Busy:
             return
         except (YclusterError, OSError):  # no lock can be had, as on a full disk
@@ -15009,6 +15023,8 @@ def arm(host: Host, which: Selector) -> None:
     """(Re)install the timers; a running cluster with a budget and no deadline gets one from now."""
     files, config = find_with_config(host, which)
     with opened(host, files) as before:
+        if before.reaped is not None:
+            before = after_expiry(before)
         # What has a deadline counts as running: a VM may run out of our sight.
         state, changes = reconfigured(before, config, host.clock(), runs=True)
         if not before.counts:
@@ -15682,8 +15698,11 @@ class Watcher:
         decision = decide(self.known, host.clock(), was_held=was_held)
         if decision.again is not None:
             self.known = replace(self.known, retry_at=decision.again)
-        if decision.do == "warn":
-            _warn(host, self.known, decision)
+        if decision.do == "warn" and was_held:
+            left = in_words((decision.again or 0) - host.now())
+            text = f"its last hold has ended, and its state file is lost: it is stopped in {left}"
+            say_when(host, f"{state.name}: {text}")
+            host.tell_terminals(f"ycluster: {state.name}: {text}")
         if decision.do in ACTIONS and decision.end is not None:
             try:
                 how = self._stop_without_files(state, vm, f"it is {decision.why}")
@@ -15707,9 +15726,10 @@ class Watcher:
         text = f"{state.name}: its state file is lost or can't be read, and {cause}: stopping it"
         say_when(host, text)
         host.tell_terminals(f"ycluster: {text}")
-        is_gone = not _disks(replace(state, cache_dir=str(files.cache_dir)))
         poweroff = partial(self._poweroff_without_files, state)
-        return stop_vm(host, files, vm, poweroff, erases=is_gone)
+        there = replace(state, cache_dir=str(files.cache_dir))
+        may_cut_off = partial(_loses_nothing, host, there, erases=False)
+        return stop_vm(host, files, vm, poweroff, may_cut_off)
 
     def _poweroff_without_files(self, state: State) -> None:
         """Have the guest power itself off, by a login from the copies that are held."""

@@ -887,13 +887,13 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a teardown at a deadline cuts no guest off from a data disk",
-        "return bool(others) or bool(built_on(host, boot_disk))",
-        "return bool(built_on(host, boot_disk))",
+        "    if state.data_disk:\n        return False\n    disk = state.files.disk\n",
+        "    disk = state.files.disk\n",
         "test_vm.py::test_a_teardown_cuts_no_guest_off_from_a_disk_that_stays",
     ),
     (
         "a teardown cuts no guest off from a disk that it keeps",
-        "_halt(host, state, erases=known and not keep_disk and not _keeps_a_disk(host, state))",
+        "_halt(host, state, erases=known and not keep_disk)",
         "_halt(host, state, erases=True)",
         "test_vm.py::test_a_teardown_cuts_no_guest_off_from_a_disk_that_stays",
     ),
@@ -917,8 +917,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "the limit of CPU time is lifted for QEMU",
-        "    with host.cpu_limit_lifted() as limit:\n",
-        "    with contextlib.nullcontext() as limit:\n",
+        "        with self._cpu_limit_lifted():\n            return subprocess",
+        "        if True:\n            return subprocess",
         "test_machine.py::test_a_limit_of_cpu_time_is_lifted_for_qemu_or_told",
     ),
     (
@@ -1902,8 +1902,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a guest that has no room for what it writes is not cut off",
-        "    if not erases and (is_stuck or",
-        "    if False and (is_stuck or",
+        "if is_stuck and not (may_cut_off and may_cut_off()):",
+        "if False:",
         "test_vm.py::test_a_guest_without_room_is_not_cut_off_before_it_has_written",
     ),
     (
@@ -1932,8 +1932,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a stop goes on until nothing of the cluster runs",
-        "how = stop_vm(host, files, vm, poweroff, erases=erases)",
-        "how = stop_vm(host, files, vm, poweroff, erases=erases)\n            break",
+        "how = stop_vm(host, files, vm, poweroff, may_cut_off)\n",
+        "how = stop_vm(host, files, vm, poweroff, may_cut_off)\n            break\n",
         "test_vm.py::test_stop_goes_on_until_no_process_of_the_cluster_is_left",
     ),
     (
@@ -2146,7 +2146,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "an edit ends no VM at once",
-        "    if expires_at <= clock.now or state.reaped is not None:\n        expires_at = _end_of(",
+        "    if expires_at <= clock.now:\n        expires_at = _end_of(",
         "    if False:\n        expires_at = _end_of(",
         "test_reconfigure.py::test_the_deadline_of_a_running_vm_follows_its_budget",
     ),
@@ -2315,8 +2315,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "the monitor of a moved VM is where its lock is",
-        "stop_vm(host, where_now(vm.pid, files), vm, no_login)",
-        "stop_vm(host, files, vm, no_login)",
+        "            now = where_now(vm.pid, files)\n",
+        "            now = files\n",
         "test_vm.py::test_a_vm_without_a_state_whose_folder_was_moved_is_shut_down_by_its_monitor",
     ),
     (
@@ -2333,19 +2333,19 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a resume after its expiry counts a budget of its own from now",
-        "anew = halted and (state.reaped is not None or _used_up(state, host.now()))",
-        "anew = halted and _used_up(state, host.now())",
+        "is_over = state.reaped is not None or _used_up(changed, host.now())",
+        "is_over = _used_up(changed, host.now())",
         "test_timers.py::test_what_its_expiry_has_paused_goes_on_with_a_fresh_budget",
     ),
     (
         "an edited budget of what its expiry has paused counts from now",
-        "if expires_at <= clock.now or state.reaped is not None:",
-        "if expires_at <= clock.now:",
+        'if "lifetime" in changed and state.reaped is not None:  # what',
+        "if False:  # what",
         "test_reconfigure.py::test_what_its_expiry_has_paused_gets_the_whole_of_an_edited_budget",
     ),
     (
         "a budget of one run is over with it",
-        '    if state.reaped is not None:  # That run is over, and so is a budget of it alone.\n        state = for_one_run(state, "")\n',
+        "        if before.reaped is not None:\n            before = after_expiry(before)\n",
         "",
         "test_timers.py::test_what_its_expiry_has_paused_is_armed_by_the_budget_of_its_config",
     ),
@@ -2357,8 +2357,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a resume that may have worked keeps its deadline",
-        "    if vm_status(host, paused.files) in _MAY_RUN:\n        return\n",
-        "",
+        "if halted and (now in _MAY_RUN or vm_status(host, state.files) not in _MAY_RUN):",
+        "if halted:",
         "test_vm.py::test_a_resume_whose_monitor_does_not_answer_since_keeps_what_ends_it",
     ),
     (
@@ -2372,12 +2372,6 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "vm_status(host, files, patience=ANSWER_TIMEOUT) == NO_ROOM",
         "vm_status(host, files) == NO_ROOM",
         "test_vm.py::test_before_a_guest_is_cut_off_its_monitor_has_long_to_say_that_it_has_no_room",
-    ),
-    (
-        "a data disk counts where the boot disk was removed",
-        "        disks.append(Path(state.data_disk))\n    return [disk for",
-        "        pass\n    return [disk for",
-        "test_vm.py::test_a_teardown_cuts_no_guest_off_from_a_disk_that_stays",
     ),
     (
         "one's own work is not another's",
@@ -2429,8 +2423,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a failure is told once",
-        "            with contextlib.suppress(YclusterError, OSError):  # then they are told again\n                save_state(replace(load_state(state.files), failed=end.at))\n",
-        "",
+        "                save_state(replace(_newest(host, load_state(state.files)), failed=end.at))\n",
+        "                pass\n",
         "test_telling.py::test_a_reap_that_fails_is_in_the_log_too",
     ),
     (
@@ -2458,12 +2452,6 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "test_timers.py::test_a_hold_of_a_vm_whose_files_are_lost_is_looked_at_again_later_and_has_its_grace",
     ),
     (
-        "use is looked at without the lock",
-        "    state = _without_ended_holds(host, _with_look(host, state, files))\n    # No grace",
-        "    # No grace",
-        "test_timers.py::test_a_cluster_whose_lock_is_held_is_looked_at_for_its_use_without_it",
-    ),
-    (
         "watch tells the next deadline of clusters that share a name",
         "    ends = []\n    for state in states:\n        deadline = deadline_of(state)",
         "    ends = []\n    for state in {state.name: state for state in states}.values():\n        deadline = deadline_of(state)",
@@ -2486,6 +2474,36 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "for path in (log, _full_log(log)):",
         "for path in (log,):",
         "test_telling.py::test_a_teardown_is_told_of_when_the_log_has_just_become_full",
+    ),
+    (
+        "where a budget of one run is the only one, it counts again",
+        "return by_config if by_config.has_limit else state",
+        "return by_config",
+        "test_timers.py::test_what_its_expiry_has_paused_is_armed_by_the_budget_of_its_config",
+    ),
+    (
+        "what was paused unused, and armed, is no expired run",
+        "watched_from(replace(state, reaped=None), host.clock())",
+        "watched_from(state, host.clock())",
+        "test_timers.py::test_what_was_paused_unused_is_disarmed_for_good",
+    ),
+    (
+        "a watcher of lost files warns of nothing else",
+        'if decision.do == "warn" and was_held:',
+        'if decision.do == "warn":',
+        "test_timers.py::test_a_watcher_of_lost_files_warns_of_no_deadline_that_nobody_can_extend",
+    ),
+    (
+        "what is handed over is not what the verb shows",
+        "            lock, sidecar = state.files.lock, state.files.sidecar\n",
+        "            host.worked_on = state.files.sidecar\n            lock, sidecar = state.files.lock, state.files.sidecar\n",
+        "test_faults.py::test_what_is_handed_over_is_not_what_the_verb_shows",
+    ),
+    (
+        "a lost guest without room and without a disk is stopped",
+        "vm, no_login, partial(is_gone, now.disk))",
+        "vm, no_login)",
+        "test_vm.py::test_a_guest_without_room_whose_state_and_disk_are_lost_can_be_stopped",
     ),
     (
         "a watcher does not compile the program itself",
@@ -3313,8 +3331,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     # --- what a stop, a launch and a bundle do in which order
     (
         "QEMU holds its lock",
-        "cwd=folder, pass_fds=(fd,)",
-        "cwd=folder",
+        "cwd=files.cache_dir, pass_fds=(fd,)",
+        "cwd=files.cache_dir",
         "test_machine.py::test_qemu_holds_its_lock_to_its_last_breath",
     ),
     (
@@ -3656,8 +3674,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a refused resume leaves the last expiry",
-        "            if halted:\n                _take_back",
-        "            if False:\n                _take_back",
+        "                _take_back(host, paused)\n",
+        "                pass\n",
         "test_telling.py::test_a_resume_that_is_refused_forgets_nothing",
     ),
     (

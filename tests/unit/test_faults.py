@@ -300,6 +300,15 @@ def test_the_next_command_leaves_a_busy_cluster_to_whoever_works_on_it(
     assert [log for _, log in started[1:]] == [busy.files.log, other.files.log]
 
 
+def test_what_is_handed_over_is_not_what_the_verb_shows(
+    host: Clocked, cache: Path, timer: Memory, started: list[object]
+) -> None:
+    """`stop -o json` of one whose state can't be read showed the other."""
+    made(cache, expires_at=int(NOW) - 5)
+    ycluster.hand_over(host, spare=Files(cache, "own"))
+    assert len(started) == 1 and host.worked_on is None
+
+
 def test_nothing_is_left_in_the_folder_of_a_cluster_that_is_torn_down_meanwhile(
     host: Clocked,
     cache: Path,
@@ -901,8 +910,10 @@ def test_a_second_try_stands_before_the_first_and_only_a_success_takes_it_away(
     state = made(cache, expires_at=LONG_AGO, on_expiry="teardown")
     stand_in(processes, state.files)
 
-    def stubborn(*args: object, erases: bool) -> str:
-        assert erases
+    def stubborn(
+        host: Host, files: Files, vm: object, ssh: object, may_cut_off: Callable[[], bool]
+    ) -> str:
+        assert may_cut_off()
         seen.append(ycluster.load_state(state.files).retry_at)
         assert [*timer.standing.values()] == [seen[-1]]
         raise ycluster.YclusterError("QEMU is alive")
@@ -1049,7 +1060,7 @@ def test_every_verb_leaves_files_and_directories_private(
             monkeypatch.setattr(
                 ycluster,
                 "stop_vm",
-                lambda host, files, vm, ssh, erases: os.kill(vm.pid, signal.SIGKILL) or "x",
+                lambda host, files, vm, ssh, may_cut_off: os.kill(vm.pid, signal.SIGKILL) or "x",
             )
             monkeypatch.setattr(
                 ycluster, "find_vm", waits_for_the_dead(ycluster.find_vm, processes)

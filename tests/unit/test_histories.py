@@ -189,7 +189,7 @@ class World:
         self.effect()
 
     def stop_vm(
-        self, host: Host, files: Files, vm: Vm, poweroff: object, *, erases: bool = False
+        self, host: Host, files: Files, vm: Vm, poweroff: object, may_cut_off: object
     ) -> str:
         self.effect()
         if self.stubborn:

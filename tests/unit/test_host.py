@@ -44,13 +44,16 @@ def test_what_outlives_a_command_is_not_killed_by_the_limit_of_its_shell(tmp_pat
 import sys; sys.path.insert(0, {str(PROGRAM.parent)!r})
 import io, ycluster
 host = ycluster.Host({{"PATH": "/usr/bin:/bin"}}, ycluster.Output(io.StringIO(), io.StringIO()))
-with host.cpu_limit_lifted() as limit:
-    print(limit, flush=True)
+print(host.cpu_limit(), flush=True)
+print(host.run(["sh", "-c", "ulimit -St"], timeout=60).stdout, flush=True)
 host.spawn(["sh", "-c", "ulimit -St"], ycluster.Path({str(tmp_path / "log")!r}))
 host.attend(["sh", "-c", "ulimit -St"], {{}})
 """
     # The user's own command has its limit.
-    limits = {"ulimit -St 60": "None 60 unlimited", "ulimit -St 60; ulimit -Ht 600": "600 60 600"}
+    limits = {
+        "ulimit -St 60": "None unlimited 60 unlimited",
+        "ulimit -St 60; ulimit -Ht 600": "600 600 60 600",
+    }
     for limit, left in limits.items():
         (tmp_path / "log").unlink(missing_ok=True)
         argv = ["sh", "-c", f'{limit}; exec "$0" -c "$1"', sys.executable, code]

@@ -10,6 +10,7 @@ import json
 import os
 import pty
 import re
+import resource
 import select
 import shutil
 import signal
@@ -647,19 +648,18 @@ def test_a_limit_of_cpu_time_is_lifted_for_qemu_or_told(
     (tmp_path / ycluster.QEMU).write_text("#!/bin/sh\nexit 1\n")
     (tmp_path / ycluster.QEMU).chmod(0o755)
     host = Clocked(tmp_path, PATH=f"{tmp_path}:/usr/bin:/bin")
-    lifted = []
-
-    @contextlib.contextmanager
-    def lift(self: Host) -> Iterator[int | None]:
-        lifted.append("lifted")
-        yield limit
-        lifted.append("as before")
-
-    monkeypatch.setattr(Host, "cpu_limit_lifted", lift)
-    (tmp_path / ycluster.QEMU).write_text(f"#!/bin/sh\necho >{tmp_path}/ran\n")
-    with pytest.raises(FileNotFoundError, match="qmp"):
-        ycluster._spawn_qemu(host, state(tmp_path), "tcg")
-    assert lifted == ["lifted", "as before"] and (tmp_path / "ran").exists()
+    limits = []
+    monkeypatch.setattr(Host, "cpu_limit", lambda self: limit)
+    (tmp_path / ycluster.QEMU).write_text(f"#!/bin/sh\nulimit -St >{tmp_path}/limit\n")
+    before = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (5000, before[1]))
+    try:
+        with pytest.raises(FileNotFoundError, match="qmp"):
+            ycluster._spawn_qemu(host, state(tmp_path), "tcg")
+        limits.append(resource.getrlimit(resource.RLIMIT_CPU)[0])
+    finally:
+        resource.setrlimit(resource.RLIMIT_CPU, before)
+    assert (tmp_path / "limit").read_text() != "5000\n" and limits == [5000]
     assert ("600 s of CPU time" in host.log.getvalue()) is (limit is not None)
 
 

@@ -414,12 +414,25 @@ def test_what_its_expiry_has_paused_gets_the_whole_of_an_edited_budget(
     """It had what was left of it since the start."""
     edited.runs(frozen=True)
     reaped = ycluster.Reaped(int(time.time()), "pause", "hand", "QMP stop", ycluster.DEADLINE)
-    ycluster.save_state(replace(edited.state, expires_at=None, reaped=reaped))
+    ycluster.save_state(replace(edited.state, expires_at=None, reaped=reaped, run_budget="10m"))
     edited.edit(lifetime={"maxRun": "4h", "onExpiry": "pause", "warn": "0"})
     before = int(time.time())
-    told(edited.run(verb), 0, "lifetime.maxRun: 8h -> 4h", "the new budget counts from now")
+    ran = edited.run(verb)
+    told(ran, 0, "lifetime.maxRun: 8h -> 4h", "the new budget counts from now")
+    assert "next start" not in ran.err
     assert edited.state.expires_at is not None
     assert before + 4 * HOUR <= edited.state.expires_at <= time.time() + 4 * HOUR + 1
+
+
+def test_a_resume_after_a_deadline_that_no_expiry_has_kept_counts_an_edited_budget_from_the_start(
+    edited: Edited,
+) -> None:
+    """Its expiry may have failed, for want of room; the words and the deadline agree."""
+    edited.runs(frozen=True)
+    ycluster.save_state(replace(edited.state, lifetime="30m", expires_at=edited.began + 1800))
+    edited.edit(lifetime={"maxRun": "4h", "warn": "0"})
+    told(edited.run("resume"), 0, "lifetime.maxRun: 30m -> 4h", "from the start, not from now")
+    assert edited.state.expires_at == edited.began + 4 * HOUR
 
 
 @pytest.mark.parametrize("verb", ["start", "lifetime arm", "resume"])

@@ -822,24 +822,6 @@ def test_a_deadline_waits_for_no_lock_that_is_held_without_end(
     assert ycluster.load_state(state.files).expires_at == int(NOW) - 5
 
 
-def test_a_cluster_whose_lock_is_held_is_looked_at_for_its_use_without_it(
-    live: Live, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With maxIdle alone a verb that hangs kept it running for ever."""
-    live.starts(max_idle="30m", warn="")
-    while not live.state.idle or live.state.idle.used + 1800 > live.host.time + 600:
-        live.fires()
-    live.host.time = live.state.idle.used + 1800.0
-
-    def held(host: Host, files: Files, **_: Any) -> None:
-        raise ycluster.Busy("demo: another ycluster is working on it")
-
-    monkeypatch.setattr(ycluster, "reap", held)
-    with pytest.raises(ycluster.Busy):
-        ycluster.reap_in_time(live.host, live.files, by="systemd", patience=7.0)
-    assert not live.runs
-
-
 @pytest.mark.parametrize("end, how", [("_halt", "guest-shutdown"), ("_freeze", "SIGSTOP")])
 def test_of_two_that_stop_a_vm_the_second_waits(
     host: Clocked, cache: Path, processes: Processes, end: str, how: str
@@ -1267,7 +1249,7 @@ def test_a_watcher_ends_a_vm_whose_files_are_lost_at_the_deadline_it_knows(
         key = next(word for word in argv if "IdentityFile=" in word).partition("=")[2]
         logins.append((Path(key).read_text(), Path(key).stat().st_mode & 0o777))
 
-    def stop(host: Host, of: Files, held: ycluster.Vm, poweroff: Any, **_: Any) -> str:
+    def stop(host: Host, of: Files, held: ycluster.Vm, poweroff: Any, *_: Any) -> str:
         monkeypatch.setattr(Host, "run", log_in)
         poweroff()
         assert host.now() >= ends and held.pid == vm.pid
@@ -1350,7 +1332,7 @@ def test_a_hold_of_a_vm_whose_files_are_lost_is_looked_at_again_later_and_has_it
     me.wait()
     host.time += ycluster.HOLD_LOOK
     watcher._act()
-    assert vm.poll() is None and len(shown) == 1 and "will be stopped" in shown[0]
+    assert vm.poll() is None and len(shown) == 1 and "it is stopped in" in shown[0]
     assert watcher._act() == int(host.now()) + ycluster.HOLD_GRACE
     host.time += ycluster.HOLD_GRACE
     watcher._act()
@@ -1860,12 +1842,55 @@ def test_what_its_expiry_has_paused_goes_on_with_a_fresh_budget(
     assert live.state.reaped is None and live.state.run_budget == run_budget
 
 
-def test_what_its_expiry_has_paused_is_armed_by_the_budget_of_its_config(live: Live) -> None:
-    live.starts(lifetime="1h", run_budget="10m", max_idle="", warn="", on_expiry="pause")
+@pytest.mark.parametrize("lifetime, seconds", [("1h", 3600), ("", 600)])
+def test_what_its_expiry_has_paused_is_armed_by_the_budget_of_its_config(
+    live: Live, lifetime: str, seconds: int
+) -> None:
+    """Or by that of its run, where there is no other."""
+    live.starts(lifetime=lifetime, run_budget="10m", max_idle="", warn="", on_expiry="pause")
     live.fires()
     live.host.time += 300
     ycluster.arm(live.host, ycluster.Selector(state_file=live.files.sidecar))
-    assert live.state.expires_at == live.host.time + 3600
+    assert live.state.expires_at == live.host.time + seconds
+
+
+def test_what_the_monitor_has_continued_gets_the_budget_of_its_run_again(live: Live) -> None:
+    """It has no other: without it, it would run for ever."""
+    live.starts(lifetime="", run_budget="2h", max_idle="", warn="", on_expiry="pause")
+    live.fires()
+    ycluster.ask_qemu(live.host, live.files, "cont")
+    ycluster.reap(live.host, live.files, by="memory")
+    assert live.state.expires_at == live.host.time + 7200
+
+
+def test_what_was_paused_unused_is_disarmed_for_good(live: Live) -> None:
+    live.starts(max_idle="30m", on_expiry="pause", warn="")
+    while not live.state.reaped:
+        live.fires()
+    which = ycluster.Selector(state_file=live.files.sidecar)
+    ycluster.arm(live.host, which)
+    assert live.state.reaped is None
+    ycluster.disarm(live.host, live.files)
+    ycluster.resume(live.host, which)
+    assert live.state.disarmed
+
+
+def test_a_watcher_of_lost_files_warns_of_no_deadline_that_nobody_can_extend(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It did at each look, and ran onWarn."""
+    shown: list[str] = []
+    monkeypatch.setattr(Host, "tell_terminals", lambda self, text: shown.append(text))
+    live.starts(max_idle="30m", lifetime="2h", warn="1h", on_warn="echo >>warned")
+    watcher = ycluster.Watcher(live.host, live.files, "watcher")
+    assert not watcher._has_ended(None)
+    for path in (live.files.sidecar, live.files.copy):
+        path.write_text("rubbish")
+    for _ in range(20):
+        assert not watcher._has_ended(None)
+        watcher._act()
+        live.host.time += 60
+    assert shown == []
 
 
 def test_a_state_that_came_back_from_before_the_last_start_tears_nothing_down(live: Live) -> None:

@@ -29,6 +29,7 @@ from unit_support import (
     missing,
     monitor,
     refused,
+    stand_in,
     told,
 )
 
@@ -445,7 +446,7 @@ def test_a_guest_without_room_is_not_cut_off_before_it_has_written(
     assert missing(caught.value.hint, "prune", f"`kill {process.pid}`") == []
     assert process.poll() is None and "quit" not in (files.cache_dir / "asked").read_text()
     with find_vm(HERE, files) as vm:
-        assert vm and stop_vm(impatient, files, vm, lambda: None, erases=True) == "QMP quit"
+        assert vm and stop_vm(impatient, files, vm, lambda: None, lambda: True) == "QMP quit"
 
 
 def test_a_guest_without_room_whose_disk_was_removed_can_be_stopped(
@@ -495,25 +496,58 @@ def test_a_teardown_cuts_no_guest_off_from_a_disk_that_stays(
     files.disk.touch()
     with refused(YclusterError, "room"):
         ycluster.teardown(impatient, files)
-    data = tmp_path / "data.qcow2"
-    data.touch()
-    state = made(files.cache_dir, data_disk=str(data))
+    # A data disk that has another name by now, or whose file server is away, stays, too.
+    state = made(files.cache_dir, data_disk=str(tmp_path / "data.qcow2"))
     for boot_disk_is_there in (True, False):
         if not boot_disk_is_there:
             files.disk.unlink()
-        with refused(YclusterError, "room"):
-            ycluster._halt_for_good(impatient, state)
-        with refused(YclusterError, "room"):
-            ycluster._halt(impatient, state)
+        for end in (ycluster.END_BY["teardown"], ycluster._halt):
+            with refused(YclusterError, "room"):
+                end(impatient, state)
         with refused(YclusterError, "room"):
             ycluster.teardown(impatient, files)
-    data.unlink()
+    made(files.cache_dir)
     files.disk.touch()
     with refused(YclusterError, "room"):
         ycluster.teardown(impatient, files, keep_disk=True)
     assert process.poll() is None
     ycluster.teardown(impatient, files)  # what it has not written goes with its disk
     assert process.wait(10) == 0 and not files.disk.exists()
+
+
+def test_a_guest_without_room_whose_state_and_disk_are_lost_can_be_stopped(
+    files: Files, processes: Processes, impatient: Clocked, timer: Memory
+) -> None:
+    process = qemu(processes, files, FULL)
+    files.sidecar.write_text("rubbish")
+    ycluster.stop(impatient, files)
+    assert process.wait(10) == 0
+
+
+@pytest.mark.parametrize("action", ["stop", "teardown"])
+def test_no_disk_is_looked_for_before_a_vm_is_stopped(
+    host: Clocked,
+    cache: Path,
+    processes: Processes,
+    timer: Memory,
+    monkeypatch: pytest.MonkeyPatch,
+    action: str,
+) -> None:
+    """One on a file server that is away would keep the VM running, or block."""
+    away = str(cache / "away/data.qcow2")
+    ends = int(host.now()) - 5
+    state = made(cache, expires_at=ends, on_expiry=action, ending=action, data_disk=away)
+    vm = stand_in(processes, state.files)
+    lstat, stat = os.lstat, Path.stat
+
+    def looked(path: object, **_: object) -> os.stat_result:
+        if str(path) == away and vm.poll() is None:
+            raise OSError(errno.ENOTCONN, "Transport endpoint is not connected", away)
+        return lstat(str(path)) if isinstance(path, str) else stat(path, **_)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Path, "stat", looked)
+    ycluster.reap(host, state.files, by="hand")
+    assert vm.wait(10) is not None
 
 
 def test_a_failed_resume_leaves_disarmed_what_was(
