@@ -226,6 +226,8 @@ def test_a_guest_whose_disk_has_no_room_is_suspended_and_goes_on_once_there_is_s
     vm.run("lifetime", "arm", YCLUSTER_TIMER="watcher")
     wait_for("the suspend", lambda: vm.status()["state"] == "suspended", 120)
     start = vm.program.spawn("start", "-c", vm.directory, YCLUSTER_TIMER="watcher")
+    # Until its memory file is gone, the guest has executed nothing: it would be suspended again.
+    wait_for("its memory", lambda: not vm.file(".memory").exists(), 120)
     wait_for("a full disk again", lambda: vm.status()["state"] == "io-error", 120)
     start.kill()
     start.communicate()
