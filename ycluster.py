@@ -7876,6 +7876,7 @@ _IN_OUR_WORDS = {
 # QEMU's run state of a guest that stands still: the host had no room for what it wrote to a disk.
 # `cont` has it write again: it goes on, or comes to this state again.
 NO_ROOM = "io-error"
+WRITE_TIME = 2.0  # seconds in which a guest that goes on comes to the write that had no room
 
 # A TCP connection into the guest in slirp's list, which is what `info usernet` shows: the guest's
 # address comes last. With TIME_WAIT and the like nobody is there any more.
@@ -8006,7 +8007,7 @@ def _stays_without_room(host: Host, files: Files) -> bool:
         return False
     with contextlib.suppress(QmpError):  # it is looked at again in any case
         ask_qemu(host, files, "cont")
-    host.sleep(2.0)
+    host.sleep(WRITE_TIME)
     # One that does not answer now has not gone on either, as far as one can tell.
     return vm_status(host, files, patience=ANSWER_TIMEOUT) in (NO_ROOM, "busy", "unresponsive")
 
@@ -13727,7 +13728,7 @@ def _resume(
         try:
             state = _with_timers(host, state)  # before the guest runs
             if halted:
-                _wake(host, state, vm)
+                _wake(host, state, vm, was=now)
         except BaseException:
             # One that stood still, and may run by now, keeps what ends it.
             if halted and (now in _MAY_RUN or vm_status(host, state.files) not in _MAY_RUN):
@@ -13774,8 +13775,11 @@ def _used_up(state: State, now: float) -> bool:
     return state.expires_at is not None and state.expires_at <= now and not state.disarmed
 
 
-def _wake(host: Host, state: State, vm: Vm) -> None:
+def _wake(host: Host, state: State, vm: Vm, *, was: str) -> None:
+    """Have the guest go on; raises where it does not. `was`: the state of the VM."""
     resume_vm(host, state.files, vm)
+    if was == NO_ROOM:
+        host.sleep(WRITE_TIME)
     now = vm_status(host, state.files, patience=ANSWER_TIMEOUT)
     if now == NO_ROOM:
         raise YclusterError(f"{state.name}: {NO_ROOM_WORDS}", hint="make room, and try again")

@@ -2506,6 +2506,12 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "test_vm.py::test_a_guest_without_room_whose_state_and_disk_are_lost_can_be_stopped",
     ),
     (
+        "a resume waits for the write that had no room",
+        "    if was == NO_ROOM:\n        host.sleep(WRITE_TIME)\n",
+        "",
+        "test_vm.py::test_a_guest_that_soon_has_no_room_again_has_not_been_resumed",
+    ),
+    (
         "a watcher does not compile the program itself",
         'exec "$python" -I -S -c {lean} "$program" "$@"',
         'exec "$python" -I -S "$program" "$@"',

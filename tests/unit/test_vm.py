@@ -550,6 +550,20 @@ def test_no_disk_is_looked_for_before_a_vm_is_stopped(
     assert vm.wait(10) is not None
 
 
+def test_a_guest_that_soon_has_no_room_again_has_not_been_resumed(
+    cli: Cli, files: Files, processes: Processes, timer: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It runs for a moment, until it comes to its write again."""
+    line = 'what = request["execute"]'
+    again = "if os.path.exists('a while later'): guest['status'] = 'io-error'"
+    code = monitor("io-error").replace(line, f"{line}\n                {again}")
+    qemu(processes, files, code)
+    monkeypatch.setattr(Host, "sleep", lambda *_: (files.cache_dir / "a while later").touch())
+    before = made(files.cache_dir, started_at=1, expires_at=int(time.time()) - 5)
+    told(cli("resume"), 1, "room")
+    assert ycluster.load_state(files).expires_at == before.expires_at
+
+
 def test_a_failed_resume_leaves_disarmed_what_was(
     cli: Cli, files: Files, processes: Processes, timer: Memory
 ) -> None:
@@ -1067,8 +1081,9 @@ def test_resume_wakes_a_guest_that_stopped_by_itself_and_gives_it_a_deadline(
     monkeypatch.setattr(
         ycluster, "arm_timers", lambda host, state, *args, **kw: ycluster.save_state(state)
     )
+    began = int(host.now())
     ycluster.resume(host, ycluster.Selector(state_file=files.sidecar))
-    assert len(woken) == 1 and ycluster.load_state(files).expires_at == int(host.now()) + 8 * 3600
+    assert len(woken) == 1 and ycluster.load_state(files).expires_at == began + 8 * 3600
 
 
 def test_a_resume_sets_the_clock_of_the_guest_once_the_lock_is_free(
