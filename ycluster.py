@@ -934,18 +934,17 @@ class Host:
             raise PrerequisiteError(f"{argv[0]}: no such program on PATH")
         if env is None:
             env = self.child_env()
-        with self._cpu_limit_lifted():
-            return subprocess.Popen(
-                [program, *argv[1:]],
-                stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                encoding="utf-8",
-                errors="surrogateescape",  # as Python decodes paths
-                cwd=cwd or "/",
-                env=dict(env),
-                pass_fds=pass_fds,
-            )
+        return subprocess.Popen(
+            [program, *argv[1:]],
+            stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="surrogateescape",  # as Python decodes paths
+            cwd=cwd or "/",
+            env=dict(env),
+            pass_fds=pass_fds,
+        )
 
     def _communicate(
         self,
@@ -991,15 +990,14 @@ class Host:
         program = self.which(argv[0])
         if program is None:
             raise PrerequisiteError(f"{argv[0]}: no such program on PATH")
-        with self._cpu_limit_lifted():
-            process = subprocess.Popen(
-                [program, *argv[1:]],
-                stdin=subprocess.PIPE if stdin is None else stdin,
-                stdout=subprocess.PIPE if stdout is None else stdout,
-                stderr=subprocess.PIPE,
-                bufsize=0,
-                env=self.child_env(),
-            )
+        process = subprocess.Popen(
+            [program, *argv[1:]],
+            stdin=subprocess.PIPE if stdin is None else stdin,
+            stdout=subprocess.PIPE if stdout is None else stdout,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            env=self.child_env(),
+        )
         ours, errors = process.stdin or process.stdout, process.stderr
         assert ours is not None and errors is not None
         with ours, errors:
@@ -1038,8 +1036,8 @@ class Host:
         return None if hard == resource.RLIM_INFINITY else hard
 
     @contextlib.contextmanager
-    def _cpu_limit_lifted(self) -> Iterator[None]:
-        """Have no program of ours that is started in the block end at the limit of the session.
+    def cpu_limit_lifted(self) -> Iterator[None]:
+        """Have nothing that is started in the block end at the session's limit of CPU time.
 
         A command of the user's is to have it.
         """
@@ -1061,7 +1059,7 @@ class Host:
             fd = open_own(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         except OSError:  # something else stands there: what is started matters more than its log
             fd = os.open(os.devnull, os.O_WRONLY)
-        with descriptor(fd) as to, self._cpu_limit_lifted():
+        with descriptor(fd) as to, self.cpu_limit_lifted():
             subprocess.Popen(
                 argv,
                 stdin=subprocess.DEVNULL,
@@ -8401,7 +8399,9 @@ def _spawn_qemu(host: Host, state: State, accel: str) -> None:
             if not state.suspended:
                 os.ftruncate(console, 0)
         try:
-            host.run(qemu_argv(state, accel), timeout=60, cwd=files.cache_dir, pass_fds=(fd,))
+            argv = qemu_argv(state, accel)
+            with host.cpu_limit_lifted():
+                host.run(argv, timeout=60, cwd=files.cache_dir, pass_fds=(fd,))
         except ProgramFailed:
             check_user_network(host)
             raise
@@ -8717,7 +8717,8 @@ def launch_from_memory(host: Host, state: State) -> State:
     """
     try:
         _spawn_qemu(host, state, state.ran_with)
-        _read_memory(host, state)
+        with host.cpu_limit_lifted():  # zstd may take long, too
+            _read_memory(host, state)
         return with_ports(host, state)
     except BaseException:
         _kill(host, state.files)

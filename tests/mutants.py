@@ -917,8 +917,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "the limit of CPU time is lifted for QEMU",
-        "        with self._cpu_limit_lifted():\n            return subprocess",
-        "        if True:\n            return subprocess",
+        "            with host.cpu_limit_lifted():\n                host.run(argv, timeout=60, cwd",
+        "            if True:\n                host.run(argv, timeout=60, cwd",
         "test_machine.py::test_a_limit_of_cpu_time_is_lifted_for_qemu_or_told",
     ),
     (

@@ -45,7 +45,8 @@ import sys; sys.path.insert(0, {str(PROGRAM.parent)!r})
 import io, ycluster
 host = ycluster.Host({{"PATH": "/usr/bin:/bin"}}, ycluster.Output(io.StringIO(), io.StringIO()))
 print(host.cpu_limit(), flush=True)
-print(host.run(["sh", "-c", "ulimit -St"], timeout=60).stdout, flush=True)
+with host.cpu_limit_lifted():
+    print(host.run(["sh", "-c", "ulimit -St"], timeout=60).stdout, flush=True)
 host.spawn(["sh", "-c", "ulimit -St"], ycluster.Path({str(tmp_path / "log")!r}))
 host.attend(["sh", "-c", "ulimit -St"], {{}})
 """
