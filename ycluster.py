@@ -1642,10 +1642,8 @@ def is_gone(path: Path) -> bool:
     """Whether there certainly is nothing at a path; where that can't be seen, there may be."""
     try:
         os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return True
-    except OSError:  # a file server that is away, say
-        return False
+    except OSError as error:  # that of a file server which is away tells nothing
+        return error.errno in (errno.ENOENT, errno.ENOTDIR)
     return False
 
 
@@ -7962,7 +7960,7 @@ def stop_vm(
     files: Files,
     vm: Vm,
     ssh_poweroff: Callable[[], object],
-    may_cut_off: Callable[[], bool] | None = None,
+    may_cut_off: Callable[[], bool],
 ) -> str:
     """Power the guest off, gently first, and return the name of the step that did it.
 
@@ -7987,7 +7985,7 @@ def stop_vm(
     if how:
         return how
     is_stuck = is_stuck or vm_status(host, files, patience=ANSWER_TIMEOUT) == NO_ROOM
-    if is_stuck and not (may_cut_off and may_cut_off()):
+    if is_stuck and not may_cut_off():
         hint = "make room, then stop it again: `ycluster prune` lists what can go;\n"
         hint += f"`kill {vm.pid}` ends it as a power cut does, and what it has not written is lost"
         raise YclusterError(f"{files.name}: {NO_ROOM_WORDS}, so it can't shut down", hint=hint)
@@ -14350,11 +14348,7 @@ def reap(
     with opened(host, files, patience=patience) as saved:
         if _runs_without_end(host, saved):
             saved = _with_deadline(host, saved)
-        state = _without_ended_holds(host, _with_look(host, saved, files))
-        was_held = bool(saved.holds) and saved.retry_at is not None
-        decision = decide(state, host.clock(), was_held=was_held)
-        if decision.again is not None:
-            state = replace(state, retry_at=decision.again)
+        state, decision = _look_and_decide(host, saved, files)
         if decision.do == "nothing":
             host.output.say(f"{state.name}: no expiry is due: {decision.why}")
         elif decision.do not in ACTIONS:
@@ -14423,6 +14417,16 @@ def _with_look(host: Host, state: State, files: Files) -> State:
         word = "used" if after.idle.by else "unused"
         log_event(host, state, word, by=after.idle.by, since=format_time(after.idle.used))
     return after
+
+
+def _look_and_decide(host: Host, state: State, files: Files) -> tuple[State, Decision]:
+    """What a reap does about a state, and the state after its look; `files`: where they are."""
+    was_held = bool(state.holds) and state.retry_at is not None
+    after = _without_ended_holds(host, _with_look(host, state, files))
+    decision = decide(after, host.clock(), was_held=was_held)
+    if decision.again is not None:
+        after = replace(after, retry_at=decision.again)
+    return after, decision
 
 
 def reap_in_time(
@@ -15696,15 +15700,9 @@ class Watcher:
         wake = self._after_failure(end, end)
         if wake > host.now():
             return wake
-        self.known = _without_ended_holds(
-            host, _with_look(host, state, where_now(vm.pid, self.files))
-        )
-        was_held = bool(state.holds) and state.retry_at is not None
-        decision = decide(self.known, host.clock(), was_held=was_held)
-        if decision.again is not None:
-            self.known = replace(self.known, retry_at=decision.again)
-        if decision.do == "warn" and was_held:
-            left = in_words((decision.again or 0) - host.now())
+        self.known, decision = _look_and_decide(host, state, where_now(vm.pid, self.files))
+        if decision.do == "warn" and decision.again is not None:
+            left = in_words(decision.again - host.now())
             text = f"its last hold has ended, and its state file is lost: it is stopped in {left}"
             say_when(host, f"{state.name}: {text}")
             host.tell_terminals(f"ycluster: {state.name}: {text}")

@@ -588,6 +588,16 @@ class Runs:
 
         patch.setattr(Host, "attend", attended)
 
+    def loses_its_vm(self, patch: pytest.MonkeyPatch) -> None:
+        """From now on the VM is killed, or powers itself off, under a command."""
+        attend = Host.attend
+
+        def killed(host: Host, argv: Any, extra: Any) -> int:
+            del self.world.vms[self.files]
+            return attend(host, argv, extra)
+
+        patch.setattr(Host, "attend", killed)
+
     def edit(self, lifetime: str = "{maxRun: 8h}") -> None:
         text = f"name: demo\ncontext: demo\nk3s: {{install: none}}\nlifetime: {lifetime}\n"
         (self.folder / "y-cluster-provision.yaml").write_text(text)
@@ -935,13 +945,7 @@ def test_a_run_tells_that_its_vm_was_killed_under_its_command(
 ) -> None:
     """It said that it had suspended it again; what ran in it was lost. (25)"""
     runs.is_brought_to(before)
-    attend = Host.attend
-
-    def killed(host: Host, argv: Any, extra: Any) -> int:
-        del runs.world.vms[runs.files]
-        return attend(host, argv, extra)
-
-    monkeypatch.setattr(Host, "attend", killed)
+    runs.loses_its_vm(monkeypatch)
     ran, written = summary(runs, "--", "true")
     assert "killed" in ran.err and ran.code == (125 if before == "suspended" else 0)
     assert ("killed" in written["error"]) is (before == "suspended")
@@ -958,13 +962,7 @@ def test_a_run_without_a_budget_tells_that_its_vm_was_off_under_its_command(
     """No deadline shows that it was not stopped by a verb; what was to be suspended is lost."""
     runs.edit('{maxRun: "0"}')
     runs.is_brought_to(before)
-    attend = Host.attend
-
-    def killed(host: Host, argv: Any, extra: Any) -> int:
-        del runs.world.vms[runs.files]
-        return attend(host, argv, extra)
-
-    monkeypatch.setattr(Host, "attend", killed)
+    runs.loses_its_vm(monkeypatch)
     ran, written = summary(runs, "--", "true")
     assert "stopped, or its VM killed" in ran.err and ran.code == (
         125 if before == "suspended" else 0

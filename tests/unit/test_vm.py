@@ -345,7 +345,7 @@ def stopped_by(
     """The rung that ended it, and its exit status."""
     with find_vm(HERE, files) as vm:
         assert vm
-        rung = stop_vm(host, files, vm, ssh or (lambda: None))  # type: ignore[arg-type]
+        rung = stop_vm(host, files, vm, ssh or (lambda: None), lambda: False)  # type: ignore[arg-type]
     return rung, process.wait(10)
 
 
@@ -390,7 +390,7 @@ def test_a_vm_that_nothing_ends_is_an_error(
     monkeypatch.setattr(ycluster, "send_signal", lambda pidfd, signum: None)
     with find_vm(HERE, files) as vm, pytest.raises(YclusterError):
         assert vm
-        stop_vm(impatient, files, vm, lambda: None)
+        stop_vm(impatient, files, vm, lambda: None, lambda: False)
 
 
 def test_a_vm_with_no_monitor_is_powered_off_by_ssh(
@@ -538,12 +538,12 @@ def test_no_disk_is_looked_for_before_a_vm_is_stopped(
     ends = int(host.now()) - 5
     state = made(cache, expires_at=ends, on_expiry=action, ending=action, data_disk=away)
     vm = stand_in(processes, state.files)
-    lstat, stat = os.lstat, Path.stat
+    stat = Path.stat
 
-    def looked(path: object, **_: object) -> os.stat_result:
+    def looked(path: Path, **options: bool) -> os.stat_result:
         if str(path) == away and vm.poll() is None:
             raise OSError(errno.ENOTCONN, "Transport endpoint is not connected", away)
-        return lstat(str(path)) if isinstance(path, str) else stat(path, **_)  # type: ignore[arg-type]
+        return stat(path, **options)
 
     monkeypatch.setattr(Path, "stat", looked)
     ycluster.reap(host, state.files, by="hand")
@@ -715,7 +715,7 @@ def test_a_vm_that_has_ended_meanwhile_needs_no_rung(
         assert vm
         process.kill()
         process.wait()
-        assert stop_vm(host, files, vm, lambda: None) == "guest-shutdown"
+        assert stop_vm(host, files, vm, lambda: None, lambda: False) == "guest-shutdown"
 
 
 def test_a_vm_is_asked_to_end_ever_less_gently(
@@ -785,7 +785,8 @@ def test_no_signal_ever_reaches_a_process_that_is_not_the_vm(
     with find_vm(HERE, files) as vm:
         assert vm
         files.pidfile.write_text(str(innocent.pid))
-        assert stop_vm(impatient, files, Vm(innocent.pid, vm.pidfd), lambda: None) == "SIGTERM"
+        other = Vm(innocent.pid, vm.pidfd)
+        assert stop_vm(impatient, files, other, lambda: None, lambda: False) == "SIGTERM"
     assert process.wait(10) == -signal.SIGTERM
     assert innocent.poll() is None and state_letter(innocent.pid) in "SR"
 
