@@ -117,6 +117,9 @@ PROVIDERS = ("qemu", "docker", "multipass")
 OTHER_PROVIDERS = ("hetzner", "glesys")
 DEFAULT_CONTEXT = "local"
 GZIP = b"\x1f\x8b"  # its first bytes
+# What the system says where there surely is no file; other errors, as that of a file server which
+# is away, tell nothing.
+NOT_THERE = (errno.ENOENT, errno.ENOTDIR)
 SIBLING_HOME = ".cache/y-cluster-qemu"  # its default cacheDir, below the user's home
 K3S_VERSION = "v1.35.6+k3s1"
 
@@ -1642,8 +1645,8 @@ def is_gone(path: Path) -> bool:
     """Whether there certainly is nothing at a path; where that can't be seen, there may be."""
     try:
         os.lstat(path)
-    except OSError as error:  # that of a file server which is away tells nothing
-        return error.errno in (errno.ENOENT, errno.ENOTDIR)
+    except OSError as error:
+        return error.errno in NOT_THERE
     return False
 
 
@@ -5519,10 +5522,10 @@ def has_state(files: Files) -> bool:
     """Whether there is a state file, whatever is in it. Raises StateError where nobody can tell."""
     try:
         os.lstat(files.sidecar)
-    except PermissionError as error:
+    except OSError as error:
+        if error.errno in NOT_THERE:
+            return False
         raise _unreadable(files.sidecar, error.strerror) from None
-    except OSError:
-        return False
     return True
 
 
@@ -5771,7 +5774,7 @@ def _looked_for(host: Host) -> tuple[set[Files], dict[Path, StateError]]:
                 error.hint += f"; `rm {shlex.quote(str(place))}` forgets it"
             closed[Path(os.path.realpath(place))] = error
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            if error.errno in (*NOT_THERE, errno.ELOOP):
                 continue  # It is gone, or never was a folder.
             real = Path(os.path.realpath(place))
             why = f"{real} can't be read ({error.strerror}), and there may be clusters in it"
@@ -5812,7 +5815,7 @@ def _is_dead(link: Path) -> bool:
     try:
         os.stat(link)
     except OSError as error:
-        gone = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+        gone = error.errno in (*NOT_THERE, errno.ELOOP)
         return gone and link.is_symlink()
     return False
 
@@ -6915,7 +6918,7 @@ class SystemdTimer(Timer):
         """Stop the unit, unless it is of the cluster of which this one is a copy."""
         if not timer.id.startswith(f"{_unit_stem(files)}-"):  # of before its cacheDir was moved
             other = state_of_job(self.job_text(host, timer.id))
-            if other and os.path.lexists(other):
+            if other and not is_gone(Path(other)):
                 return
         self._stop(host, timer.id)
 
@@ -12364,7 +12367,7 @@ def with_states(host: Host) -> list[tuple[Files, State | None]]:
         try:
             found.append((files, current(host, files)))
         except StateError as error:
-            if os.path.lexists(files.sidecar):
+            if not is_gone(files.sidecar):
                 host.output.warn(str(error))
                 found.append((files, None))
     return found
@@ -14749,7 +14752,7 @@ def _reap_each(
         except Busy:
             busy.append(files)
         except Exception as error:
-            if os.path.lexists(files.sidecar):
+            if not is_gone(files.sidecar):
                 host.output.warn(f"{files.name}: {error}")
                 failed.append(files.name)
     return busy, failed
@@ -14783,7 +14786,7 @@ def hand_over(host: Host, *, spare: Files) -> None:
             if _needs_reap(host, state):
                 _reap_apart(host, state)
         except Exception as error:
-            if os.path.lexists(files.sidecar):
+            if not is_gone(files.sidecar):
                 host.output.warn(f"{files.name}: {error}")
 
 
@@ -16361,7 +16364,7 @@ def surveyed(host: Host) -> Survey:
         try:
             states.append(current(host, files))
         except (YclusterError, OSError) as error:
-            if not os.path.lexists(files.sidecar):  # it was torn down meanwhile
+            if is_gone(files.sidecar):  # it was torn down meanwhile
                 continue
             unreadable.append((files.name, error))
         clusters.append(files)
@@ -16589,7 +16592,7 @@ def _orphaned_timers(host: Host, survey: Survey, age: int) -> Iterator[Prunable]
             if sidecar in lost:
                 continue  # its VM runs
             lock: LockOf = contextlib.nullcontext
-            if os.path.lexists(sidecar):
+            if not is_gone(sidecar):
                 lock = _lock_of(host, Files(sidecar.parent, sidecar.stem))
             argv = shlex.split(backend.removal([ident]))
             act = partial(host.run, argv, timeout=30)
@@ -16606,16 +16609,8 @@ def stale_timers(host: Host, survey: Survey, backend: Timer) -> Iterator[tuple[s
     ours = {str(state.files.sidecar) for state in survey.states}
     for ident in sorted(set(backend.jobs(host)) - known):
         path = state_of_job(backend.job_text(host, ident))
-        if path and (path in ours or _is_gone(Path(path))):
+        if path and (path in ours or is_gone(Path(path))):
             yield ident, Path(path)
-
-
-def _is_gone(sidecar: Path) -> bool:
-    """Whether a state file is certainly not there."""
-    try:
-        return not has_state(Files(sidecar.parent, sidecar.stem))
-    except StateError:
-        return False
 
 
 # What `prune` lists, by kind. Each may raise where it can't tell: then nothing of it is listed.

@@ -460,7 +460,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a folder that can't be read is not empty",
-        "if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):",
+        "if error.errno in (*NOT_THERE, errno.ELOOP):",
         "if True:",
         "test_access.py::test_a_folder_that_cannot_be_read_is_not_taken_for_no_clusters",
     ),
@@ -2459,7 +2459,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "what is torn down meanwhile is not unreadable",
-        "            if not os.path.lexists(files.sidecar):  # it was torn down meanwhile\n                continue\n",
+        "            if is_gone(files.sidecar):  # it was torn down meanwhile\n                continue\n",
         "",
         "test_prune.py::test_a_cluster_that_is_torn_down_meanwhile_is_none_that_cannot_be_read",
     ),
@@ -2815,7 +2815,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a copy of a cacheDir takes away no timer of the original",
-        "            if other and os.path.lexists(other):\n",
+        "            if other and not is_gone(Path(other)):\n",
         "            if False:\n",
         "test_timers.py::test_a_copy_of_a_cachedir_takes_away_no_timer_of_the_original",
     ),
@@ -2875,9 +2875,21 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "doctor takes no guard for a leftover",
-        "if path and (path in ours or _is_gone(Path(path))):",
+        "if path and (path in ours or is_gone(Path(path))):",
         "if path:",
         "test_telling.py::test_doctor_finds_what_is_left_over",
+    ),
+    (
+        "what a file server that is away has tells nothing",
+        "        if error.errno in NOT_THERE:\n            return False\n        raise",
+        "        if not isinstance(error, PermissionError):\n            return False\n        raise",
+        "test_access.py::test_a_cluster_on_a_file_server_that_is_away_is_not_taken_for_none",
+    ),
+    (
+        "the timer of a cluster on a file server that is away stays",
+        "        return error.errno in NOT_THERE\n",
+        "        return not isinstance(error, PermissionError)\n",
+        "test_prune.py::test_a_timer_of_a_cluster_on_a_file_server_that_is_away_stays",
     ),
     (
         "doctor fails where something is wrong",
@@ -3281,7 +3293,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "prune looks at a timer under its cluster's lock",
-        "            if os.path.lexists(sidecar):\n                lock = _lock_of",
+        "            if not is_gone(sidecar):\n                lock = _lock_of",
         "            if False:\n                lock = _lock_of",
         "test_prune.py::test_a_timer_that_a_cluster_has_armed_meanwhile_stays",
     ),

@@ -16,6 +16,7 @@ from unit_support import (
     Clocked,
     Memory,
     Ran,
+    away,
     bound_by_modes,
     made,
     missing,
@@ -90,6 +91,16 @@ def test_a_cluster_whose_folder_cannot_be_read_is_not_taken_for_none(
     sidecar = made(cache).files.sidecar
     cache.chmod(0)
     told(by_modes(home, verb, "-c", tmp_path), 4, sidecar, "Permission denied")
+
+
+@pytest.mark.parametrize("verb", ["status", "stop", "teardown", "start"])
+def test_a_cluster_on_a_file_server_that_is_away_is_not_taken_for_none(
+    cli: Cli, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    (tmp_path / "y-cluster-provision.yaml").write_text("name: demo\nk3s: {install: none}\n")
+    sidecar = made(cache).files.sidecar
+    away(monkeypatch, cache)
+    told(cli(verb, "-c", tmp_path), 4, sidecar, "not connected")
 
 
 LEFT_OVER = """

@@ -16,7 +16,19 @@ from typing import Any
 import pytest
 from test_docs import documented, shape
 from test_telling import findings, quick
-from unit_support import NOW, PROGRAM, Cli, Clocked, Processes, made, missing, stand_in, told, tree
+from unit_support import (
+    NOW,
+    PROGRAM,
+    Cli,
+    Clocked,
+    Processes,
+    away,
+    made,
+    missing,
+    stand_in,
+    told,
+    tree,
+)
 
 import ycluster
 from ycluster import ArmedTimer, Files, Hold, Host, State
@@ -434,6 +446,21 @@ def test_a_timer_that_no_cluster_names_goes_and_no_other(
     assert names == ["jobs gone", "jobs stale"]
     pruned(cli, "--yes")
     assert sorted(os.listdir(tmp_path / "jobs")) == ["broken", "lost", "named"]
+
+
+def test_a_timer_of_a_cluster_on_a_file_server_that_is_away_stays(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its VM runs, and would have no deadline once the server is back."""
+    (tmp_path / "jobs").mkdir()
+    jobs = Jobs(tmp_path / "jobs", demo=tmp_path / "server" / "demo.json")
+    monkeypatch.setattr(ycluster, "TIMERS", (jobs,))
+    with monkeypatch.context() as meanwhile:
+        away(meanwhile, tmp_path / "server")
+        pruned(cli, "--yes")
+        assert os.listdir(tmp_path / "jobs") == ["demo"]
+    pruned(cli, "--yes")
+    assert os.listdir(tmp_path / "jobs") == []
 
 
 @pytest.mark.parametrize("folder", ["plain", "two words", "a --by b", "Bob's", 'a"b', "a\\b"])

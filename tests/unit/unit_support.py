@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import importlib.util
 import io
 import json
@@ -368,6 +369,18 @@ def with_disk(cache_dir: Path, name: str = "demo", **fields: Any) -> State:
     state = made(cache_dir, name, **fields)
     state.files.disk.write_bytes(ycluster.QCOW2)
     return state
+
+
+def away(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """From now on a folder is on a file server that is away."""
+    lstat = os.lstat
+
+    def looked(path: Any, **options: Any) -> os.stat_result:
+        if str(path).startswith(f"{folder}/"):
+            raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN), str(path))
+        return lstat(path, **options)
+
+    monkeypatch.setattr(os, "lstat", looked)
 
 
 def wait_for(what: str, condition: Callable[[], object], seconds: float = 60.0) -> None:
