@@ -2064,10 +2064,10 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "test_faults.py::test_no_verb_but_a_reap_tears_its_own_cluster_down_because_it_is_overdue",
     ),
     (
-        "a provision reaps not the cluster that it would make",
+        "a provision has what is overdue elsewhere reaped",
         "hand_over(host, spare=files)\n    others",
-        'sweep(host, by="next command")\n    others',
-        "test_faults.py::test_no_verb_but_a_reap_tears_its_own_cluster_down_because_it_is_overdue",
+        "others",
+        "test_faults.py::test_who_makes_a_cluster_has_others_reaped_too",
     ),
     (
         "a resume reaps not the cluster that it wakes",
@@ -2659,7 +2659,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "a watcher has loaded all that it needs",
         "    for name in IMPORTED_LATER:\n        __import__(name)\n    os.close",
         "    os.close",
-        "test_timers.py::test_a_watcher_needs_its_python_no_longer_once_it_is_armed",
+        "test_timers.py::test_a_watcher_loads_all_that_a_reap_imports_later",
     ),
     (
         "what the sibling's save drops comes back",

@@ -300,6 +300,17 @@ def test_the_next_command_leaves_a_busy_cluster_to_whoever_works_on_it(
     assert [log for _, log in started[1:]] == [busy.files.log, other.files.log]
 
 
+def test_who_makes_a_cluster_has_others_reaped_too(
+    cli: Cli, cache: Path, tmp_path: Path, no_qemu: None, timer: Memory, started: list[tuple[list[str], Path]]
+) -> None:  # fmt: skip
+    (tmp_path / "y-cluster-provision.yaml").write_text(
+        "name: demo\ncontext: own\nk3s: {install: none}\n"
+    )
+    other = made(cache, "other", expires_at=LONG_AGO)
+    assert cli("provision", "-c", tmp_path).code == 0
+    assert [log for _, log in started] == [other.files.log]
+
+
 def test_what_is_handed_over_is_not_what_the_verb_shows(
     host: Clocked, cache: Path, timer: Memory, started: list[object]
 ) -> None:

@@ -24,6 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from unit_support import (
     GIVES_WAY,
+    IMPORTS,
     NOW,
     PROGRAM,
     USED,
@@ -1157,6 +1158,17 @@ def test_every_module_that_is_imported_late_is_known() -> None:
     assert late - of_other_verbs <= set(ycluster.IMPORTED_LATER)
     codecs = set(re.findall(r'encoding="([^"]+)"', source))
     assert codecs == {"utf-8"}, "any other is a module, too, loaded when it is first asked for"
+
+
+def test_a_watcher_loads_all_that_a_reap_imports_later(home: Path) -> None:
+    code = (
+        "import sys, ycluster; from ycluster import Host, Output\n"
+        "host = Host({}, Output(sys.stdout, sys.stderr)); ycluster.load_all(host)\n"
+        "print(sorted(set(ycluster.IMPORTED_LATER) - set(sys.modules)))"
+    )
+    argv = [sys.executable, "-c", code]
+    ran = subprocess.run(argv, env=IMPORTS, capture_output=True, text=True, check=True)
+    assert ran.stdout == "[]\n"
 
 
 def test_the_program_is_read_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
