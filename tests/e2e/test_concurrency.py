@@ -46,7 +46,7 @@ def at_once(vm: Cluster, every: Sequence[Sequence[str]]) -> list[tuple[str, int,
     found = []
     for what, process in started:
         try:
-            process.wait(10)
+            process.wait(60)
         except (
             subprocess.TimeoutExpired
         ):  # the one that has booted the guest waits for an ssh that never comes

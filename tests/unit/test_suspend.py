@@ -116,7 +116,7 @@ def test_on_a_read_only_disk_what_stood_still_is_ended_all_the_same(
 
     monkeypatch.setattr(ycluster, "remove", read_only)
     ycluster._end_still(HERE, state)
-    assert vm.wait(10) == 0
+    assert vm.wait(60) == 0
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_only_qemu_proves_that_nothing_was_executed(
     assert (settled.suspended is not None) is proven
     assert ycluster.load_state(files) == settled
     if proven:
-        assert vm.wait(10) == 0 and asked(files)[-1] == "quit"
+        assert vm.wait(60) == 0 and asked(files)[-1] == "quit"
     else:
         assert vm.poll() is None and "quit" not in asked(files) and "cont" not in asked(files)
 
@@ -258,7 +258,7 @@ def test_nothing_keeps_an_expiry_from_ending_the_vm(
     with monkeypatch.context() as patch:
         patch.setattr(ycluster, "remove", read_only)
         ycluster.reap(host, state.files, by="memory")
-    assert vm.wait(10) == 0
+    assert vm.wait(60) == 0
 
 
 def test_an_expiry_that_finds_nothing_to_suspend_says_so(
@@ -359,7 +359,7 @@ def test_a_guest_that_had_just_been_suspended_is_not_torn_down_at_its_deadline(
     vm = qemu(processes, state.files, "postmigrate")
     ycluster.reap(host, state.files, by="memory")
     after = ycluster.load_state(state.files)
-    assert vm.wait(10) is not None and state.files.memory.exists() and state.files.disk.exists()
+    assert vm.wait(60) is not None and state.files.memory.exists() and state.files.disk.exists()
     assert after.suspended and after.suspended.at == KEPT.at and after.expires_at is None
 
 

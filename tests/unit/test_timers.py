@@ -973,7 +973,7 @@ def test_a_watcher_stays_whatever_fails_and_whatever_becomes_of_the_sidecar_whil
     monkeypatch.setattr(ycluster, "reap", failing)
     monkeypatch.setattr(host, "sleep", sleep)
     ycluster.run_watcher(host, state.files)
-    assert len(tries) == 2 and vm.wait(10) == 0
+    assert len(tries) == 2 and vm.wait(60) == 0
     reaped = ycluster.load_state(state.files).reaped
     assert reaped and reaped.by == "watcher"
 
@@ -1313,7 +1313,7 @@ def test_a_watcher_needs_no_room_to_stop_a_vm_whose_files_are_lost(
     assert watcher._look()
     shutil.rmtree(cache)
     watcher.run()
-    assert vm.wait(10) is not None
+    assert vm.wait(60) is not None
 
 
 def test_a_hold_of_a_vm_whose_files_are_lost_is_looked_at_again_later_and_has_its_grace(
@@ -1349,7 +1349,7 @@ def test_a_hold_of_a_vm_whose_files_are_lost_is_looked_at_again_later_and_has_it
     assert watcher._act() == int(host.now()) + ycluster.HOLD_GRACE
     host.time += ycluster.HOLD_GRACE
     watcher._act()
-    assert vm.wait(10) is not None
+    assert vm.wait(60) is not None
 
 
 def test_a_watcher_that_is_asked_stops_a_vm_whose_files_are_lost_before_its_deadline(
@@ -1367,7 +1367,7 @@ def test_a_watcher_that_is_asked_stops_a_vm_whose_files_are_lost_before_its_dead
     assert not watcher._has_ended(None) and watcher._act() == ends and vm.poll() is None
     watcher.ask()
     watcher.run()
-    assert vm.wait(10) == 0 and host.now() < ends
+    assert vm.wait(60) == 0 and host.now() < ends
 
 
 @pytest.mark.parametrize("lost", ["damaged", "moved"])
@@ -1493,7 +1493,7 @@ def test_a_watcher_stands_by_and_leaves_the_deadline_to_the_timer_for_a_while(
     state = arm_timers(host, made(cache, expires_at=ends))
     vm = stand_in(processes, state.files)
     ycluster.Watcher(host, state.files, "watcher").run()
-    assert vm.wait(10) == 0
+    assert vm.wait(60) == 0
     reaped = ycluster.load_state(state.files).reaped
     assert reaped and reaped.by == "watcher"
     assert ends + ycluster.WATCH_GRACE <= reaped.at <= ends + ycluster.WATCH_GRACE + 10

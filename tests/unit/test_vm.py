@@ -197,7 +197,7 @@ def test_a_vm_whose_pidfile_and_lock_are_gone_is_found_by_its_argv(
     files.pidfile.unlink()
     assert ycluster.vm_status(host, files) == "running"
     ycluster.teardown(host, files)
-    assert process.wait(10) == 0 and not files.disk.exists()
+    assert process.wait(60) == 0 and not files.disk.exists()
 
 
 def test_a_vm_whose_folder_was_moved_is_found_by_its_lock(
@@ -218,7 +218,7 @@ def test_a_vm_whose_folder_was_moved_is_found_by_its_lock(
     assert cli("lifetime", "reap", "--state", moved.sidecar).code == 0  # now the index has it
     findings = json.loads(cli("doctor", "-o", "json").out)["findings"]
     assert [one["text"] for one in findings if str(process.pid) in one["text"]] == []
-    assert cli("stop", "--name", "demo").code == 0 and process.wait(10) == 0
+    assert cli("stop", "--name", "demo").code == 0 and process.wait(60) == 0
 
 
 def test_a_pid_that_comes_to_mean_another_process_during_the_look_is_not_the_vm(
@@ -256,7 +256,7 @@ def test_a_vm_that_does_not_tell_its_ports_is_not_left_running(
     )
     with pytest.raises(ycluster.QmpError):
         ycluster.launch(host, state)
-    assert [process.wait(10) for process in started] == [-signal.SIGKILL]
+    assert [process.wait(60) for process in started] == [-signal.SIGKILL]
 
 
 # --- vm_status, pause, resume
@@ -346,7 +346,7 @@ def stopped_by(
     with find_vm(HERE, files) as vm:
         assert vm
         rung = stop_vm(host, files, vm, ssh or (lambda: None), lambda: False)  # type: ignore[arg-type]
-    return rung, process.wait(10)
+    return rung, process.wait(60)
 
 
 class Impatient(Clocked):
@@ -455,7 +455,7 @@ def test_a_guest_without_room_whose_disk_was_removed_can_be_stopped(
     """To make room; it comes once QEMU has closed it."""
     process = qemu(processes, files, FULL)
     assert ycluster._halt(impatient, made(files.cache_dir)) == "QMP quit"
-    assert process.wait(10) == 0
+    assert process.wait(60) == 0
 
 
 def late(code: str, seconds: float, when: str) -> str:
@@ -512,7 +512,7 @@ def test_a_teardown_cuts_no_guest_off_from_a_disk_that_stays(
         ycluster.teardown(impatient, files, keep_disk=True)
     assert process.poll() is None
     ycluster.teardown(impatient, files)  # what it has not written goes with its disk
-    assert process.wait(10) == 0 and not files.disk.exists()
+    assert process.wait(60) == 0 and not files.disk.exists()
 
 
 def test_a_guest_without_room_whose_state_and_disk_are_lost_can_be_stopped(
@@ -521,7 +521,7 @@ def test_a_guest_without_room_whose_state_and_disk_are_lost_can_be_stopped(
     process = qemu(processes, files, FULL)
     files.sidecar.write_text("rubbish")
     ycluster.stop(impatient, files)
-    assert process.wait(10) == 0
+    assert process.wait(60) == 0
 
 
 @pytest.mark.parametrize("action", ["stop", "teardown"])
@@ -547,7 +547,7 @@ def test_no_disk_is_looked_for_before_a_vm_is_stopped(
 
     monkeypatch.setattr(Path, "stat", looked)
     ycluster.reap(host, state.files, by="hand")
-    assert vm.wait(10) is not None
+    assert vm.wait(60) is not None
 
 
 def test_a_guest_that_soon_has_no_room_again_has_not_been_resumed(
@@ -648,7 +648,7 @@ def test_an_expiry_waits_until_there_is_room_unless_the_disk_goes_anyway(
     made(files.cache_dir, started_at=1, expires_at=int(impatient.now()) - 1, on_expiry=action)
     if ends:
         ycluster.reap(impatient, files, by="memory")
-        assert process.wait(10) == 0 and not files.disk.exists()
+        assert process.wait(60) == 0 and not files.disk.exists()
         return
     with refused(YclusterError, "again at", "room"):
         ycluster.reap(impatient, files, by="memory")
@@ -787,7 +787,7 @@ def test_no_signal_ever_reaches_a_process_that_is_not_the_vm(
         files.pidfile.write_text(str(innocent.pid))
         other = Vm(innocent.pid, vm.pidfd)
         assert stop_vm(impatient, files, other, lambda: None, lambda: False) == "SIGTERM"
-    assert process.wait(10) == -signal.SIGTERM
+    assert process.wait(60) == -signal.SIGTERM
     assert innocent.poll() is None and state_letter(innocent.pid) in "SR"
 
 
@@ -895,7 +895,7 @@ def test_a_vm_whose_state_is_lost_is_shut_down_by_its_monitor(
         files.sidecar.write_text("rubbish")
         told(cli("status", "--name", "demo"), 4, "ycluster stop --state", files.sidecar)
     assert cli("stop", "--state", files.sidecar).code == 0
-    assert process.wait(10) == 0 and files.disk.exists()
+    assert process.wait(60) == 0 and files.disk.exists()
     asked = (files.cache_dir / "asked").read_text().split()
     assert asked[-1] == "system_powerdown" and "SIGTERM" not in asked
     assert cli("stop", "--state", files.sidecar).code == 4  # then there is nothing to stop
@@ -916,7 +916,7 @@ def test_a_vm_whose_folder_is_gone_is_shut_down_by_its_watcher(
     watcher = processes.start(code, *words)
     shutil.rmtree(files.cache_dir)
     assert cli("stop", "--state", files.sidecar).code == 0
-    assert process.wait(10) == (-signal.SIGTERM if ready else 0) and watcher.poll() is None
+    assert process.wait(60) == (-signal.SIGTERM if ready else 0) and watcher.poll() is None
 
 
 def test_a_vm_without_a_state_whose_folder_was_moved_is_shut_down_by_its_monitor(
@@ -929,7 +929,7 @@ def test_a_vm_without_a_state_whose_folder_was_moved_is_shut_down_by_its_monitor
     process = qemu(processes, files, MONITOR, fds=[fd])
     os.close(fd)
     files.cache_dir.rename(tmp_path / "moved")
-    assert cli("stop", "--state", files.sidecar).code == 0 and process.wait(10) == 0
+    assert cli("stop", "--state", files.sidecar).code == 0 and process.wait(60) == 0
     assert (tmp_path / "moved" / "asked").read_text().split()[-1] == "system_powerdown"
 
 
@@ -975,7 +975,7 @@ def test_stop_goes_on_until_no_process_of_the_cluster_is_left(
         lambda *args, **kw: (launcher if launcher.poll() is None else daemon).kill(),
     )
     ycluster.stop(impatient, state.files)
-    assert launcher.wait(10) and daemon.wait(10) and not files.pidfile.exists()
+    assert launcher.wait(60) and daemon.wait(60) and not files.pidfile.exists()
 
 
 @pytest.mark.parametrize("ran_with", ["", "tcg"])
