@@ -12775,7 +12775,7 @@ def _provision_anew(host: Host, config: QemuConfig, files: Files, run_budget: st
         with blamed_on(config, "dataDisk"):
             _refuse_data_disk(state.data_disk, [files, *(other.files for other in others)])
     _refuse_data_disks_of(others, files)
-    imported = _disk_there(host, files)
+    imported = _origin_of_disk(host, files)
     _check_ports(host, state)
     if state.data_disk:
         with blamed_on(config, "dataDisk"):
@@ -12792,7 +12792,7 @@ def _provision_anew(host: Host, config: QemuConfig, files: Files, run_budget: st
     if state.data_disk:
         make_data_disk(host, Path(state.data_disk), config.data_disk_size)
     with cluster_lock(host, files):
-        if _disk_there(host, files) != imported:
+        if _origin_of_disk(host, files) != imported:
             why = f"{files.name}: its disk was imported or removed meanwhile"
             raise YclusterError(why, hint="run it again")
         remember_cache_dir(host, files.cache_dir)
@@ -12877,7 +12877,7 @@ def _can_start(host: Host, files: Files) -> bool:
     return not state.is_half_made and files.disk.exists()
 
 
-def _disk_there(host: Host, files: Files) -> str:
+def _origin_of_disk(host: Host, files: Files) -> str:
     """Where the boot disk that is there came from: of an import, or kept; empty without one.
 
     Raises where the name is taken. A cluster that has never booted (its provision was killed) may
@@ -12941,7 +12941,7 @@ def _refuse_disk(host: Host, files: Files, disk: Path) -> None:
     """
     if disk == files.disk and _is_whole_disk(files):
         return
-    there = _disk_there(host, files)
+    there = _origin_of_disk(host, files)
     if not there or not files.disk.exists():
         return
     # What it was made of may be gone, or have been this very file, before its folder was moved.
@@ -13122,7 +13122,7 @@ def _run_with_deadline(
     """
     try:
         # The deadline is on disk: whatever kills us from here on, the next command knows of it.
-        state = save_state(_held(host, fresh))
+        state = save_state(_with_own_hold(host, fresh))
         # Something enforces it: a timer is armed, and saved.
         state = arm_timers(host, state)
         # Only now may the guest run.
@@ -13150,18 +13150,18 @@ def _not_started(before: State, saved: State) -> State:
     return replace(saved, started_at=before.started_at, reaped=before.reaped)
 
 
-def _with_timers(host: Host, state: State) -> State:
+def _see_to_timers(host: Host, state: State) -> State:
     """Give a running cluster a deadline where it has a budget, and timers where it has a deadline.
 
     Under the lock. One that was disarmed by hand stays so.
     """
     if state.disarmed:
-        return state if host.holder is None else save_state(_held(host, state))
-    state = used_by_hand(_with_deadline(host, state), host.now())
-    return arm_timers(host, _held(host, with_choice(host, state)))
+        return state if host.holder is None else save_state(_with_own_hold(host, state))
+    state = used_by_hand(_see_to_deadline(host, state), host.now())
+    return arm_timers(host, _with_own_hold(host, with_choice(host, state)))
 
 
-def _with_deadline(host: Host, state: State) -> State:
+def _see_to_deadline(host: Host, state: State) -> State:
     if state.expires_at is None and budget(state.max_run) is not None:
         return save_state(anchored(state, host.clock()))
     if state.idle is None and budget(state.max_idle) is not None:
@@ -13281,7 +13281,7 @@ def start(
         else:
             host.output.say(f"{state.name} already runs")
             say_changes(host, changes)
-            state = _with_timers(host, save_state(with_ports(host, state)))
+            state = _see_to_timers(host, save_state(with_ports(host, state)))
             if not state.has_k3s:
                 say_deadline(host, state)
                 return
@@ -13728,7 +13728,7 @@ def _resume(
         paused, anew = _budgeted(host, state, config, run_budget, halted=halted)
         state = anchored(paused, host.clock()) if anew else paused
         try:
-            state = _with_timers(host, state)  # before the guest runs
+            state = _see_to_timers(host, state)  # before the guest runs
             if halted:
                 _wake(host, state, vm, was=now)
         except BaseException:
@@ -14350,7 +14350,7 @@ def reap(
         host.sleep(ahead if ahead <= wait else 0)
     with opened(host, files, patience=patience) as saved:
         if _runs_without_end(host, saved):
-            saved = _with_deadline(host, saved)
+            saved = _see_to_deadline(host, saved)
         state, decision = _look_and_decide(host, saved, files)
         if decision.do == "nothing":
             host.output.say(f"{state.name}: no expiry is due: {decision.why}")
@@ -14385,10 +14385,10 @@ def say_when(host: Host, text: str) -> None:
     host.output.say(f"{format_time(host.now())} {text}")
 
 
-def _with_holds(host: Host, state: State) -> State:
-    """The state with those holds alone that hold now."""
+def live_holds(host: Host, state: State) -> tuple[Hold, ...]:
+    """Those of its holds that hold now."""
     clock = host.clock()
-    return replace(state, holds=tuple(hold for hold in state.holds if _still_holds(hold, clock)))
+    return tuple(hold for hold in state.holds if _still_holds(hold, clock))
 
 
 def _still_holds(hold: Hold, clock: Clock) -> bool:
@@ -14399,8 +14399,8 @@ def _still_holds(hold: Hold, clock: Clock) -> bool:
 
 def _without_ended_holds(host: Host, state: State) -> State:
     """The state with those holds that hold now; one that has ended was use until now."""
-    left = _with_holds(host, state)
-    return left if left.holds == state.holds else used_by_hand(left, host.now())
+    left = live_holds(host, state)
+    return state if left == state.holds else used_by_hand(replace(state, holds=left), host.now())
 
 
 def _with_look(host: Host, state: State, files: Files) -> State:
@@ -14413,7 +14413,7 @@ def _with_look(host: Host, state: State, files: Files) -> State:
         measured = 0, max(0, state.idle.cpu) / 1000
     elif state.guest_address:  # what reaches it there does not pass by here
         measured = None, measured[1]
-    is_held = bool(_with_holds(host, state).holds)
+    is_held = bool(live_holds(host, state))
     after = after_look(state, Look(is_held, *measured), clock)
     assert after.idle is not None
     if bool(after.idle.by) != bool(state.idle.by):
@@ -14456,7 +14456,8 @@ def _end_without_lock(host: Host, files: Files) -> None:
     """Stop or pause a VM that is due, whoever holds the cluster's lock. Nothing is saved."""
     # No look, and no grace after a hold: as nothing is saved, each try would begin anew. The verb
     # that has the lock is a use, too.
-    state = _with_holds(host, current(host, files))
+    state = current(host, files)
+    state = replace(state, holds=live_holds(host, state))
     decision = decide(state, host.clock())
     is_under_way = state.retry_at is not None and state.retry_at > host.now()
     if decision.do not in ACTIONS or is_under_way:  # an expiry has its own second try
@@ -15017,7 +15018,7 @@ def _move_deadline(
         if not dry_run:
             state = save_state(state)
             try:
-                state = _with_timers(host, state)
+                state = _see_to_timers(host, state)
             finally:  # it is moved, whatever becomes of its timers
                 expires_at = _encode_time(state.expires_at)
                 log_event(host, state, event, seconds=by, expiresAt=expires_at)
@@ -15047,7 +15048,7 @@ def arm(host: Host, which: Selector) -> None:
             if _used_up(state, host.now()):  # while nothing was to end it
                 state = recounted(state, host.clock())
         # Anew: there may be a better backend by now.
-        state = with_choice(host, _with_deadline(host, state))
+        state = with_choice(host, _see_to_deadline(host, state))
         state = arm_timers(host, state, renew=True)
     if state.has_limit:
         host.output.say(f"{state.name} is armed")
@@ -15121,7 +15122,7 @@ def hold(
             raise wrong_state(state, now)
         if now == "paused" and state.reaped:  # by its expiry: it has no deadline to hold back
             raise wrong_state(state, now)
-        state = _with_timers(host, state)
+        state = _see_to_timers(host, state)
     _tell_hold(host, state)
     host.become(words)
 
@@ -15137,7 +15138,7 @@ def _words(host: Host, command: Sequence[str]) -> list[str]:
     return words
 
 
-def _held(host: Host, state: State) -> State:
+def _with_own_hold(host: Host, state: State) -> State:
     """The state with a hold of this process, if it is to hold what it brings up. Under the lock."""
     if host.holder is None:
         return state
@@ -15151,7 +15152,7 @@ def _held(host: Host, state: State) -> State:
         command=" ".join(masked(shlex.join(host.holder.command)).split())[:COMMAND_SHOWN],
         undo=host.holder.undo,
     )
-    others = [hold for hold in _with_holds(host, state).holds if not _is_of_this_process(hold)]
+    others = [hold for hold in live_holds(host, state) if not _is_of_this_process(hold)]
     return replace(state, holds=(*others, mine))
 
 
@@ -15377,7 +15378,7 @@ def _undo_run(host: Host, state: State, brought: str) -> tuple[str, str]:
     """
     assert host.holder is not None
     mine = [hold for hold in state.holds if _is_of_this_process(hold)]
-    others = [hold for hold in _with_holds(host, state).holds if hold not in mine]
+    others = [hold for hold in live_holds(host, state) if hold not in mine]
     undo = mine[0].undo if mine else host.holder.undo
     if undo in ("", "leave"):
         return "", ""
@@ -15810,7 +15811,7 @@ def describe(host: Host, state: State, *, armed: bool | None = None) -> dict[str
         "remainingSeconds": left,
         "warnsAt": "" if warns_at == NEVER else format_time(warns_at),
         "idle": _idle_facts(state, host.now()),
-        "holds": [_hold_facts(hold) for hold in _with_holds(host, state).holds],
+        "holds": [_hold_facts(hold) for hold in live_holds(host, state)],
         "disarmed": state.disarmed,
         "armed": armed,
         "reaped": _REAPED.encode(state.reaped),
@@ -16427,7 +16428,7 @@ def _unused_since(host: Host, state: State, age: int) -> int | None:
     except OSError:
         return None
     unused = int(host.now() - max(used))
-    if unused < age or status_of(host, state) != "stopped" or _with_holds(host, state).holds:
+    if unused < age or status_of(host, state) != "stopped" or live_holds(host, state):
         return None
     return unused
 

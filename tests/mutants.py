@@ -1728,7 +1728,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a provision looks again under the lock",
-        "if _disk_there(host, files) != imported:",
+        "if _origin_of_disk(host, files) != imported:",
         "if False:",
         "test_appliance.py::test_a_disk_that_is_imported_while_provision_fetches_its_image_is_not_"
         "touched",
@@ -1830,7 +1830,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "an extension arms what is disarmed no more",
-        "    if state.disarmed:\n        return state if host.holder is None else save_state(_held(host, state))\n",
+        "    if state.disarmed:\n        return state if host.holder is None else save_state(_with_own_hold(host, state))\n",
         "",
         "test_faults.py::test_what_is_disarmed_stays_so_when_extended",
     ),
@@ -1952,8 +1952,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a guest is woken after its timer stands",
-        "            state = _with_timers(host, state)  # before the guest runs\n",
-        "            _wake(host, state, vm)\n            state = _with_timers(host, state)\n",
+        "            state = _see_to_timers(host, state)  # before the guest runs\n",
+        "            _wake(host, state, vm)\n            state = _see_to_timers(host, state)\n",
         "test_vm.py::test_a_guest_is_not_woken_before_a_timer_guards_it",
     ),
     (
@@ -2164,7 +2164,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "an extension is armed",
-        "                state = _with_timers(host, state)\n            finally:",
+        "                state = _see_to_timers(host, state)\n            finally:",
         "                pass\n            finally:",
         "test_telling.py::test_every_step_of_a_life_is_in_the_log_of_events",
     ),
@@ -2851,7 +2851,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a VM that runs with no deadline gets one by the next reap",
-        "            saved = _with_deadline(host, saved)\n",
+        "            saved = _see_to_deadline(host, saved)\n",
         "            pass\n",
         "test_timers.py::test_a_vm_that_was_continued_behind_our_back_gets_a_deadline",
     ),
@@ -3722,7 +3722,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     (
         "a cluster is held before its guest runs",
-        "save_state(_held(host, fresh))",
+        "save_state(_with_own_hold(host, fresh))",
         "save_state(fresh)",
         "test_hold.py::test_run_leaves_a_cluster_as_it_found_it",
     ),
