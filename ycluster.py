@@ -158,6 +158,7 @@ SSH_FAILED = 255  # ssh's own failure; all else is the exit code of what it ran
 LOOK_AGE = 60.0  # A look at a cluster's use that is older than this ends nothing.
 HOLD_LOOK = 25.0  # Between two looks at what holds a cluster whose deadline has passed.
 HOLD_GRACE = 30.0  # From the warning that its last hold has ended to the expiry.
+WATCH_START = 120.0  # A watcher comes up in one second, and in many where the host is busy.
 WATCH_GRACE = 30.0  # For so long the watcher leaves a deadline to the timer that is armed for it.
 AT_EARLY = 120.0  # A job of at(1) starts up to a minute early; it then waits, at most this long.
 CLOCK_STEP = 30.0  # If the wall clock is set by less than this, deadlines stay where they are.
@@ -1053,7 +1054,7 @@ class Host:
         finally:
             resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
 
-    def spawn(self, argv: Sequence[str], log: Path) -> None:
+    def spawn(self, argv: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
         """Start a program that outlives this one; its output is appended to `log`."""
         import subprocess
 
@@ -1063,7 +1064,7 @@ class Host:
         except OSError:  # something else stands there: what is started matters more than its log
             fd = os.open(os.devnull, os.O_WRONLY)
         with descriptor(fd) as to, self.cpu_limit_lifted():
-            subprocess.Popen(
+            return subprocess.Popen(
                 argv,
                 stdin=subprocess.DEVNULL,
                 stdout=to,
@@ -7091,8 +7092,13 @@ class WatcherTimer(Timer):
         if flock_held(files.watch_lock):
             return "watch"
         install_program(host, files)
-        host.spawn(timer_argv(files, self.name, "watch"), files.log)
-        if not host.wait_for(lambda: flock_held(files.watch_lock), timeout=30, interval=0.02):
+        started = host.spawn(timer_argv(files, self.name, "watch"), files.log)
+
+        def is_told() -> bool:
+            return flock_held(files.watch_lock) or started.poll() is not None
+
+        host.wait_for(is_told, timeout=WATCH_START, interval=0.02)
+        if not flock_held(files.watch_lock):
             raise TimedOut(f"the watcher did not come up; see {files.log}")
         return "watch"
 

@@ -808,6 +808,12 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "test_timers.py::test_a_watcher_that_does_not_come_up_is_no_guard",
     ),
     (
+        "a watcher that has ended is not waited for",
+        " or started.poll() is not None",
+        "",
+        "test_timers.py::test_a_watcher_that_does_not_come_up_is_no_guard",
+    ),
+    (
         "a timer that is saved is not taken for one that stands",
         "        and _is_there(host, state, timer)\n    )\n    return ()",
         "    )\n    return ()",

@@ -562,10 +562,17 @@ def test_a_watcher_that_does_not_come_up_is_no_guard(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ycluster, "TIMERS", (ycluster.WatcherTimer(),))
-    monkeypatch.setattr(host, "spawn", lambda argv, log: None)
+
+    def ends(argv: list[str], log: Path) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(["false"])
+        process.wait()
+        return process
+
+    monkeypatch.setattr(host, "spawn", ends)
     with pytest.raises(ycluster.PrerequisiteError):
         arm_timers(host, made(cache, expires_at=DEADLINE))
     assert ycluster.load_state(Files(cache, "demo")).timer is None
+    assert host.time == NOW, "one that has ended is not waited for"
 
 
 def test_the_timers_that_the_version_before_has_armed_are_both_cancelled(
