@@ -80,8 +80,8 @@ in_guest 'echo "hello from $(hostname), up $(cut -d. -f1 /proc/uptime) s"'
 step 'work in it: a program that counts'
 # shellcheck disable=SC2016
 in_guest 'setsid sh -c "while n=\$((n + 1)); do echo \$n; sleep 1; done" >count 2>&1 </dev/null & echo $! >counter'
-step 'half a minute more, and nobody touches it: its timer has to'
-"$yc" lifetime set 30s --name "$name"
+step 'a minute more, and nobody touches it: its timer has to'
+"$yc" lifetime set 60s --name "$name"
 "$yc" lifetime status --name "$name"
 disk=$(state disk)
 waited=0

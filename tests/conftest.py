@@ -14,7 +14,7 @@ from types import FrameType
 import pytest
 from _pytest.outcomes import OutcomeException
 
-UNIT, E2E = 110.0, 1800.0  # seconds; e2e tests boot VMs
+UNIT, E2E = 110.0, 3600.0  # seconds; e2e tests boot VMs
 GIVEN = os.environ.get("YCLUSTER_TEST_BOUND")  # in their place; a test may clear the environment
 GRACE = 10.0  # seconds that a teardown has in any case
 AGAIN = 5.0  # seconds until an alarm that was swallowed comes again

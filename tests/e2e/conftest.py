@@ -5,6 +5,7 @@ from __future__ import annotations
 import calendar
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import re
@@ -20,6 +21,8 @@ from typing import IO, Any, Callable
 import daemons
 import pytest
 from daemons import wait_for as wait_for
+
+import ycluster
 
 ROOT = Path(__file__).resolve().parents[2]
 # `tests/run.sh &` ignores SIGINT, and so would all that the tests start, even what they interrupt.
@@ -133,6 +136,12 @@ class Cluster:
     def happened(self) -> list[str]:
         """The same, in a word each."""
         return [event["event"] for event in self.events()]
+
+    def check_ended_by(self, timer: str) -> None:
+        """By this one; where the host is so busy that it took long to start a reap, by the watcher."""
+        event = [event for event in self.events() if event["event"] == "reaped"][-1]
+        is_late = event["by"] == "watcher" and event["late"] >= ycluster.WATCH_GRACE
+        assert event["by"] == timer or is_late, event
 
     def set_deadline(self, seconds: float, **fields: Any) -> None:
         """Write a near deadline into the sidecar; no verb shortens one.
@@ -281,9 +290,10 @@ def woken(new_cluster: Callable[..., Cluster], guest_image: Path) -> Callable[..
     For tests that are not about booting; `edit` changes its config. It is kept beside the image, and made anew where it goes on no more.
     """
     kept = guest_image.with_suffix(".booted")
+    booted = functools.lru_cache(lambda: new_cluster("booted", guest_image))
 
     def boot() -> None:
-        first = new_cluster("booted", guest_image)
+        first = booted()
         first.run("provision", YCLUSTER_TIMER="watcher")
         first.run("suspend")
         shutil.rmtree(kept, ignore_errors=True)

@@ -245,7 +245,9 @@ def test_the_same_commit_gives_the_same_bytes_and_a_small_file(
 ) -> None:
     # Small is what is in it and hardly more: the module as it is, for the timers to copy, and what starts it.
     assert program.path.stat().st_size < 1.05 * (ROOT / "ycluster.py").stat().st_size
-    shutil.copytree(ROOT, tmp_path / "copy", ignore=shutil.ignore_patterns("dist", ".hypothesis"))
+    shutil.copytree(
+        ROOT, tmp_path / "copy", ignore=shutil.ignore_patterns("dist", ".hypothesis", ".git")
+    )
     subprocess.run(["./build_zipapp.sh"], cwd=tmp_path / "copy", check=True, capture_output=True)
     assert (tmp_path / "copy" / "dist" / "ycluster").read_bytes() == (
         ROOT / "dist" / "ycluster"
@@ -274,7 +276,9 @@ def test_it_is_built_with_no_network_from_wheels_at_hand(tmp_path: Path) -> None
         *pins.group(1).split(),
     ]
     subprocess.run(fetch, check=True, capture_output=True)
-    shutil.copytree(ROOT, tmp_path / "copy", ignore=shutil.ignore_patterns("dist", ".hypothesis"))
+    shutil.copytree(
+        ROOT, tmp_path / "copy", ignore=shutil.ignore_patterns("dist", ".hypothesis", ".git")
+    )
     env = {
         **os.environ,
         "YCLUSTER_BUILD_CACHE": str(tmp_path / "cache"),

@@ -27,7 +27,7 @@ def test_the_end_of_qemu_during_a_boot_is_told_with_the_consoles_last_words(
     )
     [pid] = doomed.qemu()
     os.kill(pid, signal.SIGKILL)
-    _, told = provision.communicate(timeout=60)
+    _, told = provision.communicate(timeout=300)
     assert provision.returncode == 1
     assert "QEMU ended while " in told and "Nothing to do" in told
     assert str(doomed.file("-console.log")) in told
@@ -75,7 +75,7 @@ def test_a_guest_that_is_paused_during_a_boot_ends_the_wait(
     halted = new_cluster("halted", blank_image)
     provision = booting(halted)
     halted.run("pause")
-    _, told = provision.communicate(timeout=60)
+    _, told = provision.communicate(timeout=300)
     assert provision.returncode == 1 and "it is paused while " in told
     assert halted.status()["state"] == "paused" and halted.guard()["armed"]
 
@@ -114,7 +114,7 @@ def test_a_stop_that_is_interrupted_leaves_the_vm_its_deadline_and_its_timer(one
     stop = one.program.spawn("stop", "-c", one.directory)
     assert stop.stderr is not None and "stopping one" in stop.stderr.readline()
     stop.send_signal(signal.SIGTERM)  # SIGINT is ignored where a shell runs tests in the background
-    _, told = stop.communicate(timeout=60)
+    _, told = stop.communicate(timeout=300)
     assert stop.returncode == 130 and "interrupted" in told
     after = one.status()
     assert (after["state"], after["expiresAt"]) == ("running", before["expiresAt"])

@@ -47,7 +47,8 @@ def check_expired_by(vm: Cluster, backend: str) -> None:
     wait_for("QEMU to be gone", lambda: vm.qemu() == [])
     wait_for(f"the reap by {backend}", lambda: is_stopped(vm))
     reaped = vm.status()["reaped"]
-    assert (reaped["by"], reaped["action"], reaped["how"]) == (backend, "stop", "guest-shutdown")
+    assert (reaped["action"], reaped["how"]) == ("stop", "guest-shutdown")
+    vm.check_ended_by(backend)
     assert vm.file(".qcow2").exists()
     assert "expiresAt" not in vm.sidecar() and "timer" not in vm.sidecar()
     wait_for("the last timer to be gone", lambda: our_timers(vm) == [])
@@ -210,7 +211,7 @@ def test_its_user_is_warned_and_extends_it_from_there(
     leader, follower = os.openpty()
     os.fchmod(follower, 0o620)  # as `mesg y`
     before = vm.happened()
-    vm.set_deadline(25, warn="20s", onWarn=command, startedAt="2020-01-01T00:00:00Z")
+    vm.set_deadline(90, warn="60s", onWarn=command, startedAt="2020-01-01T00:00:00Z")
     # Not by its config, which would be applied: it has no such warning.
     vm.program.run("lifetime", "arm", "--name", vm.name, YCLUSTER_TIMER=backend)
     armed = our_timers(vm)
@@ -221,8 +222,8 @@ def test_its_user_is_warned_and_extends_it_from_there(
     os.close(follower)
     facts = dict(line.split("=", 1) for line in told.read_text().splitlines())
     assert (facts["YCLUSTER_NAME"], facts["YCLUSTER_STATE"]) == (vm.name, str(vm.file(".json")))
-    assert 0 < int(facts["YCLUSTER_REMAINING_SECONDS"]) <= 20
-    assert 3000 < vm.status()["remainingSeconds"] <= 3625 and vm.status()["state"] == "running"
+    assert 0 < int(facts["YCLUSTER_REMAINING_SECONDS"]) <= 60
+    assert 3000 < vm.status()["remainingSeconds"] <= 3690 and vm.status()["state"] == "running"
     assert vm.guard()["backend"] == backend, "the command that extended it did not choose one"
     told_of = vm.happened()[len(before) :]
     # What else fires meanwhile (at's job of the old deadline, the watcher) finds it extended, and may arm again.
@@ -263,7 +264,7 @@ def test_a_guest_whose_cloud_init_is_disabled_is_not_waited_for(vm: Cluster) -> 
 
 def test_systemd_reaps_it_at_its_deadline(vm: Cluster) -> None:
     vm.run("ssh", "--", "echo kept > precious")  # no sync: the shutdown has to keep it
-    vm.set_deadline(AHEAD)
+    vm.set_deadline(2 * AHEAD)
     vm.run("lifetime", "arm", YCLUSTER_TIMER="systemd")
     assert vm.guard()["backend"] == "systemd"
     check_expired_by(vm, "systemd")
@@ -288,19 +289,23 @@ def test_start_gives_a_fresh_deadline_later_than_the_first(vm: Cluster) -> None:
 def test_it_is_reaped_at_its_deadline_without_systemd(
     new_cluster: Callable[..., Cluster], workshop: Path, atd: None, timer: str
 ) -> None:
-    jobs = subprocess.run(["atq"], text=True, capture_output=True).stdout
+    def queued() -> str:
+        return subprocess.run(["atq"], text=True, capture_output=True).stdout
+
+    jobs = queued()
     image = obedient_image(workshop / f"{timer}.img")
     vm = boot(new_cluster(f"main-job-by-{timer}", image))
-    vm.set_deadline(AHEAD)
+    vm.set_deadline(3 * AHEAD)
     vm.run("lifetime", "arm", YCLUSTER_TIMER=timer)
-    assert (vm.guard()["backend"], vm.guard()["armed"]) == (timer, True)
+    guard = vm.guard()
+    assert (guard["backend"], guard["armed"]) == (timer, True)
     vm.program.path.rename(vm.program.path.with_name("moved"))  # it runs its own copy
     try:
         wait_for("QEMU to be gone", lambda: vm.qemu() == [])
     finally:
         vm.program.path.with_name("moved").rename(vm.program.path)
     check_expired_by(vm, timer)
-    assert subprocess.run(["atq"], text=True, capture_output=True).stdout == jobs
+    wait_for("its jobs to be gone", lambda: queued() == jobs)
     watching = ["pgrep", "-f", f"lifetime watch --state {vm.file('.json')}"]
     wait_for(
         "the watcher to leave",

@@ -44,7 +44,7 @@ def test_the_quickstart_shows_a_suspend_at_the_deadline_and_the_work_that_goes_o
         env=environ,
         text=True,
         capture_output=True,
-        timeout=1800,
+        timeout=3500,
     )
     print(done.stdout, done.stderr)
     assert done.returncode == 0
@@ -125,7 +125,7 @@ def test_the_commands_of_the_readme_and_of_its_pages_do_what_they_say(
         "YCLUSTER_BUILD_CACHE": os.environ.get("YCLUSTER_BUILD_CACHE", str(tmp_path / "build")),
     }
     done = subprocess.run(
-        ["bash", script], cwd=clone, env=environ, text=True, capture_output=True, timeout=1800
+        ["bash", script], cwd=clone, env=environ, text=True, capture_output=True, timeout=3500
     )
     print(done.stdout, done.stderr)
     assert done.returncode == 0

@@ -160,7 +160,8 @@ def test_nothing_expires_while_it_is_held_and_soon_after(suspended: Cluster, end
         )
         assert suspended.status()["state"] == "running"
         holder.kill()
-    wait_for("the expiry", lambda: suspended.status()["state"] == "paused")
+    wait_for("the expiry", lambda: "reaped" in suspended.happened()[before:])
+    assert suspended.status()["state"] == "paused"
     happened = [event for event in suspended.happened()[before:] if event in ("warned", "reaped")]
     assert happened == ["warned", "reaped"]
     holder.kill()

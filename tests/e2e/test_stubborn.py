@@ -196,7 +196,9 @@ def test_a_vm_whose_files_are_gone_is_found_and_ends_at_its_deadline(
     new_cluster: Callable[..., Cluster], image: Path, program: Program, lost: str
 ) -> None:
     """`rm -rf ~/.cache/*` while it runs: its watcher holds the VM itself. (20.12)"""
-    cluster = boot(new_cluster(f"lost-{len(lost)}", image, max_run="90s"))
+    cluster = boot(
+        new_cluster(f"lost-{len(lost)}", image, max_run="3m" if lost == "everything" else "1h")
+    )
     (pid,) = cluster.qemu()
     if lost == "everything":
         shutil.rmtree(cluster.cache)
@@ -210,7 +212,7 @@ def test_a_vm_whose_files_are_gone_is_found_and_ends_at_its_deadline(
         remedy = next(one["remedy"] for one in found if str(pid) in one["text"])
         program.run(*shlex.split(remedy)[1:])
         assert not cluster.qemu()
-    wait_for("the end of the VM", lambda: not cluster.qemu(), timeout=300)
+    wait_for("the end of the VM", lambda: not cluster.qemu(), timeout=600)
     wait_for("the end of its watcher", lambda: not watchers(cluster))
     assert lost == "everything" or cluster.file(".qcow2").exists()
 

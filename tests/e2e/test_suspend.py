@@ -191,7 +191,9 @@ def test_it_goes_on_in_another_boot_of_the_host(suspended: Cluster) -> None:
 @pytest.mark.parametrize("timer", ["systemd", "at", "watcher"])
 def test_an_expiry_suspends(running: Cluster, timer: str, user_manager: None, atd: None) -> None:
     vm = running
-    vm.set_deadline(5, onExpiry="suspend")
+    if timer != "watcher":
+        unwatch(vm)
+    vm.set_deadline(30, onExpiry="suspend")
     vm.program.run("lifetime", "arm", "--name", vm.name, YCLUSTER_TIMER=timer)
     if timer != "watcher":
         unwatch(vm)
@@ -206,6 +208,7 @@ def test_an_expiry_suspends(running: Cluster, timer: str, user_manager: None, at
 def test_an_expiry_that_cannot_suspend_stops(running: Cluster) -> None:
     """Money: with no room for the memory it must not run on."""
     vm = running
+    unwatch(vm)
     vm.set_deadline(-1, onExpiry="suspend")
     limited = [
         "prlimit",
@@ -254,11 +257,12 @@ def debian(woken: Callable[..., Cluster]) -> Iterator[Cluster]:
 
 def runs_on(vm: Cluster, before: str) -> None:
     assert vm.run("ssh", "--", LOOK).stdout == before, "it is another boot, or its process is gone"
+    before_it = time.time()
     guest = int(vm.run("ssh", "--", "date +%s").stdout)
-    assert abs(guest - time.time()) < 10
+    assert before_it - 5 < guest < time.time() + 5
     tick = "cat /dev/shm/tick"
     seen = vm.run("ssh", "--", tick).stdout
-    wait_for("a tick", lambda: vm.run("ssh", "--", tick).stdout != seen, 60)
+    wait_for("a tick", lambda: vm.run("ssh", "--", tick).stdout != seen)
 
 
 def test_a_process_a_tmpfs_an_open_file_and_the_clock_survive(debian: Cluster) -> None:
@@ -275,7 +279,7 @@ def test_they_survive_a_deadline(
     debian: Cluster, timer: str, user_manager: None, atd: None
 ) -> None:
     before = debian.run("ssh", "--", LOOK).stdout
-    debian.set_deadline(5, onExpiry="suspend")
+    debian.set_deadline(30, onExpiry="suspend")
     debian.program.run("lifetime", "arm", "--name", debian.name, YCLUSTER_TIMER=timer)
     wait_for("the suspend", lambda: debian.status()["state"] == "suspended", 300)
     wait_for("its record", lambda: debian.status()["reaped"])
@@ -329,7 +333,7 @@ def under(vm: Cluster, verb: str, *options: str) -> subprocess.CompletedProcess[
             and vm.status()["state"] == "running"
         )
 
-    wait_for(verb, done, 60)
+    wait_for(verb, done)
     with contextlib.suppress(
         subprocess.TimeoutExpired
     ):  # one that boots may be about to end by itself
@@ -362,6 +366,10 @@ def changing(vm: Cluster, verb: str, record: Path) -> list[Point]:
         r"^(\w+)\((.*)\)? = (-?\d+)", record.read_text(), re.MULTILINE
     ):
         seen[call] += 1
+        if '"query-' in words.replace(
+            "\\", ""
+        ):  # asked again and again, the more so the slower it is
+            continue
         if not result.startswith("-") and (call != "openat" or "O_CREAT" in words):
             found.append(Point(call, seen[call], words))
     return found
@@ -413,7 +421,7 @@ def test_a_stop_at_the_deadline_waits_for_a_suspend_that_hangs(
     point = next(one for one in reversed(points[: place + 1]) if one.call == "fsync")
     prepare(vm, "suspend")
     booted = vm.file("-console.log").read_bytes()
-    vm.set_deadline(15, onExpiry="stop")
+    vm.set_deadline(45, onExpiry="stop")
     vm.program.run("lifetime", "arm", "--name", vm.name, YCLUSTER_TIMER="watcher")
     inject = f"--inject={point.call}:signal=STOP:when={point.count}"
     hangs = begun_under(vm, "suspend", f"--trace={point.call}", inject)
@@ -425,7 +433,7 @@ def test_a_stop_at_the_deadline_waits_for_a_suspend_that_hangs(
 
     try:
         before = tries()
-        wait_for("the try to end it", lambda: tries() > before, 120)
+        wait_for("the try to end it", lambda: tries() > before, 300)
         # Nothing is to be seen while it waits; all that a stop tries would take half as long.
         with pytest.raises(AssertionError):
             wait_for("a stop that did not wait", lambda: not vm.qemu(), 60)
