@@ -1012,7 +1012,7 @@ class Host:
                 raise TimedOut(f"{argv[0]} does not end") from None
             except OSError:  # its end of the pipe is closed: it ends, or has
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(1)
+                    process.wait(10)
                 raise
             finally:
                 _end_beside(process, argv, errors)

@@ -67,8 +67,8 @@ def test_a_test_that_hangs_fails_and_shows_where_it_stood(tmp_path: Path) -> Non
     (tmp_path / "conftest.py").write_text(re.sub(r"(?m)^AGAIN = .*$", "AGAIN = 0.5", conftest))
     pytest_once = [sys.executable, "-B", "-m", "pytest", "-p", "no:cacheprovider"]
     argv = [*pytest_once, "-q", "-rA", "test_tiny.py"]
-    env = {**os.environ, "YCLUSTER_TEST_BOUND": "0.5"}
-    ran = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    env = {**os.environ, "YCLUSTER_TEST_BOUND": "2"}
+    ran = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=100)
     ends = re.findall(r"^(PASSED|FAILED|ERROR) test_tiny\.py::(\w+)", ran.stdout, re.MULTILINE)
     assert {name: end for end, name in sorted(ends, reverse=True)} == {
         "test_that_hangs": "FAILED",
@@ -91,6 +91,6 @@ def test_the_bound_is_under_two_minutes_and_longer_where_vms_boot(
     assert hooks is not None, "it is loaded for this test as well"
     if hooks.GIVEN is None:
         assert hooks.bound(Path(__file__)) + hooks.GRACE <= 120
-        assert hooks.bound(TESTS / "e2e" / "test_disks.py") == 1800
+        assert hooks.bound(TESTS / "e2e" / "test_disks.py") == 3600
     before, signum = signal.getitimer(signal.ITIMER_REAL), signal.getsignal(signal.SIGALRM)
     assert 0 < before[0] <= hooks.bound(Path(__file__)) and before[1] > 0 and callable(signum)

@@ -737,12 +737,23 @@ def short(rule: stateful.Rule) -> str:
 
 
 stateful.Rule.__repr__ = short  # type: ignore[method-assign]
-Histories.TestCase.settings = settings(
-    max_examples=settings().max_examples * 3 // 2,
-    stateful_step_count=40,
-    deadline=None,
-)
+
+
+class MoreHistories(Histories):
+    """Others: each test has the same time, however slow the machine is."""
+
+
+class YetMoreHistories(Histories):
+    """And others."""
+
+
+for some in (Histories, MoreHistories, YetMoreHistories):
+    some.TestCase.settings = settings(
+        max_examples=settings().max_examples // 2, stateful_step_count=40, deadline=None
+    )
 TestHistories = Histories.TestCase
+TestMoreHistories = MoreHistories.TestCase
+TestYetMoreHistories = YetMoreHistories.TestCase
 
 
 Step = Callable[[Histories], object]

@@ -228,7 +228,7 @@ def test_a_kvm_that_fails_the_trial_is_told_apart(
     assert folded(said).endswith(": failed to set MSR 0x10a") and "speed" not in said
     assert folded(trial(host, tmp_path, "exit 1")).endswith(": exit 1")
     monkeypatch.setattr(Clocked, "monotonic", lambda self: ycluster.time.monotonic())
-    monkeypatch.setattr(ycluster, "KVM_TIMEOUT", 0.5)
+    monkeypatch.setattr(ycluster, "KVM_TIMEOUT", 2.0)
     assert "at speed" in folded(trial(host, tmp_path, "exec sleep 60"))
     monkeypatch.setattr(Booted, "which", lambda self, program: program)
     monkeypatch.setattr("ycluster.os.access", lambda path, mode: False)
@@ -311,11 +311,12 @@ def test_a_kvm_that_crawls_is_asked_again_after_a_quarter_of_an_hour(
     kvm_host: KvmHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each check of it takes ten seconds. (20.19)"""
-    monkeypatch.setattr(ycluster, "KVM_TIMEOUT", 0.5)
+    monkeypatch.setattr(ycluster, "KVM_TIMEOUT", 2.0)
     monkeypatch.setattr(Clocked, "monotonic", lambda self: ycluster.time.monotonic())
     kvm_host.kvm(CRAWLS)
     assert [kvm_host.runs_with(), kvm_host.runs_with()] == ["tcg", "tcg"]
     assert kvm_host.checks == 1 and kvm_host.host.log.getvalue().count("at speed") == 2
+    monkeypatch.setattr(ycluster, "KVM_TIMEOUT", 60.0)
     kvm_host.kvm(PASSES)
     kvm_host.host.time += 890
     assert kvm_host.runs_with() == "tcg"
@@ -327,10 +328,11 @@ def test_a_verdict_of_the_future_does_not_hold(
     kvm_host: KvmHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The clock was wrong when KVM crawled, or is now. (20.19)"""
-    monkeypatch.setattr(ycluster, "KVM_TIMEOUT", 0.5)
+    monkeypatch.setattr(ycluster, "KVM_TIMEOUT", 2.0)
     monkeypatch.setattr(Clocked, "monotonic", lambda self: ycluster.time.monotonic())
     kvm_host.kvm(CRAWLS)
     assert kvm_host.runs_with() == "tcg"
+    monkeypatch.setattr(ycluster, "KVM_TIMEOUT", 60.0)
     kvm_host.kvm(PASSES)
     kvm_host.host.time -= 60
     assert kvm_host.runs_with() == "kvm"

@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -281,7 +280,7 @@ def test_the_program_that_failed_first_is_the_cause(script: str) -> None:
         with host.beside(["sh", "-c", script], stdin=os.open("/dev/null", os.O_RDONLY)) as pipe:
             while pipe.read(1):
                 pass
-            time.sleep(0.2)
+            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
             raise YclusterError("a broken pipe")
 
     with pytest.raises(ycluster.ProgramFailed):

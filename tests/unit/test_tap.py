@@ -173,8 +173,9 @@ def sshd_at(address: str) -> Any:
 
 
 def test_a_boot_is_seen_at_the_guests_own_port_22(host: Clocked) -> None:
-    state = decoded({**TAP, "guestAddress": "127.0.0.77/8"})
-    with sshd_at("127.0.0.77"):
+    address = f"127.{os.getpid() >> 8 & 255}.{os.getpid() & 255}.77"  # no other test's
+    state = decoded({**TAP, "guestAddress": f"{address}/8"})
+    with sshd_at(address):
         assert ycluster.ssh_answers(host, state, lambda: None)
 
 

@@ -350,21 +350,31 @@ def stopped_by(
 
 
 class Impatient(Clocked):
-    """A second of waiting seems a minute: the rungs of the ladder come quickly."""
+    """Time passes where QEMU is looked at in vain, and there alone: the rungs of the ladder come
+    quickly, and a slow machine costs none of them its time."""
 
-    speed = 60
-
-    def monotonic(self) -> float:
-        return os.times().elapsed * self.speed
+    deaf_to: frozenset[int] = frozenset()  # the signals that do not end it
+    is_doomed = False  # It has got one that does.
 
 
 @pytest.fixture
-def impatient(home: Path, monkeypatch: pytest.MonkeyPatch) -> Clocked:
-    """And its looks come quickly, too: each step still has a tenth of a second."""
-    exited = ycluster.exited
-    monkeypatch.setattr(ycluster, "exited", lambda pidfd, timeout: exited(pidfd, timeout / 5))
+def impatient(home: Path, monkeypatch: pytest.MonkeyPatch) -> Impatient:
+    host, exited, send = Impatient(home), ycluster.exited, ycluster.send_signal
+
+    def looks(pidfd: int, timeout: float) -> bool:
+        if exited(pidfd, 60 if host.is_doomed and timeout > 0 else timeout / 25):
+            return True
+        host.time += max(0.0, timeout)
+        return False
+
+    def sends(pidfd: int, signum: int) -> None:
+        send(pidfd, signum)
+        host.is_doomed |= signum in {signal.SIGTERM, signal.SIGKILL} - host.deaf_to
+
+    monkeypatch.setattr(ycluster, "exited", looks)
+    monkeypatch.setattr(ycluster, "send_signal", sends)
     monkeypatch.setattr(ycluster, "POWERDOWN_TIMEOUT", 10.0)
-    return Impatient(home)
+    return host
 
 
 def test_a_paused_guest_is_woken_so_that_it_can_shut_down(
@@ -384,7 +394,7 @@ def test_a_paused_guest_is_woken_so_that_it_can_shut_down(
 
 
 def test_a_vm_that_nothing_ends_is_an_error(
-    files: Files, processes: Processes, impatient: Clocked, monkeypatch: pytest.MonkeyPatch
+    files: Files, processes: Processes, impatient: Impatient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     qemu(processes, files)
     monkeypatch.setattr(ycluster, "send_signal", lambda pidfd, signum: None)
@@ -394,7 +404,7 @@ def test_a_vm_that_nothing_ends_is_an_error(
 
 
 def test_a_vm_with_no_monitor_is_powered_off_by_ssh(
-    files: Files, processes: Processes, impatient: Clocked
+    files: Files, processes: Processes, impatient: Impatient
 ) -> None:
     process = qemu(processes, files)
     assert stopped_by(impatient, files, process, process.kill)[0] == "ssh poweroff"
@@ -409,7 +419,7 @@ def test_a_vm_with_no_monitor_is_powered_off_by_ssh(
     ids=["awake", "frozen"],
 )
 def test_a_rung_that_fails_leads_to_the_next(
-    files: Files, processes: Processes, impatient: Clocked, frozen: bool, error: Exception
+    files: Files, processes: Processes, impatient: Impatient, frozen: bool, error: Exception
 ) -> None:
     def ssh() -> None:
         raise error
@@ -435,7 +445,7 @@ FREED = MONITOR.replace(
 
 
 def test_a_guest_without_room_is_not_cut_off_before_it_has_written(
-    files: Files, processes: Processes, impatient: Clocked
+    files: Files, processes: Processes, impatient: Impatient
 ) -> None:
     """What it has in memory alone would be lost, of files that it has closed. (25)"""
     process = qemu(processes, files, FULL)
@@ -450,7 +460,7 @@ def test_a_guest_without_room_is_not_cut_off_before_it_has_written(
 
 
 def test_a_guest_without_room_whose_disk_was_removed_can_be_stopped(
-    files: Files, processes: Processes, impatient: Clocked
+    files: Files, processes: Processes, impatient: Impatient
 ) -> None:
     """To make room; it comes once QEMU has closed it."""
     process = qemu(processes, files, FULL)
@@ -466,7 +476,7 @@ def late(code: str, seconds: float, when: str) -> str:
 
 
 def test_a_guest_that_had_no_room_and_answers_no_more_is_not_cut_off(
-    files: Files, processes: Processes, impatient: Clocked, monkeypatch: pytest.MonkeyPatch
+    files: Files, processes: Processes, impatient: Impatient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ycluster, "ANSWER_TIMEOUT", 0.2)
     process = qemu(processes, files, late(FULL, 0.5, "open('asked').read().count('cont')"))
@@ -476,12 +486,12 @@ def test_a_guest_that_had_no_room_and_answers_no_more_is_not_cut_off(
 
 
 def test_before_a_guest_is_cut_off_its_monitor_has_long_to_say_that_it_has_no_room(
-    files: Files, processes: Processes, impatient: Clocked, monkeypatch: pytest.MonkeyPatch
+    files: Files, processes: Processes, impatient: Impatient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Any other look has two seconds. It shut down, and then had none."""
     monkeypatch.setattr(ycluster, "ANSWER_TIMEOUT", 600.0)  # ten of real time
     is_late = files.cache_dir / "late"
-    code = late(FREED.replace("> 1", "> 99"), 0.5, "os.path.exists('late')")
+    code = late(FREED.replace("> 1", "> 99"), 3.0, "os.path.exists('late')")
     process = qemu(processes, files, code)
     with refused(YclusterError, "room"):
         stopped_by(impatient, files, process, is_late.touch)
@@ -489,7 +499,7 @@ def test_before_a_guest_is_cut_off_its_monitor_has_long_to_say_that_it_has_no_ro
 
 
 def test_a_teardown_cuts_no_guest_off_from_a_disk_that_stays(
-    files: Files, processes: Processes, impatient: Clocked, timer: Memory, tmp_path: Path
+    files: Files, processes: Processes, impatient: Impatient, timer: Memory, tmp_path: Path
 ) -> None:
     """A data disk, one that another builds on, one that no state claims, one that is to be kept. (25)"""
     process = qemu(processes, files, FULL)
@@ -516,7 +526,7 @@ def test_a_teardown_cuts_no_guest_off_from_a_disk_that_stays(
 
 
 def test_a_guest_without_room_whose_state_and_disk_are_lost_can_be_stopped(
-    files: Files, processes: Processes, impatient: Clocked, timer: Memory
+    files: Files, processes: Processes, impatient: Impatient, timer: Memory
 ) -> None:
     process = qemu(processes, files, FULL)
     files.sidecar.write_text("rubbish")
@@ -640,7 +650,7 @@ def test_a_resume_whose_monitor_does_not_answer_since_keeps_what_ends_it(
 
 @pytest.mark.parametrize("action, ends", [("stop", False), ("suspend", False), ("teardown", True)])
 def test_an_expiry_waits_until_there_is_room_unless_the_disk_goes_anyway(
-    files: Files, processes: Processes, impatient: Clocked, timer: Memory, action: str, ends: bool
+    files: Files, processes: Processes, impatient: Impatient, timer: Memory, action: str, ends: bool
 ) -> None:
     """It is tried again; the guest uses no CPU meanwhile. (25)"""
     process = qemu(processes, files, FULL)
@@ -657,7 +667,7 @@ def test_an_expiry_waits_until_there_is_room_unless_the_disk_goes_anyway(
 
 
 def test_a_guest_that_gets_room_while_it_is_stopped_shuts_down(
-    files: Files, processes: Processes, impatient: Clocked, monkeypatch: pytest.MonkeyPatch
+    files: Files, processes: Processes, impatient: Impatient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ycluster, "POWERDOWN_TIMEOUT", 100.0)
     process = qemu(processes, files, FREED)
@@ -701,8 +711,9 @@ def test_what_a_guest_without_room_needs_is_told(
 
 
 def test_a_vm_that_ignores_sigterm_is_killed(
-    files: Files, processes: Processes, impatient: Clocked
+    files: Files, processes: Processes, impatient: Impatient
 ) -> None:
+    impatient.deaf_to = frozenset({signal.SIGTERM})
     process = qemu(processes, files, IGNORE_TERM)
     assert stopped_by(impatient, files, process) == ("SIGKILL", -signal.SIGKILL)
 
@@ -719,8 +730,9 @@ def test_a_vm_that_has_ended_meanwhile_needs_no_rung(
 
 
 def test_a_vm_is_asked_to_end_ever_less_gently(
-    files: Files, processes: Processes, impatient: Clocked
+    files: Files, processes: Processes, impatient: Impatient
 ) -> None:
+    impatient.deaf_to = frozenset({signal.SIGTERM})
     asked = files.cache_dir / "asked"
     process = qemu(processes, files, TERM_IS_KEPT + DEAF)
 
@@ -748,7 +760,7 @@ def test_a_vm_is_asked_to_end_ever_less_gently(
 def test_only_a_guest_that_shut_down_by_itself_is_prepared_for_export(
     files: Files,
     processes: Processes,
-    impatient: Clocked,
+    impatient: Impatient,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     code: str,
@@ -765,8 +777,8 @@ def test_only_a_guest_that_shut_down_by_itself_is_prepared_for_export(
     for name, script in scripts.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / name).chmod(0o755)
-    if clean:
-        impatient.speed = 6  # it goes at once
+    if code == IGNORE_TERM:
+        impatient.deaf_to = frozenset({signal.SIGTERM})
     impatient.environ["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
     made(files.cache_dir, image="/image", started_at=1)
     files.disk.touch()
@@ -778,7 +790,7 @@ def test_only_a_guest_that_shut_down_by_itself_is_prepared_for_export(
 
 
 def test_no_signal_ever_reaches_a_process_that_is_not_the_vm(
-    files: Files, processes: Processes, impatient: Clocked
+    files: Files, processes: Processes, impatient: Impatient
 ) -> None:
     """The pidfile comes to name an innocent process between the look and the stop."""
     process, innocent = qemu(processes, files), processes.start("")
@@ -958,7 +970,7 @@ def test_a_vm_out_of_sight_is_not_taken_for_stopped(
 
 
 def test_stop_goes_on_until_no_process_of_the_cluster_is_left(
-    files: Files, processes: Processes, impatient: Clocked, monkeypatch: pytest.MonkeyPatch
+    files: Files, processes: Processes, impatient: Impatient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """QEMU's launcher has the same argv as the daemon that it leaves behind."""
     state = made(files.cache_dir)
@@ -997,7 +1009,7 @@ def test_an_expiry_tears_nothing_down_that_it_finds_stopped(
 
 
 def test_a_teardown_that_fails_to_stop_the_vm_is_remembered_as_one_that_found_it(
-    impatient: Clocked,
+    impatient: Impatient,
     files: Files,
     processes: Processes,
     timer: Memory,
