@@ -22,8 +22,6 @@ import daemons
 import pytest
 from daemons import wait_for as wait_for
 
-import ycluster
-
 ROOT = Path(__file__).resolve().parents[2]
 # `tests/run.sh &` ignores SIGINT, and so would all that the tests start, even what they interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -139,6 +137,8 @@ class Cluster:
 
     def check_ended_by(self, timer: str) -> None:
         """By this one; where the host is so busy that it took long to start a reap, by the watcher."""
+        import ycluster  # which random_histories.py, a script, has not
+
         event = [event for event in self.events() if event["event"] == "reaped"][-1]
         is_late = event["by"] == "watcher" and event["late"] >= ycluster.WATCH_GRACE
         assert event["by"] == timer or is_late, event
