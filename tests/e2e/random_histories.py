@@ -114,8 +114,13 @@ class History:
         )  # fmt: skip
 
     def ended(self, verb: str, process: subprocess.Popen[str], within: float) -> None:
-        """Wait for a verb. One that boots waits without end, and is killed once it does nothing else."""
+        """Wait for a verb. One that boots waits without end, and is killed some seconds after it has started QEMU."""
         boots = verb.split()[0] in ("start", "provision", "resume")  # the last of what is suspended
+        until = time.monotonic() + within
+        while boots and process.poll() is None and time.monotonic() < until:
+            if self.cluster.qemu():
+                break
+            time.sleep(0.1)
         try:
             _, told = process.communicate(timeout=4 if boots else within)
         except subprocess.TimeoutExpired:
