@@ -7094,10 +7094,10 @@ class WatcherTimer(Timer):
         install_program(host, files)
         started = host.spawn(timer_argv(files, self.name, "watch"), files.log)
 
-        def is_told() -> bool:
+        def is_settled() -> bool:
             return flock_held(files.watch_lock) or started.poll() is not None
 
-        host.wait_for(is_told, timeout=WATCH_START, interval=0.02)
+        host.wait_for(is_settled, timeout=WATCH_START, interval=0.02)
         if not flock_held(files.watch_lock):
             raise TimedOut(f"the watcher did not come up; see {files.log}")
         return "watch"
@@ -14822,16 +14822,9 @@ def _spawn_reap(host: Host, state: State) -> None:
         if not files.launcher.exists():
             raise
         # The disk may be full, or read-only: the copy of before stops a VM as well.
-    argv = timer_argv(files, "next command", "reap")
-    try:
-        host.spawn(argv, files.log)
-        log = f"; see {files.log}"
-    except OSError:
-        # A log that can't be written must not keep the reap from running.
-        host.spawn(argv, Path(os.devnull))
-        log = ""
+    host.spawn(timer_argv(files, "next command", "reap"), files.log)
     why = _why_reap(state, host.now())
-    host.output.say(f"{state.name}: {why}; a process in the background sees to it{log}")
+    host.output.say(f"{state.name}: {why}; a process in the background sees to it; see {files.log}")
 
 
 def _why_reap(state: State, now: float) -> str:
