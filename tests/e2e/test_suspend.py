@@ -193,7 +193,7 @@ def test_an_expiry_suspends(running: Cluster, timer: str, user_manager: None, at
     vm = running
     if timer != "watcher":
         unwatch(vm)
-    vm.set_deadline(30, onExpiry="suspend")
+    vm.set_deadline(15, onExpiry="suspend")
     vm.program.run("lifetime", "arm", "--name", vm.name, YCLUSTER_TIMER=timer)
     if timer != "watcher":
         unwatch(vm)
@@ -279,7 +279,7 @@ def test_they_survive_a_deadline(
     debian: Cluster, timer: str, user_manager: None, atd: None
 ) -> None:
     before = debian.run("ssh", "--", LOOK).stdout
-    debian.set_deadline(30, onExpiry="suspend")
+    debian.set_deadline(15, onExpiry="suspend")
     debian.program.run("lifetime", "arm", "--name", debian.name, YCLUSTER_TIMER=timer)
     wait_for("the suspend", lambda: debian.status()["state"] == "suspended", 300)
     wait_for("its record", lambda: debian.status()["reaped"])
