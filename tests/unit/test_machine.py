@@ -1540,10 +1540,13 @@ def test_of_several_callers_one_downloads(tmp_path: Path, mirror: str) -> None:
 
 def test_the_owner_of_a_port_is_named(tmp_path: Path, processes: Processes) -> None:
     host = Host({"PATH": "/usr/bin:/bin"}, Clocked(tmp_path).output)
-    code = "import socket; s = socket.create_server(('127.0.0.1', {port}))"
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    other = processes.start(code.format(port=port))
+    file = tmp_path / "port"
+    code = (
+        "import socket; s = socket.create_server(('127.0.0.1', 0))\n"
+        f"open({str(file)!r}, 'w').write(str(s.getsockname()[1]))"
+    )
+    other = processes.start(code)
+    port = int(file.read_text())
     assert ycluster.port_owner(host, port).endswith(f" has it (pid {other.pid})")
     blind = Host({"PATH": str(tmp_path)}, Clocked(tmp_path).output)
     for told, fact in ((host, f"(pid {other.pid})"), (blind, "another program has it")):
@@ -1551,7 +1554,8 @@ def test_the_owner_of_a_port_is_named(tmp_path: Path, processes: Processes) -> N
             ycluster._check_ports(told, state(ssh_port=port, port_forwards=()))
     other.kill()
     other.wait()
-    vm = processes.start(code.format(port=port), "-name", "guest=side-by-side,x=y")
+    vm = processes.start(code, "-name", "guest=side-by-side,x=y")
+    port = int(file.read_text())
     assert ycluster.port_owner(host, port) == f"the cluster side-by-side has it (pid {vm.pid})"
 
 
