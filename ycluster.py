@@ -13851,10 +13851,10 @@ def _say_its_image(host: Host, files: Files) -> None:
 
 def _kept(state: State) -> list[Path]:
     """What a teardown has kept of a cluster."""
-    disks = [state.files.disk, state.files.ssh_key]
+    paths = [state.files.disk, state.files.ssh_key]
     if state.data_disk:
-        disks.append(Path(state.data_disk))
-    return [path for path in disks if path.exists()]
+        paths.append(Path(state.data_disk))
+    return [path for path in paths if path.exists()]
 
 
 def _erase(host: Host, state: State, *, keep_disk: bool = False) -> list[str]:
