@@ -135,14 +135,6 @@ class Cluster:
         """The same, in a word each."""
         return [event["event"] for event in self.events()]
 
-    def check_ended_by(self, timer: str) -> None:
-        """By this one; where the host is so busy that it took long to start a reap, by the watcher."""
-        import ycluster  # which random_histories.py, a script, has not
-
-        event = [event for event in self.events() if event["event"] == "reaped"][-1]
-        is_late = event["by"] == "watcher" and event["late"] >= ycluster.WATCH_GRACE
-        assert event["by"] == timer or is_late, event
-
     def set_deadline(self, seconds: float, **fields: Any) -> None:
         """Write a near deadline into the sidecar; no verb shortens one.
 

@@ -40,7 +40,7 @@ def at_once(vm: Cluster, every: Sequence[Sequence[str]]) -> list[tuple[str, int,
         with contextlib.suppress(FileNotFoundError):
             assert json.loads(vm.file(".json").read_text())["name"] == vm.name
         # One, while it becomes a daemon its launcher, and for a moment one between them.
-        wait_for("two QEMUs at most", lambda: len(vm.qemu()) <= 2)
+        wait_for("two QEMUs at most", lambda: len(vm.qemu()) <= 2, 30)
         time.sleep(0.05)
     wait_for(
         "all but one to end", lambda: sum(process.poll() is None for _, process in started) <= 1

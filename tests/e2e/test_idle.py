@@ -92,7 +92,7 @@ def live_and_end(cluster: Cluster, timer: str) -> None:
     reaped = wait_for("its record", lambda: cluster.sidecar().get("reaped"))
     assert reaped["cause"] == "maxIdle"
     assert reaped["how"] == "guest-shutdown"
-    cluster.check_ended_by(timer)
+    assert reaped["by"] == timer
     looks = [event for event in cluster.events() if event["event"] in ("used", "unused")]
     assert looks[-1]["event"] == "unused"
 

@@ -13,7 +13,7 @@ from typing import Callable
 
 import pytest
 from conftest import Cluster, Program, moment, wait_for
-from sabotage import boot, obedient_image
+from sabotage import boot, obedient_image, unwatch
 
 AHEAD = 15  # seconds to a deadline that the test waits for
 
@@ -47,8 +47,7 @@ def check_expired_by(vm: Cluster, backend: str) -> None:
     wait_for("QEMU to be gone", lambda: vm.qemu() == [])
     wait_for(f"the reap by {backend}", lambda: is_stopped(vm))
     reaped = vm.status()["reaped"]
-    assert (reaped["action"], reaped["how"]) == ("stop", "guest-shutdown")
-    vm.check_ended_by(backend)
+    assert (reaped["by"], reaped["action"], reaped["how"]) == (backend, "stop", "guest-shutdown")
     assert vm.file(".qcow2").exists()
     assert "expiresAt" not in vm.sidecar() and "timer" not in vm.sidecar()
     wait_for("the last timer to be gone", lambda: our_timers(vm) == [])
@@ -267,6 +266,7 @@ def test_systemd_reaps_it_at_its_deadline(vm: Cluster) -> None:
     vm.set_deadline(2 * AHEAD)
     vm.run("lifetime", "arm", YCLUSTER_TIMER="systemd")
     assert vm.guard()["backend"] == "systemd"
+    unwatch(vm)
     check_expired_by(vm, "systemd")
     assert "expired:" in vm.run("status").stdout
     assert "no expiry is due" in vm.run("lifetime", "reap").stderr

@@ -366,9 +366,8 @@ def changing(vm: Cluster, verb: str, record: Path) -> list[Point]:
         r"^(\w+)\((.*)\)? = (-?\d+)", record.read_text(), re.MULTILINE
     ):
         seen[call] += 1
-        if '"query-' in words.replace(
-            "\\", ""
-        ):  # asked again and again, the more so the slower it is
+        # A question is asked again and again, the more so the slower the machine is.
+        if '"query-' in words.replace("\\", ""):
             continue
         if not result.startswith("-") and (call != "openat" or "O_CREAT" in words):
             found.append(Point(call, seen[call], words))

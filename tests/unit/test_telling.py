@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from unit_support import (
-    LAUNCHER,
+    ALONE,
     NOW,
     Cli,
     Clocked,
@@ -115,35 +115,38 @@ def test_a_command_has_no_more_time_than_is_left(
     assert given == [60.0, 7.0, 1.0]
 
 
+def tell_alone(host: Clocked, follower: int, text: str) -> None:
+    """Tell this terminal, and not those of the tests beside this one."""
+    mine, takes_messages = Path(os.ttyname(follower)), ycluster._takes_messages
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            ycluster, "_takes_messages", lambda path: path == mine and takes_messages(path)
+        )
+        host.tell_terminals(text)
+
+
 def test_the_users_own_terminals_are_told_if_they_take_messages(host: Clocked) -> None:
-    """Other tests, which run beside this one, may tell all terminals of theirs."""
-    heard, text = {}, f"time is up {os.getpid()}"
+    heard = {}
     for mode in (0o620, 0o600):
         leader, follower = pty.openpty()
         os.fchmod(follower, mode)
-        host.tell_terminals(text)
+        tell_alone(host, follower, "time is up")
         os.set_blocking(leader, False)
         try:
-            heard[mode] = os.read(leader, 65536).decode()
+            heard[mode] = os.read(leader, 65536)  # other tests may tell it more
         except BlockingIOError:
-            heard[mode] = ""
+            heard[mode] = b""
         os.close(leader)
         os.close(follower)
-    assert text in heard[0o620] and text not in heard[0o600]
+    assert b"time is up" in heard[0o620] and heard[0o600] == b""
 
 
-def test_a_terminal_that_was_halted_halts_nobody(
-    host: Clocked, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_terminal_that_was_halted_halts_nobody(host: Clocked) -> None:
     leader, follower = pty.openpty()
     os.fchmod(follower, 0o620)
-    mine, takes_messages = Path(os.ttyname(follower)), ycluster._takes_messages
-    monkeypatch.setattr(  # and not those of the tests beside this one
-        ycluster, "_takes_messages", lambda path: path == mine and takes_messages(path)
-    )
     try:
         for _ in range(200):  # more than its buffer takes
-            host.tell_terminals("x" * 100)
+            tell_alone(host, follower, "x" * 100)
     finally:
         os.close(leader)
         os.close(follower)
@@ -421,12 +424,7 @@ def on_terminal(
 
 
 # Without the VMs of other lanes' tests whose files are lost, which `list` would name first.
-LIST = [
-    sys.executable,
-    "-c",
-    LAUNCHER.read_text().replace("ycluster.run", "ycluster.lost_vms = lambda: ()\nycluster.run"),
-    "list",
-]
+LIST = [sys.executable, str(ALONE), "list"]
 
 
 def test_list_has_bars_and_colours_on_a_terminal_and_none_elsewhere(

@@ -489,7 +489,7 @@ def test_before_a_guest_is_cut_off_its_monitor_has_long_to_say_that_it_has_no_ro
     files: Files, processes: Processes, impatient: Impatient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Any other look has two seconds. It shut down, and then had none."""
-    monkeypatch.setattr(ycluster, "ANSWER_TIMEOUT", 600.0)  # ten of real time
+    monkeypatch.setattr(ycluster, "ANSWER_TIMEOUT", 600.0)
     is_late = files.cache_dir / "late"
     code = late(FREED.replace("> 1", "> 99"), 3.0, "os.path.exists('late')")
     process = qemu(processes, files, code)

@@ -40,12 +40,15 @@ def compiled() -> Path:
     else:
         py_compile.compile(str(PROGRAM), str(target), doraise=True)
     launcher = f"import sys\nsys.pycache_prefix = {str(prefix)!r}\nsys.path[:0] = [{str(PROGRAM.parent)!r}]\n"
-    (prefix / "launcher.py").write_text(f"{launcher}import ycluster\nycluster.run()\n")
+    launcher += "import ycluster\n"
+    (prefix / "launcher.py").write_text(f"{launcher}ycluster.run()\n")
+    (prefix / "alone.py").write_text(f"{launcher}ycluster.lost_vms = lambda: ()\nycluster.run()\n")
     return prefix
 
 
 _COMPILED = compiled()
 LAUNCHER = _COMPILED / "launcher.py"  # does what PROGRAM does, in a fifth of the time
+ALONE = _COMPILED / "alone.py"  # the same, and sees no VMs of the tests beside it
 IMPORTS = {"PYTHONPATH": str(PROGRAM.parent), "PYTHONPYCACHEPREFIX": str(_COMPILED)}
 try_kvm = ycluster.try_kvm  # the real one: conftest.py puts another in its place
 NOW = 1_763_800_000.0  # 2025-11-22T08:26:40Z
